@@ -1,0 +1,25 @@
+"""The two ways a run ends badly, and the exit status each has on the command line."""
+
+
+class UserError(ValueError):
+    """What the user asked for cannot be done as asked: exit status 2.
+
+    Its message is one line that names the key, the value and the fix.
+
+    Args:
+        key: where the value was given, e.g. ``data.train.path`` or ``--set``.
+        problem: what is wrong, with the value.
+        fix: what to change.
+    """
+
+    exit_status = 2
+
+    def __init__(self, key: str, problem: str, fix: str) -> None:
+        self.key = key
+        super().__init__(f"{key}: {problem}; {fix}")
+
+
+class RunError(RuntimeError):
+    """The request was sound, the run failed: exit status 1."""
+
+    exit_status = 1

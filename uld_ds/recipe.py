@@ -1,0 +1,435 @@
+"""The whole configuration of a run, as strict typed models.
+
+A recipe is YAML. Three layers are merged, later ones winning: the file, environment variables
+(``ULD_DS__TRAINING__STEPS=100`` sets ``training.steps``) and ``--set training.steps=100``. Values may refer to
+the environment with ``${oc.env:NAME}`` or ``${oc.env:NAME,default}``. Every key that exists is a field
+below, with its meaning; a key that does not exist is an error that names the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from uld_ds.errors import UserError
+
+ENVIRONMENT_PREFIX = "ULD_DS__"
+Precision = Literal["fp32", "bf16"]
+
+
+class Strict(BaseModel):
+    """Unknown keys and implicit conversions (``"3"`` for 3) are errors; a recipe never changes once loaded."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class RunSettings(Strict):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
+    """Names the run's folder; running the same name again resumes it."""
+    storage: str = "runs"
+    """Folder that holds runs. Every node must see it under the same path."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Fixes data order, initial weights and dropout."""
+
+
+class ModelSettings(Strict):
+    model: str
+    """A directory, a hub id, or ``package:NAME`` for the folder of an installed Python package."""
+    gguf_file: str | None = None
+    """A GGUF file inside ``model``: dequantised once into a safetensors cache."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    precision: Precision = "bf16"
+    """Type the weights are held and multiplied in."""
+    deepspeed: str | None = None
+    """DeepSpeed JSON: a path or a name from ds_configs/. Default: ZeRO-3 for the device at hand."""
+    prompt_template: str = "chat"
+    """``chat`` for the tokenizer's own chat template, or text with ``{prompt}`` in it."""
+    system_prompt: str | None = None
+    """Put before the conversation when it has no system message of its own."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Tokens per example. Longer ones are cut where both tokenizers have a boundary."""
+
+    @model_validator(mode="after")
+    def _template_has_a_place_for_the_prompt(self) -> ModelSettings:
+        if self.prompt_template != "chat" and "{prompt}" not in self.prompt_template:
+            raise ValueError(
+                f"prompt_template {self.prompt_template!r} is neither 'chat' nor contains {{prompt}}"
+            )
+        return self
+
+
+class TeacherSettings(ModelSettings):
+    source: Literal["online"] = "online"
+    """``online``: the teacher runs beside the student, sharded by ZeRO-3."""
+    max_tokens_per_forward: Annotated[int, Field(ge=1)] = 4096
+    """Bounds the memory of one teacher forward: the window runs in sub-batches of this many tokens per rank."""
+
+
+class TrainedTokenizerSettings(Strict):
+    train: Literal["unigram", "bpe"]
+    """Kind of tokenizer to train on the training text."""
+    vocab_size: Annotated[int, Field(ge=300)] = 4096
+    """Entries, the 256 bytes and the special tokens included."""
+
+
+class StudentSettings(ModelSettings):
+    model: str | None = None  # type: ignore[assignment]
+    """Where the student starts from; leave it out when ``from_config`` makes a new one."""
+    from_config: dict[str, Any] | None = None
+    """A new student: ``model_type`` and that architecture's options, as in transformers' config.json."""
+    tokenizer: str | TrainedTokenizerSettings | None = None
+    """Default: the model's own. A directory, a hub id, or ``{train: unigram, vocab_size: 4096}``."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> StudentSettings:
+        if (self.model is None) == (self.from_config is None):
+            raise ValueError("exactly one of student.model and student.from_config must be set")
+        if self.from_config is not None:
+            if "model_type" not in self.from_config:
+                raise ValueError("student.from_config needs model_type, e.g. llama")
+            if self.tokenizer is None:
+                raise ValueError("student.from_config makes a new model: set student.tokenizer as well")
+            if self.gguf_file is not None:
+                raise ValueError("student.gguf_file needs student.model, not student.from_config")
+        return self
+
+
+class FilesSource(Strict):
+    source: Literal["files"]
+    path: str | list[str]
+    """One or more .json, .jsonl, .parquet or .arrow files (glob patterns allowed)."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Use the first so many rows."""
+
+
+class HubSource(Strict):
+    source: Literal["hub"]
+    dataset: str
+    """Hugging Face dataset id or a local dataset directory."""
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Use the first so many rows."""
+
+
+class GeneratorSource(Strict):
+    source: Literal["generator"]
+    function: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+    """``module:function``; called with ``arguments``, yields one mapping per example."""
+    arguments: dict[str, Any] = {}
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Use the first so many rows."""
+
+
+DataSource = Annotated[FilesSource | HubSource | GeneratorSource, Field(discriminator="source")]
+
+
+class ColumnSettings(Strict):
+    prompt: str = "prompt"
+    answer: str = "answer"
+    messages: str | None = None
+    """A column of chat messages (role, content); its last assistant turn is the answer. Replaces prompt, answer."""
+
+
+class DataSettings(Strict):
+    train: DataSource
+    eval: DataSource | None = None
+    """Held-out examples for bits per byte. Must not overlap the training examples."""
+    columns: ColumnSettings = ColumnSettings()
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What an unusable row (no answer, nothing that fits into max_length) does: stop, or be counted and left out."""
+
+
+class ObjectiveSettings(Strict):
+    ce: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross-entropy on the answer."""
+    uld: Annotated[float, Field(ge=0)] = 1.5
+    """Weight of the ULD distance (the paper's lambda)."""
+    student_temperature: Annotated[float, Field(gt=0)] = 1.0
+    teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
+    alignment: Literal["segments", "positional"] = "segments"
+    """Which positions are compared: byte-aligned segments, or the n-th token with the n-th (the paper)."""
+    normalise: Literal["token", "sample"] = "token"
+    """``token``: sums over global counts. ``sample``: mean of per-example means (the paper)."""
+    method: Literal["linear", "exact"] = "linear"
+    """How the distance is computed; ``exact`` sorts and is the reference."""
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> ObjectiveSettings:
+        if self.ce == 0 and self.uld == 0:
+            raise ValueError("objective.ce and objective.uld are both 0: nothing to learn")
+        return self
+
+
+class OptimizerSettings(Strict):
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Applies to matrices, not to biases and norms."""
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+
+
+class ScheduleSettings(Strict):
+    kind: Literal["one_cycle", "cosine", "linear", "constant"] = "one_cycle"
+    """Shape after warm-up. ``one_cycle`` also warms up along a cosine."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of all steps."""
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Learning rate at the end, as a share of the peak."""
+
+
+class TrainingSettings(Strict):
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training data; set this or ``steps``."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps; set this or ``epochs``."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Examples per optimizer step over all workers."""
+    micro_batch_size: Annotated[int, Field(ge=1)] = 1
+    """Examples per student forward on one worker. Accumulation follows from the other two."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    """Steps between checkpoints; the last step always makes one."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """How many of the latest stay on disk."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSettings:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("exactly one of training.epochs and training.steps must be set")
+        return self
+
+
+class EvaluationSettings(Strict):
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between held-out evaluations; always before the first and after the last step."""
+    micro_batch_size: Annotated[int, Field(ge=1)] = 8
+    """Held-out examples per forward on one worker."""
+    sample_tokens: Annotated[int, Field(ge=0)] = 48
+    """Length of the sample answer shown at the end; 0 for none."""
+
+
+class ClusterSettings(Strict):
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Data-parallel ranks; teacher and student are sharded across all of them."""
+    accelerator: Literal["auto", "gpu", "cpu"] = "auto"
+    """One GPU per worker, or none. ``auto``: GPUs when the cluster has one for each worker."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    threads_per_worker: Annotated[int, Field(ge=1)] = 1
+    """Torch threads. More than there are free cores makes everything slower."""
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How Ray places the workers on nodes."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """Restarts from the last checkpoint before the run counts as failed; -1 without end."""
+    dashboard_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Serve Ray's dashboard here when this command starts Ray itself."""
+
+
+class TrackingSettings(Strict):
+    uri: str | None = None
+    """MLflow tracking URI. Default: MLFLOW_TRACKING_URI, else sqlite in ``run.storage``."""
+    experiment: str = "uld-ds"
+
+
+class RegistrySettings(Strict):
+    model_name: Annotated[str, Field(pattern=r"^[^/:]+$")] | None = None
+    """Registered model's name; leave it out to export without registering."""
+    alias: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")] = "candidate"
+    """Alias moved to the new version."""
+
+
+class Recipe(Strict):
+    run: RunSettings
+    teacher: TeacherSettings
+    student: StudentSettings
+    data: DataSettings
+    objective: ObjectiveSettings = ObjectiveSettings()
+    training: TrainingSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    registry: RegistrySettings = RegistrySettings()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Recipe:
+        per_forward = self.training.micro_batch_size * self.cluster.workers
+        if self.training.batch_size % per_forward:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} is not a multiple of training.micro_batch_size "
+                f"{self.training.micro_batch_size} x cluster.workers {self.cluster.workers} = {per_forward}"
+            )
+        return self
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one optimizer step on one rank."""
+        return self.training.batch_size // (self.training.micro_batch_size * self.cluster.workers)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything of this run lives."""
+        return Path(self.run.storage) / self.run.name
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; ``Recipe`` loaded from it is equal to this one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def digest(self) -> str:
+        """sha256 over everything that shapes the result (not where it runs or is tracked)."""
+        shaping = self.model_dump(mode="json", exclude=_DOES_NOT_SHAPE_THE_RESULT)
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+
+    def first_difference(self, other: Recipe) -> str | None:
+        """The first key whose change makes ``other`` another run, as ``key: mine -> theirs``."""
+        mine = dict(_leaves(self.model_dump(mode="json", exclude=_DOES_NOT_SHAPE_THE_RESULT)))
+        theirs = dict(_leaves(other.model_dump(mode="json", exclude=_DOES_NOT_SHAPE_THE_RESULT)))
+        for key in mine | theirs:
+            if mine.get(key) != theirs.get(key):
+                return f"{key}: {mine.get(key)!r} -> {theirs.get(key)!r}"
+        return None
+
+
+_DOES_NOT_SHAPE_THE_RESULT: Any = {
+    "run": {"storage"},
+    "tracking": True,
+    "cluster": {
+        "cpus_per_worker",
+        "threads_per_worker",
+        "placement_strategy",
+        "max_failures",
+        "dashboard_port",
+    },
+    "training": {"checkpoint_every", "keep_checkpoints"},
+}
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and merges environment and overrides over it.
+
+    Args:
+        path: a YAML file.
+        overrides: ``a.b=c`` strings; values are YAML.
+
+    Raises:
+        UserError: no such file, not YAML, a malformed override, an unknown key, a bad value.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError("recipe", f"no file {str(path)!r}", "give the path of a recipe's YAML file")
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise UserError("--set", f"{override!r} has no key=value", "write --set section.key=value")
+    try:
+        layers = [
+            OmegaConf.load(file),
+            OmegaConf.from_dotlist(_environment_overrides()),
+            *map(_one_override, overrides),
+        ]
+        merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(
+            "recipe", f"{file}: {_one_line(error)}", "correct the YAML or the override"
+        ) from error
+    if not isinstance(merged, dict):
+        raise UserError(
+            "recipe", f"{file} holds a {type(merged).__name__}", "a recipe is a mapping of sections"
+        )
+    return parse_recipe({str(key): value for key, value in merged.items()})
+
+
+def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
+    """Validates a mapping as a recipe.
+
+    Raises:
+        UserError: naming the first bad key, its value and the fix.
+    """
+    try:
+        return Recipe.model_validate(dict(tree))
+    except ValidationError as error:
+        raise _as_user_error(error) from error
+
+
+def _one_override(override: str) -> Any:
+    return OmegaConf.from_dotlist([override])
+
+
+def _environment_overrides() -> list[str]:
+    return [
+        f"{name.removeprefix(ENVIRONMENT_PREFIX).replace('__', '.').lower()}={value}"
+        for name, value in sorted(os.environ.items())
+        if name.startswith(ENVIRONMENT_PREFIX)
+    ]
+
+
+def _as_user_error(error: ValidationError) -> UserError:
+    # Unknown keys first: a misspelt key is often also reported as the right key missing.
+    details = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
+    first = details[0]
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    key = _dotted(first)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _all_field_names(), n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else "remove it or look it up in the recipe reference"
+        return UserError(key, f"unknown key (value {first['input']!r}){more}", hint)
+    if first["type"] == "missing":
+        return UserError(key, f"is missing{more}", "set it in the recipe or with --set")
+    if first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        return UserError(key, f"{message}{more}", "change one of the values named")
+    return UserError(key, f"{first['msg']} (value {first['input']!r}){more}", "give a value of that kind")
+
+
+def _dotted(detail: ErrorDetails) -> str:
+    tags = {"files", "hub", "generator", "str", "TrainedTokenizerSettings"}
+    parts = [str(part) for part in detail["loc"]]
+    # Pydantic puts a union's tag into the location; it is not a key that a user wrote.
+    return ".".join(part for i, part in enumerate(parts) if not (i > 0 and part in tags)) or "recipe"
+
+
+def _all_field_names() -> list[str]:
+    seen: set[str] = set()
+    pending: list[type[BaseModel]] = [
+        Recipe,
+        FilesSource,
+        HubSource,
+        GeneratorSource,
+        TrainedTokenizerSettings,
+    ]
+    while pending:
+        model = pending.pop()
+        for name, field in model.model_fields.items():
+            seen.add(name)
+            annotation = field.annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                pending.append(annotation)
+    return sorted(seen)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
