@@ -1,0 +1,4 @@
+"""From rows of text to the micro-batches of an optimizer step.
+
+sources -> rendering -> encoding -> pairing -> windows
+"""
