@@ -1,0 +1,192 @@
+"""The custom step over two engines: one teacher pass per window, then the student micro-batch by micro-batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from uld_ds.data.windows import MicroBatch, Window
+from uld_ds.distributed import Ranks
+from uld_ds.normalisation import RowWeights, step_weights
+from uld_ds.objective import Objective
+from uld_ds.spectrum import Spectrum
+from uld_ds.teachers import TeacherSource
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, over all ranks."""
+
+    loss: float
+    ce: float
+    """Cross-entropy, nats per answer token (per sample with ``normalise: sample``)."""
+    uld: float
+    """ULD distance per segment, 0 to 2."""
+    bits_per_byte: float
+    """Of the step's own training answers, before the update."""
+    learning_rate: float
+    """The one this step used."""
+    gradient_norm: float
+    """Before clipping."""
+    teacher_tokens: int
+    """Tokens in all forwards of the teacher, without padding."""
+    student_tokens: int
+    seconds: dict[str, float]
+    """Per phase: ``teacher``, ``student`` (forward), ``loss``, ``backward``, ``step``."""
+
+
+@dataclass
+class _Sums:
+    """Local sums of one step; added over ranks once, at its end."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor) -> None:
+        value = value.detach().double()
+        self.values[name] = self.values[name] + value if name in self.values else value
+
+
+class PhaseClock:
+    """Seconds per named phase. On a GPU each phase ends with a synchronisation, so that it counts its own work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+class DistillationEngine:
+    """One optimizer step of distillation, and evaluation, on every rank alike.
+
+    Args:
+        student: DeepSpeed engine around a RowModel, with optimizer and scheduler.
+        teacher: where spectra come from.
+        objective: the loss.
+        ranks: the process group.
+        device: where batches go.
+    """
+
+    def __init__(
+        self,
+        student: Any,
+        teacher: TeacherSource,
+        objective: Objective,
+        *,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
+        self.student = student
+        self.teacher = teacher
+        self.objective = objective
+        self.ranks = ranks
+        self.device = device
+        self._gas = student.gradient_accumulation_steps()
+
+    def train_step(self, window: Window) -> StepResult:
+        """Runs the teacher over the window once, then accumulates the student's gradient and updates it.
+
+        Args:
+            window: exactly ``accumulation`` micro-batches, on any device.
+
+        Raises:
+            ValueError: another number of micro-batches.
+            FloatingPointError: the loss is not finite.
+        """
+        if len(window.micro_batches) != self._gas:
+            raise ValueError(
+                f"a window of {len(window.micro_batches)} micro-batches for {self._gas} accumulated ones"
+            )
+        clock = PhaseClock(self.device)
+        window = window.to(self.device)
+        learning_rate = self.student.get_lr()[0]
+        with clock.phase("teacher"):
+            spectra = self.teacher.spectra(window)
+        weights = step_weights(window.micro_batches, self.objective.settings.normalise, self.ranks.sum)
+        sums = _Sums()
+        self.student.train()
+        for micro_batch, spectrum, row_weights in zip(window.micro_batches, spectra, weights, strict=True):
+            self._accumulate(micro_batch, spectrum, row_weights, sums, clock)
+        return self._result(window, sums, learning_rate, clock)
+
+    def _accumulate(
+        self, micro_batch: MicroBatch, spectrum: Spectrum, weights: RowWeights, sums: _Sums, clock: PhaseClock
+    ) -> None:
+        batch = micro_batch.student
+        seconds_of_loss = clock.seconds.get("loss", 0.0)
+
+        def consume(logits: Tensor, _chunk: slice) -> Tensor:
+            with clock.phase("loss"):
+                loss, parts = self.objective(logits, batch, spectrum, weights)
+                in_text = batch.answer_in_text * micro_batch.example_weight[batch.answer_example]
+                sums.add("nats", parts.pop("token_nats") @ in_text.double())
+                for name, value in {"loss": loss, **parts}.items():
+                    sums.add(name, value)
+            return loss
+
+        with clock.phase("student"):
+            (loss,) = self.student(batch, batch.answer_rows, consume)
+        clock.seconds["student"] -= clock.seconds["loss"] - seconds_of_loss
+        sums.add("bytes", micro_batch.answer_bytes @ micro_batch.example_weight.to(torch.int64))
+        # DeepSpeed takes the mean over ranks and accumulated micro-batches; the weights are global already.
+        with clock.phase("backward"):
+            self.student.backward(loss * (self.ranks.size * self._gas))
+        with clock.phase("step"):
+            self.student.step()
+
+    def _result(self, window: Window, sums: _Sums, learning_rate: float, clock: PhaseClock) -> StepResult:
+        values = {**sums.values, "teacher_tokens": _tokens(b.attention_mask for b in window.teacher_batches)}
+        values["student_tokens"] = _tokens(m.student.attention_mask for m in window.micro_batches)
+        names = sorted(values)
+        total = self.ranks.sum(torch.stack([values[name].double() for name in names])).tolist()
+        whole = dict(zip(names, total, strict=True))
+        if not torch.isfinite(torch.tensor(whole["loss"])):
+            raise FloatingPointError(
+                f"the loss is {whole['loss']}: lower training.optimizer.learning_rate or check the data"
+            )
+        return StepResult(
+            loss=whole["loss"],
+            ce=whole["ce"],
+            uld=whole["uld"],
+            bits_per_byte=bits(whole["nats"]) / whole["bytes"],
+            learning_rate=learning_rate,
+            gradient_norm=float(self.student.get_global_grad_norm() or 0.0),
+            teacher_tokens=int(whole["teacher_tokens"]),
+            student_tokens=int(whole["student_tokens"]),
+            seconds=clock.seconds,
+        )
+
+    def answer_log_probs(self, micro_batch: MicroBatch) -> Tensor:
+        """[A] natural log-probability that the student gives each answer token. No gradient."""
+        batch = micro_batch.student
+
+        def pick(logits: Tensor, chunk: slice) -> Tensor:
+            return -F.cross_entropy(logits.float(), batch.answer_ids[chunk], reduction="none")
+
+        self.student.eval()
+        with torch.no_grad():
+            return torch.cat(self.student(batch, batch.answer_rows, pick, chunk_rows=256))
+
+
+def bits(nats: float) -> float:
+    """Nats as bits."""
+    return nats / 0.6931471805599453
+
+
+def _tokens(masks: Iterator[Tensor]) -> Tensor:
+    return torch.stack([mask.sum() for mask in masks]).sum()

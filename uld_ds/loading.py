@@ -1,0 +1,123 @@
+"""Loading models into DeepSpeed engines, sharded from the first byte under ZeRO-3.
+
+Host memory: transformers reads a checkpoint's weights on every rank's behalf on rank 0 before they are
+partitioned, so rank 0 needs the whole model once, in its storage type, while loading.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations import HfDeepSpeedConfig
+
+from uld_ds.deepspeed_config import student_config, teacher_config, zero_stage
+from uld_ds.errors import RunError
+from uld_ds.job import Job
+from uld_ds.language_model import RowModel, choose_head_path
+from uld_ds.models import DTYPES
+from uld_ds.recipe import ScheduleSettings
+
+
+def init_process_group(*, on_gpu: bool) -> None:
+    """Joins the group that Ray (or torchrun) has described in the environment: NCCL on GPUs, gloo on CPUs."""
+    if not on_gpu:
+        # DeepSpeed would compile a shared-memory communication op for minutes; gloo alone gives equal results.
+        import deepspeed.ops
+
+        deepspeed.ops.__dict__["__compatible_ops__"] = {}
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False, dist_init_required=False
+    )
+
+
+def load_teacher(job: Job, device: torch.device) -> Any:
+    """The frozen teacher in an engine of its own."""
+    config = teacher_config(job.recipe, on_gpu=job.on_gpu)
+    settings = job.recipe.teacher
+    lm = _from_pretrained(job.teacher, settings.revision, DTYPES[settings.precision], config)
+    model = RowModel(lm.eval().requires_grad_(False), gather=_gathered)
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    engine.eval()
+    choose_head_path(model, engine, device, "teacher")
+    return engine
+
+
+def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
+    """The student in an engine with optimizer and learning-rate schedule."""
+    config = student_config(job.recipe, on_gpu=job.on_gpu)
+    settings = job.recipe.student
+    lm = _from_pretrained(job.student, settings.revision, DTYPES[settings.precision], config)
+    if settings.gradient_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = RowModel(lm, gather=_gathered)
+    factor = learning_rate_factor(job.recipe.training.schedule, total_steps)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=_parameter_groups(model),
+        config=config,
+        lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
+    )
+    engine.eval()
+    choose_head_path(model, engine, device, "student")
+    return engine
+
+
+def _from_pretrained(
+    place: str, revision: str | None, dtype: torch.dtype, config: dict[str, Any]
+) -> PreTrainedModel:
+    # While this object lives, transformers partitions parameters as they are created.
+    sharding = HfDeepSpeedConfig(config) if zero_stage(config) == 3 else None
+    lm, info = AutoModelForCausalLM.from_pretrained(
+        place, revision=revision, dtype=dtype, output_loading_info=True
+    )
+    del sharding
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(kind):
+            names = ", ".join(sorted(map(str, info[kind]))[:3])
+            raise RunError(f"{place}: {kind.replace('_', ' ')} while loading ({len(info[kind])}): {names}")
+    return lm
+
+
+def _gathered(parameters: Any) -> Any:
+    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    return deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded))
+
+
+def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Matrices decay; biases and norm weights do not."""
+    matrices, vectors = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (matrices if len(shape) > 1 else vectors).append(parameter)
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate_factor(schedule: ScheduleSettings, total_steps: int) -> Callable[[int], float]:
+    """Share of the peak learning rate as a function of the step (from 0).
+
+    Warm-up rises to the peak over the first ``warmup`` share of all steps: linearly, or along a half cosine for
+    ``one_cycle`` (as torch's OneCycleLR, whose start is 1/25 of the peak). Then the named shape falls to ``final``.
+    """
+    warmup_steps = round(schedule.warmup * total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            share = (step + 1) / (warmup_steps + 1)
+            return (
+                share if schedule.kind != "one_cycle" else 0.04 + 0.96 * (1 - math.cos(math.pi * share)) / 2
+            )
+        done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        if schedule.kind == "constant":
+            return 1.0
+        falling = 1 - done if schedule.kind == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return schedule.final + (1 - schedule.final) * falling
+
+    return factor

@@ -1,0 +1,63 @@
+"""Weights that make one optimizer step's loss independent of how its examples are spread out.
+
+Cross-entropy is summed over answer tokens, ULD over segments; both are divided by counts over *all* ranks and
+micro-batches of the step. ``sample`` divides by each example's own count and by the number of examples instead:
+the mean of per-sample means of the ULD paper (arXiv 2402.12030).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from uld_ds.data.windows import MicroBatch
+
+SumOverRanks = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class RowWeights:
+    """What each row of a micro-batch counts in the loss of the whole step."""
+
+    answers: Tensor
+    """[A] for cross-entropy."""
+    segments: Tensor
+    """[S] for the ULD distance."""
+
+
+def step_weights(
+    window: Sequence[MicroBatch], normalise: Literal["token", "sample"], sum_over_ranks: SumOverRanks
+) -> list[RowWeights]:
+    """Weights of every row in a window; over all ranks, those of each kind add up to 1.
+
+    Args:
+        window: the micro-batches of this rank's step, on one device.
+        normalise: ``token`` or ``sample``.
+        sum_over_ranks: adds a [2] float64 tensor over all ranks. Called once.
+    """
+    raw = [_raw_weights(micro_batch, normalise) for micro_batch in window]
+    local = torch.stack([sum_of(raw, "answers"), sum_of(raw, "segments")])
+    total = sum_over_ranks(local).clamp_min(1e-12)
+    return [RowWeights((row.answers / total[0]).float(), (row.segments / total[1]).float()) for row in raw]
+
+
+def sum_of(weights: Sequence[RowWeights], kind: Literal["answers", "segments"]) -> Tensor:
+    """Sum over a window of one kind of weight: a float64 scalar."""
+    return torch.stack([getattr(row, kind).double().sum() for row in weights]).sum()
+
+
+def _raw_weights(micro_batch: MicroBatch, normalise: Literal["token", "sample"]) -> RowWeights:
+    student = micro_batch.student
+    per_example = micro_batch.example_weight.double()
+    weights = []
+    for owner in (student.answer_example, student.segment_example):
+        if normalise == "sample":
+            counts = torch.bincount(owner, minlength=len(per_example)).clamp_min(1)
+            weights.append((per_example / counts)[owner])
+        else:
+            weights.append(per_example[owner])
+    return RowWeights(*weights)
