@@ -1,0 +1,127 @@
+"""The end of a run on rank 0: a sample answer, the registry, the result file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+from datasets import load_from_disk
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from uld_ds import tracking
+from uld_ds.checkpoint import TrainState
+from uld_ds.data.prepare import DataFacts
+from uld_ds.job import Job
+from uld_ds.models import tokenizer_digest
+from uld_ds.registry import log_student
+from uld_ds.report.progress import ProgressWriter
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A held-out prompt and the student's own answer."""
+
+    prompt: str
+    answer: str
+
+
+def finish(
+    job: Job,
+    client: mlflow.MlflowClient,
+    progress: ProgressWriter,
+    state: TrainState,
+    bits_after: float | None,
+    peak_memory: int,
+    data: DataFacts,
+) -> None:
+    """Registers the exported student and writes the run's facts; the last thing a run does."""
+    progress.stage("registering the student" if job.recipe.registry.model_name else "logging the student")
+    torch.manual_seed(job.recipe.run.seed)
+    model = AutoModelForCausalLM.from_pretrained(job.export_dir)
+    tokenizer = AutoTokenizer.from_pretrained(job.export_dir)
+    sample = _sample_answer(job, model, tokenizer)
+    facts = _facts(job, state, bits_after, data)
+    registered = log_student(
+        client,
+        job.run_id,
+        model,
+        tokenizer,
+        name=job.recipe.registry.model_name,
+        alias=job.recipe.registry.alias,
+        example=(sample.prompt, sample.answer),
+        facts={**facts, "student_tokenizer_digest": tokenizer_digest(tokenizer)},
+        description=_description(job, facts),
+    )
+    result: dict[str, Any] = {
+        "run_id": job.run_id,
+        "model_name": registered.name,
+        "model_version": registered.version,
+        "model_uri": registered.uri,
+        "tracking_uri": job.tracking_uri,
+        "export_dir": str(job.export_dir),
+        "bits_per_byte": {"before": state.bits_before, "after": bits_after, "teacher": state.bits_teacher},
+        "tokens_per_second": state.tokens / state.train_seconds if state.train_seconds else None,
+        "alignment_rate": data.alignment_rate,
+        "peak_memory_bytes": peak_memory,
+        "steps": state.step,
+        "final_loss": state.final_loss,
+        "sample": asdict(sample),
+    }
+    tracking.log_metrics(client, job.run_id, state.step, {"peak_memory_bytes": peak_memory})
+    client.log_dict(job.run_id, result, "result.json")
+    _write_whole(job.result_file, json.dumps(result, indent=1))
+
+
+def _sample_answer(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sample:
+    split = "eval" if job.recipe.data.eval is not None else "train"
+    prompt = load_from_disk(str(job.prepared / split / "rows"))[0]["prompt"]
+    tokens = job.recipe.evaluation.sample_tokens
+    if tokens == 0:
+        return Sample(prompt, "")
+    inputs = tokenizer(
+        prompt, return_tensors="pt", add_special_tokens=job.recipe.student.prompt_template != "chat"
+    )
+    with torch.no_grad():
+        output = model.eval().generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=tokens,
+            do_sample=False,
+            repetition_penalty=1.3,
+        )
+    answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return Sample(prompt, answer)
+
+
+def _facts(job: Job, state: TrainState, bits_after: float | None, data: DataFacts) -> dict[str, Any]:
+    objective = job.recipe.objective
+    return {
+        "teacher": job.recipe.teacher.model,
+        "student": job.recipe.student.model
+        or f"from_config:{(job.recipe.student.from_config or {})['model_type']}",
+        "recipe_digest": job.recipe.digest(),
+        "data_digest": data.digest,
+        "alignment": objective.alignment,
+        "alignment_rate": round(data.alignment_rate, 6),
+        "ce_weight": objective.ce,
+        "uld_weight": objective.uld,
+        "steps": state.step,
+        "bits_per_byte_before": state.bits_before,
+        "bits_per_byte_after": bits_after,
+        "bits_per_byte_teacher": state.bits_teacher,
+    }
+
+
+def _description(job: Job, facts: dict[str, Any]) -> str:
+    rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items())
+    return f"Distilled by uld-ds, run `{job.recipe.run.name}`.\n\n| | |\n|---|---|\n{rows}\n"
+
+
+def _write_whole(file: Path, text: str) -> None:
+    aside = file.with_suffix(".tmp")
+    aside.write_text(text)
+    aside.rename(file)

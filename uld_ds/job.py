@@ -1,0 +1,55 @@
+"""What the driver hands to every worker: the recipe, and where the things it names were found or put."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uld_ds.recipe import Recipe, parse_recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything is resolved: absolute paths, no defaults left to find out, the same for all ranks."""
+
+    recipe: Recipe
+    run_dir: Path
+    teacher: str
+    """Directory or hub id."""
+    student: str
+    """Directory or hub id the student starts from; its tokenizer is there too."""
+    tracking_uri: str
+    run_id: str
+    """MLflow run; kept across restarts."""
+    on_gpu: bool
+
+    @property
+    def prepared(self) -> Path:
+        """Paired examples, one folder per split."""
+        return self.run_dir / "prepared"
+
+    @property
+    def export_dir(self) -> Path:
+        """The trained student in Hugging Face layout."""
+        return self.run_dir / "export"
+
+    @property
+    def progress_file(self) -> Path:
+        """One JSON line per event, written by rank 0, read by whoever watches."""
+        return self.run_dir / "progress.jsonl"
+
+    @property
+    def result_file(self) -> Path:
+        """The finished run's facts; written once, last."""
+        return self.run_dir / "result.json"
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain values, as Ray carries them to the workers."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**plain, "recipe": self.recipe.model_dump(mode="json"), "run_dir": str(self.run_dir)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Job:
+        """The inverse of ``to_config``."""
+        return cls(**{**config, "recipe": parse_recipe(config["recipe"]), "run_dir": Path(config["run_dir"])})

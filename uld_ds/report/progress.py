@@ -1,0 +1,56 @@
+"""A run's progress as lines of JSON in its folder.
+
+Rank 0 writes, anybody who sees the folder reads: the command that started the run, another shell, a plot. A file
+survives both ends and needs no port.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class ProgressWriter:
+    """Appends events; each line is whole or not there, because it is one write."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def stage(self, text: str) -> None:
+        """What the run is busy with, e.g. ``loading the teacher``."""
+        self._write({"event": "stage", "text": text})
+
+    def step(self, step: int, total: int, metrics: dict[str, float]) -> None:
+        """One optimizer step done."""
+        self._write({"event": "step", "step": step, "total": total, **metrics})
+
+    def evaluation(self, step: int, who: str, bits_per_byte: float) -> None:
+        """A held-out evaluation."""
+        self._write({"event": "evaluation", "step": step, "who": who, "bits_per_byte": bits_per_byte})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        with self._file.open("a") as file:
+            file.write(json.dumps({"time": time.time(), **event}) + "\n")
+
+
+class ProgressReader:
+    """Reads events that were not there when it was made."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._position = file.stat().st_size if file.is_file() else 0
+        self._rest = ""
+
+    def new_events(self) -> Iterator[dict[str, Any]]:
+        """Events since the last call, in order."""
+        if not self._file.is_file():
+            return
+        with self._file.open() as file:
+            file.seek(self._position)
+            text = self._rest + file.read()
+            self._position = file.tell()
+        *lines, self._rest = text.split("\n")
+        yield from (json.loads(line) for line in lines if line)
