@@ -1,0 +1,1 @@
+"""The door to uld-ds: command line, Ray driver and the recipes that ship with it."""

@@ -1,0 +1,5 @@
+"""``python -m launcher`` is ``uld-ds``."""
+
+from launcher.cli import main
+
+main()

@@ -1,0 +1,92 @@
+"""Ray: the cluster that is there, or one of our own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Read when ray.train is imported: how soon a finished or dead worker is noticed.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+
+from launcher.preflight import check_port
+from uld_ds.errors import UserError
+from uld_ds.recipe import ClusterSettings
+
+
+@contextmanager
+def connected(settings: ClusterSettings) -> Iterator[None]:
+    """Connected to the cluster of RAY_ADDRESS, or to one that this process starts on loopback and ends.
+
+    Raises:
+        UserError: nobody answers at RAY_ADDRESS, or the dashboard's port is taken.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _join(address)
+    else:
+        _start(settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            "RAY_ADDRESS", f"no Ray cluster at {address!r} ({reason})", "correct or unset it"
+        ) from error
+
+
+def _start(settings: ClusterSettings) -> None:
+    check_port(settings.dashboard_port, "cluster.dashboard_port")
+    needed = round(settings.workers * settings.cpus_per_worker + 0.5)
+    ray.init(
+        # Ray counts what it is told: more workers than cores are slow, not impossible.
+        num_cpus=max(os.cpu_count() or 1, needed),
+        include_dashboard=settings.dashboard_port is not None,
+        dashboard_port=settings.dashboard_port or 8265,
+        dashboard_host="127.0.0.1",
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def choose_accelerator(settings: ClusterSettings) -> bool:
+    """Whether workers get a GPU each, after checking that the cluster can hold them.
+
+    Raises:
+        UserError: it cannot, with what is missing.
+    """
+    total = ray.cluster_resources()
+    gpus = total.get("GPU", 0)
+    on_gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus >= settings.workers)
+    if on_gpu and gpus < settings.workers:
+        raise UserError(
+            "cluster.workers",
+            f"{settings.workers} workers need a GPU each, the cluster has {gpus:g}",
+            "lower it",
+        )
+    cpus = settings.workers * settings.cpus_per_worker
+    if total.get("CPU", 0) < cpus:
+        raise UserError(
+            "cluster.workers",
+            f"{settings.workers} workers x cluster.cpus_per_worker {settings.cpus_per_worker:g} need {cpus:g} CPUs, "
+            f"the cluster has {total.get('CPU', 0):g}",
+            "lower one of them",
+        )
+    return on_gpu

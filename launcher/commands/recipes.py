@@ -1,0 +1,56 @@
+"""``uld-ds recipes``: the recipes that ship with the package."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uld_ds.errors import UserError
+
+recipes = typer.Typer(help="List and copy the recipes that ship with uld-ds.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the verbs."""
+    app.add_typer(recipes, name="recipes")
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Name to YAML text."""
+    folder = resources.files("launcher.recipes")
+    files = [item for item in folder.iterdir() if item.name.endswith(".yaml")]
+    return {
+        item.name.removesuffix(".yaml"): item.read_text()
+        for item in sorted(files, key=lambda item: item.name)
+    }
+
+
+@recipes.command("list")
+def list_recipes(as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False) -> None:
+    """Show name and purpose of every recipe."""
+    purposes = {name: text.split("\n", 1)[0].lstrip("# ") for name, text in shipped_recipes().items()}
+    if as_json:
+        typer.echo(json.dumps(purposes))
+        return
+    for name, purpose in purposes.items():
+        typer.echo(f"{name:12} {purpose}")
+
+
+@recipes.command("copy")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(help="A name that `recipes list` shows.")],
+    target: Annotated[Path | None, typer.Argument(help="Where to write it. Default: NAME.yaml here.")] = None,
+) -> None:
+    """Write a recipe to a file of your own, to change it."""
+    known = shipped_recipes()
+    if name not in known:
+        raise UserError("NAME", f"no recipe {name!r}", f"choose one of {', '.join(known)}")
+    path = target or Path(f"{name}.yaml")
+    if path.exists():
+        raise UserError("TARGET", f"{str(path)!r} exists", "choose another file")
+    path.write_text(known[name])
+    typer.echo(str(path))

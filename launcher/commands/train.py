@@ -1,0 +1,47 @@
+"""``uld-ds train``: run a recipe here, or on the cluster that RAY_ADDRESS names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uld_ds.recipe import load_recipe
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command("train")(train)
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a value, e.g. training.steps=100. Repeatable."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the run's facts as one last JSON object.")
+    ] = False,
+) -> None:
+    """Distil a student. Running the same run again resumes it where its last checkpoint left off."""
+    loaded = load_recipe(recipe, overrides or [])
+    if dry_run:
+        if as_json:
+            typer.echo(json.dumps(loaded.model_dump(mode="json")))
+        else:
+            typer.echo(loaded.to_yaml(), nl=False)
+        return
+    # Heavy imports (torch, deepspeed, ray, mlflow: some ten seconds) only now.
+    from launcher.driver import run_training
+    from launcher.summary import print_summary
+
+    facts = run_training(loaded)
+    print_summary(facts, loaded)
+    if as_json:
+        typer.echo(json.dumps(facts))

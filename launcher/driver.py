@@ -1,0 +1,183 @@
+"""The driver of a training run: prepares what all workers need, starts them, and sees to the end of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from launcher.cluster import choose_accelerator, connected  # first: it sets what ray reads on import
+from launcher.preflight import check_deepspeed_configs, check_free_disk, claim_run_dir
+from launcher.progress import ProgressView
+from uld_ds import models, tracking
+from uld_ds.data.prepare import Preparer, Split
+from uld_ds.data.sources import as_example, load_rows
+from uld_ds.errors import RunError
+from uld_ds.job import Job
+from uld_ds.recipe import Recipe
+from uld_ds.worker import train_worker
+
+log = logging.getLogger(__name__)
+
+
+def run_training(recipe: Recipe) -> dict[str, Any]:
+    """Runs a recipe to its end and returns the run's facts.
+
+    A finished run of the same name is not run again: its facts are returned. An unfinished one is resumed.
+
+    Raises:
+        UserError: something in the recipe cannot be done.
+        RunError: the run failed.
+    """
+    begin = time.monotonic()
+    _quieten_libraries()
+    check_deepspeed_configs(recipe)
+    run_dir = claim_run_dir(recipe)
+    with ProgressView(run_dir / "progress.jsonl") as view:
+        finished = run_dir / "result.json"
+        if finished.is_file():
+            view.note(
+                f"run {recipe.run.name!r} is finished: these are its results (set run.name for another run)"
+            )
+            return json.loads(finished.read_text())
+        uri = tracking.tracking_uri(recipe)
+        client = tracking.open_client(uri)
+        job = prepare(recipe, run_dir, uri, view)
+        run_id = tracking.open_run(client, recipe, run_dir)
+        with _status_of(client, run_id), connected(recipe.cluster):
+            on_gpu = choose_accelerator(recipe.cluster)
+            view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
+            _fit(Job(**{**job, "run_id": run_id, "on_gpu": on_gpu}))
+        facts = json.loads(finished.read_text())
+        facts["wall_seconds"] = time.monotonic() - begin
+        finished.write_text(json.dumps(facts, indent=1))
+    return facts
+
+
+def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict[str, Any]:
+    """Finds or makes models, tokenizers and paired data: the fields of a Job that are known before it has a run."""
+    view.note("looking at models and data")
+    teacher = models.locate_model(recipe.teacher, "teacher")
+    student = _student_place(recipe, run_dir)
+    check_free_disk(run_dir, recipe, _num_parameters(student, recipe.student.revision))
+    preparer = Preparer(
+        recipe,
+        models.load_tokenizer(student, recipe.student.revision, "student.model"),
+        models.load_tokenizer(teacher, recipe.teacher.revision, "teacher.model"),
+    )
+    splits = {"train": preparer.prepare(recipe.data.train, "data.train", run_dir / "prepared" / "train")}
+    if recipe.data.eval is not None:
+        splits["eval"] = preparer.prepare(recipe.data.eval, "data.eval", run_dir / "prepared" / "eval")
+        _warn_of_overlap(splits)
+    for name, split in splits.items():
+        view.note(_described(name, split))
+    return {"recipe": recipe, "run_dir": run_dir, "teacher": teacher, "student": student, "tracking_uri": uri}
+
+
+def _student_place(recipe: Recipe, run_dir: Path) -> str:
+    if recipe.student.from_config is None and recipe.student.tokenizer is None:
+        return models.locate_model(recipe.student, "student")
+
+    def texts() -> Iterator[str]:
+        for row in load_rows(recipe.data.train, "data.train"):
+            try:
+                example = as_example(row, recipe.data.columns)
+            except ValueError:
+                continue
+            yield from (message["content"] for message in example.messages)
+
+    place = models.make_student(recipe.student, texts, recipe.run.seed, run_dir / "student")
+    return str(place)
+
+
+def _num_parameters(place: str, revision: str | None) -> int:
+    import torch
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place, revision=revision))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _warn_of_overlap(splits: dict[str, Split]) -> None:
+    shared = set(splits["train"].rows["digest"]) & set(splits["eval"].rows["digest"])
+    if shared:
+        log.warning(
+            "%d held-out examples are also training examples: data.eval measures memory, too", len(shared)
+        )
+
+
+def _described(name: str, split: Split) -> str:
+    facts = split.facts
+    skipped = f", {facts.skipped} rows left out" if facts.skipped else ""
+    return (
+        f"{name}: {facts.examples:,} examples, {facts.answer_bytes / 1e6:.2f} MB of answers, "
+        f"{facts.student_tokens:,} student / {facts.teacher_tokens:,} teacher tokens, "
+        f"{facts.alignment_rate:.0%} aligned{skipped}"
+    )
+
+
+def _fit(job: Job) -> None:
+    cluster, training = job.recipe.cluster, job.recipe.training
+    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=job.to_config(),
+        torch_config=TorchConfig(backend="nccl" if job.on_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=job.on_gpu,
+            resources_per_worker={**resources, "GPU": 1} if job.on_gpu else resources,
+            placement_strategy=cluster.placement_strategy,
+        ),
+        run_config=ray.train.RunConfig(
+            name=job.recipe.run.name,
+            storage_path=str(job.run_dir.parent),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        logs = job.run_dir / "logs"
+        raise RunError(f"run {job.recipe.run.name!r} failed: {_cause(error)} (logs in {logs})") from error
+
+
+def _cause(error: BaseException) -> str:
+    # Ray's message holds the worker's traceback; its last line says what happened.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+@contextmanager
+def _status_of(client: mlflow.MlflowClient, run_id: str) -> Iterator[None]:
+    """Ends the MLflow run with what really happened."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status)
+
+
+def _quieten_libraries() -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    for name in ("ray.train", "ray.data", "mlflow", "alembic", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,82 @@
+"""What can be found out before anything expensive starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+from uld_ds.deepspeed_config import student_config, teacher_config
+from uld_ds.errors import UserError
+from uld_ds.recipe import Recipe, load_recipe
+
+# fp32 weights and two Adam moments, and the weights themselves: bytes of a checkpoint per parameter.
+CHECKPOINT_BYTES_PER_PARAMETER = 16
+
+
+def claim_run_dir(recipe: Recipe) -> Path:
+    """The run's folder, made and writable, absolute.
+
+    Raises:
+        UserError: it cannot be written, or holds a run of another recipe.
+    """
+    run_dir = Path(os.path.abspath(recipe.run_dir.expanduser()))  # noqa: PTH100 (keeps a shared mount's link names)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir) as probe:
+            probe.write(b"uld-ds")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            "run.storage", f"cannot write to {str(run_dir)!r} ({reason})", "name a writable folder"
+        ) from error
+    _claim(recipe, run_dir)
+    return run_dir
+
+
+def _claim(recipe: Recipe, run_dir: Path) -> None:
+    stored = run_dir / "recipe.yaml"
+    if stored.is_file():
+        difference = load_recipe(stored).first_difference(recipe)
+        if difference is not None:
+            raise UserError(
+                "run.name",
+                f"{recipe.run.name!r} began with another recipe ({difference})",
+                f"set another run.name, or remove {run_dir}",
+            )
+    stored.write_text(recipe.to_yaml())
+
+
+def check_free_disk(run_dir: Path, recipe: Recipe, num_parameters: int) -> None:
+    """Raises UserError when the checkpoints of a student of this size will not fit."""
+    # One more than is kept: a checkpoint is complete before an older one goes; and the staged copy of one.
+    needed = num_parameters * (CHECKPOINT_BYTES_PER_PARAMETER * (recipe.training.keep_checkpoints + 2) + 8)
+    free = shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise UserError(
+            "run.storage",
+            f"{str(run_dir)!r} has {free / 2**30:.1f} GiB free, checkpoints need {needed / 2**30:.1f}",
+            "free some, lower training.keep_checkpoints, or store elsewhere",
+        )
+
+
+def check_deepspeed_configs(recipe: Recipe) -> None:
+    """Raises UserError for a configuration that would not do, on either kind of device."""
+    for on_gpu in (False, True):
+        student_config(recipe, on_gpu=on_gpu)
+        teacher_config(recipe, on_gpu=on_gpu)
+
+
+def check_port(port: int | None, key: str) -> None:
+    """Raises UserError when a loopback port that is to be served is taken."""
+    if port is None:
+        return
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(
+                key, f"port {port} is not free ({error.strerror})", "choose another port"
+            ) from error

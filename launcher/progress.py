@@ -1,0 +1,105 @@
+"""Progress of a run on a person's screen: a bar on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from uld_ds.report.progress import ProgressReader
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressView:
+    """Follows a run's progress file in a thread and shows it on standard error."""
+
+    def __init__(self, file: Path, console: Console | None = None) -> None:
+        self._reader = ProgressReader(file)
+        self._console = console or Console(stderr=True, highlight=False)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+        self._bar: Progress | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> ProgressView:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """Says something once."""
+        self._console.print(text, style="dim", markup=False)
+
+    def _follow(self) -> None:
+        stopping = False
+        while not stopping:
+            stopping = self._stop.wait(0.3)
+            for event in self._reader.new_events():
+                self._show(event)
+
+    def _show(self, event: dict[str, Any]) -> None:
+        if event["event"] == "stage":
+            self.note(event["text"])
+        elif event["event"] == "evaluation":
+            self.note(f"held-out bits per byte, {event['who']}: {event['bits_per_byte']:.4f}")
+        elif self._console.is_terminal:
+            self._advance_bar(event)
+        else:
+            self._print_line(event)
+
+    def _advance_bar(self, event: dict[str, Any]) -> None:
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._bar.add_task("training", total=event["total"], facts="")
+            self._bar.start()
+        task = self._bar.task_ids[0]
+        self._bar.update(task, completed=event["step"], total=event["total"], facts=_facts(event))
+
+    def _print_line(self, event: dict[str, Any]) -> None:
+        now = time.monotonic()
+        last = event["step"] == event["total"]
+        if now - self._last_line < SECONDS_BETWEEN_LINES and not last and event["step"] > 1:
+            return
+        self._last_line = now
+        left = (event["total"] - event["step"]) * event["seconds/total"]
+        self._console.print(
+            f"step {event['step']}/{event['total']}  {_facts(event)}  {left:.0f} s left",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _facts(event: dict[str, Any]) -> str:
+    return (
+        f"loss {event['train/loss']:.3f}  bits/byte {event['train/bits_per_byte']:.3f}  "
+        f"{event['tokens_per_second']:,.0f} tokens/s"
+    )

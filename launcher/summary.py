@@ -1,0 +1,69 @@
+"""What a finished run says at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from uld_ds.recipe import Recipe
+
+
+def print_summary(facts: dict[str, Any], recipe: Recipe, console: Console | None = None) -> None:
+    """A short table, one sample answer, and the commands to look further; on standard error."""
+    console = console or Console(stderr=True, highlight=False)
+    console.print(_table(facts))
+    sample = facts["sample"]
+    if sample["answer"]:
+        console.print(
+            Panel(sample["answer"].strip(), title="the student answers", title_align="left"), markup=False
+        )
+    console.print("look further:", style="bold")
+    console.print(f"  mlflow ui --backend-store-uri {facts['tracking_uri']}", soft_wrap=True, markup=False)
+    console.print(f"  {_loading_command(facts, recipe)}", soft_wrap=True, markup=False)
+
+
+def _table(facts: dict[str, Any]) -> Table:
+    bits = facts["bits_per_byte"]
+    registered = (
+        f"{facts['model_name']} version {facts['model_version']}" if facts["model_name"] else "not registered"
+    )
+    rows = {
+        "held-out bits per byte, before": _number(bits["before"]),
+        "held-out bits per byte, after": _number(bits["after"]) + _change(bits),
+        "held-out bits per byte, teacher": _number(bits["teacher"]),
+        "tokens per second": _number(facts["tokens_per_second"], ",.0f"),
+        "alignment rate": _number(facts["alignment_rate"], ".1%"),
+        "peak memory of a worker": f"{facts['peak_memory_bytes'] / 2**30:.2f} GiB",
+        "steps, final loss": f"{facts['steps']}, {_number(facts['final_loss'])}",
+        "wall time": _number(facts.get("wall_seconds"), ".0f") + " s",
+        "registered as": registered,
+        "exported to": facts["export_dir"],
+    }
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _number(value: float | None, form: str = ".4f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _change(bits: dict[str, float | None]) -> str:
+    before, after = bits["before"], bits["after"]
+    return "" if before is None or after is None else f" ({(after - before) / before:+.1%})"
+
+
+def _loading_command(facts: dict[str, Any], recipe: Recipe) -> str:
+    uri = (
+        f"models:/{facts['model_name']}@{recipe.registry.alias}"
+        if facts["model_name"]
+        else facts["model_uri"]
+    )
+    return (
+        f"MLFLOW_TRACKING_URI={facts['tracking_uri']} python -c "
+        f"\"import mlflow; print(mlflow.transformers.load_model('{uri}')('Hello', max_new_tokens=20))\""
+    )
