@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from uld_ds.data.windows import MicroBatch, Window
 from uld_ds.distributed import Ranks
+from uld_ds.language_model import Head, log_probs_of
 from uld_ds.normalisation import RowWeights, step_weights
 from uld_ds.objective import Objective
 from uld_ds.spectrum import Spectrum
@@ -29,6 +29,14 @@ class StepResult:
     """Cross-entropy, nats per answer token (per sample with ``normalise: sample``)."""
     uld: float
     """ULD distance per segment, 0 to 2."""
+    uld_head: float
+    """Share of ``uld`` that lies among the largest probabilities, 0 to 1."""
+    uld_bound: float
+    """``uld`` is at most this far from the exact distance; NaN where that is not computed."""
+    teacher_entropy: float
+    """Nats, mean over segments."""
+    student_entropy: float
+    """Nats, mean over a sample of answer tokens."""
     bits_per_byte: float
     """Of the step's own training answers, before the update."""
     learning_rate: float
@@ -109,9 +117,7 @@ class DistillationEngine:
             FloatingPointError: the loss is not finite.
         """
         if len(window.micro_batches) != self._gas:
-            raise ValueError(
-                f"a window of {len(window.micro_batches)} micro-batches for {self._gas} accumulated ones"
-            )
+            raise ValueError(f"a window of {len(window.micro_batches)} micro-batches for {self._gas} accumulated ones")
         clock = PhaseClock(self.device)
         window = window.to(self.device)
         learning_rate = self.student.get_lr()[0]
@@ -130,17 +136,17 @@ class DistillationEngine:
         batch = micro_batch.student
         seconds_of_loss = clock.seconds.get("loss", 0.0)
 
-        def consume(logits: Tensor, _chunk: slice) -> Tensor:
+        def consume(hidden: Tensor, head: Head) -> Tensor:
             with clock.phase("loss"):
-                loss, parts = self.objective(logits, batch, spectrum, weights)
+                loss, parts = self.objective(hidden, head, batch, spectrum, weights)
                 in_text = batch.answer_in_text * micro_batch.example_weight[batch.answer_example]
-                sums.add("nats", parts.pop("token_nats") @ in_text.double())
+                sums.add("nats", parts.pop("token_nats").double() @ in_text.double())
                 for name, value in {"loss": loss, **parts}.items():
                     sums.add(name, value)
             return loss
 
         with clock.phase("student"):
-            (loss,) = self.student(batch, batch.answer_rows, consume)
+            loss = self.student(batch, batch.answer_rows, consume)
         clock.seconds["student"] -= clock.seconds["loss"] - seconds_of_loss
         sums.add("bytes", micro_batch.answer_bytes @ micro_batch.example_weight.to(torch.int64))
         # DeepSpeed takes the mean over ranks and accumulated micro-batches; the weights are global already.
@@ -163,6 +169,10 @@ class DistillationEngine:
             loss=whole["loss"],
             ce=whole["ce"],
             uld=whole["uld"],
+            uld_head=whole["uld_head"] / max(whole["uld"], 1e-12),
+            uld_bound=whole["uld_bound"],
+            teacher_entropy=whole["teacher_entropy"],
+            student_entropy=whole["student_entropy"] / max(whole["student_entropy_rows"], 1.0),
             bits_per_byte=bits(whole["nats"]) / whole["bytes"],
             learning_rate=learning_rate,
             gradient_norm=float(self.student.get_global_grad_norm() or 0.0),
@@ -174,13 +184,9 @@ class DistillationEngine:
     def answer_log_probs(self, micro_batch: MicroBatch) -> Tensor:
         """[A] natural log-probability that the student gives each answer token. No gradient."""
         batch = micro_batch.student
-
-        def pick(logits: Tensor, chunk: slice) -> Tensor:
-            return -F.cross_entropy(logits.float(), batch.answer_ids[chunk], reduction="none")
-
         self.student.eval()
         with torch.no_grad():
-            return torch.cat(self.student(batch, batch.answer_rows, pick, chunk_rows=256))
+            return self.student(batch, batch.answer_rows, log_probs_of(batch.answer_ids))
 
 
 def bits(nats: float) -> float:

@@ -1,15 +1,16 @@
 """A causal language model that computes logits only where somebody reads them.
 
 Full logits are [B, L, V]; prompts and padding make most of them useless, and at large vocabularies they dwarf
-everything else. Here the body runs over whole sequences, the output head only over chosen positions, in chunks.
+everything else. Here the body runs over whole sequences; the output head is handed, with the hidden states of chosen
+positions, to whoever wants logits, and that one makes them in chunks.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,103 +21,156 @@ from uld_ds.data.windows import SideBatch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Gather = Callable[[Iterable[nn.Parameter]], AbstractContextManager]
+
+# Elements of a chunk of logits: 32 MB of fp32 on a CPU, half a gigabyte on an accelerator.
+_CHUNK_ELEMENTS_CPU = 1 << 23
+_CHUNK_ELEMENTS_ACCELERATOR = 1 << 27
+
+
+@dataclass(frozen=True)
+class LogitMap:
+    """What an architecture does to its logits after the output head: ``cap * tanh(scale * z / cap)``."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> LogitMap:
+        """As the configuration says; whether that is all there is to it is measured by ``choose_head_path``."""
+        text = config.get_text_config()
+        multiplied = getattr(text, "logit_scale", None) or 1.0
+        divided = getattr(text, "logits_scaling", None) or 1.0
+        return cls(multiplied / divided, getattr(text, "final_logit_softcapping", None))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        scaled = logits if self.scale == 1.0 else logits * self.scale
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
+
+    def backward_(self, grad: Tensor, mapped: Tensor) -> Tensor:
+        """Gradient before the map out of the one after it, in place; ``mapped`` is what the map returned."""
+        if self.cap is not None:
+            grad.mul_(1 - (mapped.to(grad.dtype) / self.cap) ** 2)
+        return grad if self.scale == 1.0 else grad.mul_(self.scale)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The way from hidden states [N, H] to logits [N, V]: ``map(hidden @ weight.T + bias)``.
+
+    With ``weight`` None, "hidden states" are logits already (a model whose head cannot be reached).
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    logit_map: LogitMap
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, V] in the type of ``hidden``."""
+        return hidden if self.weight is None else self.logit_map(F.linear(hidden, self.weight, self.bias))
+
+    def vocab_size(self, hidden: Tensor) -> int:
+        """V, whichever way the logits come."""
+        return (hidden if self.weight is None else self.weight).shape[-1 if self.weight is None else 0]
+
+    def chunks(self, hidden: Tensor) -> Iterator[slice]:
+        """Slices of the rows whose logits may exist at a time; one empty slice when there are no rows."""
+        budget = _CHUNK_ELEMENTS_CPU if hidden.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
+        step = max(1, budget // self.vocab_size(hidden))
+        for start in range(0, max(len(hidden), 1), step):
+            yield slice(start, min(start + step, len(hidden)))
+
+
+class _OpenLinear(nn.Linear):
+    """An output head that lends its weight to a function, inside its own forward.
+
+    Under ZeRO-3 a weight is whole only while its module runs: this way it is gathered once for all chunks, and by
+    DeepSpeed's own hooks, which also take care of its gradient.
+    """
+
+    def forward(self, hidden: Tensor, use: Callable[[Tensor, Tensor, Tensor | None], T] | None = None) -> Any:
+        return super().forward(hidden) if use is None else use(hidden, self.weight, self.bias)
+
+
+Consume = Callable[[Tensor, Head], T]
 
 
 class RowModel(nn.Module):
-    """Wraps a causal language model; the unit that DeepSpeed gets, for teacher and student alike.
+    """Wraps a causal language model; the unit that DeepSpeed gets, for teacher and student alike."""
 
-    Args:
-        lm: the model.
-        gather: context in which given parameters are whole, for sharded ones. Lets the head be gathered once
-            for all chunks.
-    """
-
-    def __init__(self, lm: PreTrainedModel, gather: Gather | None = None) -> None:
+    def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
         self.lm = lm
-        self._gather: Gather = gather or (lambda _parameters: nullcontext())
-        self.direct_head = True
+        self.logit_map = LogitMap.of(lm.config)
+        head = lm.get_output_embeddings()
+        # A plain Linear opens itself. Anything else (LoRA, quantised) keeps its own forward.
+        self.direct_head = type(head) is nn.Linear
+        if self.direct_head:
+            head.__class__ = _OpenLinear
 
-    @property
-    def head(self) -> nn.Module:
-        return self.lm.get_output_embeddings()
-
-    def forward(
-        self,
-        batch: SideBatch,
-        rows: Tensor,
-        consume: Callable[[Tensor, slice], T],
-        chunk_rows: int | None = None,
-    ) -> list[T]:
-        """Applies ``consume`` to the logits at ``rows``.
+    def forward(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
+        """Calls ``consume(hidden [R, H], head)`` for the positions ``rows`` and returns what it returned.
 
         Args:
             batch: B sequences of L tokens.
             rows: [R] indices into the flattened [B * L] positions.
-            consume: takes logits [C, V] and which of the R rows they are. Never called with all [B * L].
-            chunk_rows: C at most; all rows at once by default.
-
-        Returns:
-            What ``consume`` returned, chunk by chunk. For no rows, one call with [0, V].
+            consume: makes logits with ``head``, in chunks. Runs on every rank alike, also for no rows.
         """
-        hidden = self._hidden_rows(batch, rows)
-        step = chunk_rows or max(len(rows), 1)
-        chunks = [slice(start, min(start + step, len(rows))) for start in range(0, max(len(rows), 1), step)]
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
         if not self.direct_head:
-            return [consume(hidden[chunk], chunk) for chunk in chunks]
-        head = self.head
-        if torch.is_grad_enabled() or not isinstance(head, nn.Linear):
-            return [consume(head(hidden[chunk]), chunk) for chunk in chunks]
-        # Not through the module: its hooks would gather and release the weight for every chunk, and ranks with
-        # other numbers of chunks would wait for each other for ever.
-        with self._gather(head.parameters()):
-            return [consume(F.linear(hidden[chunk], head.weight, head.bias), chunk) for chunk in chunks]
+            logits = self.lm(**inputs).logits.flatten(0, 1)[rows]
+            return consume(logits, Head(None, None, LogitMap()))
+        hidden = self.lm.base_model(**inputs).last_hidden_state.flatten(0, 1)[rows]
 
-    def _hidden_rows(self, batch: SideBatch, rows: Tensor) -> Tensor:
-        if self.direct_head:
-            output = self.lm.base_model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).last_hidden_state
-        else:
-            output = self.lm(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).logits
-        return output.flatten(0, 1)[rows]
+        def use(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> T:
+            return consume(hidden, Head(weight, bias, self.logit_map))
+
+        return self.lm.get_output_embeddings()(hidden, use)
 
 
-def largest_head_error(model: RowModel, call: Callable[..., list[Tensor]], device: torch.device) -> float:
-    """How far the head applied to the body's output is from the model's own logits, at most.
+def choose_head_path(model: RowModel, call: Callable[..., Any], device: torch.device, name: str) -> None:
+    """Lets ``model`` compute logits by its head alone, or by the whole model where that differs (logged).
 
-    Some architectures scale or cap their logits after the head. That is measured, not guessed from a name.
+    Some architectures scale, cap or shift their logits in ways of their own. That is measured on four tokens, not
+    guessed from a name.
 
     Args:
         model: the wrapped model.
         call: runs it: ``model`` itself, or the engine around it.
         device: where its inputs go.
+        name: of the role, for the log.
     """
+    if not model.direct_head:
+        log.warning("%s: its output head is no plain linear layer: logits of whole sequences, with more memory", name)
+        return
+    error = _largest_head_error(model, call, device)
+    if not error < 1e-2:
+        model.direct_head = False
+        log.warning("%s: logits are not head(body), off by %.3g: whole sequences, with more memory", name, error)
+
+
+def _largest_head_error(model: RowModel, call: Callable[..., Any], device: torch.device) -> float:
+    """How far the head applied to the body's output is from the model's own logits, relative to their size."""
     ids = torch.arange(1, 5, device=device)[None]
-    empty = torch.empty(0, dtype=torch.long, device=device)
-    batch = SideBatch(ids, torch.ones_like(ids), empty, empty, empty, empty, empty, empty)
+    none = torch.empty(0, dtype=torch.long, device=device)
+    batch = SideBatch(ids, torch.ones_like(ids), none, none, none, none, none, none)
     rows = torch.arange(4, device=device)
     results = []
     with torch.no_grad():
         for direct in (True, False):
             model.direct_head = direct
-            results.append(call(batch, rows, lambda logits, _chunk: logits.float())[0])
+            results.append(call(batch, rows, lambda hidden, head: head.logits(hidden).float().clone()))
     model.direct_head = True
-    return float((results[0] - results[1]).abs().max())
+    return float((results[0] - results[1]).abs().max() / results[1].abs().max().clamp_min(1e-6))
 
 
-def choose_head_path(
-    model: RowModel, call: Callable[..., list[Tensor]], device: torch.device, name: str
-) -> None:
-    """Lets ``model`` compute logits by its head alone, or by the whole model where that differs (logged)."""
-    error = largest_head_error(model, call, device)
-    if error > 1e-3:
-        model.direct_head = False
-        log.warning(
-            "%s: logits are not head(body) (off by %.3g): computing them for whole sequences, with more memory",
-            name,
-            error,
-        )
+def log_probs_of(ids: Tensor) -> Consume[Tensor]:
+    """Consumer: natural log-probability [R] of token ``ids`` [R] at each row. No gradient."""
+
+    def consume(hidden: Tensor, head: Head) -> Tensor:
+        parts = [
+            -F.cross_entropy(head.logits(hidden[chunk]).float(), ids[chunk], reduction="none")
+            for chunk in head.chunks(hidden)
+        ]
+        return torch.cat(parts)
+
+    return consume

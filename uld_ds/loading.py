@@ -41,7 +41,7 @@ def load_teacher(job: Job, device: torch.device) -> Any:
     config = teacher_config(job.recipe, on_gpu=job.on_gpu)
     settings = job.recipe.teacher
     lm = _from_pretrained(job.teacher, settings.revision, DTYPES[settings.precision], config)
-    model = RowModel(lm.eval().requires_grad_(False), gather=_gathered)
+    model = RowModel(lm.eval().requires_grad_(False))
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()
     choose_head_path(model, engine, device, "teacher")
@@ -55,7 +55,7 @@ def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
     lm = _from_pretrained(job.student, settings.revision, DTYPES[settings.precision], config)
     if settings.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = RowModel(lm, gather=_gathered)
+    model = RowModel(lm)
     factor = learning_rate_factor(job.recipe.training.schedule, total_steps)
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -68,15 +68,12 @@ def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
     return engine
 
 
-def _from_pretrained(
-    place: str, revision: str | None, dtype: torch.dtype, config: dict[str, Any]
-) -> PreTrainedModel:
+def _from_pretrained(place: str, revision: str | None, dtype: torch.dtype, config: dict[str, Any]) -> PreTrainedModel:
     # While this object lives, transformers partitions parameters as they are created.
     sharding = HfDeepSpeedConfig(config) if zero_stage(config) == 3 else None
-    lm, info = AutoModelForCausalLM.from_pretrained(
-        place, revision=revision, dtype=dtype, output_loading_info=True
-    )
+    loaded: Any = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype, output_loading_info=True)
     del sharding
+    lm, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
             names = ", ".join(sorted(map(str, info[kind]))[:3])
@@ -84,19 +81,15 @@ def _from_pretrained(
     return lm
 
 
-def _gathered(parameters: Any) -> Any:
-    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    return deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded))
-
-
 def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     """Matrices decay; biases and norm weights do not."""
-    matrices, vectors = [], []
+    matrices: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             shape = getattr(parameter, "ds_shape", parameter.shape)
             (matrices if len(shape) > 1 else vectors).append(parameter)
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
@@ -111,9 +104,7 @@ def learning_rate_factor(schedule: ScheduleSettings, total_steps: int) -> Callab
     def factor(step: int) -> float:
         if step < warmup_steps:
             share = (step + 1) / (warmup_steps + 1)
-            return (
-                share if schedule.kind != "one_cycle" else 0.04 + 0.96 * (1 - math.cos(math.pi * share)) / 2
-            )
+            return share if schedule.kind != "one_cycle" else 0.04 + 0.96 * (1 - math.cos(math.pi * share)) / 2
         done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
         if schedule.kind == "constant":
             return 1.0

@@ -119,9 +119,7 @@ class Worker:
     def _window(self, step: int) -> Window:
         training = self.recipe.training
         total = None if training.epochs is None else round(len(self.train_data) * training.epochs)
-        indices = step_examples(
-            step, len(self.train_data), training.batch_size, self.recipe.run.seed, total=total
-        )
+        indices = step_examples(step, len(self.train_data), training.batch_size, self.recipe.run.seed, total=total)
         dealt = deal(
             indices,
             self.train_data.lengths,
@@ -149,15 +147,17 @@ class Worker:
             self.progress.evaluation(state.step, who, bits)
         return bits
 
-    def _log_step(
-        self, state: TrainState, result: StepResult, phases: dict[str, float], seconds: float
-    ) -> None:
+    def _log_step(self, state: TrainState, result: StepResult, phases: dict[str, float], seconds: float) -> None:
         if self.client is None or self.progress is None:
             return
         metrics = {
             "train/loss": result.loss,
             "train/ce": result.ce,
             "train/uld": result.uld,
+            "train/uld_head_share": result.uld_head,
+            "train/uld_error_bound": result.uld_bound,
+            "train/teacher_entropy": result.teacher_entropy,
+            "train/student_entropy": result.student_entropy,
             "train/bits_per_byte": result.bits_per_byte,
             "train/learning_rate": result.learning_rate,
             "train/gradient_norm": result.gradient_norm,

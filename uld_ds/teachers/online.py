@@ -6,13 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from uld_ds.data.windows import SideBatch, Window
+from uld_ds.language_model import Head, log_probs_of
 from uld_ds.spectrum import Spectrum
-
-# Rows of logits that exist at a time: 256 x 128k x 4 bytes = 131 MB.
-CHUNK_ROWS = 256
 
 
 class OnlineTeacher:
@@ -27,25 +24,20 @@ class OnlineTeacher:
         self._engine = engine
         self._temperature = temperature
 
+    @torch.no_grad()
     def spectra(self, window: Window) -> list[Spectrum]:
         """One Spectrum per micro-batch; each sub-batch of the window is one gather of the teacher's weights."""
-        parts = [
-            Spectrum.cat(self._run(batch, batch.segment_rows, self._as_spectrum))
-            for batch in window.teacher_batches
-        ]
-        return window.split(Spectrum.cat(parts))
+        parts = [self._engine(batch, batch.segment_rows, self._as_spectra) for batch in window.teacher_batches]
+        return window.split(Spectrum.cat([spectrum for chunks in parts for spectrum in chunks]))
 
+    @torch.no_grad()
     def answer_log_probs(self, batch: SideBatch) -> Tensor:
         """[A] natural log-probability of each answer token."""
+        return self._engine(batch, batch.answer_rows, log_probs_of(batch.answer_ids))
 
-        def pick(logits: Tensor, chunk: slice) -> Tensor:
-            return -F.cross_entropy(logits.float(), batch.answer_ids[chunk], reduction="none")
-
-        return torch.cat(self._run(batch, batch.answer_rows, pick))
-
-    def _as_spectrum(self, logits: Tensor, _chunk: slice) -> Spectrum:
-        return Spectrum.from_logits(logits, temperature=self._temperature)
-
-    def _run(self, batch: SideBatch, rows: Tensor, consume: Any) -> Any:
-        with torch.no_grad():
-            return self._engine(batch, rows, consume, chunk_rows=CHUNK_ROWS)
+    def _as_spectra(self, hidden: Tensor, head: Head) -> list[Spectrum]:
+        # A list, because ZeRO-3's hooks look into what a module returns and know tensors, lists and dicts.
+        return [
+            Spectrum.from_logits(head.logits(hidden[chunk]), temperature=self._temperature)
+            for chunk in head.chunks(hidden)
+        ]

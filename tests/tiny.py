@@ -1,0 +1,47 @@
+"""Random models small enough for a test, saved where `from_pretrained` finds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from uld_ds.tokenizer_training import train_tokenizer
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
+def save_tiny_model(
+    folder: Path,
+    rows: list[dict[str, str]],
+    *,
+    kind: Literal["bpe", "unigram"],
+    vocab_size: int,
+    seed: int,
+    tied: bool = False,
+    **options: Any,
+) -> Path:
+    """A Llama of some 50 thousand parameters with a tokenizer trained on ``rows``."""
+    tokenizer = train_tokenizer(kind, vocab_size, (text for row in rows for text in row.values()))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=tied,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        initializer_range=0.3,
+        **SIZES | options,
+    )
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,222 @@
+"""The custom step, on real DeepSpeed engines over gloo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_from_disk
+from deepspeed.utils import safe_get_full_grad
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.ranks import run_on_ranks
+from tests.tiny import save_tiny_model
+from uld_ds.data.prepare import Preparer
+from uld_ds.data.windows import Batcher, deal
+from uld_ds.distributed import Ranks
+from uld_ds.engine import DistillationEngine
+from uld_ds.export import export_student
+from uld_ds.job import Job
+from uld_ds.language_model import Head
+from uld_ds.loading import load_student, load_teacher
+from uld_ds.objective import Objective
+from uld_ds.recipe import parse_recipe
+from uld_ds.teachers.online import OnlineTeacher
+
+CPU = torch.device("cpu")
+
+
+def prepared_job(recipe: dict[str, Any], folder: Path) -> Job:
+    parsed = parse_recipe(recipe)
+    assert parsed.student.model is not None
+    job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", on_gpu=False)
+    tokenizers = [AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)]
+    Preparer(parsed, *tokenizers).prepare(parsed.data.train, "data.train", job.prepared / "train")
+    return job
+
+
+def build(job: Job) -> tuple[DistillationEngine, Batcher]:
+    teacher = OnlineTeacher(load_teacher(job, CPU))
+    student = load_student(job, CPU, total_steps=10)
+    engine = DistillationEngine(student, teacher, Objective(job.recipe.objective), ranks=Ranks.current(), device=CPU)
+    batcher = Batcher(
+        load_from_disk(str(job.prepared / "train" / "rows")),
+        student_padding=0,
+        teacher_padding=0,
+        max_teacher_tokens=job.recipe.teacher.max_tokens_per_forward,
+    )
+    return engine, batcher
+
+
+def window_of(job: Job, batcher: Batcher, indices: np.ndarray, ranks: Ranks) -> Any:
+    dealt = deal(
+        indices,
+        batcher.lengths,
+        rank=ranks.rank,
+        ranks=ranks.size,
+        micro_batch_size=job.recipe.training.micro_batch_size,
+    )
+    count = int(ranks.max(torch.tensor(batcher.num_teacher_batches(dealt))))
+    return batcher.window(dealt, count)
+
+
+def gradient_of_one_step(config: dict[str, Any], indices: list[int]) -> dict[str, Any]:
+    """Gradients of all parameters right before the update, and the step's own account of itself."""
+    job = Job.from_config(config)
+    engine, batcher = build(job)
+    ranks = engine.ranks
+    gradients: dict[str, torch.Tensor] = {}
+    update = engine.student.step
+
+    def step_and_look() -> None:
+        if engine.student.is_gradient_accumulation_boundary():
+            for name, parameter in engine.student.module.named_parameters():
+                gradients[name] = safe_get_full_grad(parameter).clone()
+        update()
+
+    engine.student.step = step_and_look
+    result = engine.train_step(window_of(job, batcher, np.asarray(indices), ranks))
+    return {"gradients": gradients, "loss": result.loss, "ce": result.ce, "uld": result.uld}
+
+
+def gradients_of_steps(configs: dict[str, dict[str, Any]], indices: list[int]) -> dict[str, dict[str, Any]]:
+    """Several configurations in one process: most of a process's life is importing."""
+    return {name: gradient_of_one_step(config, indices) for name, config in configs.items()}
+
+
+def variant(recipe: dict[str, Any], *, workers: int, micro: int, normalise: str, stage: str) -> dict[str, Any]:
+    return recipe | {
+        "training": recipe["training"] | {"micro_batch_size": micro},
+        "cluster": recipe["cluster"] | {"workers": workers},
+        "student": recipe["student"] | {"deepspeed": f"student_{stage}_cpu.json"},
+        "objective": {"normalise": normalise, "uld": 1.5},
+    }
+
+
+def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    # Uneven answers, one example missing: eight examples as 1 x 4 x 2, 2 x 2 x 2 and 1 x 1 x 8.
+    indices = [3, 11, 0, 25, 40, 7, 19, -1]
+    shapes = {
+        "1 rank x 1": {"workers": 1, "micro": 8, "stage": "zero2"},
+        "1 rank x 4": {"workers": 1, "micro": 2, "stage": "zero3"},
+        "2 ranks x 2": {"workers": 2, "micro": 2, "stage": "zero3"},
+    }
+    outcomes: dict[str, dict[str, Any]] = {}
+    for ranks in (1, 2):
+        configs = {
+            f"{name}, {normalise}": prepared_job(
+                variant(tiny_recipe, normalise=normalise, **shape), tmp_path / f"{name} {normalise}"
+            ).to_config()
+            for normalise in ("token", "sample")
+            for name, shape in shapes.items()
+            if shape["workers"] == ranks
+        }
+        outcomes |= run_on_ranks(gradients_of_steps, ranks, configs, indices)[0]
+    assert len(outcomes) == 6
+    for name, outcome in outcomes.items():
+        reference = outcomes["1 rank x 1, " + name.rpartition(", ")[2]]
+        for key in ("loss", "ce", "uld"):
+            assert outcome[key] == pytest.approx(reference[key], rel=1e-6), (name, key)
+        for parameter, gradient in outcome["gradients"].items():
+            expected = reference["gradients"][parameter]
+            error = (gradient - expected).norm() / expected.norm()
+            assert error < 2e-6, (name, parameter, float(error))
+    difference = outcomes["1 rank x 1, token"]["ce"] - outcomes["1 rank x 1, sample"]["ce"]
+    assert abs(difference) > 1e-4, "uneven answers must tell the two normalisations apart"
+
+
+def plain_step(config: dict[str, Any], indices: list[int]) -> dict[str, float]:
+    """Loss parts of a step next to those of unsharded models and plain formulas in float64."""
+    job = Job.from_config(config)
+    engine, batcher = build(job)
+    window = window_of(job, batcher, np.asarray(indices), engine.ranks)
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(p, dtype=torch.float64) for p in (job.student, job.teacher)
+    )
+    result = engine.train_step(window)
+    rows = load_from_disk(str(job.prepared / "train" / "rows")).with_format("torch").select(indices)
+    nats, distances = [], []
+    with torch.no_grad():
+        for row in rows:
+            of_student = student(row["student_ids"][None]).logits[0].log_softmax(-1)
+            of_teacher = teacher(row["teacher_ids"][None]).logits[0].softmax(-1)
+            for token in range(int(row["student_first"]), len(row["student_ids"])):
+                nats.append(-of_student[token - 1, row["student_ids"][token]])
+            for s, t in zip(row["student_segments"], row["teacher_segments"], strict=True):
+                p = of_student[s - 1].exp().sort(descending=True).values
+                q = of_teacher[t - 1].sort(descending=True).values
+                width = max(len(p), len(q))
+                distances.append((F.pad(p, (0, width - len(p))) - F.pad(q, (0, width - len(q)))).abs().sum())
+    return {
+        "ce": result.ce,
+        "uld": result.uld,
+        "plain_ce": float(torch.stack(nats).mean()),
+        "plain_uld": float(torch.stack(distances).mean()),
+    }
+
+
+def test_step_equals_plain_formulas_on_unsharded_models(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = variant(tiny_recipe, workers=1, micro=2, normalise="token", stage="zero3")
+    job = prepared_job(recipe, tmp_path)
+    (found,) = run_on_ranks(plain_step, 1, job.to_config(), [0, 1, 2, 3, 4, 5, 6, 7])
+    assert found["ce"] == pytest.approx(found["plain_ce"], rel=1e-5)
+    assert found["uld"] == pytest.approx(found["plain_uld"], rel=1e-3)
+
+
+def sharded_logits_and_export(config: dict[str, Any], target: str) -> dict[str, Any]:
+    """The trained student's and the teacher's own logits under ZeRO-3, and the student exported."""
+    job = Job.from_config(config)
+    engine, batcher = build(job)
+    engine.train_step(window_of(job, batcher, np.arange(8), engine.ranks))
+    micro_batch, teacher_side = batcher.evaluation_batch(np.arange(4))
+    side = micro_batch.student
+
+    def keep(hidden: torch.Tensor, head: Head) -> torch.Tensor:
+        return head.logits(hidden).clone()
+
+    engine.student.eval()
+    with torch.no_grad():
+        student_logits = engine.student(side, side.answer_rows, keep)
+        teacher_engine = engine.teacher._engine  # type: ignore[attr-defined]
+        teacher_logits = teacher_engine(teacher_side, teacher_side.answer_rows, keep)
+    export_student(engine.student, AutoTokenizer.from_pretrained(job.student), Path(target), engine.ranks)
+    sharded = sum(p.ds_tensor.numel() for p in teacher_engine.module.parameters())
+    return {
+        "student": student_logits,
+        "teacher": teacher_logits,
+        "side": side,
+        "teacher_side": teacher_side,
+        "sharded_share": sharded / sum(p.ds_numel for p in teacher_engine.module.parameters()),
+    }
+
+
+def whole_logits(folder: Path, side: Any) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(side.input_ids, attention_mask=side.attention_mask).logits
+    return logits.flatten(0, 1)[side.answer_rows]
+
+
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_sharded_logits_equal_unsharded_ones_and_export_keeps_them(
+    tiny_recipe: dict[str, Any], tmp_path: Path, rows: list[dict[str, str]], tied: bool
+) -> None:
+    student = save_tiny_model(tmp_path / "s", rows, kind="unigram", vocab_size=400, seed=3, tied=tied)
+    tiny_recipe["student"] |= {"model": str(student), "deepspeed": "student_zero3_cpu.json"}
+    job = prepared_job(tiny_recipe, tmp_path)
+    target = tmp_path / "export"
+    first, second = run_on_ranks(sharded_logits_and_export, 2, job.to_config(), str(target))
+    assert torch.equal(first["student"], second["student"])
+    torch.testing.assert_close(first["student"], whole_logits(target, first["side"]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        first["teacher"], whole_logits(Path(job.teacher), first["teacher_side"]), rtol=0, atol=1e-5
+    )
+    assert first["sharded_share"] == pytest.approx(0.5, abs=0.01)
+    exported = AutoModelForCausalLM.from_pretrained(target)
+    assert exported.config.tie_word_embeddings is tied
+    before = AutoModelForCausalLM.from_pretrained(student)
+    assert not torch.equal(exported.lm_head.weight, before.lm_head.weight), "the step changed nothing"
