@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from launcher.commands import recipes, train
 from uld_ds import __version__
 from uld_ds.errors import RunError, UserError
+
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 app = typer.Typer(
     name="uld-ds",
@@ -28,9 +32,7 @@ recipes.add_to(app)
 def _root(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", is_eager=True, callback=lambda on: _print_version(on), help="Show the version."
-        ),
+        typer.Option("--version", is_eager=True, callback=lambda on: _print_version(on), help="Show the version."),
     ] = False,
 ) -> None:
     """Distil large language models into small ones across tokenizers."""
@@ -49,13 +51,14 @@ def main() -> None:
     try:
         app()
     except (UserError, RunError) as error:
-        Console(stderr=True, highlight=False).print(
-            f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True
-        )
-        sys.exit(error.exit_status)
+        _fail(str(error), error.exit_status)
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        _fail(f"{error.filename or 'storage'}: {error.strerror}; make room there, or name another folder", 1)
 
 
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(text.split()))
+def _fail(message: str, exit_status: int) -> NoReturn:
+    line = Text.assemble(("error:", "bold red"), " ", " ".join(message.split()))
+    Console(stderr=True, highlight=False).print(line, soft_wrap=True)
+    sys.exit(exit_status)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 # Read when ray.train is imported: how soon a finished or dead worker is noticed.
@@ -46,14 +47,12 @@ def _join(address: str) -> None:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            "RAY_ADDRESS", f"no Ray cluster at {address!r} ({reason})", "correct or unset it"
-        ) from error
+        raise UserError("RAY_ADDRESS", f"no Ray cluster at {address!r} ({reason})", "correct or unset it") from error
 
 
 def _start(settings: ClusterSettings) -> None:
     check_port(settings.dashboard_port, "cluster.dashboard_port")
-    needed = round(settings.workers * settings.cpus_per_worker + 0.5)
+    needed = math.ceil(settings.workers * settings.cpus_per_worker)
     ray.init(
         # Ray counts what it is told: more workers than cores are slow, not impossible.
         num_cpus=max(os.cpu_count() or 1, needed),
@@ -67,12 +66,16 @@ def _start(settings: ClusterSettings) -> None:
 
 
 def choose_accelerator(settings: ClusterSettings) -> bool:
-    """Whether workers get a GPU each, after checking that the cluster can hold them.
+    """Whether workers get a GPU each, after checking that the connected cluster can hold them.
 
     Raises:
         UserError: it cannot, with what is missing.
     """
-    total = ray.cluster_resources()
+    return accelerator_for(settings, ray.cluster_resources())
+
+
+def accelerator_for(settings: ClusterSettings, total: Mapping[str, float]) -> bool:
+    """The decision itself, given what the whole cluster has of Ray's ``CPU`` and ``GPU``."""
     gpus = total.get("GPU", 0)
     on_gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus >= settings.workers)
     if on_gpu and gpus < settings.workers:

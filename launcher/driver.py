@@ -46,9 +46,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     with ProgressView(run_dir / "progress.jsonl") as view:
         finished = run_dir / "result.json"
         if finished.is_file():
-            view.note(
-                f"run {recipe.run.name!r} is finished: these are its results (set run.name for another run)"
-            )
+            view.note(f"run {recipe.run.name!r} is finished: these are its results (set run.name for another run)")
             return json.loads(finished.read_text())
         uri = tracking.tracking_uri(recipe)
         client = tracking.open_client(uri)
@@ -111,9 +109,7 @@ def _num_parameters(place: str, revision: str | None) -> int:
 def _warn_of_overlap(splits: dict[str, Split]) -> None:
     shared = set(splits["train"].rows["digest"]) & set(splits["eval"].rows["digest"])
     if shared:
-        log.warning(
-            "%d held-out examples are also training examples: data.eval measures memory, too", len(shared)
-        )
+        log.warning("%d held-out examples are also training examples: data.eval measures memory, too", len(shared))
 
 
 def _described(name: str, split: Split) -> str:

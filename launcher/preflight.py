@@ -14,6 +14,9 @@ from uld_ds.recipe import Recipe, load_recipe
 
 # fp32 weights and two Adam moments, and the weights themselves: bytes of a checkpoint per parameter.
 CHECKPOINT_BYTES_PER_PARAMETER = 16
+# What a run's folder holds from the moment its tracked run exists, and what is made of the recipe before.
+STARTED = "mlflow_run_id"
+MADE_BEFORE_THE_START = ("student", "prepared")
 
 
 def claim_run_dir(recipe: Recipe) -> Path:
@@ -38,15 +41,23 @@ def claim_run_dir(recipe: Recipe) -> Path:
 
 def _claim(recipe: Recipe, run_dir: Path) -> None:
     stored = run_dir / "recipe.yaml"
-    if stored.is_file():
-        difference = load_recipe(stored).first_difference(recipe)
-        if difference is not None:
-            raise UserError(
-                "run.name",
-                f"{recipe.run.name!r} began with another recipe ({difference})",
-                f"set another run.name, or remove {run_dir}",
-            )
+    difference = _difference(stored, recipe) if stored.is_file() else None
+    if difference is not None:
+        if (run_dir / STARTED).exists():
+            problem = f"{recipe.run.name!r} began with another recipe ({difference})"
+            raise UserError("run.name", problem, f"set another run.name, or remove {run_dir}")
+        # It never got to training: most likely it stopped at a mistake that this recipe corrects.
+        for made in MADE_BEFORE_THE_START:
+            shutil.rmtree(run_dir / made, ignore_errors=True)
     stored.write_text(recipe.to_yaml())
+
+
+def _difference(stored: Path, recipe: Recipe) -> str | None:
+    try:
+        # Without this process's environment: it may be what has changed.
+        return load_recipe(stored, environment={}).first_difference(recipe)
+    except UserError as error:
+        return f"of another version: {error}"
 
 
 def check_free_disk(run_dir: Path, recipe: Recipe, num_parameters: int) -> None:
@@ -74,9 +85,9 @@ def check_port(port: int | None, key: str) -> None:
     if port is None:
         return
     with socket.socket() as probe:
+        # A port that was served a minute ago is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise UserError(
-                key, f"port {port} is not free ({error.strerror})", "choose another port"
-            ) from error
+            raise UserError(key, f"port {port} is not free ({error.strerror})", "choose another port") from error

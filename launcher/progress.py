@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from uld_ds.report.progress import ProgressReader
 
@@ -48,7 +49,7 @@ class ProgressView:
 
     def note(self, text: str) -> None:
         """Says something once."""
-        self._console.print(text, style="dim", markup=False)
+        self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     def _follow(self) -> None:
         stopping = False
@@ -92,9 +93,7 @@ class ProgressView:
         self._last_line = now
         left = (event["total"] - event["step"]) * event["seconds/total"]
         self._console.print(
-            f"step {event['step']}/{event['total']}  {_facts(event)}  {left:.0f} s left",
-            markup=False,
-            soft_wrap=True,
+            f"step {event['step']}/{event['total']}  {_facts(event)}  {left:.0f} s left", soft_wrap=True
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from uld_ds.recipe import Recipe
 
@@ -17,19 +18,15 @@ def print_summary(facts: dict[str, Any], recipe: Recipe, console: Console | None
     console.print(_table(facts))
     sample = facts["sample"]
     if sample["answer"]:
-        console.print(
-            Panel(sample["answer"].strip(), title="the student answers", title_align="left"), markup=False
-        )
+        console.print(Panel(Text(sample["answer"].strip()), title="the student answers", title_align="left"))
     console.print("look further:", style="bold")
-    console.print(f"  mlflow ui --backend-store-uri {facts['tracking_uri']}", soft_wrap=True, markup=False)
-    console.print(f"  {_loading_command(facts, recipe)}", soft_wrap=True, markup=False)
+    console.print(Text(f"  mlflow ui --backend-store-uri {facts['tracking_uri']}"), soft_wrap=True)
+    console.print(Text(f"  {_loading_command(facts, recipe)}"), soft_wrap=True)
 
 
 def _table(facts: dict[str, Any]) -> Table:
     bits = facts["bits_per_byte"]
-    registered = (
-        f"{facts['model_name']} version {facts['model_version']}" if facts["model_name"] else "not registered"
-    )
+    registered = f"{facts['model_name']} version {facts['model_version']}" if facts["model_name"] else "not registered"
     rows = {
         "held-out bits per byte, before": _number(bits["before"]),
         "held-out bits per byte, after": _number(bits["after"]) + _change(bits),
@@ -44,7 +41,7 @@ def _table(facts: dict[str, Any]) -> Table:
     }
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value, overflow="fold"))
     return table
 
 
@@ -58,11 +55,7 @@ def _change(bits: dict[str, float | None]) -> str:
 
 
 def _loading_command(facts: dict[str, Any], recipe: Recipe) -> str:
-    uri = (
-        f"models:/{facts['model_name']}@{recipe.registry.alias}"
-        if facts["model_name"]
-        else facts["model_uri"]
-    )
+    uri = f"models:/{facts['model_name']}@{recipe.registry.alias}" if facts["model_name"] else facts["model_uri"]
     return (
         f"MLFLOW_TRACKING_URI={facts['tracking_uri']} python -c "
         f"\"import mlflow; print(mlflow.transformers.load_model('{uri}')('Hello', max_new_tokens=20))\""

@@ -68,9 +68,7 @@ def restore(student: Any) -> TrainState | None:
         ranks = len(list((Path(folder) / _TAG).glob("zero_pp_rank_*_optim_states.pt")))
         here = ray.train.get_context().get_world_size()
         if ranks not in (0, here):
-            raise RunError(
-                f"{folder} was made by {ranks} workers, this run has {here}: set cluster.workers={ranks}"
-            )
+            raise RunError(f"{folder} was made by {ranks} workers, this run has {here}: set cluster.workers={ranks}")
         path, client = student.load_checkpoint(folder, tag=_TAG)
         if path is None:
             raise RunError(f"{folder}: cannot be read as a checkpoint of this student")

@@ -50,9 +50,7 @@ ALLOWED_STAGES: dict[Role, tuple[int, ...]] = {"student": (0, 1, 2, 3), "teacher
 
 def shipped_configs() -> list[str]:
     """File names in ds_configs/."""
-    return sorted(
-        item.name for item in resources.files("ds_configs").iterdir() if item.name.endswith(".json")
-    )
+    return sorted(item.name for item in resources.files("ds_configs").iterdir() if item.name.endswith(".json"))
 
 
 def read_config(name: str | None, role: Role, *, on_gpu: bool) -> dict[str, Any]:
@@ -68,17 +66,13 @@ def read_config(name: str | None, role: Role, *, on_gpu: bool) -> dict[str, Any]
     """
     key = f"{role}.deepspeed"
     name = name or f"{role}_zero3_{'gpu' if on_gpu else 'cpu'}.json"
-    path = Path(name)
+    path = Path(name).expanduser()
     shipped = resources.files("ds_configs") / path.name
-    if path.is_file():
-        text = path.read_text()
-    elif path.name == name and shipped.is_file():
-        text = shipped.read_text()
-    else:
+    if not path.is_file() and not (path.name == name and shipped.is_file()):
         raise UserError(key, f"no file {name!r}", f"give a path or one of {', '.join(shipped_configs())}")
     try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
+        config = json.loads((path if path.is_file() else shipped).read_text())
+    except (OSError, ValueError) as error:
         raise UserError(key, f"{name}: not JSON ({error})", "repair the file") from error
     _check(config, name, role)
     return config
@@ -87,41 +81,35 @@ def read_config(name: str | None, role: Role, *, on_gpu: bool) -> dict[str, Any]
 def _check(config: Any, name: str, role: Role) -> None:
     key = f"{role}.deepspeed"
     if not isinstance(config, dict):
-        raise UserError(
-            key, f"{name} holds a {type(config).__name__}", "a DeepSpeed configuration is an object"
-        )
+        raise UserError(key, f"{name} holds a {type(config).__name__}", "a DeepSpeed configuration is an object")
     for path, value in _leaves(config):
         if value == "auto":
             raise UserError(key, f'{name}: {path} is "auto"', "write a value; nothing fills it in here")
     for top in config:
         if top in OWNED_BY_RECIPE:
-            raise UserError(
-                key, f"{name}: {top} conflicts with the recipe", f"remove it; set {OWNED_BY_RECIPE[top]}"
-            )
+            raise UserError(key, f"{name}: {top} conflicts with the recipe", f"remove it; set {OWNED_BY_RECIPE[top]}")
         if top not in ALLOWED:
-            raise UserError(
-                key, f"{name}: unknown key {top!r}", f"remove it; known keys: {', '.join(sorted(ALLOWED))}"
-            )
+            raise UserError(key, f"{name}: unknown key {top!r}", f"remove it; known keys: {', '.join(sorted(ALLOWED))}")
     _check_zero(config.get("zero_optimization", {}), name, role)
 
 
-def _check_zero(zero: dict[str, Any], name: str, role: Role) -> None:
+def _check_zero(zero: Any, name: str, role: Role) -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
 
     key = f"{role}.deepspeed"
+    if not isinstance(zero, dict):
+        raise UserError(key, f"{name}: zero_optimization is {zero!r}", "write an object with stage in it")
     try:
         DeepSpeedZeroConfig(**zero)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(["zero_optimization", *map(str, first["loc"])])
-        raise UserError(
-            key, f"{name}: {where}: {first['msg']} (value {first['input']!r})", "correct it"
-        ) from error
+        raise UserError(key, f"{name}: {where}: {first['msg']} (value {first['input']!r})", "correct it") from error
     stage = zero.get("stage", 0)
     if stage not in ALLOWED_STAGES[role]:
         stages = " or ".join(map(str, ALLOWED_STAGES[role]))
-        raise UserError(key, f"{name}: zero_optimization.stage {stage}", f"a {role} runs at stage {stages}")
+        raise UserError(key, f"{name}: zero_optimization.stage {stage!r}", f"a {role} runs at stage {stages}")
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -82,9 +82,7 @@ def _sample_answer(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     tokens = job.recipe.evaluation.sample_tokens
     if tokens == 0:
         return Sample(prompt, "")
-    inputs = tokenizer(
-        prompt, return_tensors="pt", add_special_tokens=job.recipe.student.prompt_template != "chat"
-    )
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=job.recipe.student.prompt_template != "chat")
     with torch.no_grad():
         output = model.eval().generate(
             input_ids=inputs["input_ids"],
@@ -93,7 +91,7 @@ def _sample_answer(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokeni
             do_sample=False,
             repetition_penalty=1.3,
         )
-    answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    answer: Any = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return Sample(prompt, answer)
 
 
@@ -101,8 +99,7 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, data: DataFact
     objective = job.recipe.objective
     return {
         "teacher": job.recipe.teacher.model,
-        "student": job.recipe.student.model
-        or f"from_config:{(job.recipe.student.from_config or {})['model_type']}",
+        "student": job.recipe.student.model or f"from_config:{(job.recipe.student.from_config or {})['model_type']}",
         "recipe_digest": job.recipe.digest(),
         "data_digest": data.digest,
         "alignment": objective.alignment,

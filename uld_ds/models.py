@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -32,6 +34,8 @@ from uld_ds.tokenizer_training import train_tokenizer
 
 log = logging.getLogger(__name__)
 
+# What transformers notes in tokenizer_config.json about the loading, not about the tokenizer.
+_WHERE_A_TOKENIZER_WAS = {"is_local", "local_files_only", "name_or_path"}
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -51,36 +55,48 @@ def locate_model(settings: ModelSettings, key: str) -> str:
     Raises:
         UserError: a package that is not installed, a path or GGUF file that does not exist, an unknown hub id.
     """
-    if settings.model.startswith("package:"):
-        place = str(_package_folder(settings.model, f"{key}.model"))
-    else:
-        place = settings.model
+    place = settings.model
+    is_package = place.startswith("package:")
+    folder = _package_folder(place, f"{key}.model") if is_package else Path(place).expanduser()
+    if not folder.is_dir() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
+        raise UserError(f"{key}.model", f"no folder {place!r}", "correct the path, or give a hub id like org/name")
     if settings.gguf_file is not None:
-        return str(_converted_gguf(Path(place), settings.gguf_file, f"{key}.gguf_file"))
-    if Path(place).is_dir():
-        if not (Path(place) / "config.json").is_file():
-            raise UserError(
-                f"{key}.model", f"{place!r} has no config.json", "name a folder in Hugging Face layout"
-            )
-        return str(Path(place).resolve())
-    if place.startswith((".", "/", "~")) or place.count("/") > 1:
-        raise UserError(
-            f"{key}.model", f"no folder {place!r}", "correct the path, or give a hub id like org/name"
-        )
-    return _known_hub_id(place, settings.revision, key)
+        folder = _converted_gguf(folder, settings.gguf_file, key)
+    if not folder.is_dir():
+        config = _hub_config(place, settings.revision, key)
+    elif (folder / "config.json").is_file():
+        place = str(folder.resolve())
+        config = _folder_config(place, key)
+    else:
+        raise UserError(f"{key}.model", f"{place!r} has no config.json", "name a folder in Hugging Face layout")
+    _check_length(config, settings, key)
+    return place
 
 
-def _known_hub_id(name: str, revision: str | None, key: str) -> str:
+def _folder_config(place: str, key: str) -> PreTrainedConfig:
     try:
-        AutoConfig.from_pretrained(name, revision=revision)
+        return AutoConfig.from_pretrained(place)
+    except Exception as error:  # transformers raises whatever its parsing ran into
+        problem = f"{place!r}: config.json describes no model ({_one_line(error)})"
+        raise UserError(f"{key}.model", problem, "name a folder in Hugging Face layout") from error
+
+
+def _hub_config(name: str, revision: str | None, key: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"{key}.model",
-            f"{name!r} is no folder, and the hub does not give it ({reason})",
+            f"{name!r} is no folder, and the hub does not give it ({_one_line(error)})",
             "correct the name, or the network or token that the hub needs",
         ) from error
-    return name
+
+
+def _check_length(config: PreTrainedConfig, settings: ModelSettings, key: str) -> None:
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and longest < settings.max_length:
+        problem = f"{settings.max_length} is more than the {longest} positions of {settings.model!r}"
+        raise UserError(f"{key}.max_length", problem, "lower it")
 
 
 def _package_folder(model: str, key: str) -> Path:
@@ -88,30 +104,33 @@ def _package_folder(model: str, key: str) -> Path:
     # Located, never imported: a package of weights may pull in a whole inference runtime.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            key, f"the Python package {package!r} is not installed", "install it, with pip's --no-deps"
-        )
+        raise UserError(key, f"the Python package {package!r} is not installed", "install it, with pip's --no-deps")
     return Path(spec.submodule_search_locations[0])
 
 
 def _converted_gguf(folder: Path, gguf_file: str, key: str) -> Path:
+    if not folder.is_dir():
+        problem = f"no folder {str(folder)!r} that could hold {gguf_file!r}"
+        raise UserError(f"{key}.model", problem, "download the file and name its folder")
     source = folder / gguf_file
     if not source.is_file():
-        raise UserError(key, f"no file {gguf_file!r} in {str(folder)!r}", "correct the file's name")
+        raise UserError(f"{key}.gguf_file", f"no file {gguf_file!r} in {str(folder)!r}", "correct the file's name")
     target = cache_dir() / "models" / f"{source.stem}-{file_digest(source)[:16]}"
 
     def convert(aside: Path) -> None:
         from transformers import GgufConfig
 
         log.info("dequantising %s once into %s", gguf_file, target)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=gguf_file,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-        )
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=gguf_file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+        except Exception as error:  # transformers raises whatever its parsing ran into
+            problem = f"{gguf_file!r} cannot be read ({_one_line(error)})"
+            raise UserError(f"{key}.gguf_file", problem, "name a GGUF file that transformers supports") from error
         model.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
 
     return build_once(target, convert)
 
@@ -125,8 +144,10 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     try:
         build(aside)
         aside.chmod(0o755)
-        if not target.is_dir():
-            aside.rename(target)
+        aside.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process was faster, with the same content
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
@@ -143,9 +164,13 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         digest = hashlib.sha256()
-        for file in sorted(Path(folder).rglob("*")):
-            if file.is_file():
-                digest.update(f"{file.relative_to(folder)}:{file_digest(file)}\n".encode())
+        for file in sorted(item for item in Path(folder).rglob("*") if item.is_file()):
+            if file.name == "tokenizer_config.json":
+                settings = json.loads(file.read_text())
+                content = json.dumps({k: v for k, v in settings.items() if k not in _WHERE_A_TOKENIZER_WAS}).encode()
+            else:
+                content = file.read_bytes()
+            digest.update(f"{file.relative_to(folder)}:{hashlib.sha256(content).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
@@ -157,16 +182,12 @@ def load_tokenizer(place: str, revision: str | None, key: str) -> PreTrainedToke
     """
     try:
         return AutoTokenizer.from_pretrained(place, revision=revision)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            key, f"no tokenizer at {place!r} ({reason})", "name a folder or hub id that has one"
-        ) from error
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        problem = f"no tokenizer at {place!r} ({_one_line(error)})"
+        raise UserError(key, problem, "name a folder or hub id that has one") from error
 
 
-def make_student(
-    settings: StudentSettings, texts: Callable[[], Iterable[str]], seed: int, target: Path
-) -> Path:
+def make_student(settings: StudentSettings, texts: Callable[[], Iterable[str]], seed: int, target: Path) -> Path:
     """Makes ``target`` the directory a student with a tokenizer or weights of its own starts from, once.
 
     Args:
@@ -186,48 +207,49 @@ def make_student(
     return build_once(target, build)
 
 
-def _student_tokenizer(
-    settings: StudentSettings, texts: Callable[[], Iterable[str]]
-) -> PreTrainedTokenizerBase:
+def _student_tokenizer(settings: StudentSettings, texts: Callable[[], Iterable[str]]) -> PreTrainedTokenizerBase:
     if isinstance(settings.tokenizer, TrainedTokenizerSettings):
         return train_tokenizer(settings.tokenizer.train, settings.tokenizer.vocab_size, texts())
-    if isinstance(settings.tokenizer, str):
-        return load_tokenizer(settings.tokenizer, None, "student.tokenizer")
-    return load_tokenizer(locate_model(settings, "student"), settings.revision, "student.model")
+    assert settings.tokenizer is not None
+    return load_tokenizer(settings.tokenizer, None, "student.tokenizer")
 
 
-def _initial_student(
-    settings: StudentSettings, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> PreTrainedModel:
+def _initial_student(settings: StudentSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     set_seed(seed)
     if settings.from_config is not None:
-        return AutoModelForCausalLM.from_config(
-            _student_config(settings.from_config, tokenizer), dtype=torch.float32
-        )
+        return _new_model(settings.from_config, tokenizer)
     model = AutoModelForCausalLM.from_pretrained(
         locate_model(settings, "student"), revision=settings.revision, dtype=torch.float32
     )
-    if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
+    if model.config.get_text_config().vocab_size < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))
     _speak_for(tokenizer, model.config)
     return model
 
 
-def _student_config(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
-    rest = dict(options)
-    model_type = rest.pop("model_type")
+def _new_model(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    if "vocab_size" in options:
+        raise UserError("student.from_config.vocab_size", "follows from student.tokenizer", "remove it")
     try:
-        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **rest)
-    except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            "student.from_config", f"{model_type!r}: {reason}", "see transformers' docs"
-        ) from error
-    unknown = [name for name in rest if name not in type(config)().to_dict()]
+        config = AutoConfig.for_model(**options, vocab_size=len(tokenizer))
+    except Exception as error:  # each architecture checks its options in its own way
+        raise _cannot_be_made(options, error) from error
+    # What a configuration does not know it keeps as an attribute that nobody ever reads.
+    unknown = config.__dict__.keys() & options.keys() - type(config)().__dict__.keys()
     if unknown:
-        raise UserError(f"student.from_config.{unknown[0]}", f"unknown to {model_type!r} models", "remove it")
+        raise UserError(
+            f"student.from_config.{min(unknown)}", f"unknown to {config.model_type!r} models", "remove or correct it"
+        )
     _speak_for(tokenizer, config)
-    return config
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception as error:  # a bad value surfaces wherever the architecture first uses it
+        raise _cannot_be_made(options, error) from error
+
+
+def _cannot_be_made(options: dict[str, Any], error: Exception) -> UserError:
+    problem = f"no {options['model_type']!r} model can be made of it ({_one_line(error)})"
+    return UserError("student.from_config", problem, "correct its options")
 
 
 def _speak_for(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
@@ -235,3 +257,8 @@ def _speak_for(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())[:160] or "no reason given"
+    return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"

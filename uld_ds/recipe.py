@@ -2,36 +2,40 @@
 
 A recipe is YAML. Three layers are merged, later ones winning: the file, environment variables
 (``ULD_DS__TRAINING__STEPS=100`` sets ``training.steps``) and ``--set training.steps=100``. Values may refer to
-the environment with ``${oc.env:NAME}`` or ``${oc.env:NAME,default}``. Every key that exists is a field
-below, with its meaning; a key that does not exist is an error that names the nearest one that does.
+the environment with ``${oc.env:NAME}`` or ``${oc.env:NAME,default}``, which are text; a number is
+``${oc.decode:${oc.env:NAME}}``. Every key that exists is a field below, with its meaning; a key that does not exist
+is an error that names the nearest one that does.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from uld_ds.errors import UserError
+from uld_ds.recipe_errors import as_user_error
 
 ENVIRONMENT_PREFIX = "ULD_DS__"
 Precision = Literal["fp32", "bf16"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):
     """Unknown keys and implicit conversions (``"3"`` for 3) are errors; a recipe never changes once loaded."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class RunSettings(Strict):
@@ -44,7 +48,7 @@ class RunSettings(Strict):
 
 
 class ModelSettings(Strict):
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     """A directory, a hub id, or ``package:NAME`` for the folder of an installed Python package."""
     gguf_file: str | None = None
     """A GGUF file inside ``model``: dequantised once into a safetensors cache."""
@@ -64,9 +68,7 @@ class ModelSettings(Strict):
     @model_validator(mode="after")
     def _template_has_a_place_for_the_prompt(self) -> ModelSettings:
         if self.prompt_template != "chat" and "{prompt}" not in self.prompt_template:
-            raise ValueError(
-                f"prompt_template {self.prompt_template!r} is neither 'chat' nor contains {{prompt}}"
-            )
+            raise ValueError(f"prompt_template {self.prompt_template!r} is neither 'chat' nor contains {{prompt}}")
         return self
 
 
@@ -85,7 +87,7 @@ class TrainedTokenizerSettings(Strict):
 
 
 class StudentSettings(ModelSettings):
-    model: str | None = None  # type: ignore[assignment]
+    model: Annotated[str, Field(min_length=1)] | None = None  # type: ignore[assignment]
     """Where the student starts from; leave it out when ``from_config`` makes a new one."""
     from_config: dict[str, Any] | None = None
     """A new student: ``model_type`` and that architecture's options, as in transformers' config.json."""
@@ -105,6 +107,12 @@ class StudentSettings(ModelSettings):
                 raise ValueError("student.from_config makes a new model: set student.tokenizer as well")
             if self.gguf_file is not None:
                 raise ValueError("student.gguf_file needs student.model, not student.from_config")
+            longest = self.from_config.get("max_position_embeddings", self.max_length)
+            if isinstance(longest, int) and longest < self.max_length:
+                raise ValueError(
+                    f"student.max_length {self.max_length} is more than "
+                    f"student.from_config.max_position_embeddings {longest}"
+                )
         return self
 
 
@@ -180,7 +188,8 @@ class OptimizerSettings(Strict):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Applies to matrices, not to biases and norms."""
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), strict=False)
+    """Adam's decay rates of the first and second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
 
 
@@ -250,10 +259,16 @@ class TrackingSettings(Strict):
 
 
 class RegistrySettings(Strict):
-    model_name: Annotated[str, Field(pattern=r"^[^/:]+$")] | None = None
+    model_name: Annotated[str, Field(pattern=r"^[^/:'\"]+$")] | None = None
     """Registered model's name; leave it out to export without registering."""
     alias: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")] = "candidate"
     """Alias moved to the new version."""
+
+    @model_validator(mode="after")
+    def _alias_is_free(self) -> RegistrySettings:
+        if self.alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", self.alias):
+            raise ValueError(f"registry.alias {self.alias!r} is MLflow's own name for a version")
+        return self
 
 
 class Recipe(Strict):
@@ -290,26 +305,31 @@ class Recipe(Strict):
 
     def to_yaml(self) -> str:
         """The resolved recipe; ``Recipe`` loaded from it is equal to this one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return OmegaConf.to_yaml(OmegaConf.create(_escaped(self.model_dump(mode="json"))))
 
     def digest(self) -> str:
-        """sha256 over everything that shapes the result (not where it runs or is tracked)."""
-        shaping = self.model_dump(mode="json", exclude=_DOES_NOT_SHAPE_THE_RESULT)
+        """sha256 over everything that shapes the student (not where the run is, or what things are called)."""
+        exclude = {**_MAY_CHANGE_ON_RESUME, "run": {"name", "storage"}, "registry": True}
+        shaping = self.model_dump(mode="json", exclude=exclude)
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
     def first_difference(self, other: Recipe) -> str | None:
         """The first key whose change makes ``other`` another run, as ``key: mine -> theirs``."""
-        mine = dict(_leaves(self.model_dump(mode="json", exclude=_DOES_NOT_SHAPE_THE_RESULT)))
-        theirs = dict(_leaves(other.model_dump(mode="json", exclude=_DOES_NOT_SHAPE_THE_RESULT)))
+        mine = dict(_leaves(self.model_dump(mode="json", exclude=_MAY_CHANGE_ON_RESUME)))
+        theirs = dict(_leaves(other.model_dump(mode="json", exclude=_MAY_CHANGE_ON_RESUME)))
         for key in mine | theirs:
             if mine.get(key) != theirs.get(key):
                 return f"{key}: {mine.get(key)!r} -> {theirs.get(key)!r}"
         return None
 
 
-_DOES_NOT_SHAPE_THE_RESULT: Any = {
+# Where and how fast a run computes, and how much memory that takes, but not what.
+_MAY_CHANGE_ON_RESUME: Any = {
     "run": {"storage"},
     "tracking": True,
+    "teacher": {"max_tokens_per_forward"},
+    "student": {"gradient_checkpointing"},
+    "evaluation": {"micro_batch_size"},
     "cluster": {
         "cpus_per_worker",
         "threads_per_worker",
@@ -321,6 +341,17 @@ _DOES_NOT_SHAPE_THE_RESULT: Any = {
 }
 
 
+def _escaped(tree: Any) -> Any:
+    """The same with every ``${`` marked as text, not a reference."""
+    if isinstance(tree, dict):
+        return {key: _escaped(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_escaped(value) for value in tree]
+    if isinstance(tree, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", tree)
+    return tree
+
+
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
@@ -329,37 +360,31 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, environment: Mapping[str, str] | None = None
+) -> Recipe:
     """Reads a recipe and merges environment and overrides over it.
 
     Args:
         path: a YAML file.
         overrides: ``a.b=c`` strings; values are YAML.
+        environment: variables whose names begin with ``ULD_DS__`` override the file. Default: this process's.
 
     Raises:
         UserError: no such file, not YAML, a malformed override, an unknown key, a bad value.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError("recipe", f"no file {str(path)!r}", "give the path of a recipe's YAML file")
-    for override in overrides:
-        if "=" not in override or override.startswith("="):
-            raise UserError("--set", f"{override!r} has no key=value", "write --set section.key=value")
+    variables = os.environ if environment is None else environment
+    layers = [
+        _file_layer(Path(path)),
+        *(_layer(name, *item) for name, *item in _environment_overrides(variables)),
+        *(_layer("--set", *_split(override)) for override in overrides),
+    ]
     try:
-        layers = [
-            OmegaConf.load(file),
-            OmegaConf.from_dotlist(_environment_overrides()),
-            *map(_one_override, overrides),
-        ]
         merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(
-            "recipe", f"{file}: {_one_line(error)}", "correct the YAML or the override"
-        ) from error
-    if not isinstance(merged, dict):
-        raise UserError(
-            "recipe", f"{file} holds a {type(merged).__name__}", "a recipe is a mapping of sections"
-        )
+    except OmegaConfBaseException as error:
+        reason = str(error).split("\n", 1)[0]
+        raise UserError(error.full_key or "recipe", reason, "correct the reference, or set what it names") from error
+    assert isinstance(merged, dict)
     return parse_recipe({str(key): value for key, value in merged.items()})
 
 
@@ -372,63 +397,46 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(dict(tree))
     except ValidationError as error:
-        raise _as_user_error(error) from error
+        raise as_user_error(error, tree, Recipe) from error
 
 
-def _one_override(override: str) -> Any:
-    return OmegaConf.from_dotlist([override])
+def _file_layer(file: Path) -> DictConfig:
+    if not file.is_file():
+        raise UserError("recipe", f"no file {str(file)!r}", "give the path of a recipe's YAML file")
+    try:
+        layer = OmegaConf.load(file)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError("recipe", f"{str(file)!r} is not YAML ({_one_line(error)})", "correct the file") from error
+    if not isinstance(layer, DictConfig):
+        raise UserError("recipe", f"{str(file)!r} holds a list", "a recipe is a mapping of sections")
+    return layer
 
 
-def _environment_overrides() -> list[str]:
-    return [
-        f"{name.removeprefix(ENVIRONMENT_PREFIX).replace('__', '.').lower()}={value}"
-        for name, value in sorted(os.environ.items())
-        if name.startswith(ENVIRONMENT_PREFIX)
-    ]
+def _split(override: str) -> tuple[str, str]:
+    key, equals, value = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError("--set", f"{override!r} is not KEY=VALUE", "write e.g. --set training.steps=100")
+    return key, value
 
 
-def _as_user_error(error: ValidationError) -> UserError:
-    # Unknown keys first: a misspelt key is often also reported as the right key missing.
-    details = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
-    first = details[0]
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    key = _dotted(first)
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), _all_field_names(), n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]}?" if near else "remove it or look it up in the recipe reference"
-        return UserError(key, f"unknown key (value {first['input']!r}){more}", hint)
-    if first["type"] == "missing":
-        return UserError(key, f"is missing{more}", "set it in the recipe or with --set")
-    if first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-        return UserError(key, f"{message}{more}", "change one of the values named")
-    return UserError(key, f"{first['msg']} (value {first['input']!r}){more}", "give a value of that kind")
+def _layer(origin: str, key: str, value: str) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([f"{key}={value}"])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(origin, f"{value!r} for {key} is not YAML ({_one_line(error)})", "quote it") from error
 
 
-def _dotted(detail: ErrorDetails) -> str:
-    tags = {"files", "hub", "generator", "str", "TrainedTokenizerSettings"}
-    parts = [str(part) for part in detail["loc"]]
-    # Pydantic puts a union's tag into the location; it is not a key that a user wrote.
-    return ".".join(part for i, part in enumerate(parts) if not (i > 0 and part in tags)) or "recipe"
-
-
-def _all_field_names() -> list[str]:
-    seen: set[str] = set()
-    pending: list[type[BaseModel]] = [
-        Recipe,
-        FilesSource,
-        HubSource,
-        GeneratorSource,
-        TrainedTokenizerSettings,
-    ]
-    while pending:
-        model = pending.pop()
-        for name, field in model.model_fields.items():
-            seen.add(name)
-            annotation = field.annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                pending.append(annotation)
-    return sorted(seen)
+def _environment_overrides(variables: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Name of the variable, the recipe's key, the value."""
+    overrides = []
+    for name in sorted(variables):
+        parts = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if not all(parts):
+            raise UserError(name, "names no key of a recipe", f"write e.g. {ENVIRONMENT_PREFIX}TRAINING__STEPS")
+        overrides.append((name, ".".join(parts), variables[name]))
+    return overrides
 
 
 def _one_line(error: Exception) -> str:

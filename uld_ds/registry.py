@@ -14,6 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PINNED = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "mlflow")
 
+# What callers of the pyfunc may set, with its defaults.
+GENERATION: dict[str, Any] = {"max_new_tokens": 64, "do_sample": False, "temperature": 1.0, "repetition_penalty": 1.0}
+
 
 @dataclass(frozen=True)
 class RegisteredModel:
@@ -75,8 +78,8 @@ def _logged_model(
             transformers_model={"model": model, "tokenizer": tokenizer},
             name="student",
             task="text-generation",
-            signature=infer_signature([example[0]], [example[1]]),
-            input_example=[example[0]],
+            signature=infer_signature([example[0]], [example[1]], params=GENERATION),
+            input_example=([example[0]], GENERATION),
             pip_requirements=pinned_requirements(),
             metadata=facts,
         )

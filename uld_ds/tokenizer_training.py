@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Iterable
 from typing import Literal
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from uld_ds.errors import UserError
 
 END_OF_TURN = "<|end|>"
 PADDING = "<|pad|>"
@@ -20,9 +24,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(
-    kind: Literal["unigram", "bpe"], vocab_size: int, texts: Iterable[str]
-) -> PreTrainedTokenizerBase:
+def train_tokenizer(kind: Literal["unigram", "bpe"], vocab_size: int, texts: Iterable[str]) -> PreTrainedTokenizerBase:
     """A lossless tokenizer over bytes with a minimal chat template.
 
     Both kinds work on byte-level pieces, so every text has an encoding and comes back byte for byte: bits per
@@ -32,22 +34,27 @@ def train_tokenizer(
         kind: ``unigram`` or ``bpe``.
         vocab_size: entries, the 256 bytes and five special tokens included.
         texts: what to learn the pieces from.
+
+    Raises:
+        UserError: there is no text.
     """
+    texts = iter(texts)
+    first = next(filter(None, texts), None)
+    if first is None:
+        raise UserError("student.tokenizer", "no row of data.train has text to train it on", "correct the data")
     special = [PADDING, END_OF_TURN, *(f"<|{role}|>" for role in ROLES)]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if kind == "unigram":
-        tokenizer = Tokenizer(models.Unigram())
-        trainer = trainers.UnigramTrainer(
-            vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        )
-    else:
-        tokenizer = Tokenizer(models.BPE())
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        )
+    model, new_trainer = {
+        "unigram": (models.Unigram(), trainers.UnigramTrainer),
+        "bpe": (models.BPE(), trainers.BpeTrainer),
+    }[kind]
+    trainer = new_trainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(itertools.chain([first], texts), trainer)
+    if kind == "unigram":
+        tokenizer.model = models.Unigram(_in_order(tokenizer, len(special)), None, False)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PADDING,
@@ -57,3 +64,19 @@ def train_tokenizer(
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def _in_order(tokenizer: Tokenizer, num_special: int) -> list[tuple[str, float]]:
+    """The vocabulary of a trained Unigram model, the same for the same text.
+
+    The trainer's scores differ in the 14th digit from run to run, and so does the order of equal ones. Bytes that
+    the text lacks get scores from the lowest one upwards, in steps of 0.0001 and in any order.
+    """
+    vocab = [(piece, float(score)) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    special, learnt = vocab[:num_special], dict(vocab[num_special:])
+    lowest = min(learnt.values())
+    steps = {piece: (score - lowest) * 1e4 for piece, score in learnt.items() if len(piece) == 1}
+    lacking = sorted(piece for piece, step in steps.items() if abs(step - round(step)) < 1e-6)
+    learnt |= zip(lacking, sorted((learnt[piece] for piece in lacking), reverse=True), strict=True)
+    rounded = ((piece, round(score, 6)) for piece, score in learnt.items())
+    return [*special, *sorted(rounded, key=lambda item: (-item[1], item[0]))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -117,8 +118,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def log_metrics(client: mlflow.MlflowClient, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
-    """Writes metrics of one global step."""
+    """Writes metrics of one global step; those that are not a number are left out."""
     now = int(time.time() * 1000)
-    client.log_batch(
-        run_id, metrics=[Metric(name, float(value), now, step) for name, value in metrics.items()]
-    )
+    known = {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
+    client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in known.items()])

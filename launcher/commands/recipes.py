@@ -23,10 +23,7 @@ def shipped_recipes() -> dict[str, str]:
     """Name to YAML text."""
     folder = resources.files("launcher.recipes")
     files = [item for item in folder.iterdir() if item.name.endswith(".yaml")]
-    return {
-        item.name.removesuffix(".yaml"): item.read_text()
-        for item in sorted(files, key=lambda item: item.name)
-    }
+    return {item.name.removesuffix(".yaml"): item.read_text() for item in sorted(files, key=lambda item: item.name)}
 
 
 @recipes.command("list")
@@ -52,5 +49,7 @@ def copy_recipe(
     path = target or Path(f"{name}.yaml")
     if path.exists():
         raise UserError("TARGET", f"{str(path)!r} exists", "choose another file")
+    if not path.parent.is_dir():
+        raise UserError("TARGET", f"no folder {str(path.parent)!r}", "make it, or choose another file")
     path.write_text(known[name])
     typer.echo(str(path))

@@ -20,14 +20,10 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a value, e.g. training.steps=100. Repeatable."
-        ),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. training.steps=100. Repeatable."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the run's facts as one last JSON object.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run's facts as one last JSON object.")] = False,
 ) -> None:
     """Distil a student. Running the same run again resumes it where its last checkpoint left off."""
     loaded = load_recipe(recipe, overrides or [])

@@ -6,9 +6,11 @@ Read with ``ast``, nothing is imported. Used by demo.yaml; an example of a gener
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -21,18 +23,22 @@ def pairs(split: Literal["train", "held_out"], max_answer_bytes: int = 1000) -> 
     """Prompt and answer for every documented function and class, in a fixed shuffled order.
 
     Args:
-        split: ``train`` and ``held_out`` share no top-level module.
+        split: ``train`` and ``held_out`` share no top-level module and no docstring.
         max_answer_bytes: longer docstrings are left out.
     """
     if split not in ("train", "held_out"):
-        raise TypeError(f"split {split!r} is neither 'train' nor 'held_out'")
+        raise ValueError(f"split {split!r} is neither 'train' nor 'held_out'")
+    # Many methods repeat the docstring of another one, also across modules: the first to have it keeps it.
+    first_name: dict[str, str] = {}
+    for name, doc in _documented():
+        if 20 <= len(doc.encode()) <= max_answer_bytes:
+            first_name.setdefault(doc, name)
     rows = [
         {"prompt": f"What does {name} do?", "answer": doc}
-        for name, doc in _documented()
-        if 20 <= len(doc.encode()) <= max_answer_bytes and (split == "held_out") == _is_held_out(name)
+        for doc, name in first_name.items()
+        if (split == "held_out") == _is_held_out(name)
     ]
-    unique = {row["answer"]: row for row in reversed(rows)}
-    yield from sorted(unique.values(), key=lambda row: _digest(row["prompt"] + row["answer"]))
+    yield from sorted(rows, key=lambda row: _digest(row["prompt"] + row["answer"]))
 
 
 def _is_held_out(name: str) -> bool:
@@ -44,17 +50,28 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _documented() -> Iterator[tuple[str, str]]:
-    root = Path(sysconfig.get_path("stdlib"))
+@functools.cache
+def _documented() -> tuple[tuple[str, str], ...]:
+    return tuple(_documented_below(Path(sysconfig.get_path("stdlib"))))
+
+
+def _documented_below(root: Path) -> Iterator[tuple[str, str]]:
     for file in sorted(root.rglob("*.py")):
         parts = file.relative_to(root).with_suffix("").parts
         if SKIPPED_FOLDERS.isdisjoint(parts):
             module = ".".join(part for part in parts if part != "__init__")
-            try:
-                tree = ast.parse(file.read_bytes())
-            except SyntaxError:
-                continue
-            yield from _documented_in(tree, module)
+            tree = _parsed(file)
+            if tree is not None:
+                yield from _documented_in(tree, module)
+
+
+def _parsed(file: Path) -> ast.Module | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the library's own old escapes
+        try:
+            return ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError):
+            return None
 
 
 def _documented_in(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:

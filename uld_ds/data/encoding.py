@@ -53,9 +53,7 @@ class Encoder:
             tail = [self._tokenizer.eos_token_id]
         prefix = self._prefix or (self._start if first == 0 else [])
         if first + len(prefix) == 0:
-            raise ValueError(
-                "nothing stands before the answer, and the tokenizer has no BOS or EOS to put there"
-            )
+            raise ValueError("nothing stands before the answer, and the tokenizer has no BOS or EOS to put there")
         return EncodedSide(
             ids=np.concatenate([prefix, ids, tail]).astype(np.int32),
             first=first + len(prefix),

@@ -60,6 +60,8 @@ def pair(
     Raises:
         ValueError: nothing of the answer fits.
     """
+    if len(student.spans) == 0 or len(teacher.spans) == 0:
+        raise ValueError("the answer has no tokens")
     student_starts, teacher_starts = segment_boundaries(student.spans, teacher.spans)
     cut = _truncate(student, teacher, student_starts, teacher_starts, student_max, teacher_max)
     if alignment == "positional":
@@ -96,8 +98,6 @@ def _truncate(
     teacher_max: int,
 ) -> _Cut:
     num_student, num_teacher = len(student.spans), len(teacher.spans)
-    if num_student == 0 or num_teacher == 0:
-        raise ValueError("the answer has no tokens")
     if len(student.ids) <= student_max and len(teacher.ids) <= teacher_max:
         return _Cut(num_student, num_teacher, int(student.spans[-1, 1]), whole=True)
     # A cut before segment k keeps the tokens before it on both sides; after the last segment, all of them.

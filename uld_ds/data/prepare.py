@@ -62,9 +62,7 @@ class Split:
 class Preparer:
     """Renders, encodes and pairs rows for one student and one teacher."""
 
-    def __init__(
-        self, recipe: Recipe, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
-    ) -> None:
+    def __init__(self, recipe: Recipe, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
         self._recipe = recipe
         self._render_student = Renderer(student, recipe.student, "student")
         self._render_teacher = Renderer(teacher, recipe.teacher, "teacher")
@@ -79,8 +77,10 @@ class Preparer:
         """
 
         def build(aside: Path) -> None:
-            rows, skipped = self._usable(load_rows(source, key), key)
+            working_file = aside / "working.arrow"
+            rows, skipped = self._usable(load_rows(source, key), key, working_file)
             rows.save_to_disk(aside / "rows")
+            working_file.unlink()
             facts = _facts(rows, skipped)
             (aside / "facts.json").write_text(json.dumps(facts.__dict__, indent=1))
 
@@ -88,7 +88,7 @@ class Preparer:
         facts = DataFacts(**json.loads((target / "facts.json").read_text()))
         return Split(load_from_disk(str(target / "rows")), facts)
 
-    def _usable(self, rows: Dataset, key: str) -> tuple[Dataset, int]:
+    def _usable(self, rows: Dataset, key: str, working_file: Path) -> tuple[Dataset, int]:
         check_columns(rows, self._recipe.data.columns, key)
         prepared = rows.map(
             self._batch,
@@ -98,6 +98,8 @@ class Preparer:
             remove_columns=rows.column_names,
             features=FEATURES,
             load_from_cache_file=False,
+            # Not where datasets would put it: a run with other tokenizers may be there at the same time.
+            cache_file_name=str(working_file),
             new_fingerprint=hashlib.sha256(f"{rows._fingerprint}{key}".encode()).hexdigest()[:16],
         )
         problems = [(i, problem) for i, problem in enumerate(prepared["problem"]) if problem]
@@ -110,13 +112,9 @@ class Preparer:
             )
         bad = {index for index, _ in problems}
         if len(bad) == len(prepared):
-            raise UserError(
-                key, f"none of {len(prepared)} rows is usable: {problems[0][1]}", "repair the data"
-            )
+            raise UserError(key, f"none of {len(prepared)} rows is usable: {problems[0][1]}", "repair the data")
         if bad:
-            log.warning(
-                "%s: %d of %d rows left out, e.g. row %d: %s", key, len(bad), len(prepared), *problems[0]
-            )
+            log.warning("%s: %d of %d rows left out, e.g. row %d: %s", key, len(bad), len(prepared), *problems[0])
             prepared = prepared.select([i for i in range(len(prepared)) if i not in bad])
         return prepared.remove_columns("problem"), len(bad)
 
@@ -196,7 +194,7 @@ def _stripped(rendered: Rendered) -> Rendered:
 
 def _blank(feature: Any) -> Any:
     if isinstance(feature, List):
-        return []
+        return np.zeros(0, np.int32)  # of the same type as the lists beside it
     return "" if feature.dtype == "string" else 0
 
 

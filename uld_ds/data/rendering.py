@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from uld_ds.data.sources import Example
 from uld_ds.errors import UserError
 from uld_ds.recipe import ModelSettings
+
+# From a private-use plane: in no answer, and nothing that a template would trim or look for.
+PLACEHOLDER = "\U000f0add\U000f0add\U000f0add"
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,23 @@ class Renderer:
         Raises:
             ValueError: the template does not show the answer as it is.
         """
-        prompt = self.prompt(example)
         if not self.uses_chat_template:
+            prompt = self._plain_prompt(example)
             return Rendered(prompt + example.answer, len(prompt), len(prompt) + len(example.answer))
-        whole = self._chat(self._with_system_prompt(example.messages), add_generation_prompt=False)
+        whole = self._conversation(example)
+        # What stands around any answer stands around this one, too: its place is exact, even where its text
+        # occurs elsewhere. A placeholder shows that place.
+        before, found, after = self._conversation(replace(example, answer=PLACEHOLDER)).partition(PLACEHOLDER)
+        start, stop = len(before), len(whole) - len(after)
         # Templates may trim the answer; what they show is what is distilled.
-        shown = example.answer if example.answer in whole else example.answer.strip()
-        start = whole.find(shown, len(prompt)) if whole.startswith(prompt) else whole.rfind(shown)
-        if start < 0:
+        trimmed = {example.answer, example.answer.strip(), example.answer.lstrip(), example.answer.rstrip()}
+        if not found or not whole.startswith(before) or not whole.endswith(after) or whole[start:stop] not in trimmed:
             raise ValueError("the chat template does not show the answer unchanged")
-        stop = start + len(shown)
         # White space after the end-of-turn mark belongs to the next turn.
         return Rendered(whole[:stop] + whole[stop:].rstrip(), start, stop)
+
+    def _conversation(self, example: Example) -> str:
+        return self._chat(self._with_system_prompt(example.messages), add_generation_prompt=False)
 
     def _plain_prompt(self, example: Example) -> str:
         text = "\n\n".join(message["content"] for message in self._with_system_prompt(list(example.prompt)))
@@ -77,8 +85,10 @@ class Renderer:
 
     def _chat(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         try:
-            return self._tokenizer.apply_chat_template(
+            text = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except TemplateError as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
+        assert isinstance(text, str)
+        return text

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import glob
 import importlib
+import inspect
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,34 +51,55 @@ def load_rows(source: DataSource, key: str) -> Dataset:
     if source.limit is not None:
         rows = rows.select(range(min(source.limit, len(rows))))
     if len(rows) == 0:
-        raise UserError(key, f"{source.source} source has no rows", "point it at data that has some")
+        raise _no_rows(source, key)
     return rows
+
+
+def _no_rows(source: DataSource, key: str) -> UserError:
+    return UserError(key, f"{source.source} source has no rows", "point it at data that has some")
 
 
 def _from_files(source: FilesSource, key: str) -> Dataset:
     patterns = [source.path] if isinstance(source.path, str) else source.path
     files: list[str] = []
     for pattern in patterns:
-        found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+        found = _matching(str(Path(pattern).expanduser()))
         if not found:
             raise UserError(f"{key}.path", f"no file matches {pattern!r}", "correct the path or pattern")
         files.extend(found)
-    suffixes = {Path(file).suffix for file in files}
-    readers = {READERS.get(suffix) for suffix in suffixes}
-    if len(readers) != 1 or None in readers:
-        given, known = ", ".join(sorted(suffixes)), ", ".join(READERS)
-        raise UserError(f"{key}.path", f"files end in {given}", f"give files of one kind out of {known}")
+    readers = {file: READERS.get(Path(file).suffix.lower()) for file in files}
+    known = ", ".join(READERS)
+    for file, reader in readers.items():
+        if reader is None:
+            raise UserError(f"{key}.path", f"{file!r} is of no known kind", f"give files that end in one of {known}")
+    kinds = {str(reader) for reader in readers.values()}
+    if len(kinds) > 1:
+        raise UserError(f"{key}.path", f"files of several kinds: {', '.join(sorted(kinds))}", "give files of one kind")
     try:
-        return load_dataset(readers.pop(), data_files=files, split="train")
+        return load_dataset(kinds.pop(), data_files=[glob.escape(file) for file in files], split="train")
     except Exception as error:
-        raise UserError(f"{key}.path", f"{files[0]}: {_first_cause(error)}", "repair the file") from error
+        # datasets has no exception of its own for files without a row.
+        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+            raise _no_rows(source, key) from error
+        raise UserError(f"{key}.path", f"{files[0]!r}: {_first_cause(error)}", "repair the file") from error
+
+
+def _matching(pattern: str) -> list[str]:
+    # A file that is there is meant, whatever its name would stand for as a pattern.
+    if Path(pattern).is_file():
+        return [pattern]
+    return sorted(file for file in glob.glob(pattern, recursive=True) if Path(file).is_file())  # noqa: PTH207
 
 
 def _from_hub(source: HubSource, key: str) -> Dataset:
+    folder = Path(source.dataset).expanduser()
     try:
-        if Path(source.dataset).is_dir() and (Path(source.dataset) / "state.json").is_file():
-            return load_from_disk(source.dataset)
-        return load_dataset(source.dataset, source.config, split=source.split, revision=source.revision)
+        if (folder / "state.json").is_file():
+            return load_from_disk(str(folder))
+        if (folder / "dataset_dict.json").is_file():
+            return load_from_disk(str(folder))[source.split]
+        place = str(folder) if folder.is_dir() else source.dataset
+        return load_dataset(place, source.config, split=source.split, revision=source.revision)
     except Exception as error:
         raise UserError(
             f"{key}.dataset",
@@ -87,24 +111,28 @@ def _from_hub(source: HubSource, key: str) -> Dataset:
 def _from_generator(source: GeneratorSource, key: str) -> Dataset:
     function = _named_function(source.function, f"{key}.function")
     try:
-        rows = list(function(**source.arguments))
+        inspect.signature(function).bind(**source.arguments)
     except TypeError as error:
-        raise UserError(
-            f"{key}.arguments", f"{source.function}: {error}", "match the function's parameters"
-        ) from error
-    return Dataset.from_list(rows)
+        raise UserError(f"{key}.arguments", f"{source.function}: {error}", "match the function's parameters") from error
+    try:
+        return Dataset.from_list([dict(row) for row in function(**source.arguments)])
+    except Exception as error:  # the function is the user's own
+        problem = f"{source.function!r} failed with {_first_cause(error)} ({_place_of(error)})"
+        raise UserError(f"{key}.function", problem, "correct the function or its arguments") from error
 
 
 def _named_function(name: str, key: str) -> Callable[..., Iterator[dict[str, Any]]]:
     module_name, _, attribute = name.partition(":")
     try:
+        # `python -m` looks in the current folder, an installed command does not: here they are alike.
+        if str(Path.cwd()) not in sys.path and "" not in sys.path:
+            sys.path.append(str(Path.cwd()))
         target: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             target = getattr(target, part)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            key, f"{name!r} cannot be imported ({error})", "name an importable module:function"
-        ) from error
+    except Exception as error:  # whatever the user's module raises on import
+        problem = f"{name!r} cannot be imported ({_first_cause(error)})"
+        raise UserError(key, problem, "name an importable module:function") from error
     if not callable(target):
         raise UserError(key, f"{name!r} is not callable", "name a function")
     return target
@@ -133,20 +161,29 @@ def as_example(row: dict[str, Any], columns: ColumnSettings) -> Example:
         ValueError: no answer, or messages that do not hold an assistant turn.
     """
     if columns.messages is None:
-        prompt: tuple[dict[str, str], ...] = (
-            {"role": "user", "content": _text(row[columns.prompt], columns.prompt)},
-        )
+        prompt: tuple[dict[str, str], ...] = ({"role": "user", "content": _text(row[columns.prompt], columns.prompt)},)
         answer = _text(row[columns.answer], columns.answer)
     else:
-        turns = [{"role": turn["role"], "content": turn["content"]} for turn in row[columns.messages] or []]
-        while turns and turns[-1]["role"] != "assistant":
-            turns.pop()
-        if not turns:
-            raise ValueError(f"column {columns.messages!r} has no assistant turn")
-        prompt, answer = tuple(turns[:-1]), _text(turns[-1]["content"], columns.messages)
+        turns = _turns(row[columns.messages], columns.messages)
+        prompt, answer = tuple(turns[:-1]), turns[-1]["content"]
     if not answer.strip():
         raise ValueError("the answer is empty")
     return Example(prompt, answer)
+
+
+def _turns(value: Any, column: str) -> list[dict[str, str]]:
+    """A conversation up to its last assistant turn."""
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise ValueError(f"column {column!r} does not hold a list of messages")
+    turns = [
+        {name: _text(turn.get(name), f"{column}[{i}].{name}") for name in ("role", "content")}
+        for i, turn in enumerate(value)
+    ]
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    if not turns:
+        raise ValueError(f"column {column!r} has no assistant turn")
+    return turns
 
 
 def _text(value: Any, column: str) -> str:
@@ -159,3 +196,8 @@ def _first_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _place_of(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}"

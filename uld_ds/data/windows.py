@@ -109,18 +109,21 @@ def num_steps(num_examples: int, batch_size: int, *, epochs: float | None, steps
     if steps is not None:
         return steps
     assert epochs is not None
-    return max(1, math.ceil(num_examples * epochs / batch_size))
+    return math.ceil(num_run_examples(num_examples, epochs) / batch_size)
 
 
-def step_examples(
-    step: int, num_examples: int, batch_size: int, seed: int, *, total: int | None = None
-) -> np.ndarray:
+def num_run_examples(num_examples: int, epochs: float) -> int:
+    """Examples of a run of so many epochs: at least one."""
+    return max(1, round(num_examples * epochs))
+
+
+def step_examples(step: int, num_examples: int, batch_size: int, seed: int, *, total: int | None = None) -> np.ndarray:
     """Indices of the examples of optimizer step ``step`` (from 0): [batch_size], IGNORED beyond ``total``.
 
     Epochs follow each other without a gap, each in an order of its own.
 
     Args:
-        total: examples of the whole run, when its last step may be incomplete.
+        total: examples of the whole run (num_run_examples), when its last step may be incomplete.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // num_examples
@@ -134,9 +137,7 @@ def step_examples(
     return indices
 
 
-def deal(
-    indices: np.ndarray, lengths: np.ndarray, *, rank: int, ranks: int, micro_batch_size: int
-) -> list[np.ndarray]:
+def deal(indices: np.ndarray, lengths: np.ndarray, *, rank: int, ranks: int, micro_batch_size: int) -> list[np.ndarray]:
     """This rank's micro-batches of a step's examples.
 
     Examples of similar length share a micro-batch, and ranks get similar ones at the same time, so that little
@@ -165,9 +166,7 @@ class Batcher:
         max_teacher_tokens: most tokens, padding included, of a teacher sub-batch (a longer example is alone in one).
     """
 
-    def __init__(
-        self, rows: Dataset, *, student_padding: int, teacher_padding: int, max_teacher_tokens: int
-    ) -> None:
+    def __init__(self, rows: Dataset, *, student_padding: int, teacher_padding: int, max_teacher_tokens: int) -> None:
         self._rows = rows.with_format("numpy")
         self._padding = {"student": student_padding, "teacher": teacher_padding}
         self._max_teacher_tokens = max_teacher_tokens
@@ -188,41 +187,52 @@ class Batcher:
         """
         examples = np.concatenate([self._resolved(indices) for indices in micro_batches])
         groups = self._teacher_groups(examples)
+        assert len(groups) <= num_teacher_batches, "fewer teacher forwards than this rank alone needs"
+        rows = self._read(examples)
+        starts = np.cumsum([0, *map(len, micro_batches)])
         idle = [self._idle_teacher_batch()] * (num_teacher_batches - len(groups))
         return Window(
-            micro_batches=[self._micro_batch(indices) for indices in micro_batches],
-            teacher_batches=[*(self._side(examples[group], "teacher") for group in groups), *idle],
-            segment_order=torch.from_numpy(self._segment_order(examples, np.concatenate(groups))),
+            micro_batches=[
+                self._micro_batch(indices, rows[start:])
+                for indices, start in zip(micro_batches, starts[:-1], strict=True)
+            ],
+            teacher_batches=[*(self._side([rows[i] for i in group], "teacher") for group in groups), *idle],
+            segment_order=torch.from_numpy(_segment_order(rows, np.concatenate(groups))),
         )
 
     def num_teacher_batches(self, micro_batches: Sequence[np.ndarray]) -> int:
         """How many sub-batches the teacher's side of a window has."""
-        return len(
-            self._teacher_groups(np.concatenate([self._resolved(indices) for indices in micro_batches]))
-        )
+        return len(self._teacher_groups(np.concatenate([self._resolved(indices) for indices in micro_batches])))
 
     def evaluation_batch(self, indices: np.ndarray) -> tuple[MicroBatch, SideBatch]:
         """Student's micro-batch and teacher's side of some examples, in the same order."""
-        return self._micro_batch(indices), self._side(self._resolved(indices), "teacher")
+        rows = self._read(self._resolved(indices))
+        return self._micro_batch(indices, rows), self._side(rows, "teacher")
 
     def _idle_teacher_batch(self) -> SideBatch:
-        batch = self._side(np.array([self._stand_in]), "teacher")
+        batch = self._side(self._read(np.array([self._stand_in])), "teacher")
         nothing = torch.empty(0, dtype=torch.long)
         return replace(batch, segment_answers=nothing, segment_example=nothing)
 
     def _resolved(self, indices: np.ndarray) -> np.ndarray:
         return np.where(indices == IGNORED, self._stand_in, indices)
 
-    def _micro_batch(self, indices: np.ndarray) -> MicroBatch:
-        resolved = self._resolved(indices)
+    def _read(self, examples: np.ndarray) -> list[dict[str, Any]]:
+        # All at once: a row alone costs as much as dozens together.
+        columns = self._rows[examples.tolist()]
+        return [{name: column[i] for name, column in columns.items()} for i in range(len(examples))]
+
+    def _micro_batch(self, indices: np.ndarray, rows: list[dict[str, Any]]) -> MicroBatch:
+        """Of the examples ``indices``, whose rows come first in ``rows``."""
+        rows = rows[: len(indices)]
         return MicroBatch(
-            student=self._side(resolved, "student"),
+            student=self._side(rows, "student"),
             example_weight=torch.from_numpy((indices != IGNORED).astype(np.float32)),
-            answer_bytes=torch.tensor([int(self._rows[int(i)]["answer_bytes"]) for i in resolved]),
+            answer_bytes=torch.tensor([int(row["answer_bytes"]) for row in rows]),
         )
 
-    def _side(self, indices: np.ndarray, side: str) -> SideBatch:
-        return _side([self._rows[int(i)] for i in indices], side, self._padding[side])
+    def _side(self, rows: list[dict[str, Any]], side: str) -> SideBatch:
+        return _side(rows, side, self._padding[side])
 
     def _teacher_groups(self, examples: np.ndarray) -> list[np.ndarray]:
         """Positions in ``examples``, longest first, in groups whose padded size keeps to the budget."""
@@ -237,11 +247,13 @@ class Batcher:
             groups[-1].append(int(position))
         return [np.asarray(group) for group in groups]
 
-    def _segment_order(self, examples: np.ndarray, taken: np.ndarray) -> np.ndarray:
-        counts = np.asarray([len(self._rows[int(i)]["teacher_segments"]) for i in examples])
-        begins = np.empty_like(counts)
-        begins[taken] = np.cumsum(counts[taken]) - counts[taken]
-        return np.concatenate([np.arange(begin, begin + n) for begin, n in zip(begins, counts, strict=True)])
+
+def _segment_order(rows: list[dict[str, Any]], taken: np.ndarray) -> np.ndarray:
+    """Where each row's segments are when the rows come in the order ``taken``."""
+    counts = np.asarray([len(row["teacher_segments"]) for row in rows])
+    begins = np.empty_like(counts)
+    begins[taken] = np.cumsum(counts[taken]) - counts[taken]
+    return np.concatenate([np.arange(begin, begin + n) for begin, n in zip(begins, counts, strict=True)])
 
 
 def _side(rows: list[dict[str, Any]], side: str, padding: int) -> SideBatch:

@@ -45,9 +45,7 @@ def _dealt(batcher: Batcher, ranks: Ranks, micro_batch_size: int) -> Iterator[np
     padded = -(-len(batcher) // per_turn) * per_turn
     indices = np.full(padded, IGNORED, dtype=np.int64)
     indices[: len(batcher)] = np.arange(len(batcher))
-    yield from deal(
-        indices, batcher.lengths, rank=ranks.rank, ranks=ranks.size, micro_batch_size=micro_batch_size
-    )
+    yield from deal(indices, batcher.lengths, rank=ranks.rank, ranks=ranks.size, micro_batch_size=micro_batch_size)
 
 
 def of_student(engine: Any) -> LogProbs:

@@ -1,0 +1,157 @@
+"""A whole run: two ranks under Ray, ZeRO-3 for both models, MLflow on sqlite, a registered student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from launcher.driver import run_training
+from uld_ds.errors import UserError
+from uld_ds.recipe import parse_recipe
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recipe and the facts of its finished run."""
+    folder = tmp_path_factory.mktemp("end_to_end")
+    for name, part in {"train": rows[:48], "eval": rows[48:]}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    recipe = {
+        "run": {"name": "tiny", "storage": str(folder / "runs")},
+        "teacher": {"model": str(tiny_teacher), "precision": "fp32", "max_length": 256, "max_tokens_per_forward": 512},
+        "student": {"model": str(tiny_student), "precision": "fp32", "max_length": 256},
+        "data": {
+            "train": {"source": "files", "path": str(folder / "train.jsonl")},
+            "eval": {"source": "files", "path": str(folder / "eval.jsonl")},
+        },
+        "training": {
+            "steps": 6,
+            "batch_size": 8,
+            "micro_batch_size": 2,
+            "checkpoint_every": 3,
+            "optimizer": {"learning_rate": 1e-2},
+        },
+        "evaluation": {"every": 3, "sample_tokens": 4},
+        "cluster": {"workers": 2, "accelerator": "cpu"},
+        "registry": {"model_name": "tiny-student"},
+    }
+    return recipe, run_training(parse_recipe(recipe))
+
+
+def test_facts_are_complete_and_the_student_learnt(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    _, facts = finished
+    for key in ("run_id", "model_name", "model_version", "tracking_uri", "export_dir", "tokens_per_second"):
+        assert facts[key], key
+    bits = facts["bits_per_byte"]
+    assert bits["after"] < 0.9 * bits["before"]
+    assert bits["teacher"] > 0
+    assert facts["steps"] == 6
+    assert 0.1 < facts["alignment_rate"] <= 1
+    assert facts["peak_memory_bytes"] > 100e6
+    assert facts["wall_seconds"] > 1
+
+
+def test_mlflow_has_every_step_and_the_final_status(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    _, facts = finished
+    client = mlflow.MlflowClient(facts["tracking_uri"])
+    run = client.get_run(facts["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.batch_size"] == "8"
+    history = client.get_metric_history(facts["run_id"], "train/loss")
+    assert [point.step for point in history] == [1, 2, 3, 4, 5, 6]
+    assert history[-1].value == facts["final_loss"]
+    for name in ["train/ce", "train/uld", "train/learning_rate", "train/gradient_norm", "tokens_per_second"]:
+        assert len(client.get_metric_history(facts["run_id"], name)) == 6, name
+    for phase in ("data", "teacher", "student", "loss", "backward", "step"):
+        assert run.data.metrics[f"seconds/{phase}"] >= 0
+    held_out = client.get_metric_history(facts["run_id"], "eval/bits_per_byte")
+    assert [point.step for point in held_out] == [0, 3, 6]
+    assert held_out[-1].value == facts["bits_per_byte"]["after"]
+    assert "recipe.yaml" in [item.path for item in client.list_artifacts(facts["run_id"])]
+
+
+def test_registered_model_gives_the_exported_logits(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    _, facts = finished
+    mlflow.set_tracking_uri(facts["tracking_uri"])
+    uri = "models:/tiny-student@candidate"
+    components = mlflow.transformers.load_model(uri, return_type="components")
+    ids = torch.arange(5, 45)[None]
+    exported = AutoModelForCausalLM.from_pretrained(facts["export_dir"])
+    with torch.no_grad():
+        assert torch.equal(components["model"](ids).logits, exported(ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained(facts["export_dir"])
+    text = "Return the größte element.\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert components["tokenizer"](text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_registered_model_answers_as_pyfunc(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    _, facts = finished
+    mlflow.set_tracking_uri(facts["tracking_uri"])
+    model = mlflow.pyfunc.load_model("models:/tiny-student@candidate")
+    assert model.metadata.signature is not None
+    short, long = (model.predict(["What does it do?"], params={"max_new_tokens": n})[0] for n in (1, 40))
+    assert len(short) < len(long)
+    version = mlflow.MlflowClient(facts["tracking_uri"]).get_model_version_by_alias("tiny-student", "candidate")
+    assert str(version.version) == facts["model_version"]
+    assert float(version.tags["bits_per_byte_after"]) == facts["bits_per_byte"]["after"]
+    requirements = mlflow.pyfunc.get_model_dependencies("models:/tiny-student@candidate")
+    assert "transformers==" in Path(requirements).read_text()
+
+
+def test_running_a_finished_run_again_changes_nothing(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    recipe, facts = finished
+    assert run_training(parse_recipe(recipe)) == facts
+    versions = mlflow.MlflowClient(facts["tracking_uri"]).search_model_versions("name = 'tiny-student'")
+    assert len(versions) == 1
+
+
+def test_another_recipe_under_the_same_name_is_refused(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    recipe, _ = finished
+    other = recipe | {"training": recipe["training"] | {"steps": 7}}
+    with pytest.raises(UserError, match=r"run.name: 'tiny' began with another recipe \(training.steps: 6 -> 7\)"):
+        run_training(parse_recipe(other))
+
+
+@pytest.mark.slow
+def test_interrupted_run_resumes_to_the_same_weights(
+    finished: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    """Killed after the checkpoint of step 3, continued by running it again: same student, bit for bit."""
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    import psutil
+    import yaml
+
+    recipe, facts = finished
+    recipe = recipe | {"run": {"name": "tiny", "storage": str(tmp_path)}}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "launcher", "train", str(file), "--json"]
+    first = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    checkpoint = tmp_path / "tiny" / "checkpoint_manager_snapshot.json"
+    while not (checkpoint.is_file() and "checkpoint_000000003" in checkpoint.read_text()):
+        assert first.poll() is None, "finished before it could be killed"
+        time.sleep(0.05)
+    family = [first, *psutil.Process(first.pid).children(recursive=True)]
+    for process in family:
+        os.kill(process.pid, signal.SIGKILL)
+    first.wait()
+    second = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    again = json.loads(second.stdout.splitlines()[-1])
+    assert again["final_loss"] == facts["final_loss"]
+    assert again["bits_per_byte"] == facts["bits_per_byte"]
+    weights = [AutoModelForCausalLM.from_pretrained(f["export_dir"]).state_dict() for f in (facts, again)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -1,0 +1,72 @@
+"""Weights of a step add up to one over all ranks, and `sample` is the paper's mean of per-sample means."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from uld_ds.data.windows import MicroBatch, SideBatch
+from uld_ds.normalisation import RowWeights, step_weights, sum_of
+
+
+def micro_batch(examples: list[tuple[float, int, int]]) -> MicroBatch:
+    """Of examples with a weight, a number of answer tokens and a number of segments."""
+    nothing = torch.empty(0, dtype=torch.long)
+    answers = torch.tensor([i for i, (_, tokens, _) in enumerate(examples) for _ in range(tokens)], dtype=torch.long)
+    segments = torch.tensor([i for i, (_, _, count) in enumerate(examples) for _ in range(count)], dtype=torch.long)
+    side = SideBatch(nothing, nothing, nothing, nothing, nothing, answers, nothing, segments)
+    return MicroBatch(side, torch.tensor([weight for weight, _, _ in examples]), nothing)
+
+
+def over_ranks(windows: list[list[MicroBatch]], normalise: str) -> list[list[RowWeights]]:
+    """The weights that each of several ranks computes for its window."""
+    local: list[Tensor] = []
+    for window in windows:
+        step_weights(window, normalise, lambda values: local.append(values) or values)  # type: ignore[arg-type,func-returns-value]
+    total = torch.stack(local).sum(0)
+    return [step_weights(window, normalise, lambda _values: total) for window in windows]  # type: ignore[arg-type]
+
+
+counts = st.tuples(st.sampled_from([0.0, 1.0, 1.0]), st.integers(1, 6), st.integers(1, 6))
+windows_of_ranks = st.lists(
+    st.lists(st.lists(counts, min_size=1, max_size=3), min_size=1, max_size=3), min_size=1, max_size=3
+).filter(lambda ranks: any(weight for window in ranks for batch in window for weight, _, _ in batch))
+
+
+@pytest.mark.parametrize("normalise", ["token", "sample"])
+@settings(max_examples=50, deadline=None)
+@given(ranks=windows_of_ranks)
+def test_weights_of_each_kind_add_up_to_one_over_ranks(
+    normalise: str, ranks: list[list[list[tuple[float, int, int]]]]
+) -> None:
+    weights = over_ranks([[micro_batch(batch) for batch in window] for window in ranks], normalise)
+    for kind in ("answers", "segments"):
+        assert sum(float(sum_of(rank, kind)) for rank in weights) == pytest.approx(1, abs=1e-6)  # type: ignore[arg-type]
+
+
+def test_token_divides_by_global_counts() -> None:
+    first, second = over_ranks([[micro_batch([(1, 3, 1)])], [micro_batch([(1, 1, 2), (0, 5, 5)])]], "token")
+    assert first[0].answers.tolist() == pytest.approx([1 / 4] * 3)
+    assert first[0].segments.tolist() == pytest.approx([1 / 3])
+    assert second[0].answers.tolist() == pytest.approx([1 / 4] + [0] * 5)
+    assert second[0].segments.tolist() == pytest.approx([1 / 3] * 2 + [0] * 5)
+
+
+def test_sample_is_the_mean_of_per_sample_means() -> None:
+    window = [micro_batch([(1, 2, 1), (0, 9, 9)]), micro_batch([(1, 4, 3), (1, 1, 2)])]
+    losses = [torch.tensor([1.0, 3.0, *[99.0] * 9]), torch.tensor([2.0, 2.0, 4.0, 8.0, 10.0])]
+    distances = [torch.tensor([0.5, *[99.0] * 9]), torch.tensor([1.0, 0.0, 0.5, 0.25, 0.75])]
+    weights = step_weights(window, "sample", lambda values: values)
+    ce = sum(float(row.answers @ loss) for row, loss in zip(weights, losses, strict=True))
+    uld = sum(float(row.segments @ distance) for row, distance in zip(weights, distances, strict=True))
+    # Samples: mean(1, 3) = 2, mean(2, 2, 4, 8) = 4, mean(10) = 10; and 0.5, mean(1, 0, 0.5) = 0.5, 0.5.
+    assert ce == pytest.approx((2 + 4 + 10) / 3)
+    assert uld == pytest.approx((0.5 + 0.5 + 0.5) / 3)
+
+
+def test_a_step_of_stand_ins_alone_has_no_weight() -> None:
+    (weights,) = step_weights([micro_batch([(0, 2, 2)])], "token", lambda values: values)
+    assert weights.answers.tolist() == weights.segments.tolist() == [0, 0]
