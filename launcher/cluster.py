@@ -44,7 +44,7 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
 
 def _join(address: str) -> None:
     try:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError("RAY_ADDRESS", f"no Ray cluster at {address!r} ({reason})", "correct or unset it") from error
@@ -59,7 +59,7 @@ def _start(settings: ClusterSettings) -> None:
         include_dashboard=settings.dashboard_port is not None,
         dashboard_port=settings.dashboard_port or 8265,
         dashboard_host="127.0.0.1",
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
     )
