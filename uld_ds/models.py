@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +125,10 @@ def _converted_gguf(folder: Path, gguf_file: str, key: str) -> Path:
 
         log.info("dequantising %s once into %s", gguf_file, target)
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=gguf_file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-            )
+            with _bars_only_on_a_terminal():
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, gguf_file=gguf_file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+                )
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
         except Exception as error:  # transformers raises whatever its parsing ran into
             problem = f"{gguf_file!r} cannot be read ({_one_line(error)})"
@@ -133,6 +137,11 @@ def _converted_gguf(folder: Path, gguf_file: str, key: str) -> Path:
         tokenizer.save_pretrained(aside)
 
     return build_once(target, convert)
+
+
+def _bars_only_on_a_terminal() -> AbstractContextManager[Any]:
+    """A progress bar redrawn into a log file is noise; on a terminal it tells that something happens."""
+    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
