@@ -157,7 +157,10 @@ def main() -> int:
     text = options.text.read_text(encoding="utf-8") if options.text else standard_library(num_bytes)
     texts = pieces(text, num_bytes, options.length)
     batches = [texts[start : start + options.batch] for start in range(0, len(texts), options.batch)]
-    results = [measure(pair, batches, options.rounds) for pair in pairs]
+    results = []
+    for number, pair in enumerate(pairs, start=1):
+        print(f"{number}/{len(pairs)}: {pair[0]}, {pair[1]}", file=sys.stderr, flush=True)
+        results.append(measure(pair, batches, options.rounds))
     print(table(results))
     worst = max(result["median_added"] for result in results)
     print(f"\nGoal: at most {GOAL:.0%} added. Worst pair: {worst:.0%}.")
