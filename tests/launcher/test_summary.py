@@ -1,0 +1,89 @@
+"""The end of a run as a person reads it."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from launcher.summary import print_summary
+from uld_ds.recipe import parse_recipe
+
+RECIPE = parse_recipe(
+    {
+        "run": {"name": "a"},
+        "teacher": {"model": "t"},
+        "student": {"model": "s"},
+        "data": {"train": {"source": "files", "path": "x"}},
+        "training": {"steps": 1},
+        "registry": {"model_name": "m", "alias": "best"},
+    }
+)
+FACTS: dict[str, Any] = {
+    "run_id": "r",
+    "model_name": "m",
+    "model_version": "3",
+    "model_uri": "models:/m-1",
+    "tracking_uri": "sqlite:////runs/mlflow.db",
+    "export_dir": "/runs/[a]/export",
+    "bits_per_byte": {"before": 4.0, "after": 3.0, "teacher": 1.5},
+    "tokens_per_second": 1234.5,
+    "alignment_rate": 0.876,
+    "peak_memory_bytes": 3 * 2**29,
+    "steps": 60,
+    "final_loss": 2.34567,
+    "wall_seconds": 61.7,
+    "sample": {"prompt": "p", "answer": " Returns [/bold] x[0] :100: \n"},
+}
+
+
+def lines(**changes: Any) -> list[str]:
+    out = io.StringIO()
+    print_summary({**FACTS, **changes}, RECIPE, Console(file=out, width=100, highlight=False))
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_table() -> None:
+    text = lines()
+    for name, value in {
+        "held-out bits per byte, before": "4.0000",
+        "held-out bits per byte, after": "3.0000 (-25.0%)",
+        "held-out bits per byte, teacher": "1.5000",
+        "tokens per second": "1,234",
+        "alignment rate": "87.6%",
+        "peak memory of a worker": "1.50 GiB",
+        "steps, final loss": "60, 2.3457",
+        "wall time": "62 s",
+        "registered as": "m version 3",
+        "exported to": "/runs/[a]/export",
+    }.items():
+        (row,) = [line for line in text if line.startswith(f"{name} ")]
+        assert row.removeprefix(name).strip() == value
+
+
+def test_an_answer_is_shown_as_it_is_whatever_it_looks_like() -> None:
+    (row,) = [line for line in lines() if "Returns" in line]
+    assert row.strip("│ ") == "Returns [/bold] x[0] :100:"
+    assert not any("answers" in line for line in lines(sample={"prompt": "p", "answer": ""}))
+
+
+def test_commands_to_look_further() -> None:
+    assert lines()[-2:] == [
+        "  mlflow ui --backend-store-uri sqlite:////runs/mlflow.db",
+        '  MLFLOW_TRACKING_URI=sqlite:////runs/mlflow.db python -c "import mlflow; '
+        "print(mlflow.transformers.load_model('models:/m@best')('Hello', max_new_tokens=20))\"",
+    ]
+
+
+def test_what_was_not_measured_or_registered() -> None:
+    text = lines(
+        model_name=None,
+        model_version=None,
+        bits_per_byte={"before": None, "after": None, "teacher": None},
+        tokens_per_second=None,
+        final_loss=None,
+    )
+    assert any(line.split() == ["held-out", "bits", "per", "byte,", "after", "-"] for line in text)
+    assert any(line.split() == ["registered", "as", "not", "registered"] for line in text)
+    assert "load_model('models:/m-1')" in text[-1]
