@@ -50,8 +50,13 @@ def _join(address: str) -> None:
         raise UserError("RAY_ADDRESS", f"no Ray cluster at {address!r} ({reason})", "correct or unset it") from error
 
 
+def check_dashboard_port(settings: ClusterSettings) -> None:
+    """Raises UserError when this process will start Ray and the dashboard's port is taken."""
+    if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
+        check_port(settings.dashboard_port, "cluster.dashboard_port")
+
+
 def _start(settings: ClusterSettings) -> None:
-    check_port(settings.dashboard_port, "cluster.dashboard_port")
     needed = math.ceil(settings.workers * settings.cpus_per_worker)
     ray.init(
         # Ray counts what it is told: more workers than cores are slow, not impossible.

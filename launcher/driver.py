@@ -16,12 +16,17 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from launcher.cluster import choose_accelerator, connected  # first: it sets what ray reads on import
+from launcher.cluster import (  # first: it sets what ray reads on import
+    check_dashboard_port,
+    choose_accelerator,
+    connected,
+)
 from launcher.preflight import check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.progress import ProgressView
 from uld_ds import models, tracking
 from uld_ds.data.prepare import Preparer, Split
-from uld_ds.data.sources import as_example, load_rows
+from uld_ds.data.sources import training_texts
+from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.errors import RunError
 from uld_ds.job import Job
 from uld_ds.recipe import Recipe
@@ -42,6 +47,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     begin = time.monotonic()
     _quieten_libraries()
     check_deepspeed_configs(recipe)
+    check_dashboard_port(recipe.cluster)
     run_dir = claim_run_dir(recipe)
     with ProgressView(run_dir / "progress.jsonl") as view:
         finished = run_dir / "result.json"
@@ -50,12 +56,21 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
             return json.loads(finished.read_text())
         uri = tracking.tracking_uri(recipe)
         client = tracking.open_client(uri)
-        job = prepare(recipe, run_dir, uri, view)
-        run_id = tracking.open_run(client, recipe, run_dir)
-        with _status_of(client, run_id), connected(recipe.cluster):
+        found = prepare(recipe, run_dir, uri, view)
+        # The run's record begins when nothing that the user asked for can be refused any more.
+        with connected(recipe.cluster):
             on_gpu = choose_accelerator(recipe.cluster)
+            run_id = tracking.open_run(client, recipe, run_dir)
             view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
-            _fit(Job(**{**job, "run_id": run_id, "on_gpu": on_gpu}))
+            with _status_of(client, run_id):
+                job = Job(
+                    **found,
+                    run_id=run_id,
+                    on_gpu=on_gpu,
+                    student_deepspeed=student_config(recipe, on_gpu=on_gpu),
+                    teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
+                )
+                _fit(job)
         facts = json.loads(finished.read_text())
         facts["wall_seconds"] = time.monotonic() - begin
         finished.write_text(json.dumps(facts, indent=1))
@@ -86,15 +101,9 @@ def _student_place(recipe: Recipe, run_dir: Path) -> str:
     if recipe.student.from_config is None and recipe.student.tokenizer is None:
         return models.locate_model(recipe.student, "student")
 
-    def texts() -> Iterator[str]:
-        for row in load_rows(recipe.data.train, "data.train"):
-            try:
-                example = as_example(row, recipe.data.columns)
-            except ValueError:
-                continue
-            yield from (message["content"] for message in example.messages)
-
-    place = models.make_student(recipe.student, texts, recipe.run.seed, run_dir / "student")
+    place = models.make_student(
+        recipe.student, lambda: training_texts(recipe.data), recipe.run.seed, run_dir / "student"
+    )
     return str(place)
 
 

@@ -23,6 +23,9 @@ class Job:
     run_id: str
     """MLflow run; kept across restarts."""
     on_gpu: bool
+    student_deepspeed: dict[str, Any]
+    """Complete DeepSpeed configuration: a path in the recipe may not lead anywhere from a worker."""
+    teacher_deepspeed: dict[str, Any]
 
     @property
     def prepared(self) -> Path:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
-from uld_ds.deepspeed_config import student_config, teacher_config, zero_stage
+from uld_ds.deepspeed_config import zero_stage
 from uld_ds.errors import RunError
 from uld_ds.job import Job
 from uld_ds.language_model import RowModel, choose_head_path
@@ -38,7 +38,7 @@ def init_process_group(*, on_gpu: bool) -> None:
 
 def load_teacher(job: Job, device: torch.device) -> Any:
     """The frozen teacher in an engine of its own."""
-    config = teacher_config(job.recipe, on_gpu=job.on_gpu)
+    config = job.teacher_deepspeed
     settings = job.recipe.teacher
     lm = _from_pretrained(job.teacher, settings.revision, DTYPES[settings.precision], config)
     model = RowModel(lm.eval().requires_grad_(False))
@@ -50,7 +50,7 @@ def load_teacher(job: Job, device: torch.device) -> Any:
 
 def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
     """The student in an engine with optimizer and learning-rate schedule."""
-    config = student_config(job.recipe, on_gpu=job.on_gpu)
+    config = job.student_deepspeed
     settings = job.recipe.student
     lm = _from_pretrained(job.student, settings.revision, DTYPES[settings.precision], config)
     if settings.gradient_checkpointing:

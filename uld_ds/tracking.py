@@ -28,7 +28,7 @@ _RUN_TAG = "uld_ds.run_dir"
 def tracking_uri(recipe: Recipe) -> str:
     """Where runs are recorded: the recipe's choice, MLFLOW_TRACKING_URI, or sqlite in ``run.storage``."""
     chosen = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return chosen or f"sqlite:///{Path(recipe.run.storage).resolve() / 'mlflow.db'}"
+    return chosen or f"sqlite:///{Path(recipe.run.storage).expanduser().resolve() / 'mlflow.db'}"
 
 
 def open_client(uri: str, key: str = "tracking.uri") -> mlflow.MlflowClient:

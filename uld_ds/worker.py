@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from uld_ds import checkpoint, tracking
 from uld_ds.checkpoint import TrainState
 from uld_ds.data.prepare import DataFacts
-from uld_ds.data.windows import Batcher, Window, deal, num_steps, step_examples
+from uld_ds.data.windows import Batcher, Window, deal, num_run_examples, num_steps, step_examples
 from uld_ds.distributed import Ranks, device_for
 from uld_ds.engine import DistillationEngine, StepResult
 from uld_ds.evaluation.bits_per_byte import bits_per_byte, of_student, of_teacher
@@ -118,7 +118,7 @@ class Worker:
 
     def _window(self, step: int) -> Window:
         training = self.recipe.training
-        total = None if training.epochs is None else round(len(self.train_data) * training.epochs)
+        total = None if training.epochs is None else num_run_examples(len(self.train_data), training.epochs)
         indices = step_examples(step, len(self.train_data), training.batch_size, self.recipe.run.seed, total=total)
         dealt = deal(
             indices,

@@ -136,6 +136,7 @@ HAND_COMPUTED = [
         "a  <mask>  b<|im_end|>",
         [("a", 0, 1), ("<mask>", 1, 11), ("b", 11, 12), ("<|im_end|>", 12, 22)],
     ),
+    ("gpt2_added", "a  b  <mask>", [("a", 0, 1), ("Ġ", 1, 2), ("Ġb", 2, 4), ("<mask>", 4, 12)]),
     # NFC makes one character of "e" and its accent: three bytes, one token.
     ("gpt2_nfc", "cafe\u0301 x", [("c", 0, 1), ("af", 1, 3), ("Ã©", 3, 6), ("Ġx", 6, 8)]),
     # ... and one of three jamo, in three tokens: only the last one completes it.
@@ -286,6 +287,8 @@ def test_ids_of_another_text_are_an_error() -> None:
         spans_of_ids(tokenizer, "abc", ids)
     with pytest.raises(AlignmentError, match="byte 3 of 4"):
         spans_of_ids(tokenizer, "abde", ids)
+    with pytest.raises(AlignmentError, match="byte 0 of 2"):
+        spans_of_ids(tokenizer, "bd", ids)
 
 
 def test_offsets_given_with_ids_settle_unknown_tokens() -> None:

@@ -17,6 +17,7 @@ from tests.ranks import run_on_ranks
 from tests.tiny import save_tiny_model
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.windows import Batcher, deal
+from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.distributed import Ranks
 from uld_ds.engine import DistillationEngine
 from uld_ds.export import export_student
@@ -33,7 +34,8 @@ CPU = torch.device("cpu")
 def prepared_job(recipe: dict[str, Any], folder: Path) -> Job:
     parsed = parse_recipe(recipe)
     assert parsed.student.model is not None
-    job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", on_gpu=False)
+    configs = student_config(parsed, on_gpu=False), teacher_config(parsed, on_gpu=False)
+    job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", False, *configs)
     tokenizers = [AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)]
     Preparer(parsed, *tokenizers).prepare(parsed.data.train, "data.train", job.prepared / "train")
     return job

@@ -23,6 +23,7 @@ from uld_ds.models import (
     tokenizer_digest,
 )
 from uld_ds.recipe import ModelSettings, StudentSettings
+from uld_ds.tokenizer_training import train_tokenizer
 
 LLAMA = {
     "model_type": "llama",
@@ -245,7 +246,10 @@ def test_a_student_with_another_tokenizer_keeps_its_weights(
     [
         ({"hiden_size": 8}, "student.from_config.hiden_size: unknown to 'llama' models; remove or correct it"),
         ({"vocab_size": 8}, "student.from_config.vocab_size: follows from student.tokenizer; remove it"),
-        ({"model_type": "lama"}, "student.from_config: no 'lama' model can be made of it (Unrecognized model ident"),
+        (
+            {"model_type": "llamma"},
+            "student.from_config: no 'llamma' model can be made of it (Unrecognized model ident",
+        ),
         ({"hidden_size": "8"}, "student.from_config: no 'llama' model can be made of it (StrictDataclassField"),
         ({"hidden_size": 15}, "student.from_config: no 'llama' model can be made of it (StrictDataclassClass"),
         ({"hidden_act": "x"}, "student.from_config: no 'llama' model can be made of it (KeyError: 'x'); correct its "),
@@ -279,10 +283,8 @@ def test_no_tokenizer(tmp_path: Path, tiny_teacher: Path) -> None:
     assert message(load_tokenizer, str(tmp_path), None, "student.tokenizer").startswith("student.tokenizer: no tok")
 
 
-def test_tokenizer_digest_is_of_the_content_not_of_the_place(
-    tmp_path: Path, tiny_teacher: Path, tiny_student: Path
-) -> None:
-    tokenizer = load_tokenizer(str(tiny_teacher), None, "x")
+def test_tokenizer_digest_is_of_the_content_not_of_the_place(tmp_path: Path, tiny_student: Path) -> None:
+    tokenizer = train_tokenizer("bpe", 300, TEXTS)
     digest = tokenizer_digest(tokenizer)
     tokenizer.save_pretrained(tmp_path / "copy")
     copy = load_tokenizer(str(tmp_path / "copy"), None, "x")

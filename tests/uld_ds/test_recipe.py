@@ -153,7 +153,7 @@ def test_file_that_is_no_recipe(tmp_path: Path, content: bytes, start: str) -> N
     [
         ({"training__stepps": 3}, "training.stepps: unknown key (value 3); did you mean training.steps?"),
         ({"stps": 3}, "stps: unknown key (value 3); did you mean training.steps?"),
-        ({"teacher__modell": "x"}, "teacher.modell: unknown key (value 'x'); did you mean teacher.model?"),
+        ({"teacher__model_": "x"}, "teacher.model_: unknown key (value 'x'); did you mean teacher.model?"),
         (
             {"student__tokenizer": {"train": "bpe", "vocab": 9}},
             "student.tokenizer.vocab: unknown key (value 9); did you mean student.tokenizer.vocab_size?",
@@ -183,9 +183,9 @@ def test_a_key_called_like_a_tag_of_pydantic_is_still_named(tag: str) -> None:
 def test_unknown_key_is_named_before_what_is_missing_because_of_it() -> None:
     tree = tree_with(training__steps=None, training__setps=3)
     assert message(parse_recipe, tree) == "training.setps: unknown key (value 3); did you mean training.steps?"
-    tree = tree_with(teacher__model=None, teacher__modle="x")
+    tree = tree_with(teacher__model=None, teacher__model_="x")
     assert message(parse_recipe, tree) == (
-        "teacher.modle: unknown key (value 'x') (and 1 more); did you mean teacher.model?"
+        "teacher.model_: unknown key (value 'x') (and 1 more); did you mean teacher.model?"
     )
 
 

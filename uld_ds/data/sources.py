@@ -8,6 +8,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from datasets import Dataset, load_dataset, load_from_disk
 
 from uld_ds.errors import UserError
-from uld_ds.recipe import ColumnSettings, DataSource, FilesSource, GeneratorSource, HubSource
+from uld_ds.recipe import ColumnSettings, DataSettings, DataSource, FilesSource, GeneratorSource, HubSource
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 
@@ -169,6 +170,20 @@ def as_example(row: dict[str, Any], columns: ColumnSettings) -> Example:
     if not answer.strip():
         raise ValueError("the answer is empty")
     return Example(prompt, answer)
+
+
+def training_texts(data: DataSettings) -> Iterator[str]:
+    """Every message of every usable training example, for a tokenizer to learn from.
+
+    Raises:
+        UserError: as load_rows and check_columns.
+    """
+    rows = load_rows(data.train, "data.train")
+    check_columns(rows, data.columns, "data.train")
+    for row in rows:
+        # Unusable rows are for the preparation to report, or to leave out.
+        with suppress(ValueError):
+            yield from [message["content"] for message in as_example(row, data.columns).messages]
 
 
 def _turns(value: Any, column: str) -> list[dict[str, str]]:

@@ -50,10 +50,6 @@ class SideBatch:
         """[S] index into the flattened [B * L] positions."""
         return self.answer_rows[self.segment_answers]
 
-    @property
-    def num_tokens(self) -> int:
-        return self.input_ids.numel()
-
     def to(self, device: torch.device) -> SideBatch:
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in self.__dict__.items()})
 

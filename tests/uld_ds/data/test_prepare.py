@@ -85,7 +85,7 @@ def test_what_is_prepared_is_not_prepared_again(tmp_path: Path) -> None:
 
 
 def test_digest_tells_conversations_apart(tmp_path: Path) -> None:
-    rows = [GOOD, GOOD, {"prompt": "q!", "answer": "abc"}, {"prompt": "q", "answer": "abd"}]
+    rows = [GOOD, GOOD, {"prompt": "q!", "answer": "abc"}, {"prompt": "q", "answer": "abx"}]
     digests = prepare(tmp_path, rows).rows["digest"]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from uld_ds.data.sources import as_example, check_columns, load_rows
+from uld_ds.data.sources import as_example, check_columns, load_rows, training_texts
 from uld_ds.errors import UserError
-from uld_ds.recipe import ColumnSettings, FilesSource, GeneratorSource, HubSource
+from uld_ds.recipe import ColumnSettings, DataSettings, FilesSource, GeneratorSource, HubSource
 
 ROWS = [{"prompt": "one?", "answer": "1"}, {"prompt": "two?", "answer": "2"}, {"prompt": "ü?", "answer": "ü\n"}]
 
@@ -246,3 +246,11 @@ def test_unusable_prompts_and_answers(row: dict[str, Any], problem: str) -> None
     with pytest.raises(ValueError, match=r".") as caught:
         as_example(row, ColumnSettings())
     assert str(caught.value) == problem
+
+
+def test_training_texts_are_those_of_usable_rows(tmp_path: Path) -> None:
+    rows = [*ROWS[:1], {"prompt": "no answer", "answer": ""}, *ROWS[2:]]
+    source = FilesSource(source="files", path=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    assert list(training_texts(DataSettings(train=source))) == ["one?", "1", "ü?", "ü\n"]
+    data = DataSettings(train=source, columns=ColumnSettings(answer="reply"))
+    assert message(list, training_texts(data)).startswith("data.columns.answer: data.train has no column 'reply'; ")

@@ -21,7 +21,15 @@ from uld_ds.spectrum import Spectrum
 
 @pytest.mark.parametrize(
     ("examples", "batch", "epochs", "expected"),
-    [(8, 4, 1.0, 2), (9, 4, 1.0, 3), (9, 4, 2.0, 5), (100, 8, 0.5, 7), (3, 8, 0.1, 1), (1000, 4, 1.1, 275)],
+    [
+        (8, 4, 1.0, 2),
+        (9, 4, 1.0, 3),
+        (9, 4, 2.0, 5),
+        (100, 8, 0.5, 7),
+        (3, 8, 0.1, 1),
+        (1000, 4, 1.1, 275),
+        (10, 1, 0.29, 3),
+    ],
 )
 def test_steps_of_epochs(examples: int, batch: int, epochs: float, expected: int) -> None:
     assert num_steps(examples, batch, epochs=epochs, steps=None) == expected
@@ -163,7 +171,7 @@ def test_teacher_batches_keep_to_their_budget(budget: int, sizes: list[tuple[int
     assert subject.num_teacher_batches(micro_batches) == len(sizes)
     window = subject.window(micro_batches, len(sizes))
     assert [tuple(batch.input_ids.shape) for batch in window.teacher_batches] == sizes
-    assert all(batch.num_tokens <= max(budget, 9) for batch in window.teacher_batches)
+    assert all(batch.input_ids.numel() <= max(budget, 9) for batch in window.teacher_batches)
 
 
 @pytest.mark.parametrize("budget", [1, 12, 27, 999])
