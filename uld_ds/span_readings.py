@@ -190,8 +190,6 @@ class _NormalBatch:
         self._place[placed] = place[: len(self._place) - first]
         self._is_solid[placed] = is_solid
         self._low[placed], self._high[placed] = units.byte_start[first_unit], units.byte_start[stop_unit]
-        if stop > first:
-            self._high[first] = self._low[first]
         return None
 
     def _spells_exactly(self, first: int, stop: int, wanted: bytes) -> bool:

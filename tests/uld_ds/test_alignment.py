@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests import tokenizers_zoo as zoo
@@ -137,12 +137,34 @@ HAND_COMPUTED = [
         [("a", 0, 1), ("<mask>", 1, 11), ("b", 11, 12), ("<|im_end|>", 12, 22)],
     ),
     ("gpt2_added", "a  b  <mask>", [("a", 0, 1), ("Ġ", 1, 2), ("Ġb", 2, 4), ("<mask>", 4, 12)]),
+    # The name of the unknown token stands in the text; after it, too, comes a space that is not there.
+    (
+        "llama2_style",
+        "a<unk>\u2028b",
+        [
+            ("▁a", 0, 1),
+            ("<unk>", 1, 6),
+            ("▁", 6, 6),
+            ("<0xE2>", 6, 7),
+            ("<0x80>", 7, 8),
+            ("<0xA8>", 8, 9),
+            ("b", 9, 10),
+        ],
+    ),
+    # An added token that is looked for in the lower-cased text.
+    ("wordpiece_added", "a ÉMILE", [("a", 0, 1), ("emile", 1, 8)]),
+    # A combining mark after a special token is normalised apart from it.
+    (
+        "gpt2_nfc",
+        "e\u0301<|endoftext|>\u0338x",
+        [("Ã©", 0, 3), ("<|endoftext|>", 3, 16), ("Ì", 16, 17), ("¸", 17, 18), ("x", 18, 19)],
+    ),
     # NFC makes one character of "e" and its accent: three bytes, one token.
     ("gpt2_nfc", "cafe\u0301 x", [("c", 0, 1), ("af", 1, 3), ("Ã©", 3, 6), ("Ġx", 6, 8)]),
     # ... and one of three jamo, in three tokens: only the last one completes it.
     ("gpt2_nfc", "\u1100\u1161\u11a8x", [("ê", 0, 0), ("°", 0, 0), ("ģ", 0, 9), ("x", 9, 10)]),
     ("byt5", "aé", [("a", 0, 1), ("Ã", 1, 2), ("©", 2, 3)]),
-    ("byt5", "<unk>a", [("<unk>", 0, 5), ("a", 5, 6)]),
+    ("byt5", "<unk><unk>a", [("<unk>", 0, 5), ("<unk>", 5, 10), ("a", 10, 11)]),
     ("canine", "aé中", [("a", 0, 1), ("é", 1, 3), ("中", 3, 6)]),
     ("characters", "aé\n", [("a", 0, 1), ("[UNK]", 1, 3), ("\n", 3, 4)]),
     ("word_level", "a ☃  b", [("a", 0, 1), ("[UNK]", 1, 5), ("b", 5, 8)]),
@@ -244,11 +266,12 @@ def test_no_text_has_no_tokens() -> None:
 def test_tokens_added_later_are_found() -> None:
     vocab = {"[UNK]": 0, "a": 1}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    assert token_spans(tokenizer, "a<x>a") == [(0, 5)]
-    tokenizer.add_tokens(["<x>"])
-    assert token_spans(tokenizer, "a<x>a") == [(0, 1), (1, 4), (4, 5)]
+    assert token_spans(tokenizer, "A<X>a") == [(0, 5)]
+    tokenizer.add_tokens([AddedToken("<X>", normalized=False)])
+    assert token_spans(tokenizer, "A<X>a") == [(0, 1), (1, 4), (4, 5)]
 
 
 # --- spans: where the tokens do not spell the text ----------------------------------------------------------------
@@ -271,6 +294,12 @@ def test_a_rewriting_that_depends_on_its_neighbours_is_bridged_by_offsets() -> N
     # "a" becomes "x" only before a "b": no single character shows that, the characters of the token do.
     tokenizer = word_tokenizer(["cxb"], normalizer=normalizers.Replace(Regex("a(?=b)"), "x"))
     assert token_spans(tokenizer, "é cab") == [(0, 2), (2, 6)]
+
+
+def test_a_mark_that_normalisation_leaves_alone_keeps_its_boundary() -> None:
+    single = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer = word_tokenizer(["a", "\u0302"], normalizer=normalizers.Lowercase(), pre_tokenizer=single)
+    assert token_spans(tokenizer, "A\u0302") == [(0, 1), (1, 3)]
 
 
 def test_tokens_that_spell_something_else_are_an_error() -> None:
@@ -346,6 +375,11 @@ def test_unknown_pieces_are_filled_only_if_there_is_one_way(pieces: list[bytes |
 def test_windows_tell_neighbouring_unknown_pieces_apart() -> None:
     assert only_fill([b"a", b"", b"", b"b"], [1, 2], [(1, 3), (3, 4)], b"axyzb") == [b"xy", b"z"]
     assert only_fill([b"a", b"", b"", b"b"], [1, 2], [(0, 5), (0, 5)], b"axyzb") is None
+
+
+def test_an_unknown_piece_may_be_nothing_only_where_all_is_whitespace() -> None:
+    assert only_fill([b"", b"a"], [0], [(0, 0)], b"a") == [b""]
+    assert only_fill([b"", b"a"], [0], [(0, 1)], b"a") is None
 
 
 def test_first_difference() -> None:

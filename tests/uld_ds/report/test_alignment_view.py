@@ -167,6 +167,15 @@ def test_a_segment_wider_than_the_terminal_is_cut() -> None:
     assert "".join(lower for _, lower in rows).replace(" ", "") == SHARED + "a" * 40 + SHARED
 
 
+def test_a_wide_character_is_never_cut() -> None:
+    tokens = [TokenView(0, "中", (n, n + 3), "中".encode()) for n in range(0, 60, 3)]
+    whole = [TokenView(1, "all", (0, 60), b"".join(token.covered for token in tokens))]
+    view = AlignmentView("中" * 20, SideView("s", tokens), SideView("t", whole), [Segment(range(20), range(1))])
+    rows = rows_of(rendered(view, 8 + 16))
+    assert all(cell_len(upper) == cell_len(lower) == 16 for upper, lower in rows[:-1])
+    assert "".join(lower for _, lower in rows).replace(" ", "") == SHARED + "中" * 20 + SHARED
+
+
 def test_colour_is_a_help_not_a_need(monkeypatch: pytest.MonkeyPatch) -> None:
     view = view_of("aé\n")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -221,6 +230,13 @@ def test_the_page_shows_every_token_of_every_segment() -> None:
     assert "&lt;large&gt;, 5 tokens" in page
     assert "<large>" not in page
     assert view_of("a<é\n").summary.replace("'", "&#x27;") in page
+
+
+def test_tokens_are_text_on_the_page_not_markup() -> None:
+    tokens = [TokenView(0, '<b title="x">', (0, 3), b"<b>")]
+    page = AlignmentView("<b>", SideView("s", tokens), SideView("t", tokens), [Segment(range(1), range(1))])
+    assert page.to_html().count("&lt;b&gt;") == 2
+    assert "<b" not in page.to_html().replace("<bdi", "").replace("<body", "")
 
 
 def test_the_page_needs_nothing_else() -> None:
