@@ -8,12 +8,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-# Read when ray.train is imported: how soon a finished or dead worker is noticed.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
 import ray
 
 from launcher.preflight import check_port

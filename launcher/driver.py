@@ -16,11 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from launcher.cluster import (  # first: it sets what ray reads on import
-    check_dashboard_port,
-    choose_accelerator,
-    connected,
-)
+from launcher.cluster import check_dashboard_port, choose_accelerator, connected
 from launcher.preflight import check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.progress import ProgressView
 from uld_ds import models, tracking
@@ -28,6 +24,7 @@ from uld_ds.data.prepare import Preparer, Split
 from uld_ds.data.sources import training_texts
 from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.errors import RunError
+from uld_ds.finish import write_whole
 from uld_ds.job import Job
 from uld_ds.recipe import Recipe
 from uld_ds.worker import train_worker
@@ -71,9 +68,9 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
                 )
                 _fit(job)
-        facts = json.loads(finished.read_text())
-        facts["wall_seconds"] = time.monotonic() - begin
-        finished.write_text(json.dumps(facts, indent=1))
+        # Only now is the run finished: this file is what says so.
+        facts = json.loads(job.outcome_file.read_text()) | {"wall_seconds": time.monotonic() - begin}
+        write_whole(finished, json.dumps(facts, indent=1))
     return facts
 
 
@@ -100,7 +97,6 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
 def _student_place(recipe: Recipe, run_dir: Path) -> str:
     if recipe.student.from_config is None and recipe.student.tokenizer is None:
         return models.locate_model(recipe.student, "student")
-
     place = models.make_student(
         recipe.student, lambda: training_texts(recipe.data), recipe.run.seed, run_dir / "student"
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,8 +23,16 @@ def print_summary(facts: dict[str, Any], recipe: Recipe, console: Console | None
     if sample["answer"]:
         console.print(Panel(Text(sample["answer"].strip()), title="the student answers", title_align="left"))
     console.print("look further:", style="bold")
-    console.print(Text(f"  mlflow ui --backend-store-uri {facts['tracking_uri']}"), soft_wrap=True)
+    console.print(Text(f"  {_program('mlflow')} ui --backend-store-uri {facts['tracking_uri']}"), soft_wrap=True)
     console.print(Text(f"  {_loading_command(facts, recipe)}"), soft_wrap=True)
+
+
+def _program(name: str) -> str:
+    """How to call a program of this environment from here, whether or not the environment is activated."""
+    path = Path(sys.executable).parent / name
+    if not path.exists() or shutil.which(name) == str(path):
+        return name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _table(facts: dict[str, Any]) -> Table:
@@ -57,6 +68,6 @@ def _change(bits: dict[str, float | None]) -> str:
 def _loading_command(facts: dict[str, Any], recipe: Recipe) -> str:
     uri = f"models:/{facts['model_name']}@{recipe.registry.alias}" if facts["model_name"] else facts["model_uri"]
     return (
-        f"MLFLOW_TRACKING_URI={facts['tracking_uri']} python -c "
+        f"MLFLOW_TRACKING_URI={facts['tracking_uri']} {_program('python')} -c "
         f"\"import mlflow; print(mlflow.transformers.load_model('{uri}')('Hello', max_new_tokens=20))\""
     )

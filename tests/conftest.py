@@ -55,26 +55,6 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, 
 @pytest.fixture
 def tiny_recipe(tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]) -> dict[str, Any]:
     """A complete recipe over the tiny models, as a mapping to change at will."""
-    import json
+    from tests.tiny import tiny_recipe_in
 
-    for name, part in {"train": rows[:48], "eval": rows[48:]}.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    return {
-        "run": {"name": "tiny", "storage": str(tmp_path / "runs")},
-        "teacher": {"model": str(tiny_teacher), "precision": "fp32", "max_length": 256, "max_tokens_per_forward": 512},
-        "student": {"model": str(tiny_student), "precision": "fp32", "max_length": 256},
-        "data": {
-            "train": {"source": "files", "path": str(tmp_path / "train.jsonl")},
-            "eval": {"source": "files", "path": str(tmp_path / "eval.jsonl")},
-        },
-        "training": {
-            "steps": 6,
-            "batch_size": 8,
-            "micro_batch_size": 2,
-            "checkpoint_every": 3,
-            "optimizer": {"learning_rate": 3e-3},
-        },
-        "evaluation": {"sample_tokens": 4},
-        "cluster": {"workers": 2, "accelerator": "cpu"},
-        "registry": {"model_name": "tiny-student"},
-    }
+    return tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)

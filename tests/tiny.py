@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,3 +46,28 @@ def save_tiny_model(
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def tiny_recipe_in(folder: Path, teacher: Path, student: Path, rows: list[dict[str, str]]) -> dict[str, Any]:
+    """A complete recipe over tiny models: 48 rows to learn from, the rest held out, two workers, six steps."""
+    for name, part in {"train": rows[:48], "eval": rows[48:]}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return {
+        "run": {"name": "tiny", "storage": str(folder / "runs")},
+        "teacher": {"model": str(teacher), "precision": "fp32", "max_length": 256, "max_tokens_per_forward": 512},
+        "student": {"model": str(student), "precision": "fp32", "max_length": 256},
+        "data": {
+            "train": {"source": "files", "path": str(folder / "train.jsonl")},
+            "eval": {"source": "files", "path": str(folder / "eval.jsonl")},
+        },
+        "training": {
+            "steps": 6,
+            "batch_size": 8,
+            "micro_batch_size": 2,
+            "checkpoint_every": 3,
+            "optimizer": {"learning_rate": 1e-2},
+        },
+        "evaluation": {"every": 3, "sample_tokens": 4},
+        "cluster": {"workers": 2, "accelerator": "cpu"},
+        "registry": {"model_name": "tiny-student"},
+    }

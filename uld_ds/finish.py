@@ -38,7 +38,7 @@ def finish(
     peak_memory: int,
     data: DataFacts,
 ) -> None:
-    """Registers the exported student and writes the run's facts; the last thing a run does."""
+    """Registers the exported student and writes down the run's facts; the last thing a worker does."""
     progress.stage("registering the student" if job.recipe.registry.model_name else "logging the student")
     torch.manual_seed(job.recipe.run.seed)
     model = AutoModelForCausalLM.from_pretrained(job.export_dir)
@@ -71,9 +71,9 @@ def finish(
         "final_loss": state.final_loss,
         "sample": asdict(sample),
     }
-    tracking.log_metrics(client, job.run_id, state.step, {"peak_memory_bytes": peak_memory})
+    tracking.log_metrics(client, job.run_id, state.step, {"peak_memory_bytes/largest_rank": peak_memory})
     client.log_dict(job.run_id, result, "result.json")
-    _write_whole(job.result_file, json.dumps(result, indent=1))
+    write_whole(job.outcome_file, json.dumps(result, indent=1))
 
 
 def _sample_answer(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sample:
@@ -118,7 +118,8 @@ def _description(job: Job, facts: dict[str, Any]) -> str:
     return f"Distilled by uld-ds, run `{job.recipe.run.name}`.\n\n| | |\n|---|---|\n{rows}\n"
 
 
-def _write_whole(file: Path, text: str) -> None:
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file that is never seen half written."""
     aside = file.with_suffix(".tmp")
     aside.write_text(text)
     aside.rename(file)

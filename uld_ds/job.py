@@ -43,9 +43,9 @@ class Job:
         return self.run_dir / "progress.jsonl"
 
     @property
-    def result_file(self) -> Path:
-        """The finished run's facts; written once, last."""
-        return self.run_dir / "result.json"
+    def outcome_file(self) -> Path:
+        """What rank 0 has to say at the end; the driver makes the run's result of it."""
+        return self.run_dir / "outcome.json"
 
     def to_config(self) -> dict[str, Any]:
         """Plain values, as Ray carries them to the workers."""

@@ -68,14 +68,11 @@ class Head:
         """[N, V] in the type of ``hidden``."""
         return hidden if self.weight is None else self.logit_map(F.linear(hidden, self.weight, self.bias))
 
-    def vocab_size(self, hidden: Tensor) -> int:
-        """V, whichever way the logits come."""
-        return (hidden if self.weight is None else self.weight).shape[-1 if self.weight is None else 0]
-
     def chunks(self, hidden: Tensor) -> Iterator[slice]:
         """Slices of the rows whose logits may exist at a time; one empty slice when there are no rows."""
         budget = _CHUNK_ELEMENTS_CPU if hidden.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
-        step = max(1, budget // self.vocab_size(hidden))
+        vocab_size = hidden.shape[1] if self.weight is None else self.weight.shape[0]
+        step = max(1, budget // vocab_size)
         for start in range(0, max(len(hidden), 1), step):
             yield slice(start, min(start + step, len(hidden)))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import mlflow.transformers
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import infer_signature
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -56,15 +57,18 @@ def log_student(
         facts: metadata of the logged model and tags of the version.
         description: Markdown shown with the version.
     """
-    uri = _logged_model(run_id, model, tokenizer, example, facts)
     if name is None:
-        return RegisteredModel(None, None, uri)
-    version = _version(client, run_id, name, uri, facts, description)
-    client.set_registered_model_alias(name, alias, version)
-    return RegisteredModel(name, version, uri)
+        return RegisteredModel(None, None, _logged_model(client, run_id, model, tokenizer, example, facts))
+    version = _version_of_run(client, run_id, name)
+    if version is None:
+        uri = _logged_model(client, run_id, model, tokenizer, example, facts)
+        version = _new_version(client, run_id, name, uri, facts, description)
+    client.set_registered_model_alias(name, alias, version.version)
+    return RegisteredModel(name, str(version.version), str(version.source))
 
 
 def _logged_model(
+    client: mlflow.MlflowClient,
     run_id: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -73,6 +77,9 @@ def _logged_model(
 ) -> str:
     # MLflow's progress bars make no sense in a worker's log.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # The fluent API, the only way to log a model, knows one server per process: this is the worker's own process.
+    mlflow.set_tracking_uri(client.tracking_uri)
+    mlflow.set_registry_uri(client.tracking_uri)
     with mlflow.start_run(run_id=run_id):
         info = mlflow.transformers.log_model(
             transformers_model={"model": model, "tokenizer": tokenizer},
@@ -86,19 +93,15 @@ def _logged_model(
     return info.model_uri
 
 
-def _version(
+def _version_of_run(client: mlflow.MlflowClient, run_id: str, name: str) -> ModelVersion | None:
+    versions = client.search_model_versions(f"name = '{name}'")
+    return next((version for version in versions if version.run_id == run_id), None)
+
+
+def _new_version(
     client: mlflow.MlflowClient, run_id: str, name: str, uri: str, facts: dict[str, Any], description: str
-) -> str:
+) -> ModelVersion:
     if not client.search_registered_models(filter_string=f"name = '{name}'"):
         client.create_registered_model(name)
-    existing = [v for v in client.search_model_versions(f"name = '{name}'") if v.run_id == run_id]
-    if existing:
-        return str(existing[0].version)
-    version = client.create_model_version(
-        name,
-        uri,
-        run_id=run_id,
-        tags={key: str(value) for key, value in facts.items()},
-        description=description,
-    )
-    return str(version.version)
+    tags = {key: str(value) for key, value in facts.items()}
+    return client.create_model_version(name, uri, run_id=run_id, tags=tags, description=description)

@@ -40,8 +40,6 @@ def open_client(uri: str, key: str = "tracking.uri") -> mlflow.MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
     try:
         with _impatient():
             client = mlflow.MlflowClient(uri, registry_uri=uri)

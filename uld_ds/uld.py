@@ -22,7 +22,7 @@ from uld_ds.exact import (
     sorted_distance,
 )
 from uld_ds.level_counts import LevelCounts, LevelGrid, Workspace, check_dead_rows, kept_workspace, softmax_into
-from uld_ds.pairing import pair
+from uld_ds.rank_pairing import pair
 from uld_ds.spectrum import DEFAULT_NUM_HEAD, Spectrum
 
 # With the teacher's logits at hand nothing has to be stored, so levels can be four times as fine.

@@ -9,6 +9,7 @@ import resource
 import time
 from typing import Any
 
+import numpy as np
 import ray.train
 import torch
 from datasets import disable_progress_bars, load_from_disk
@@ -105,7 +106,7 @@ class Worker:
     def _train_step(self, state: TrainState) -> None:
         begin = time.perf_counter()
         # Dropout depends on the step, not on how often the run was restarted.
-        set_seed(hash_of(self.recipe.run.seed, state.step, self.ranks.rank))
+        set_seed(step_seed(self.recipe.run.seed, state.step, self.ranks.rank))
         window = self._window(state.step)
         data_seconds = time.perf_counter() - begin
         result = self.engine.train_step(window)
@@ -211,10 +212,8 @@ def _data_facts(job: Job) -> DataFacts:
     return DataFacts(**json.loads((job.prepared / "train" / "facts.json").read_text()))
 
 
-def hash_of(seed: int, step: int, rank: int) -> int:
+def step_seed(seed: int, step: int, rank: int) -> int:
     """One 32-bit seed out of three numbers, well mixed."""
-    import numpy as np
-
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 

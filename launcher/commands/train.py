@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -33,10 +34,13 @@ def train(
         else:
             typer.echo(loaded.to_yaml(), nl=False)
         return
-    # Heavy imports (torch, deepspeed, ray, mlflow: some ten seconds) only now.
+    # Heavy imports (torch, deepspeed, ray, mlflow: some ten seconds) only now. DeepSpeed greets a machine without
+    # an accelerator with a warning; that is no news here.
+    logging.disable(logging.WARNING)
     from launcher.driver import run_training
     from launcher.summary import print_summary
 
+    logging.disable(logging.NOTSET)
     facts = run_training(loaded)
     print_summary(facts, loaded)
     if as_json:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher.driver import run_training
+from tests.tiny import tiny_recipe_in
 from uld_ds.errors import UserError
 from uld_ds.recipe import parse_recipe
 
@@ -22,27 +30,7 @@ def finished(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A recipe and the facts of its finished run."""
     folder = tmp_path_factory.mktemp("end_to_end")
-    for name, part in {"train": rows[:48], "eval": rows[48:]}.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    recipe = {
-        "run": {"name": "tiny", "storage": str(folder / "runs")},
-        "teacher": {"model": str(tiny_teacher), "precision": "fp32", "max_length": 256, "max_tokens_per_forward": 512},
-        "student": {"model": str(tiny_student), "precision": "fp32", "max_length": 256},
-        "data": {
-            "train": {"source": "files", "path": str(folder / "train.jsonl")},
-            "eval": {"source": "files", "path": str(folder / "eval.jsonl")},
-        },
-        "training": {
-            "steps": 6,
-            "batch_size": 8,
-            "micro_batch_size": 2,
-            "checkpoint_every": 3,
-            "optimizer": {"learning_rate": 1e-2},
-        },
-        "evaluation": {"every": 3, "sample_tokens": 4},
-        "cluster": {"workers": 2, "accelerator": "cpu"},
-        "registry": {"model_name": "tiny-student"},
-    }
+    recipe = tiny_recipe_in(folder, tiny_teacher, tiny_student, rows)
     return recipe, run_training(parse_recipe(recipe))
 
 
@@ -78,9 +66,11 @@ def test_mlflow_has_every_step_and_the_final_status(finished: tuple[dict[str, An
     assert "recipe.yaml" in [item.path for item in client.list_artifacts(facts["run_id"])]
 
 
-def test_registered_model_gives_the_exported_logits(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_registered_model_gives_the_exported_logits(
+    finished: tuple[dict[str, Any], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, facts = finished
-    mlflow.set_tracking_uri(facts["tracking_uri"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", facts["tracking_uri"])
     uri = "models:/tiny-student@candidate"
     components = mlflow.transformers.load_model(uri, return_type="components")
     ids = torch.arange(5, 45)[None]
@@ -93,9 +83,11 @@ def test_registered_model_gives_the_exported_logits(finished: tuple[dict[str, An
     assert components["tokenizer"](text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-def test_registered_model_answers_as_pyfunc(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_registered_model_answers_as_pyfunc(
+    finished: tuple[dict[str, Any], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, facts = finished
-    mlflow.set_tracking_uri(facts["tracking_uri"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", facts["tracking_uri"])
     model = mlflow.pyfunc.load_model("models:/tiny-student@candidate")
     assert model.metadata.signature is not None
     short, long = (model.predict(["What does it do?"], params={"max_new_tokens": n})[0] for n in (1, 40))
@@ -126,15 +118,6 @@ def test_interrupted_run_resumes_to_the_same_weights(
     finished: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
 ) -> None:
     """Killed after the checkpoint of step 3, continued by running it again: same student, bit for bit."""
-    import os
-    import signal
-    import subprocess
-    import sys
-    import time
-
-    import psutil
-    import yaml
-
     recipe, facts = finished
     recipe = recipe | {"run": {"name": "tiny", "storage": str(tmp_path)}}
     file = tmp_path / "recipe.yaml"
@@ -155,3 +138,10 @@ def test_interrupted_run_resumes_to_the_same_weights(
     assert again["bits_per_byte"] == facts["bits_per_byte"]
     weights = [AutoModelForCausalLM.from_pretrained(f["export_dir"]).state_dict() for f in (facts, again)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    # The very end interrupted: everything was registered, only the result was not written yet.
+    (tmp_path / "tiny" / "result.json").unlink()
+    third = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert json.loads(third.stdout.splitlines()[-1])["model_version"] == again["model_version"]
+    client = mlflow.MlflowClient(again["tracking_uri"])
+    assert len(client.search_model_versions("name = 'tiny-student'")) == 1
+    assert len(client.search_logged_models([client.get_run(again["run_id"]).info.experiment_id])) == 1

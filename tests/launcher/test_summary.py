@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from launcher.summary import print_summary
@@ -68,12 +71,18 @@ def test_an_answer_is_shown_as_it_is_whatever_it_looks_like() -> None:
     assert not any("answers" in line for line in lines(sample={"prompt": "p", "answer": ""}))
 
 
-def test_commands_to_look_further() -> None:
+def test_commands_to_look_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", str(environment))
     assert lines()[-2:] == [
         "  mlflow ui --backend-store-uri sqlite:////runs/mlflow.db",
         '  MLFLOW_TRACKING_URI=sqlite:////runs/mlflow.db python -c "import mlflow; '
         "print(mlflow.transformers.load_model('models:/m@best')('Hello', max_new_tokens=20))\"",
     ]
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(environment.parent)
+    assert lines()[-2].startswith(f"  {environment.name}/mlflow ui "), "an environment that is not activated"
+    assert f" {environment.name}/python -c " in lines()[-1]
 
 
 def test_what_was_not_measured_or_registered() -> None:
