@@ -1,0 +1,219 @@
+"""The chunked objective against plain autograd over sorted probabilities in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedConfig
+
+from uld_ds import language_model
+from uld_ds.data.windows import SideBatch
+from uld_ds.language_model import Head, LogitMap, RowModel, choose_head_path
+from uld_ds.normalisation import RowWeights
+from uld_ds.objective import Objective, entropy
+from uld_ds.recipe import ObjectiveSettings
+from uld_ds.spectrum import Spectrum
+
+ANSWERS, HIDDEN, VOCAB, TEACHER_VOCAB = 21, 16, 211, 307
+SEGMENTS = torch.tensor([0, 2, 3, 7, 8, 12, 13, 14, 20])
+NOTHING = torch.empty(0, dtype=torch.long)
+
+
+def side_batch(ids: Tensor, segments: Tensor) -> SideBatch:
+    """Only what the objective reads: the answer's ids and where segments begin."""
+    return SideBatch(NOTHING, NOTHING, NOTHING, ids, NOTHING, NOTHING, segments, NOTHING)
+
+
+class Case:
+    """Random hidden states, head, teacher and weights, the same every time."""
+
+    def __init__(self, *, bias: bool = False, logit_map: LogitMap | None = None, reach_head: bool = True) -> None:
+        torch.manual_seed(0)
+        self.hidden = torch.randn(ANSWERS, HIDDEN if reach_head else VOCAB) * (1 if reach_head else 3)
+        self.weight = torch.randn(VOCAB, HIDDEN) * 0.8 if reach_head else None
+        self.bias = torch.randn(VOCAB) if bias else None
+        self.logit_map = logit_map or LogitMap()
+        self.teacher = torch.randn(len(SEGMENTS), TEACHER_VOCAB) * 3
+        self.batch = side_batch(torch.randint(0, VOCAB, (ANSWERS,)), SEGMENTS)
+        self.weights = RowWeights(torch.rand(ANSWERS) / ANSWERS, torch.rand(len(SEGMENTS)) / len(SEGMENTS))
+
+    def leaves(self, dtype: torch.dtype) -> list[Tensor]:
+        given = [tensor for tensor in (self.hidden, self.weight, self.bias) if tensor is not None]
+        return [tensor.to(dtype, copy=True).requires_grad_() for tensor in given]
+
+    def head(self, leaves: list[Tensor]) -> Head:
+        weight = leaves[1] if self.weight is not None else None
+        return Head(weight, leaves[2] if self.bias is not None else None, self.logit_map)
+
+    def reference(self, settings: ObjectiveSettings) -> tuple[float, list[Tensor]]:
+        """Loss and gradients in float64, by autograd through a sort."""
+        leaves = self.leaves(torch.float64)
+        logits = self.head(leaves).logits(leaves[0])
+        nats = F.cross_entropy(logits, self.batch.answer_ids, reduction="none")
+        p = (logits[SEGMENTS] / settings.student_temperature).softmax(-1).sort(-1, descending=True).values
+        q = (self.teacher.double() / settings.teacher_temperature).softmax(-1).sort(-1, descending=True).values
+        distance = (F.pad(p, (0, TEACHER_VOCAB - VOCAB)) - q).abs().sum(-1)
+        loss = settings.ce * (nats @ self.weights.answers.double())
+        loss = loss + settings.uld * (distance @ self.weights.segments.double())
+        loss.backward()
+        return loss.item(), [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    def chunked(self, settings: ObjectiveSettings) -> tuple[float, list[Tensor], dict[str, Tensor]]:
+        leaves = self.leaves(torch.float32)
+        spectrum = Spectrum.from_logits(self.teacher, temperature=settings.teacher_temperature)
+        loss, parts = Objective(settings)(leaves[0], self.head(leaves), self.batch, spectrum, self.weights)
+        (loss * 2).backward()
+        return loss.item(), [leaf.grad / 2 for leaf in leaves if leaf.grad is not None], parts
+
+
+@pytest.fixture(params=[1000, 4], ids=["one chunk", "six chunks"])
+def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_model, "_CHUNK_ELEMENTS_CPU", request.param * VOCAB)
+
+
+@pytest.mark.usefixtures("_chunk_rows")
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"bias": True},
+        {"logit_map": LogitMap(scale=0.25)},
+        {"logit_map": LogitMap(cap=5.0), "bias": True},
+        {"logit_map": LogitMap(scale=1.5, cap=4.0)},
+        {"reach_head": False},
+    ],
+    ids=["linear", "bias", "scaled", "capped", "scaled and capped", "logits only"],
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"uld": 1.5},
+        {"ce": 0.0, "uld": 1.0},
+        {"uld": 0.0},
+        {"method": "exact"},
+        {"student_temperature": 2.0, "teacher_temperature": 3.0},
+    ],
+    ids=["closed form", "uld only", "ce only", "exact", "temperatures"],
+)
+def test_loss_and_gradients_equal_autograd_in_float64(case: dict[str, Any], settings: dict[str, Any]) -> None:
+    objective = ObjectiveSettings(**settings)
+    example = Case(**case)
+    expected_loss, expected = example.reference(objective)
+    loss, gradients, _ = example.chunked(objective)
+    assert loss == pytest.approx(expected_loss, rel=2e-5)
+    assert len(gradients) == len(expected) == 1 + (example.weight is not None) + (example.bias is not None)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        error = (gradient.double() - wanted).norm() / wanted.norm()
+        assert error < 1e-4, float(error)
+
+
+def test_parts_add_up_to_the_loss() -> None:
+    settings = ObjectiveSettings(ce=0.7, uld=1.3)
+    loss, _, parts = Case().chunked(settings)
+    assert 0.7 * parts["ce"].item() + 1.3 * parts["uld"].item() == pytest.approx(loss, rel=1e-6)
+    assert 0 < parts["uld_head"].item() <= parts["uld"].item()
+    assert 0 <= parts["uld_bound"].item() < 1e-3
+    wanted = entropy(Case().teacher) @ Case().weights.segments
+    assert parts["teacher_entropy"].item() == pytest.approx(wanted.item(), rel=1e-3)
+    assert parts["student_entropy_rows"].item() == ANSWERS
+
+
+def test_no_segment_leaves_cross_entropy() -> None:
+    example = Case()
+    example.batch = side_batch(example.batch.answer_ids, NOTHING)
+    hidden, weight = example.leaves(torch.float32)
+    spectrum = Spectrum.from_logits(example.teacher)[:0]
+    weights = RowWeights(example.weights.answers, torch.empty(0))
+    loss, parts = Objective(ObjectiveSettings())(
+        hidden, Head(weight, None, LogitMap()), example.batch, spectrum, weights
+    )
+    assert loss.item() == pytest.approx(parts["ce"].item())
+    assert parts["uld"].item() == 0
+
+
+def test_unaligned_spectra_are_refused() -> None:
+    example = Case()
+    hidden, weight = example.leaves(torch.float32)
+    spectrum = Spectrum.from_logits(example.teacher)[:3]
+    with pytest.raises(ValueError, match="3 teacher rows for 9 segments"):
+        Objective(ObjectiveSettings())(hidden, Head(weight, None, LogitMap()), example.batch, spectrum, example.weights)
+
+
+def test_gradients_of_many_bf16_chunks_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A thousand chunks of the same row: a bf16 sum stops growing at 256 of them.
+    monkeypatch.setattr(language_model, "_CHUNK_ELEMENTS_CPU", VOCAB)
+    example = Case()
+    gradients = []
+    for repeats in (1, 1000):
+        weight = example.leaves(torch.bfloat16)[1]
+        hidden = example.hidden[:1].bfloat16().repeat(repeats, 1).requires_grad_()
+        batch = side_batch(example.batch.answer_ids[:1].repeat(repeats), torch.tensor([0]))
+        weights = RowWeights(torch.ones(repeats), torch.ones(1))
+        spectrum = Spectrum.from_logits(example.teacher[:1])
+        loss, _ = Objective(ObjectiveSettings(uld=0.0))(
+            hidden, Head(weight, None, LogitMap()), batch, spectrum, weights
+        )
+        loss.backward()
+        assert weight.grad is not None
+        assert weight.grad.dtype == torch.bfloat16
+        gradients.append(weight.grad.float())
+    assert (gradients[1] / 1000 - gradients[0]).norm() / gradients[0].norm() < 5e-3
+
+
+def rows_and_whole(model: RowModel) -> tuple[Tensor, Tensor]:
+    """Logits at four positions the model's own way, and as RowModel gives them."""
+    ids = torch.arange(3, 9)[None]
+    batch = SideBatch(ids, torch.ones_like(ids), NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
+    rows = torch.tensor([0, 2, 5, 1])
+    with torch.no_grad():
+        return model.lm(ids).logits[0, rows], model(batch, rows, lambda hidden, head: head.logits(hidden))
+
+
+def test_capped_logits_are_those_of_the_model() -> None:
+    config = Gemma2Config(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=2.0,
+        initializer_range=0.5,
+    )
+    model = RowModel(AutoModelForCausalLM.from_config(config).eval())
+    choose_head_path(model, model, torch.device("cpu"), "student")
+    assert model.direct_head
+    whole, rows = rows_and_whole(model)
+    torch.testing.assert_close(rows, whole)
+
+
+class _Shifted(nn.Module):
+    """A body and a head, and something after them that no configuration tells of."""
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__()
+        self.inner = lm
+        self.config: PreTrainedConfig = lm.config  # type: ignore[assignment]
+        self.base_model = lm.base_model
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.inner.get_output_embeddings()  # type: ignore[operator]
+
+    def forward(self, input_ids: Tensor, **rest: Any) -> Any:
+        output = self.inner(input_ids=input_ids, **rest)
+        output.logits = output.logits + torch.arange(output.logits.shape[-1])
+        return output
+
+
+def test_a_head_that_is_not_all_falls_back_to_whole_logits(tiny_teacher: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = RowModel(_Shifted(AutoModelForCausalLM.from_pretrained(tiny_teacher)))  # type: ignore[arg-type]
+    choose_head_path(model, model, torch.device("cpu"), "student")
+    assert not model.direct_head
+    assert "student: logits are not head(body)" in caplog.text
+    whole, rows = rows_and_whole(model)
+    torch.testing.assert_close(rows, whole)
