@@ -14,7 +14,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -71,19 +70,21 @@ class ProgressView:
     def _advance_bar(self, event: dict[str, Any]) -> None:
         if self._bar is None:
             self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
+                # Sized to fit 80 columns: what is cut off first would be the time left.
+                BarColumn(bar_width=10),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[facts]}"),
-                TimeElapsedColumn(),
+                TimeRemainingColumn(compact=True),
                 TextColumn("left"),
-                TimeRemainingColumn(),
                 console=self._console,
             )
             self._bar.add_task("training", total=event["total"], facts="")
             self._bar.start()
         task = self._bar.task_ids[0]
         self._bar.update(task, completed=event["step"], total=event["total"], facts=_facts(event))
+        if event["step"] == event["total"]:
+            self._bar.stop()
+            self._bar = None
 
     def _print_line(self, event: dict[str, Any]) -> None:
         now = time.monotonic()
