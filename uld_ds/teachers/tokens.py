@@ -1,0 +1,43 @@
+"""What a teacher says about an answer: of each of its tokens a spectrum and the probability of the token itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from uld_ds.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class TeacherTokens:
+    """T answer tokens in order, those that end a turn included; of one example or of several in a row.
+
+    Nothing here depends on the student: its segments choose among these rows, whatever tokenizer it has.
+    """
+
+    spectrum: Spectrum
+    """T rows: the distribution that predicted each token."""
+    log_probs: Tensor
+    """[T] float32: natural log-probability, at temperature 1, of the token that stands there."""
+
+    def __post_init__(self) -> None:
+        if tuple(self.log_probs.shape) != (len(self.spectrum),):
+            raise ValueError(f"{len(self.spectrum)} spectra for log_probs of shape {list(self.log_probs.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.spectrum)
+
+    def __getitem__(self, rows: slice | Tensor) -> TeacherTokens:
+        return TeacherTokens(self.spectrum[rows], self.log_probs[rows])
+
+    @classmethod
+    def cat(cls, parts: Sequence[TeacherTokens]) -> TeacherTokens:
+        """Rows of several, one after the other; all of one grid and temperature."""
+        return cls(Spectrum.cat([part.spectrum for part in parts]), torch.cat([part.log_probs for part in parts]))
+
+    def to(self, device: torch.device | str) -> TeacherTokens:
+        """On another device."""
+        return TeacherTokens(self.spectrum.to(device), self.log_probs.to(device))
