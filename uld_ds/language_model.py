@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from uld_ds.data.windows import SideBatch
+from uld_ds.open_head import HeadWeights, LowRank, lend, open_head, shifted_adapters
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class LogitMap:
 
 @dataclass(frozen=True)
 class Head:
-    """The way from hidden states [N, H] to logits [N, V]: ``map(hidden @ weight.T + bias)``.
+    """The way from hidden states [N, H] to logits [N, V]: ``map(hidden @ weight.T + bias + low_rank(hidden))``.
 
     With ``weight`` None, "hidden states" are logits already (a model whose head cannot be reached).
     """
@@ -63,10 +64,17 @@ class Head:
     weight: Tensor | None
     bias: Tensor | None
     logit_map: LogitMap
+    low_rank: LowRank | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, V] in the type of ``hidden``."""
-        return hidden if self.weight is None else self.logit_map(F.linear(hidden, self.weight, self.bias))
+        if self.weight is None:
+            return hidden
+        logits = F.linear(hidden, self.weight, self.bias)
+        if self.low_rank is not None:
+            # In place: adapters kept in fp32 beside a bf16 base must not turn all logits into fp32.
+            logits += self.low_rank(hidden)
+        return self.logit_map(logits)
 
     def chunks(self, hidden: Tensor) -> Iterator[slice]:
         """Slices of the rows whose logits may exist at a time; one empty slice when there are no rows."""
@@ -75,17 +83,6 @@ class Head:
         step = max(1, budget // vocab_size)
         for start in range(0, max(len(hidden), 1), step):
             yield slice(start, min(start + step, len(hidden)))
-
-
-class _OpenLinear(nn.Linear):
-    """An output head that lends its weight to a function, inside its own forward.
-
-    Under ZeRO-3 a weight is whole only while its module runs: this way it is gathered once for all chunks, and by
-    DeepSpeed's own hooks, which also take care of its gradient.
-    """
-
-    def forward(self, hidden: Tensor, use: Callable[[Tensor, Tensor, Tensor | None], T] | None = None) -> Any:
-        return super().forward(hidden) if use is None else use(hidden, self.weight, self.bias)
 
 
 Consume = Callable[[Tensor, Head], T]
@@ -98,11 +95,8 @@ class RowModel(nn.Module):
         super().__init__()
         self.lm = lm
         self.logit_map = LogitMap.of(lm.config)
-        head = lm.get_output_embeddings()
-        # A plain Linear opens itself. Anything else (LoRA, quantised) keeps its own forward.
-        self.direct_head = type(head) is nn.Linear
-        if self.direct_head:
-            head.__class__ = _OpenLinear
+        # A linear head, with or without LoRA, opens itself. Anything else (quantised) keeps its own forward.
+        self.direct_head = open_head(lm.get_output_embeddings()) is None
 
     def forward(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
         """Calls ``consume(hidden [R, H], head)`` for the positions ``rows`` and returns what it returned.
@@ -113,15 +107,23 @@ class RowModel(nn.Module):
             consume: makes logits with ``head``, in chunks. Runs on every rank alike, also for no rows.
         """
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-        if not self.direct_head:
+        output = self.lm.get_output_embeddings()
+        # Adapters may have been switched since, to some that cannot lend their weights.
+        if not self.direct_head or open_head(output) is not None:
             logits = self.lm(**inputs).logits.flatten(0, 1)[rows]
             return consume(logits, Head(None, None, LogitMap()))
-        hidden = self.lm.base_model(**inputs).last_hidden_state.flatten(0, 1)[rows]
+        hidden = self._body()(**inputs).last_hidden_state.flatten(0, 1)[rows]
 
-        def use(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> T:
-            return consume(hidden, Head(weight, bias, self.logit_map))
+        def use(hidden: Tensor, whole: HeadWeights) -> T:
+            return consume(hidden, Head(whole.weight, whole.bias, self.logit_map, whole.low_rank))
 
-        return self.lm.get_output_embeddings()(hidden, use)
+        return lend(output, hidden, use)
+
+    def _body(self) -> nn.Module:
+        # PEFT's wrapper has a base_model too, which is the whole language model.
+        wrapped = getattr(self.lm, "get_base_model", None)
+        lm: Any = self.lm if wrapped is None else wrapped()
+        return lm.base_model
 
 
 def choose_head_path(model: RowModel, call: Callable[..., Any], device: torch.device, name: str) -> None:
@@ -136,8 +138,10 @@ def choose_head_path(model: RowModel, call: Callable[..., Any], device: torch.de
         device: where its inputs go.
         name: of the role, for the log.
     """
-    if not model.direct_head:
-        log.warning("%s: its output head is no plain linear layer: logits of whole sequences, with more memory", name)
+    problem = open_head(model.lm.get_output_embeddings())
+    if problem is not None:
+        model.direct_head = False
+        log.warning("%s: its output head %s: logits of whole sequences, with more memory", name, problem)
         return
     error = _largest_head_error(model, call, device)
     if not error < 1e-2:
@@ -152,7 +156,8 @@ def _largest_head_error(model: RowModel, call: Callable[..., Any], device: torch
     batch = SideBatch(ids, torch.ones_like(ids), none, none, none, none, none, none)
     rows = torch.arange(4, device=device)
     results = []
-    with torch.no_grad():
+    # LoRA's B starts at zero, where its path could be anything.
+    with torch.no_grad(), shifted_adapters(model.lm.get_output_embeddings()):
         for direct in (True, False):
             model.direct_head = direct
             results.append(call(batch, rows, lambda hidden, head: head.logits(hidden).float().clone()))

@@ -9,7 +9,7 @@ Loss and gradients are computed in one pass over chunks of rows: hidden states -
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ class Objective:
             raise ValueError(f"{len(spectrum)} teacher rows for {len(batch.segment_answers)} segments: not aligned")
         rows = self._rows(batch, spectrum, weights)
         one_chunk = self._closed_form if self._has_closed_form(spectrum) else self._by_autograd
-        loss, *per_row = _Chunked.apply(hidden, head.weight, head.bias, head, rows, one_chunk)
+        loss, *per_row = _Chunked.apply(hidden, *_tensors(head), head, rows, one_chunk)
         nats, distance, head_distance, bound = (part.detach() for part in per_row)
         segments = weights.segments.to(distance.dtype)
         with torch.no_grad():
@@ -175,44 +175,100 @@ class _Chunked(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        down: Tensor | None,
+        up: Tensor | None,
         head: Head,
         rows: _Rows,
         one_chunk: OneChunk,
     ) -> tuple[Tensor, ...]:
-        grad_hidden = torch.empty_like(hidden)
-        # Thousands of rows add up here: in bf16 the sum would stop growing.
-        grad_weight = None if weight is None else torch.zeros_like(weight, dtype=torch.float32)
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        of_hidden, *of_head = ctx.needs_input_grad[:5]
+        grad_hidden = torch.empty_like(hidden) if of_hidden else None
+        gradients = _HeadGradients(head, of_head)
         results: list[list[Tensor]] = []
         for chunk in head.chunks(hidden):
             logits = head.logits(hidden[chunk])
             parts, grad = one_chunk(logits, rows[chunk])
             results.append(parts)
             head.logit_map.backward_(grad, logits)
-            if weight is None:
-                grad_hidden[chunk] = grad.to(hidden.dtype)
-                continue
-            grad = grad.to(weight.dtype)
-            torch.mm(grad, weight, out=grad_hidden[chunk])
-            assert grad_weight is not None
-            grad_weight += grad.t() @ hidden[chunk]
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
+            gradients.add(grad, hidden[chunk], None if grad_hidden is None else grad_hidden[chunk])
         per_row = [torch.cat(parts) for parts in zip(*results, strict=True)]
         loss = per_row[0] @ rows.ce_weights.to(per_row[0].dtype) + per_row[1] @ rows.uld_weights.to(per_row[1].dtype)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.weight_dtype = None if weight is None else weight.dtype
+        ctx.save_for_backward(grad_hidden, *gradients.sums)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, down, up)]
         ctx.mark_non_differentiable(*per_row)
         return loss, *per_row
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_per_row: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        of_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)
-        of_weight = None if grad_weight is None else (grad_weight * grad_loss).to(ctx.weight_dtype)
-        of_bias = None if grad_bias is None else (grad_bias * grad_loss).to(ctx.weight_dtype)
-        return of_hidden, of_weight, of_bias, None, None, None
+        scaled = [
+            None if grad is None else (grad * grad_loss.to(grad.dtype)).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *scaled, None, None, None
+
+
+class _HeadGradients:
+    """Sums over chunks of what a head's tensors receive; nothing is computed for those that need no gradient.
+
+    Args:
+        head: the head.
+        wanted: of its weight, bias, down and up matrix, in this order.
+    """
+
+    def __init__(self, head: Head, wanted: Sequence[bool]) -> None:
+        self._head = head
+        # Thousands of rows add up here: in bf16 the sum would stop growing.
+        self.sums = [
+            torch.zeros_like(tensor, dtype=torch.float32) if need and tensor is not None else None
+            for tensor, need in zip(_tensors(head), wanted, strict=True)
+        ]
+
+    def add(self, grad: Tensor, hidden: Tensor, out: Tensor | None) -> None:
+        """Adds one chunk's share, and writes the gradient of its hidden states.
+
+        Args:
+            grad: [C, V] of the loss by the logits, before the head's map.
+            hidden: [C, H].
+            out: [C, H] to write to, or None.
+        """
+        head, low_rank = self._head, self._head.low_rank
+        if head.weight is None:
+            if out is not None:
+                out.copy_(grad)
+            return
+        of_weight, of_bias, of_down, of_up = self.sums
+        grad = grad.to(head.weight.dtype)
+        if of_weight is not None:
+            _add_product(of_weight, grad.t(), hidden)
+        if of_bias is not None:
+            of_bias += grad.sum(0)
+        if out is not None:
+            torch.mm(grad, head.weight, out=out)
+        if low_rank is None:
+            return
+        grad, narrow = grad.to(low_rank.up.dtype), hidden.to(low_rank.down.dtype)
+        if of_up is not None:
+            _add_product(of_up, grad.t(), low_rank.inner(hidden))
+        inner = ((grad @ low_rank.up) * low_rank.scale).to(low_rank.down.dtype)
+        if of_down is not None:
+            _add_product(of_down, inner.t(), narrow)
+        if out is not None:
+            out += inner @ low_rank.down
+
+
+def _tensors(head: Head) -> tuple[Tensor | None, ...]:
+    """All that may receive a gradient: weight, bias, down and up matrix."""
+    low_rank = (None, None) if head.low_rank is None else (head.low_rank.down, head.low_rank.up)
+    return head.weight, head.bias, *low_rank
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right`` into float32, without a temporary of its size where the types allow."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def entropy(logits: Tensor) -> Tensor:
