@@ -7,12 +7,9 @@ to load: ``from_pretrained``.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import json
 import logging
-import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -32,7 +29,9 @@ from transformers import (
 )
 
 from uld_ds.errors import UserError
+from uld_ds.places import PACKAGE, build_once, converted_gguf, package_folder
 from uld_ds.recipe import ModelSettings, Precision, StudentSettings, TrainedTokenizerSettings
+from uld_ds.tokenizer_files import load_tokenizer, one_line
 from uld_ds.tokenizer_training import train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -40,12 +39,6 @@ log = logging.getLogger(__name__)
 # What transformers notes in tokenizer_config.json about the loading, not about the tokenizer.
 _WHERE_A_TOKENIZER_WAS = {"is_local", "local_files_only", "name_or_path"}
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def cache_dir() -> Path:
-    """Folder for converted models: ``ULD_DS_CACHE``, or ``uld-ds`` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "uld-ds"
-    return Path(os.environ.get("ULD_DS_CACHE", default))
 
 
 def locate_model(settings: ModelSettings, key: str) -> str:
@@ -59,8 +52,8 @@ def locate_model(settings: ModelSettings, key: str) -> str:
         UserError: a package that is not installed, a path or GGUF file that does not exist, an unknown hub id.
     """
     place = settings.model
-    is_package = place.startswith("package:")
-    folder = _package_folder(place, f"{key}.model") if is_package else Path(place).expanduser()
+    is_package = place.startswith(PACKAGE)
+    folder = package_folder(place, f"{key}.model") if is_package else Path(place).expanduser()
     if not folder.is_dir() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
         raise UserError(f"{key}.model", f"no folder {place!r}", "correct the path, or give a hub id like org/name")
     if settings.gguf_file is not None:
@@ -80,7 +73,7 @@ def _folder_config(place: str, key: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(place)
     except Exception as error:  # transformers raises whatever its parsing ran into
-        problem = f"{place!r}: config.json describes no model ({_one_line(error)})"
+        problem = f"{place!r}: config.json describes no model ({one_line(error)})"
         raise UserError(f"{key}.model", problem, "name a folder in Hugging Face layout") from error
 
 
@@ -90,7 +83,7 @@ def _hub_config(name: str, revision: str | None, key: str) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise UserError(
             f"{key}.model",
-            f"{name!r} is no folder, and the hub does not give it ({_one_line(error)})",
+            f"{name!r} is no folder, and the hub does not give it ({one_line(error)})",
             "correct the name, or the network or token that the hub needs",
         ) from error
 
@@ -102,15 +95,6 @@ def _check_length(config: PreTrainedConfig, settings: ModelSettings, key: str) -
         raise UserError(f"{key}.max_length", problem, "lower it")
 
 
-def _package_folder(model: str, key: str) -> Path:
-    package = model.removeprefix("package:")
-    # Located, never imported: a package of weights may pull in a whole inference runtime.
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(key, f"the Python package {package!r} is not installed", "install it, with pip's --no-deps")
-    return Path(spec.submodule_search_locations[0])
-
-
 def _converted_gguf(folder: Path, gguf_file: str, key: str) -> Path:
     if not folder.is_dir():
         problem = f"no folder {str(folder)!r} that could hold {gguf_file!r}"
@@ -118,7 +102,7 @@ def _converted_gguf(folder: Path, gguf_file: str, key: str) -> Path:
     source = folder / gguf_file
     if not source.is_file():
         raise UserError(f"{key}.gguf_file", f"no file {gguf_file!r} in {str(folder)!r}", "correct the file's name")
-    target = cache_dir() / "models" / f"{source.stem}-{file_digest(source)[:16]}"
+    target = converted_gguf(source, "models")
 
     def convert(aside: Path) -> None:
         from transformers import GgufConfig
@@ -131,7 +115,7 @@ def _converted_gguf(folder: Path, gguf_file: str, key: str) -> Path:
                 )
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
         except Exception as error:  # transformers raises whatever its parsing ran into
-            problem = f"{gguf_file!r} cannot be read ({_one_line(error)})"
+            problem = f"{gguf_file!r} cannot be read ({one_line(error)})"
             raise UserError(f"{key}.gguf_file", problem, "name a GGUF file that transformers supports") from error
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
@@ -142,30 +126,6 @@ def _converted_gguf(folder: Path, gguf_file: str, key: str) -> Path:
 def _bars_only_on_a_terminal() -> AbstractContextManager[Any]:
     """A progress bar redrawn into a log file is noise; on a terminal it tells that something happens."""
     return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-
-
-def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """Makes folder ``target`` with ``build(folder_aside)`` unless it exists; never leaves half of one."""
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        build(aside)
-        aside.chmod(0o755)
-        aside.rename(target)
-    except OSError:
-        if not target.is_dir():  # else another process was faster, with the same content
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return target
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -181,19 +141,6 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
                 content = file.read_bytes()
             digest.update(f"{file.relative_to(folder)}:{hashlib.sha256(content).hexdigest()}\n".encode())
     return digest.hexdigest()
-
-
-def load_tokenizer(place: str, revision: str | None, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory or hub id.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(place, revision=revision)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        problem = f"no tokenizer at {place!r} ({_one_line(error)})"
-        raise UserError(key, problem, "name a folder or hub id that has one") from error
 
 
 def make_student(settings: StudentSettings, texts: Callable[[], Iterable[str]], seed: int, target: Path) -> Path:
@@ -257,7 +204,7 @@ def _new_model(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
 
 
 def _cannot_be_made(options: dict[str, Any], error: Exception) -> UserError:
-    problem = f"no {options['model_type']!r} model can be made of it ({_one_line(error)})"
+    problem = f"no {options['model_type']!r} model can be made of it ({one_line(error)})"
     return UserError("student.from_config", problem, "correct its options")
 
 
@@ -266,8 +213,3 @@ def _speak_for(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:160] or "no reason given"
-    return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"

@@ -13,16 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from uld_ds.errors import UserError
-from uld_ds.models import (
-    build_once,
-    cache_dir,
-    file_digest,
-    load_tokenizer,
-    locate_model,
-    make_student,
-    tokenizer_digest,
-)
+from uld_ds.models import locate_model, make_student, tokenizer_digest
+from uld_ds.places import cache_dir, file_digest
 from uld_ds.recipe import ModelSettings, StudentSettings
+from uld_ds.tokenizer_files import load_tokenizer
 from uld_ds.tokenizer_training import train_tokenizer
 
 LLAMA = {
@@ -132,54 +126,6 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, tiny_teacher: Path) -> No
     assert [item for item in converted.parent.iterdir() if item.name.startswith(".")] == []
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ULD_DS_CACHE", str(tmp_path / "own"))
-    assert cache_dir() == tmp_path / "own"
-    monkeypatch.delenv("ULD_DS_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_dir() == tmp_path / "xdg" / "uld-ds"
-
-
-# ---- building
-
-
-def test_build_once(tmp_path: Path) -> None:
-    target, calls = tmp_path / "deep" / "target", []
-
-    def build(folder: Path) -> None:
-        calls.append(folder)
-        (folder / "content").write_text("whole")
-
-    assert build_once(target, build) == build_once(target, build) == target
-    assert len(calls) == 1
-    assert calls[0] != target
-    assert (target / "content").read_text() == "whole"
-    assert [item.name for item in target.parent.iterdir()] == ["target"]
-
-
-def test_build_once_leaves_nothing_half_made(tmp_path: Path) -> None:
-    def build(folder: Path) -> None:
-        (folder / "content").write_text("half")
-        raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        build_once(tmp_path / "target", build)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_build_once_accepts_that_another_was_faster(tmp_path: Path) -> None:
-    target = tmp_path / "target"
-
-    def build(folder: Path) -> None:
-        (folder / "content").write_text("mine")
-        target.mkdir()
-        (target / "content").write_text("theirs")
-
-    assert build_once(target, build) == target
-    assert (target / "content").read_text() == "theirs"
-    assert [item.name for item in tmp_path.iterdir()] == ["target"]
-
-
 # ---- students
 
 
@@ -271,16 +217,6 @@ def test_options_by_their_other_names_are_known(tmp_path: Path) -> None:
 
 
 # ---- tokenizers
-
-
-def test_no_tokenizer(tmp_path: Path, tiny_teacher: Path) -> None:
-    text = message(load_tokenizer, str(tmp_path), None, "student.tokenizer")
-    assert text.startswith(f"student.tokenizer: no tokenizer at '{tmp_path}' (")
-    assert text.endswith("); name a folder or hub id that has one")
-    for file in tiny_teacher.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "tokenizer.json").write_text("{}")
-    assert message(load_tokenizer, str(tmp_path), None, "student.tokenizer").startswith("student.tokenizer: no tok")
 
 
 def test_tokenizer_digest_is_of_the_content_not_of_the_place(tmp_path: Path, tiny_student: Path) -> None:

@@ -1,0 +1,209 @@
+"""Tokenizers from wherever they are: a folder, a tokenizer.json, a GGUF file, an installed package, the hub.
+
+transformers (seconds) is imported only once a path is known to exist, so that a wrong one is told at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uld_ds.errors import UserError
+from uld_ds.places import PACKAGE, build_once, converted_gguf, package_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Seconds in which the hub must answer one question before its local cache is all there is. Left to itself,
+# transformers asks a hub that does not answer a dozen times, for minutes.
+HUB_PATIENCE = 10.0
+
+# What vocabularies are kept in, besides the names that a tokenizer's own class gives.
+_VOCABULARY_FILES = {
+    "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+}
+_FIX = "name a folder or hub id that has one"
+
+
+def load_tokenizer(
+    place: str, revision: str | None, key: str, *, local_files_only: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub id.
+
+    Args:
+        place: the directory or hub id.
+        revision: a hub id's branch, tag or commit.
+        key: what the user gave it with, for messages.
+        local_files_only: take what the hub's local cache has.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, revision=revision, trust_remote_code=False, local_files_only=local_files_only
+        )
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise UserError(key, f"no tokenizer at {place!r} ({_reason(place, revision, error)})", _FIX) from error
+    # Without vocabulary files transformers makes some classes up from nothing, with no tokens in them.
+    needed = _vocabulary_files(tokenizer)
+    if needed and not any(_has(place, revision, name) for name in needed):
+        raise UserError(key, f"no tokenizer at {place!r} (none of {', '.join(sorted(needed))})", _FIX)
+    return tokenizer
+
+
+def open_tokenizer(place: str, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that a user names on the command line.
+
+    Args:
+        place: a folder with tokenizer files or one GGUF file; a ``tokenizer.json`` or GGUF file; a hub id;
+            or ``package:NAME`` for an installed package, ``package:NAME/PATH`` for what is in it.
+        key: what the user gave it with, for messages.
+
+    Raises:
+        UserError: there is no such tokenizer, or it cannot be read.
+    """
+    path = local_path(place, key)
+    if path is None:
+        return _hub_tokenizer(place, key)
+    if path.is_file():
+        return _gguf_tokenizer(path, key) if path.suffix == ".gguf" else _single_file(path, place, key)
+    return load_tokenizer(str(path), None, key)
+
+
+def local_path(place: str, key: str) -> Path | None:
+    """The folder or file that ``place`` names; None if it can only be a hub id.
+
+    Raises:
+        UserError: a package that is not installed, a path that does not exist, several GGUF files to choose from.
+    """
+    if place.startswith(PACKAGE):
+        package, _, inside = place.partition("/")
+        path = package_folder(package, key) / inside
+        if not path.exists():
+            raise UserError(key, f"no {inside!r} in {package!r}", "correct the path inside the package")
+    else:
+        path = Path(place).expanduser()
+        if not path.exists():
+            if place.startswith((".", "/", "~")) or place.count("/") > 1 or path.suffix in (".json", ".gguf"):
+                raise UserError(key, f"no file or folder {place!r}", "correct the path, or give a hub id like org/name")
+            return None
+    return _only_gguf(path, key) if path.is_dir() else path
+
+
+def _only_gguf(folder: Path, key: str) -> Path:
+    """The folder, or the GGUF file in it where that is all a tokenizer can come from."""
+    files = sorted(folder.glob("*.gguf"))
+    if not files or any((folder / name).is_file() for name in (*_VOCABULARY_FILES, "tokenizer_config.json")):
+        return folder
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise UserError(key, f"several GGUF files in {str(folder)!r} ({names})", "name one of them")
+    return files[0]
+
+
+def _single_file(path: Path, place: str, key: str) -> PreTrainedTokenizerBase:
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast(tokenizer_file=str(path), name_or_path=place)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        problem = f"{place!r} is no tokenizer.json ({one_line(error)})"
+        raise UserError(key, problem, "name a tokenizer.json, a GGUF file or a folder") from error
+
+
+def _gguf_tokenizer(file: Path, key: str) -> PreTrainedTokenizerBase:
+    model = converted_gguf(file, "models")
+    if model.is_dir():  # a training run has converted weights and tokenizer
+        return load_tokenizer(str(model), None, key)
+
+    def convert(aside: Path) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        except Exception as error:  # transformers raises whatever its parsing ran into
+            problem = f"{file.name!r} cannot be read ({one_line(error)})"
+            raise UserError(key, problem, "name a GGUF file that transformers supports") from error
+        tokenizer.save_pretrained(aside)
+
+    # Reading a GGUF file takes seconds each time.
+    return load_tokenizer(str(build_once(converted_gguf(file, "tokenizers"), convert)), None, key)
+
+
+def _hub_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
+    from huggingface_hub import HfApi
+
+    silence: Exception | None = None
+    try:
+        HfApi().model_info(name, timeout=HUB_PATIENCE)
+    except Exception as error:  # not a name, unknown, gated, no network, offline mode
+        silence = error
+    try:
+        return load_tokenizer(name, None, key, local_files_only=silence is not None)
+    except UserError as error:
+        if silence is None:
+            raise
+        raise UserError(
+            key,
+            f"{name!r} is no file or folder, and the hub does not give it ({one_line(silence)})",
+            "correct the name, or the network or token that the hub needs",
+        ) from error
+
+
+def _vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The files of which a tokenizer needs one; none for those that work on bytes or code points."""
+    own = set(tokenizer.vocab_files_names.values()) - {"tokenizer_config.json"}
+    return own | _VOCABULARY_FILES if own else set()
+
+
+def _has(place: str, revision: str | None, name: str) -> bool:
+    if Path(place).is_dir():
+        return (Path(place) / name).is_file()
+    from transformers.utils import cached_file
+
+    # What was just loaded from the hub is in its local cache.
+    found: Any = cached_file(
+        place,
+        name,
+        revision=revision,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
+
+
+def _reason(place: str, revision: str | None, error: Exception) -> str:
+    """Why there is no tokenizer, in fewer words than transformers has."""
+    from tokenizers import Tokenizer
+
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own, and uld-ds runs none that comes with a model"
+    file = Path(place) / "tokenizer.json"
+    if file.is_file():
+        try:
+            Tokenizer.from_file(str(file))
+        except Exception as broken:  # bare Exceptions
+            return f"tokenizer.json: {one_line(broken)}"
+    if isinstance(error, ValueError) and not any(_has(place, revision, name) for name in _VOCABULARY_FILES):
+        return "no tokenizer.json or other vocabulary there"
+    return one_line(error)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line and not too long; with its type, where that says more."""
+    text = " ".join(str(error).split())[:160] or "no reason given"
+    return (
+        text
+        if isinstance(error, OSError | ValueError) or type(error) is Exception
+        else f"{type(error).__name__}: {text}"
+    )
