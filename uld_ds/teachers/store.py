@@ -1,0 +1,213 @@
+"""The spectrum store: what a teacher said about a corpus, once, for students of any tokenizer.
+
+A folder (or any fsspec URL) of Parquet shards and a manifest; ``docs/spectrum-store.md`` describes the format.
+``StoreWriter`` makes one, ``SpectrumStore`` reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import BinaryIO, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uld_ds.errors import RunError, UserError
+from uld_ds.spectrum_codec import CODEC_VERSION
+from uld_ds.teachers.store_files import StoreFiles
+from uld_ds.teachers.store_manifest import (
+    MANIFEST,
+    PARTIAL_MANIFEST,
+    CodecFacts,
+    Measured,
+    ShardFacts,
+    StoreIdentity,
+    StoreManifest,
+    manifest_from_json,
+)
+from uld_ds.teachers.store_shard import StoredExample, examples_of
+from uld_ds.teachers.store_writer import StoreWriter
+
+__all__ = [
+    "CodecFacts",
+    "Measured",
+    "ShardFacts",
+    "SpectrumStore",
+    "StoreIdentity",
+    "StoreManifest",
+    "StoreWriter",
+    "StoredExample",
+]
+
+_NUM_OPEN = 4
+_READ_BYTES = 1 << 20
+
+
+class SpectrumStore:
+    """A whole store, open for reading; ``open`` makes one. Not to be shared between threads."""
+
+    def __init__(self, files: StoreFiles, manifest: StoreManifest) -> None:
+        self._files = files
+        self.manifest = manifest
+        self._begins = [0, *accumulate(shard.examples for shard in manifest.shards)]
+        self._open: OrderedDict[int, _Shard] = OrderedDict()
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str], *, key: str = "store") -> Self:
+        """Opens the store at a folder or fsspec URL; ``key`` is where the user named it.
+
+        Raises:
+            UserError: there is none, only a half-written one, or one of another version.
+        """
+        files = StoreFiles(url)
+        data = files.read(MANIFEST)
+        if data is None:
+            if files.read(PARTIAL_MANIFEST) is not None:
+                problem = f"{files.url} is half-written: its build was cut short"
+                raise UserError(key, problem, "run the same `uld-ds store build` again, it goes on where it stopped")
+            raise UserError(key, f"no spectrum store at {files.url}", "correct it, or build one: `uld-ds store build`")
+        manifest = manifest_from_json(data, files.path(MANIFEST), key)
+        if manifest.codec.version != CODEC_VERSION:
+            problem = f"{files.url} has codec.version {manifest.codec.version}, but this release reads {CODEC_VERSION}"
+            raise UserError(key, problem, "build the store again with this release")
+        return cls(files, manifest)
+
+    def check_matches(self, expected: StoreIdentity, *, key: str = "store") -> None:
+        """Raises UserError that names the first field in which the store is not as expected, both values, the fix."""
+        expected.check_same(self.manifest, key=key, place=self._files.url)
+
+    def __len__(self) -> int:
+        return self._begins[-1]
+
+    def digests(self) -> list[str]:
+        """Content digest of every example, in order; reads only that column."""
+        found: list[str] = []
+        for index in range(len(self.manifest.shards)):
+            with _naming(self._name(index)):
+                found += [digest.hex() for digest in self._shard(index).column("digest")]
+        return found
+
+    def read(self, indices: Sequence[int]) -> list[StoredExample]:
+        """The examples of these numbers, in this order.
+
+        Raises:
+            IndexError: there is no such example.
+            RunError: a shard is damaged or missing (names it).
+        """
+        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for place, index in enumerate(indices):
+            if not 0 <= index < len(self):
+                raise IndexError(f"example {index} of {len(self)}")
+            shard = bisect_right(self._begins, index) - 1
+            with _naming(self._name(shard)):
+                group, row = self._shard(shard).locate(index - self._begins[shard])
+            wanted.setdefault((shard, group), []).append((place, row))
+        found: dict[int, StoredExample] = {}
+        for (shard, group), rows in sorted(wanted.items()):
+            with _naming(self._name(shard)):
+                examples = examples_of(self._shard(shard).group(group), [row for _, row in rows])
+            found.update(zip((place for place, _ in rows), examples, strict=True))
+        return [found[place] for place in range(len(indices))]
+
+    def stream(self, start: int = 0, stop: int | None = None) -> Iterator[StoredExample]:
+        """Examples ``start`` to ``stop`` (default: all) in order, a row group in memory at a time."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        for index in range(len(self.manifest.shards)):
+            first = self._begins[index]
+            if first >= stop or self._begins[index + 1] <= start:
+                continue
+            with _naming(self._name(index)):
+                begins = self._shard(index).begins
+            for group, (begin, end) in enumerate(pairwise(begins)):
+                rows = range(max(start - first - begin, 0), min(stop - first, end) - begin)
+                if len(rows):
+                    with _naming(self._name(index)):
+                        examples = examples_of(self._shard(index).group(group), rows)
+                    yield from examples
+
+    def verify(self) -> None:
+        """Reads every shard once; raises RunError that names the first one that is missing or damaged."""
+        for shard in self.manifest.shards:
+            digest, size = hashlib.sha256(), 0
+            try:
+                with self._files.open(shard.name) as file:
+                    while block := file.read(_READ_BYTES):
+                        digest.update(block)
+                        size += len(block)
+            except FileNotFoundError as error:
+                raise _damaged(self._files.path(shard.name), "is missing") from error
+            if size != shard.bytes:
+                raise _damaged(self._files.path(shard.name), f"has {size} bytes instead of {shard.bytes}")
+            if digest.hexdigest() != shard.sha256:
+                raise _damaged(self._files.path(shard.name), "is damaged (its sha256 is not the manifest's)")
+
+    def close(self) -> None:
+        """Closes the files; reading opens them again."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _name(self, shard: int) -> str:
+        return self._files.path(self.manifest.shards[shard].name)
+
+    def _shard(self, index: int) -> _Shard:
+        shard = self._open.pop(index, None)
+        if shard is None:
+            facts = self.manifest.shards[index]
+            shard = _Shard(self._files.open(facts.name))
+            if shard.begins[-1] != facts.examples:
+                raise ValueError(f"holds {shard.begins[-1]} examples instead of {facts.examples}")
+        self._open[index] = shard
+        while len(self._open) > _NUM_OPEN:
+            self._open.popitem(last=False)[1].close()
+        return shard
+
+
+class _Shard:
+    """One open Parquet file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._parquet = pq.ParquetFile(file)
+        metadata = self._parquet.metadata
+        sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        self.begins = [0, *accumulate(sizes)]
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Row group, and row within it."""
+        group = bisect_right(self.begins, row) - 1
+        return group, row - self.begins[group]
+
+    def group(self, index: int) -> pa.Table:
+        return self._parquet.read_row_group(index, use_threads=False)
+
+    def column(self, name: str) -> list[bytes]:
+        return list(self._parquet.read([name], use_threads=False).column(name).to_pylist())
+
+    def close(self) -> None:
+        self._parquet.close()
+        self._file.close()
+
+
+class _naming:  # noqa: N801  used like a function, in a with
+    """Turns what damaged bytes cause into one error that names the shard."""
+
+    def __init__(self, shard: str) -> None:
+        self._shard = shard
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise _damaged(self._shard, "is missing") from error
+        if isinstance(error, ValueError | pa.ArrowException | OSError):
+            raise _damaged(self._shard, f"is damaged ({' '.join(str(error).split())[:200]})") from error
+
+
+def _damaged(shard: str, problem: str) -> RunError:
+    return RunError(f"shard {shard} {problem}; run the same `uld-ds store build` again, it makes only this one anew")

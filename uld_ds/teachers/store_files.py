@@ -1,0 +1,110 @@
+"""Files of a store, in a folder or anywhere fsspec reaches; a file appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+# There a put is atomic by itself, and a rename would be a copy.
+_ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "memory"}
+_ASIDE = ".aside-"
+
+
+class StoreFiles:
+    """The files directly inside one folder.
+
+    Args:
+        url: a path, or a URL with a protocol that fsspec knows.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.url = str(url).rstrip("/")
+        self._fs, root = cast("tuple[Any, str]", fsspec.core.url_to_fs(str(url)))
+        self._root = root.rstrip("/")
+
+    def path(self, name: str) -> str:
+        """Where ``name`` is, as the user would write it."""
+        return f"{self.url}/{name}"
+
+    def names(self) -> list[str]:
+        """Of all files, sorted; none if there is no folder."""
+        self._fs.invalidate_cache(self._root)
+        try:
+            entries = self._fs.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return []
+        names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries]
+        return sorted(name for name in names if not name.startswith(_ASIDE))
+
+    def read(self, name: str) -> bytes | None:
+        """The content of ``name``, None if there is no such file."""
+        try:
+            return cast("bytes", self._fs.cat_file(self._at(name)))
+        except FileNotFoundError:
+            return None
+
+    def open(self, name: str) -> BinaryIO:
+        """For random access; raises FileNotFoundError."""
+        # Readers of Parquet know which bytes they want: no guessing ahead.
+        options = {} if isinstance(self._fs, LocalFileSystem) else {"cache_type": "none"}
+        return cast("BinaryIO", self._fs.open(self._at(name), "rb", **options))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Makes ``name`` hold ``data``, durably, and never a part of it."""
+        if not _ATOMIC_PUT.isdisjoint(_protocols(self._fs)):
+            self._fs.pipe_file(self._at(name), data)
+            return
+        self._fs.makedirs(self._root, exist_ok=True)
+        aside = self._at(f"{_ASIDE}{secrets.token_hex(6)}-{name}")
+        if isinstance(self._fs, LocalFileSystem):
+            _write_durably(Path(aside), Path(self._at(name)), data)
+        else:
+            self._fs.pipe_file(aside, data)
+            self._fs.mv(aside, self._at(name))
+
+    def remove(self, name: str) -> None:
+        """Nothing happens if it is gone already."""
+        try:
+            self._fs.rm_file(self._at(name))
+        except FileNotFoundError:
+            return
+
+    def remove_leftovers(self) -> None:
+        """What killed writers left aside."""
+        try:
+            entries = self._fs.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return
+        for name in (entry.rsplit("/", 1)[-1] for entry in entries):
+            if name.startswith(_ASIDE):
+                self.remove(name)
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+def _protocols(fs: Any) -> set[str]:
+    protocol = fs.protocol
+    return {protocol} if isinstance(protocol, str) else set(protocol)
+
+
+def _write_durably(aside: Path, target: Path, data: bytes) -> None:
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+    # Without this a power cut may take the new name back.
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

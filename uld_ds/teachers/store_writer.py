@@ -1,0 +1,149 @@
+"""Writing a spectrum store: shard by shard, each whole or absent; the manifest comes last and makes it a store."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uld_ds.teachers.store_files import StoreFiles
+from uld_ds.teachers.store_manifest import (
+    MANIFEST,
+    PARTIAL_MANIFEST,
+    Measured,
+    PartialManifest,
+    ShardFacts,
+    StoreIdentity,
+    StoreManifest,
+    manifest_from_json,
+    partial_from_json,
+    to_json,
+)
+from uld_ds.teachers.store_shard import StoredExample, shard_to_bytes
+
+# The name carries the beginning of the content's sha256: a shard proves itself before any manifest lists it.
+_SHARD_NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{16})\.parquet")
+_TOKENS = pa.schema([pa.field("log_probs", pa.list_(pa.float32()))])
+
+
+class StoreWriter:
+    """Builds, or goes on building, the store at a place. Several processes may write different shards at once.
+
+    Args:
+        url: folder or fsspec URL.
+        identity: what the store will say about itself.
+        examples: how many there will be in all.
+        examples_per_shard: shard i holds examples ``i * examples_per_shard`` and on.
+        key: where the user named the place, for messages.
+
+    Raises:
+        UserError: a store or an unfinished one of another identity is there already (names the field).
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        identity: StoreIdentity,
+        *,
+        examples: int,
+        examples_per_shard: int,
+        key: str = "store",
+    ) -> None:
+        self._files = StoreFiles(url)
+        fields = {name: getattr(identity, name) for name in StoreIdentity.model_fields}
+        self._plan = PartialManifest(**fields, examples=examples, examples_per_shard=examples_per_shard)
+        self._precision = identity.codec.to_precision()
+        self._begin(key)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that the whole store has."""
+        return -(-self._plan.examples // self._plan.examples_per_shard)
+
+    def examples_of_shard(self, index: int) -> range:
+        """Numbers of the examples that belong into shard ``index``."""
+        begin = index * self._plan.examples_per_shard
+        return range(begin, min(begin + self._plan.examples_per_shard, self._plan.examples))
+
+    def finished_shards(self) -> dict[int, ShardFacts]:
+        """Index to facts of all shards that are there, whole; each is read and its checksum verified."""
+        found: dict[int, ShardFacts] = {}
+        for name in self._files.names():
+            match = _SHARD_NAME.fullmatch(name)
+            if match and (data := self._files.read(name)) is not None:
+                index = int(match[1])
+                facts = _facts(name, data)
+                if facts.sha256.startswith(match[2]) and facts.examples == len(self.examples_of_shard(index)):
+                    found.setdefault(index, facts)
+        return found
+
+    def write_shard(self, index: int, examples: Sequence[StoredExample]) -> ShardFacts:
+        """Writes one shard, replacing what was left of it; the same bytes for the same examples.
+
+        Raises:
+            ValueError: not as many examples as belong into it.
+        """
+        wanted = len(self.examples_of_shard(index))
+        if len(examples) != wanted:
+            raise ValueError(f"shard {index} holds {wanted} examples, got {len(examples)}")
+        data = shard_to_bytes(examples, self._precision)
+        digest = hashlib.sha256(data).hexdigest()
+        name = f"shard-{index:05d}-{digest[:16]}.parquet"
+        self._files.put(name, data)
+        return _facts(name, data)
+
+    def finish(self, measured: Measured | None = None) -> StoreManifest:
+        """Verifies all shards, writes the manifest, and removes what does not belong to the store.
+
+        Raises:
+            ValueError: a shard is missing (names the first).
+        """
+        shards = self.finished_shards()
+        missing = sorted(set(range(self.num_shards)) - shards.keys())
+        if missing:
+            raise ValueError(
+                f"{self._files.url}: {len(missing)} of {self.num_shards} shards missing, first {missing[0]}"
+            )
+        ordered = [shards[index] for index in range(self.num_shards)]
+        manifest = StoreManifest(
+            **dict(self._plan),
+            teacher_tokens=sum(shard.tokens for shard in ordered),
+            shards=ordered,
+            measured=measured,
+        )
+        self._files.put(MANIFEST, to_json(manifest))
+        listed = {shard.name for shard in ordered}
+        for name in self._files.names():
+            if name == PARTIAL_MANIFEST or (_SHARD_NAME.fullmatch(name) and name not in listed):
+                self._files.remove(name)
+        self._files.remove_leftovers()
+        return manifest
+
+    def _begin(self, key: str) -> None:
+        place = self._files.url
+        if (data := self._files.read(MANIFEST)) is not None:
+            self._check(manifest_from_json(data, self._files.path(MANIFEST), key), f"the store at {place}", key)
+        elif (data := self._files.read(PARTIAL_MANIFEST)) is not None:
+            there = partial_from_json(data, self._files.path(PARTIAL_MANIFEST), key)
+            self._check(there, f"the unfinished store at {place}", key)
+        else:
+            self._files.put(PARTIAL_MANIFEST, to_json(self._plan))
+
+    def _check(self, there: PartialManifest, place: str, key: str) -> None:
+        self._plan.check_same(there, key=key, place=place, fix="remove it, or build elsewhere")
+
+
+def _facts(name: str, data: bytes) -> ShardFacts:
+    try:
+        lengths = pq.read_table(io.BytesIO(data), columns=["log_probs"]).column("log_probs")
+        examples, tokens = len(lengths), sum(len(chunk.values) for chunk in lengths.chunks)
+    except pa.ArrowException:  # damaged: its checksum will tell
+        examples, tokens = 0, 0
+    return ShardFacts(
+        name=name, examples=examples, tokens=tokens, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+    )

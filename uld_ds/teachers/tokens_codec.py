@@ -1,0 +1,84 @@
+"""``TeacherTokens`` as bytes and back: what is stored is what is trained on, bit for bit.
+
+One example is one blob, whatever it was encoded or decoded together with: ``decode_tokens`` of a blob gives the same
+bits alone as ``decode_many`` gives among others. Layout: u32 token count, float32 log-probabilities, then the
+spectra (``uld_ds.spectrum_codec``), all little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from uld_ds.spectrum import Spectrum
+from uld_ds.spectrum_codec import Precision
+from uld_ds.teachers.tokens import TeacherTokens
+
+_COUNT = struct.Struct("<I")
+
+
+def encode_tokens(tokens: TeacherTokens, precision: Precision | None = None) -> bytes:
+    """One example's bytes."""
+    return encode_many([tokens], precision)[0]
+
+
+def decode_tokens(encoded: bytes) -> TeacherTokens:
+    """What ``encode_tokens`` wrote, on the CPU.
+
+    Raises:
+        ValueError: the bytes are damaged, cut short or of another version (says which).
+    """
+    return decode_many([encoded])[0]
+
+
+def roundtrip(tokens: TeacherTokens, precision: Precision | None = None) -> TeacherTokens:
+    """What will be read once ``tokens`` are stored; train on this, and remembering changes nothing."""
+    return decode_tokens(encode_tokens(tokens, precision))
+
+
+def encode_many(examples: Sequence[TeacherTokens], precision: Precision | None = None) -> list[bytes]:
+    """The bytes of every example."""
+    encoded = encode_spectra([tokens.spectrum for tokens in examples], precision)
+    return [
+        _COUNT.pack(len(tokens)) + log_probs_to_bytes(tokens) + spectra
+        for tokens, spectra in zip(examples, encoded, strict=True)
+    ]
+
+
+def decode_many(encoded: Sequence[bytes]) -> list[TeacherTokens]:
+    """The examples of every blob; much faster than one by one.
+
+    Raises:
+        ValueError: as ``decode_tokens``.
+    """
+    log_probs, spectra = [], []
+    for blob in encoded:
+        if len(blob) < _COUNT.size:
+            raise ValueError(f"teacher tokens are cut short: {len(blob)} bytes")
+        begin = _COUNT.size + 4 * _COUNT.unpack_from(blob)[0]
+        log_probs.append(log_probs_from_bytes(blob[_COUNT.size : begin]))
+        spectra.append(blob[begin:])
+    return [TeacherTokens(*parts) for parts in zip(decode_spectra(spectra), log_probs, strict=True)]
+
+
+def log_probs_to_bytes(tokens: TeacherTokens) -> bytes:
+    """Little-endian float32."""
+    return tokens.log_probs.detach().to("cpu", torch.float32).numpy().astype("<f4").tobytes()
+
+
+def log_probs_from_bytes(data: bytes) -> torch.Tensor:
+    """[T] float32 on the CPU."""
+    return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
+
+
+def encode_spectra(spectra: Sequence[Spectrum], precision: Precision | None = None) -> list[bytes]:
+    """The codec's bytes of every example's spectra."""
+    return [spectrum.to_bytes(precision) for spectrum in spectra]
+
+
+def decode_spectra(encoded: Sequence[bytes]) -> list[Spectrum]:
+    """The spectra of every example, on the CPU."""
+    return [Spectrum.from_bytes(blob) for blob in encoded]
