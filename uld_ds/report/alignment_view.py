@@ -58,6 +58,30 @@ class SideView:
     name: str
     tokens: list[TokenView]
 
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, text: str, name: str = "") -> SideView:
+        """How ``tokenizer`` cuts ``text``.
+
+        Args:
+            tokenizer: the tokenizer.
+            text: what to cut.
+            name: what to call the tokenizer; its own name if empty.
+
+        Raises:
+            ValueError: ``text`` is not valid Unicode or cannot be located in its tokens, or there are none.
+        """
+        ids, spans = (rows[0].tolist() for rows in batch_token_spans(tokenizer, [text]))
+        name = name or tokenizer.name_or_path or type(tokenizer).__name__
+        if not ids:
+            raise ValueError(f"tokenizer {name} makes no tokens of the text")
+        data = text.encode()
+        written = tokenizer.convert_ids_to_tokens(ids)
+        tokens = [
+            TokenView(index, str(token), (start, end), data[start:end])
+            for index, token, (start, end) in zip(ids, written, spans, strict=True)
+        ]
+        return cls(name, tokens)
+
 
 @dataclass(frozen=True)
 class AlignmentView:
@@ -67,6 +91,12 @@ class AlignmentView:
     student: SideView
     teacher: SideView
     segments: list[Segment]
+
+    @classmethod
+    def of(cls, text: str, student: SideView, teacher: SideView) -> AlignmentView:
+        """Two sides of one text, cut where both have a boundary."""
+        segments = align(*([token.span for token in side.tokens] for side in (student, teacher)))
+        return cls(text, student, teacher, segments)
 
     @property
     def alignment_rate(self) -> float:
@@ -158,23 +188,8 @@ def view_alignment(
     """
     if not text:
         raise ValueError("the text is empty: there is nothing to align")
-    sides = (_side(student, text, student_name), _side(teacher, text, teacher_name))
-    for side, role in zip(sides, ("student", "teacher"), strict=True):
-        if not side.tokens:
-            raise ValueError(f"the {role}'s tokenizer {side.name} makes no tokens of the text")
-    segments = align(*([token.span for token in side.tokens] for side in sides))
-    return AlignmentView(text, *sides, segments)
-
-
-def _side(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> SideView:
-    ids, spans = (rows[0].tolist() for rows in batch_token_spans(tokenizer, [text]))
-    data = text.encode()
-    written = tokenizer.convert_ids_to_tokens(ids)
-    tokens = [
-        TokenView(index, str(token), (start, end), data[start:end])
-        for index, token, (start, end) in zip(ids, written, spans, strict=True)
-    ]
-    return SideView(name or tokenizer.name_or_path or type(tokenizer).__name__, tokens)
+    sides = SideView.of(student, text, student_name), SideView.of(teacher, text, teacher_name)
+    return AlignmentView.of(text, *sides)
 
 
 def _side_json(side: SideView) -> dict[str, Any]:

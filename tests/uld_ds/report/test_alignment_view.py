@@ -127,7 +127,7 @@ def test_a_tokenizer_without_a_name_is_called_by_its_kind() -> None:
 def test_nothing_to_align_is_an_error() -> None:
     with pytest.raises(ValueError, match="text is empty"):
         view_of("")
-    with pytest.raises(ValueError, match="teacher's tokenizer <large> makes no tokens"):
+    with pytest.raises(ValueError, match="tokenizer <large> makes no tokens"):
         view_of("  ", teacher="word_level")
 
 

@@ -1,0 +1,162 @@
+"""``uld-ds align``: how two tokenizers cut one text, and where they agree."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from uld_ds.errors import UserError
+from uld_ds.tokenizer_files import local_path, open_tokenizer
+
+if TYPE_CHECKING:
+    from uld_ds.report.alignment_view import AlignmentView, SideView
+
+LOW_RATE = 0.5
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command("align")(align)
+
+
+PLACE = "a folder, tokenizer.json or GGUF file, a hub id, or package:NAME."
+
+
+def align(
+    student: Annotated[str, typer.Option(help=f"The student's tokenizer: {PLACE}", show_default=False)],
+    teacher: Annotated[str, typer.Option(help="The teacher's, named alike.", show_default=False)],
+    text: Annotated[str | None, typer.Option(help="What to cut; - reads standard input.", show_default=False)] = None,
+    text_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A UTF-8 file with the text instead.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print ids, spans and segments as a JSON object.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page, for a slide, and print its path.")
+    ] = None,
+) -> None:
+    """Show how two tokenizers cut a text, and where they agree: the segments that training compares."""
+    if as_json and html is not None:
+        raise UserError("--json", "does not go together with --html", "give one of them")
+    if html is not None:
+        _check_target(html)
+    content = _text(text, text_file)
+    for place, key in ((student, "--student"), (teacher, "--teacher")):
+        local_path(place, key)  # a mistyped path is told before the seconds that importing transformers takes
+    view = _view(content, student, teacher)
+    if as_json:
+        typer.echo(json.dumps(view.to_json()))
+    elif html is not None:
+        _write(html, view.to_html())
+        typer.echo(str(html))
+    else:
+        _show(view)
+    if view.alignment_rate < LOW_RATE:
+        line = (
+            f"only {view.alignment_rate:.0%} of the student's tokens begin a segment, and the models are compared "
+            "nowhere else; a student tokenizer whose tokens are not shorter than the teacher's agrees more often"
+        )
+        warning = Text.assemble(("warning:", "bold yellow"), " ", line)
+        Console(stderr=True, highlight=False).print(warning, soft_wrap=True)
+
+
+def _text(text: str | None, file: Path | None) -> str:
+    """The text that the options give.
+
+    Raises:
+        UserError: none or two of them, an unreadable file, an empty text, bytes that are not UTF-8.
+    """
+    if text is not None and file is not None:
+        raise UserError("--text-file", "does not go together with --text", "give one of them")
+    if file is not None:
+        key, content = "--text-file", _decoded(_bytes_of(file), "--text-file")
+    elif text == "-":
+        key, content = "--text", _decoded(sys.stdin.buffer.read(), "--text")
+    elif text is not None:
+        key, content = "--text", text
+    else:
+        raise UserError("--text", "there is no text", "give one, - for standard input, or --text-file FILE")
+    if not content:
+        raise UserError(key, "the text is empty", "give a text with at least one character")
+    # Bytes of the command line that are not UTF-8 arrive as lone surrogates.
+    broken = next((n for n, character in enumerate(content) if "\ud800" <= character <= "\udfff"), None)
+    if broken is not None:
+        raise _not_utf8(key, f"character {broken}")
+    return content
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError("--text-file", f"cannot read {str(file)!r} ({error.strerror})", "give a text file") from error
+
+
+def _decoded(data: bytes, key: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(key, f"byte {error.start}") from error
+
+
+def _not_utf8(key: str, where: str) -> UserError:
+    return UserError(key, f"the text is not valid UTF-8 at {where} (counted from 0)", "convert it to UTF-8")
+
+
+def _check_target(html: Path) -> None:
+    if html.is_dir():
+        raise UserError("--html", f"{str(html)!r} is a folder", "name a file in it")
+    if not html.parent.is_dir():
+        raise UserError("--html", f"no folder {str(html.parent)!r}", "make it, or choose another file")
+
+
+def _write(html: Path, page: str) -> None:
+    try:
+        html.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError("--html", f"cannot write {str(html)!r} ({error.strerror})", "choose another file") from error
+
+
+def _view(text: str, student: str, teacher: str) -> AlignmentView:
+    with _quiet():
+        from uld_ds.report.alignment_view import AlignmentView
+
+        return AlignmentView.of(text, _side(text, student, "--student"), _side(text, teacher, "--teacher"))
+
+
+def _side(text: str, place: str, key: str) -> SideView:
+    from uld_ds.report.alignment_view import SideView
+
+    tokenizer = open_tokenizer(place, key)
+    try:
+        return SideView.of(tokenizer, text, place.encode(errors="replace").decode())
+    except ValueError as error:
+        raise UserError(key, str(error), "choose another text or tokenizer") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries remark on tokenizers in ways that matter to a model, not to a text that is cut."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _show(view: AlignmentView) -> None:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, no traceback
+    Console(highlight=False).print(view.to_rich())
