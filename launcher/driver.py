@@ -17,19 +17,23 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from launcher.cluster import check_dashboard_port, choose_accelerator, connected
-from launcher.preflight import check_deepspeed_configs, check_free_disk, claim_run_dir
+from launcher.preflight import STARTED, check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.progress import ProgressView
 from uld_ds import models, tracking
-from uld_ds.data.prepare import Preparer, Split
+from uld_ds.data.prepare import DataFacts, Preparer, Split
 from uld_ds.data.sources import training_texts
 from uld_ds.deepspeed_config import student_config, teacher_config
-from uld_ds.errors import RunError
+from uld_ds.errors import RunError, UserError
 from uld_ds.finish import write_whole
 from uld_ds.job import Job
 from uld_ds.recipe import Recipe
 from uld_ds.worker import train_worker
 
 log = logging.getLogger(__name__)
+
+# In run.storage; a run's name cannot begin like this.
+PREPARED_DATA = ".prepared"
+FEW_ALIGNED = 0.5
 
 
 def run_training(recipe: Recipe) -> dict[str, Any]:
@@ -85,13 +89,44 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         models.load_tokenizer(student, recipe.student.revision, "student.model"),
         models.load_tokenizer(teacher, recipe.teacher.revision, "teacher.model"),
     )
-    splits = {"train": preparer.prepare(recipe.data.train, "data.train", run_dir / "prepared" / "train")}
-    if recipe.data.eval is not None:
-        splits["eval"] = preparer.prepare(recipe.data.eval, "data.eval", run_dir / "prepared" / "eval")
+    splits = _splits(preparer, recipe, run_dir)
+    if "eval" in splits:
         _warn_of_overlap(splits)
     for name, split in splits.items():
         view.note(_described(name, split))
-    return {"recipe": recipe, "run_dir": run_dir, "teacher": teacher, "student": student, "tracking_uri": uri}
+    _warn_of_poor_alignment(splits["train"].facts)
+    places = {name: str(split.folder) for name, split in splits.items()}
+    return {
+        "recipe": recipe,
+        "run_dir": run_dir,
+        "teacher": teacher,
+        "student": student,
+        "tracking_uri": uri,
+        "splits": places,
+    }
+
+
+def _splits(preparer: Preparer, recipe: Recipe, run_dir: Path) -> dict[str, Split]:
+    """Prepared data, shared by all runs in ``run.storage`` that prepare the same rows alike.
+
+    A run keeps the data it began with: what it was is noted in its folder, and the source is not asked again.
+    """
+    cache = run_dir.parent / PREPARED_DATA
+    note = run_dir / "prepared.json"
+    if note.is_file():
+        folders = {name: cache / key for name, key in json.loads(note.read_text()).items()}
+        if all(folder.is_dir() for folder in folders.values()):
+            return {name: Split.load(folder) for name, folder in folders.items()}
+    splits = {"train": preparer.prepare(recipe.data.train, "data.train", cache)}
+    if recipe.data.eval is not None:
+        splits["eval"] = preparer.prepare(recipe.data.eval, "data.eval", cache)
+    keys = {name: split.folder.name for name, split in splits.items()}
+    if note.is_file() and (run_dir / STARTED).exists() and json.loads(note.read_text()) != keys:
+        raise UserError(
+            "data", f"it has changed since run {recipe.run.name!r} began", "restore it, or set another run.name"
+        )
+    write_whole(note, json.dumps(keys))
+    return splits
 
 
 def _student_place(recipe: Recipe, run_dir: Path) -> str:
@@ -117,13 +152,23 @@ def _warn_of_overlap(splits: dict[str, Split]) -> None:
         log.warning("%d held-out examples are also training examples: data.eval measures memory, too", len(shared))
 
 
+def _warn_of_poor_alignment(facts: DataFacts) -> None:
+    if facts.alignment_rate < FEW_ALIGNED:
+        log.warning(
+            "only %.0f %% of the student's answer tokens begin a segment: the teacher says nothing about the others. "
+            "`uld-ds align` shows why; objective.merge=chain uses more of it",
+            100 * facts.alignment_rate,
+        )
+
+
 def _described(name: str, split: Split) -> str:
     facts = split.facts
     skipped = f", {facts.skipped} rows left out" if facts.skipped else ""
     return (
         f"{name}: {facts.examples:,} examples, {facts.answer_bytes / 1e6:.2f} MB of answers, "
         f"{facts.student_tokens:,} student / {facts.teacher_tokens:,} teacher tokens, "
-        f"{facts.alignment_rate:.0%} aligned{skipped}"
+        f"{facts.alignment_rate:.0%} aligned ({facts.student_tokens_per_segment:.2f} / "
+        f"{facts.teacher_tokens_per_segment:.2f} tokens per segment){skipped}"
     )
 
 

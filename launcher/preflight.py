@@ -16,7 +16,7 @@ from uld_ds.recipe import Recipe, load_recipe
 CHECKPOINT_BYTES_PER_PARAMETER = 16
 # What a run's folder holds from the moment its tracked run exists, and what is made of the recipe before.
 STARTED = "mlflow_run_id"
-MADE_BEFORE_THE_START = ("student", "prepared")
+MADE_BEFORE_THE_START = ("student", "prepared.json")
 
 
 def claim_run_dir(recipe: Recipe) -> Path:
@@ -48,8 +48,15 @@ def _claim(recipe: Recipe, run_dir: Path) -> None:
             raise UserError("run.name", problem, f"set another run.name, or remove {run_dir}")
         # It never got to training: most likely it stopped at a mistake that this recipe corrects.
         for made in MADE_BEFORE_THE_START:
-            shutil.rmtree(run_dir / made, ignore_errors=True)
+            _remove(run_dir / made)
     stored.write_text(recipe.to_yaml())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _difference(stored: Path, recipe: Recipe) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uld_ds.data.windows import MicroBatch, Window
+from uld_ds.data.windows import MicroBatch
 from uld_ds.distributed import Ranks
 from uld_ds.language_model import Head, log_probs_of
 from uld_ds.normalisation import RowWeights, step_weights
 from uld_ds.objective import Objective
 from uld_ds.spectrum import Spectrum
 from uld_ds.teachers import TeacherSource
+from uld_ds.teachers.tokens import TeacherTokens
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class DistillationEngine:
         self.device = device
         self._gas = student.gradient_accumulation_steps()
 
-    def train_step(self, window: Window) -> StepResult:
+    def train_step(self, window: Sequence[MicroBatch]) -> StepResult:
         """Runs the teacher over the window once, then accumulates the student's gradient and updates it.
 
         Args:
@@ -116,19 +117,30 @@ class DistillationEngine:
             ValueError: another number of micro-batches.
             FloatingPointError: the loss is not finite.
         """
-        if len(window.micro_batches) != self._gas:
-            raise ValueError(f"a window of {len(window.micro_batches)} micro-batches for {self._gas} accumulated ones")
+        if len(window) != self._gas:
+            raise ValueError(f"a window of {len(window)} micro-batches for {self._gas} accumulated ones")
         clock = PhaseClock(self.device)
-        window = window.to(self.device)
+        window = [micro_batch.to(self.device) for micro_batch in window]
+        tokens_before = self.teacher.tokens_run
         learning_rate = self.student.get_lr()[0]
         with clock.phase("teacher"):
-            spectra = self.teacher.spectra(window)
-        weights = step_weights(window.micro_batches, self.objective.settings.normalise, self.ranks.sum)
+            spectra = self._spectra(window)
+        weights = step_weights(window, self.objective.settings.normalise, self.ranks.sum)
         sums = _Sums()
         self.student.train()
-        for micro_batch, spectrum, row_weights in zip(window.micro_batches, spectra, weights, strict=True):
+        for micro_batch, spectrum, row_weights in zip(window, spectra, weights, strict=True):
             self._accumulate(micro_batch, spectrum, row_weights, sums, clock)
-        return self._result(window, sums, learning_rate, clock)
+        sums.add("teacher_tokens", torch.tensor(self.teacher.tokens_run - tokens_before, device=self.device))
+        return self._result(sums, learning_rate, clock)
+
+    def _spectra(self, window: Sequence[MicroBatch]) -> list[Spectrum]:
+        """One Spectrum per micro-batch, one row per segment."""
+        answers = iter(self.teacher.answers([example for micro_batch in window for example in micro_batch.examples]))
+        spectra = []
+        for micro_batch in window:
+            tokens = TeacherTokens.cat([next(answers) for _ in micro_batch.examples])
+            spectra.append(tokens.to(self.device).segments(micro_batch.teacher_segments))
+        return spectra
 
     def _accumulate(
         self, micro_batch: MicroBatch, spectrum: Spectrum, weights: RowWeights, sums: _Sums, clock: PhaseClock
@@ -138,7 +150,7 @@ class DistillationEngine:
 
         def consume(hidden: Tensor, head: Head) -> Tensor:
             with clock.phase("loss"):
-                loss, parts = self.objective(hidden, head, batch, spectrum, weights)
+                loss, parts = self.objective(hidden, head, batch, micro_batch.student_segments, spectrum, weights)
                 in_text = batch.answer_in_text * micro_batch.example_weight[batch.answer_example]
                 sums.add("nats", parts.pop("token_nats").double() @ in_text.double())
                 for name, value in {"loss": loss, **parts}.items():
@@ -148,6 +160,7 @@ class DistillationEngine:
         with clock.phase("student"):
             loss = self.student(batch, batch.answer_rows, consume)
         clock.seconds["student"] -= clock.seconds["loss"] - seconds_of_loss
+        sums.add("student_tokens", batch.attention_mask.sum())
         sums.add("bytes", micro_batch.answer_bytes @ micro_batch.example_weight.to(torch.int64))
         # DeepSpeed takes the mean over ranks and accumulated micro-batches; the weights are global already.
         with clock.phase("backward"):
@@ -155,11 +168,9 @@ class DistillationEngine:
         with clock.phase("step"):
             self.student.step()
 
-    def _result(self, window: Window, sums: _Sums, learning_rate: float, clock: PhaseClock) -> StepResult:
-        values = {**sums.values, "teacher_tokens": _tokens(b.attention_mask for b in window.teacher_batches)}
-        values["student_tokens"] = _tokens(m.student.attention_mask for m in window.micro_batches)
-        names = sorted(values)
-        total = self.ranks.sum(torch.stack([values[name].double() for name in names])).tolist()
+    def _result(self, sums: _Sums, learning_rate: float, clock: PhaseClock) -> StepResult:
+        names = sorted(sums.values)
+        total = self.ranks.sum(torch.stack([sums.values[name] for name in names])).tolist()
         whole = dict(zip(names, total, strict=True))
         if not torch.isfinite(torch.tensor(whole["loss"])):
             raise FloatingPointError(
@@ -192,7 +203,3 @@ class DistillationEngine:
 def bits(nats: float) -> float:
     """Nats as bits."""
     return nats / 0.6931471805599453
-
-
-def _tokens(masks: Iterator[Tensor]) -> Tensor:
-    return torch.stack([mask.sum() for mask in masks]).sum()

@@ -9,7 +9,6 @@ from typing import Any
 
 import mlflow
 import torch
-from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_ds import tracking
@@ -36,7 +35,6 @@ def finish(
     state: TrainState,
     bits_after: float | None,
     peak_memory: int,
-    data: DataFacts,
 ) -> None:
     """Registers the exported student and writes down the run's facts; the last thing a worker does."""
     progress.stage("registering the student" if job.recipe.registry.model_name else "logging the student")
@@ -44,6 +42,7 @@ def finish(
     model = AutoModelForCausalLM.from_pretrained(job.export_dir)
     tokenizer = AutoTokenizer.from_pretrained(job.export_dir)
     sample = _sample_answer(job, model, tokenizer)
+    data = job.split("train").facts
     facts = _facts(job, state, bits_after, data)
     registered = log_student(
         client,
@@ -78,7 +77,7 @@ def finish(
 
 def _sample_answer(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sample:
     split = "eval" if job.recipe.data.eval is not None else "train"
-    prompt = load_from_disk(str(job.prepared / split / "rows"))[0]["prompt"]
+    prompt = job.split(split).rows[0]["prompt"]
     tokens = job.recipe.evaluation.sample_tokens
     if tokens == 0:
         return Sample(prompt, "")
@@ -104,6 +103,7 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, data: DataFact
         "data_digest": data.digest,
         "alignment": objective.alignment,
         "alignment_rate": round(data.alignment_rate, 6),
+        "merge": objective.merge,
         "ce_weight": objective.ce,
         "uld_weight": objective.uld,
         "steps": state.step,

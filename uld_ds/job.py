@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uld_ds.data.prepare import Split
 from uld_ds.recipe import Recipe, parse_recipe
 
 
@@ -26,11 +27,12 @@ class Job:
     student_deepspeed: dict[str, Any]
     """Complete DeepSpeed configuration: a path in the recipe may not lead anywhere from a worker."""
     teacher_deepspeed: dict[str, Any]
+    splits: dict[str, str]
+    """Folder of each prepared split: ``train``, and ``eval`` where the recipe has one."""
 
-    @property
-    def prepared(self) -> Path:
-        """Paired examples, one folder per split."""
-        return self.run_dir / "prepared"
+    def split(self, name: str) -> Split:
+        """A prepared split."""
+        return Split.load(Path(self.splits[name]))
 
     @property
     def export_dir(self) -> Path:

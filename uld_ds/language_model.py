@@ -153,7 +153,7 @@ def _largest_head_error(model: RowModel, call: Callable[..., Any], device: torch
     """How far the head applied to the body's output is from the model's own logits, relative to their size."""
     ids = torch.arange(1, 5, device=device)[None]
     none = torch.empty(0, dtype=torch.long, device=device)
-    batch = SideBatch(ids, torch.ones_like(ids), none, none, none, none, none, none)
+    batch = SideBatch(ids, torch.ones_like(ids), none, none, none, none)
     rows = torch.arange(4, device=device)
     results = []
     # LoRA's B starts at zero, where its path could be anything.

@@ -54,7 +54,7 @@ def _raw_weights(micro_batch: MicroBatch, normalise: Literal["token", "sample"])
     student = micro_batch.student
     per_example = micro_batch.example_weight.double()
     weights = []
-    for owner in (student.answer_example, student.segment_example):
+    for owner in (student.answer_example, micro_batch.segment_example):
         if normalise == "sample":
             counts = torch.bincount(owner, minlength=len(per_example)).clamp_min(1)
             weights.append((per_example / counts)[owner])

@@ -1,7 +1,9 @@
 """The training objective: cross-entropy on the answer plus the ULD distance to the teacher's spectra.
 
 ``L = ce * sum_i a_i CE_i + uld * sum_s b_s W1(student_s, teacher_s)`` with row weights ``a``, ``b`` from
-normalisation.py (Boizard et al., arXiv 2402.12030, with segments in place of truncated positions).
+normalisation.py (Boizard et al., arXiv 2402.12030, with segments in place of truncated positions). With ``merge:
+chain`` both distributions of a segment are scaled by the probability of the segment's tokens before them, and the
+student's scale is differentiated like everything else.
 
 Loss and gradients are computed in one pass over chunks of rows: hidden states -> logits -> loss and d loss / d logits
 -> gradients of hidden states and head. Logits exist for a chunk at a time, and autograd never sees a vocabulary.
@@ -9,7 +11,7 @@ Loss and gradients are computed in one pass over chunks of rows: hidden states -
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uld_ds.data.windows import SideBatch
-from uld_ds.language_model import Head
+from uld_ds.data.windows import SegmentRows, SideBatch
+from uld_ds.language_model import Head, log_probs_of
 from uld_ds.normalisation import RowWeights
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.spectrum import Spectrum
@@ -30,28 +32,37 @@ _ENTROPY_ROWS = 32
 
 @dataclass(frozen=True)
 class _Rows:
-    """Everything the loss needs to know about A answer rows besides their logits."""
+    """What the loss needs to know about A answer rows besides their logits. The S rows that stand for a segment
+    come first."""
 
     ids: Tensor
     """[A] the right token."""
     ce_weights: Tensor
     """[A] of each row's cross-entropy in the loss."""
+    ce_slopes: Tensor
+    """[A] d loss / d cross-entropy of each row: its weight, and how it scales a distance (``merge: chain``), which
+    is known when the S rows have been seen."""
     uld_weights: Tensor
-    """[A] of each row's ULD distance in the loss; 0 where no segment begins."""
-    begins_segment: Tensor
-    """[A] bool."""
-    spectrum: Spectrum | None
-    """[A] rows; those where no segment begins are stand-ins. None when no row begins one."""
+    """[S] of each segment's ULD distance in the loss."""
+    spectrum: Spectrum
+    """S rows: the teacher's."""
+    log_scale: Tensor | None
+    """[S] nats: of the student's distributions, or None."""
+    earlier: Tensor
+    """[P] rows whose probabilities make up the scale,"""
+    earlier_segment: Tensor
+    """[P] and of which segment."""
 
-    def __getitem__(self, chunk: slice) -> _Rows:
-        spectrum = None if self.spectrum is None else self.spectrum[chunk]
-        return _Rows(
-            self.ids[chunk],
-            self.ce_weights[chunk],
-            self.uld_weights[chunk],
-            self.begins_segment[chunk],
-            spectrum,
-        )
+    @property
+    def num_compared(self) -> int:
+        return len(self.spectrum)
+
+    def note_scale_slopes(self, segments: slice, slopes: Tensor) -> None:
+        """Takes note of d loss / d log scale of some of the S segments."""
+        slope = slopes.new_zeros(self.num_compared)
+        slope[segments] = slopes
+        # The log scale is the sum of its rows' log-probabilities: each one's cross-entropy, negated.
+        self.ce_slopes.index_add_(0, self.earlier, -slope[self.earlier_segment].to(self.ce_slopes.dtype))
 
 
 @dataclass(frozen=True)
@@ -61,15 +72,22 @@ class Objective:
     settings: ObjectiveSettings
 
     def __call__(
-        self, hidden: Tensor, head: Head, batch: SideBatch, spectrum: Spectrum, weights: RowWeights
+        self,
+        hidden: Tensor,
+        head: Head,
+        batch: SideBatch,
+        segments: SegmentRows,
+        spectrum: Spectrum,
+        weights: RowWeights,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch and its parts.
 
         Args:
             hidden: [A, H] the student's, one row per answer token, differentiable.
-            head: the student's; its weight and bias receive gradients.
+            head: the student's; its tensors receive gradients.
             batch: the student's side.
-            spectrum: [S] the teacher's, one row per segment.
+            segments: S segments among the A rows.
+            spectrum: [S] the teacher's, one row per segment, scaled as ``segments`` says for the student.
             weights: of the A and S rows.
 
         Returns:
@@ -82,88 +100,126 @@ class Objective:
         Raises:
             ValueError: the spectrum has another number of rows than there are segments.
         """
-        if len(spectrum) != len(batch.segment_answers):
-            raise ValueError(f"{len(spectrum)} teacher rows for {len(batch.segment_answers)} segments: not aligned")
-        rows = self._rows(batch, spectrum, weights)
-        one_chunk = self._closed_form if self._has_closed_form(spectrum) else self._by_autograd
-        loss, *per_row = _Chunked.apply(hidden, *_tensors(head), head, rows, one_chunk)
-        nats, distance, head_distance, bound = (part.detach() for part in per_row)
-        segments = weights.segments.to(distance.dtype)
+        if len(spectrum) != len(segments):
+            raise ValueError(f"{len(spectrum)} teacher rows for {len(segments)} segments: not aligned")
+        order = torch.cat([segments.compared, segments.others])
+        rows = self._rows(hidden, head, batch, segments, order, spectrum, weights)
+        one_chunk = self._by_autograd if self._needs_autograd() else self._closed_form
+        loss, *per_row = _Chunked.apply(hidden[order], *_tensors(head), head, rows, one_chunk)
+        in_order, *of_rows = (part.detach() for part in per_row)
+        nats = torch.empty_like(in_order)
+        nats[order] = in_order
+        distance, head_distance, bound = (part[: len(segments)] for part in of_rows)
+        of_segments = weights.segments.to(distance.dtype)
         with torch.no_grad():
             counted = (weights.answers[:_ENTROPY_ROWS] > 0).float()
             student_entropy = entropy(head.logits(hidden[:_ENTROPY_ROWS])) @ counted
         return loss, {
             "token_nats": nats,
             "ce": nats @ weights.answers.to(nats.dtype),
-            "uld": distance[batch.segment_answers] @ segments,
-            "uld_head": head_distance[batch.segment_answers] @ segments,
-            "uld_bound": bound[batch.segment_answers] @ segments,
-            "teacher_entropy": spectrum.entropy().to(segments.dtype) @ segments,
+            "uld": distance @ of_segments,
+            "uld_head": head_distance @ of_segments,
+            "uld_bound": bound @ of_segments,
+            "teacher_entropy": spectrum.entropy().to(of_segments.dtype) @ of_segments,
             "student_entropy": student_entropy,
             "student_entropy_rows": counted.sum(),
         }
 
-    def _rows(self, batch: SideBatch, spectrum: Spectrum, weights: RowWeights) -> _Rows:
-        num_answers = len(batch.answer_ids)
-        of_answer = torch.zeros(num_answers, dtype=torch.long, device=batch.answer_ids.device)
-        of_answer[batch.segment_answers] = torch.arange(len(spectrum), device=of_answer.device)
-        uld_weights = weights.answers.new_zeros(num_answers)
-        uld_weights[batch.segment_answers] = weights.segments
-        begins = torch.zeros(num_answers, dtype=torch.bool, device=of_answer.device)
-        begins[batch.segment_answers] = True
+    def _rows(
+        self,
+        hidden: Tensor,
+        head: Head,
+        batch: SideBatch,
+        segments: SegmentRows,
+        order: Tensor,
+        spectrum: Spectrum,
+        weights: RowWeights,
+    ) -> _Rows:
+        log_scale, place = None, segments.earlier
+        if self.settings.merge == "chain":
+            with torch.no_grad():
+                earlier_ids = batch.answer_ids[segments.earlier]
+                log_scale = segments.log_scale(log_probs_of(earlier_ids)(hidden[segments.earlier], head))
+            where = torch.empty_like(order)
+            where[order] = torch.arange(len(order), device=order.device)
+            place = where[segments.earlier]
+        ce_weights = weights.answers[order] * self.settings.ce
         return _Rows(
-            ids=batch.answer_ids,
-            ce_weights=weights.answers * self.settings.ce,
-            uld_weights=uld_weights * self.settings.uld,
-            begins_segment=begins,
-            spectrum=spectrum[of_answer] if len(spectrum) else None,
+            ids=batch.answer_ids[order],
+            ce_weights=ce_weights,
+            ce_slopes=ce_weights.clone(),
+            uld_weights=weights.segments * self.settings.uld,
+            spectrum=spectrum,
+            log_scale=log_scale,
+            earlier=place,
+            earlier_segment=segments.earlier_segment,
         )
 
-    def _has_closed_form(self, spectrum: Spectrum) -> bool:
-        return self.settings.method == "linear" and self.settings.student_temperature == 1.0 and len(spectrum) > 0
+    def _needs_autograd(self) -> bool:
+        return self.settings.method != "linear" or self.settings.student_temperature != 1.0
 
-    def _closed_form(self, logits: Tensor, rows: _Rows) -> tuple[list[Tensor], Tensor]:
+    def _closed_form(self, logits: Tensor, rows: _Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
         """Parts [4, C] and d loss / d logits [C, V]: one softmax serves both terms."""
-        assert rows.spectrum is not None
-        grad = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        terms = uld_value_and_grad(
-            logits,
-            rows.spectrum,
-            mask=rows.begins_segment,
-            weight=rows.uld_weights,
-            probability_weight=rows.ce_weights,
-            out=grad,
-            # One look at the whole loss per step finds NaN, without waiting for the device in every chunk.
-            check=False,
-        )
-        targets = rows.ids[:, None]
-        nats = terms.log_normaliser - logits.gather(1, targets).squeeze(1)
-        grad.scatter_add_(1, targets, -rows.ce_weights[:, None].to(grad.dtype))
-        assert terms.bound is not None
-        return [nats, terms.distance, terms.head, terms.bound], grad
+        targets = rows.ids[chunk, None]
+        slopes = rows.ce_slopes[chunk]
+        if chunk.start < rows.num_compared:
+            grad = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+            terms = uld_value_and_grad(
+                logits,
+                rows.spectrum[chunk],
+                student_log_scale=None if rows.log_scale is None else rows.log_scale[chunk],
+                weight=rows.uld_weights[chunk],
+                probability_weight=slopes,
+                out=grad,
+                # One look at the whole loss per step finds NaN, without waiting for the device in every chunk.
+                check=False,
+            )
+            if rows.log_scale is not None:
+                rows.note_scale_slopes(chunk, rows.uld_weights[chunk] * terms.grad_log_scale)
+            assert terms.bound is not None
+            log_normaliser = terms.log_normaliser
+            of_segments = [terms.distance, terms.head, terms.bound]
+        else:
+            log_normaliser = logits.float().logsumexp(1)
+            grad = (logits.float() - log_normaliser[:, None]).exp_().mul_(slopes[:, None])
+            of_segments = [torch.zeros_like(log_normaliser)] * 3
+        nats = log_normaliser - logits.gather(1, targets).squeeze(1)
+        grad.scatter_add_(1, targets, -slopes[:, None].to(grad.dtype))
+        return [nats, *of_segments], grad
 
-    def _by_autograd(self, logits: Tensor, rows: _Rows) -> tuple[list[Tensor], Tensor]:
+    def _by_autograd(self, logits: Tensor, rows: _Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
         """The same for any method and temperature, by autograd over one chunk."""
+        scale = None
         with torch.enable_grad():
             z = logits.detach().float().requires_grad_()
-            nats = F.cross_entropy(z, rows.ids, reduction="none")
-            if rows.spectrum is None:
-                distance = torch.zeros_like(nats)
-            else:
+            nats = F.cross_entropy(z, rows.ids[chunk], reduction="none")
+            distance = torch.zeros_like(nats)
+            loss = nats @ rows.ce_slopes[chunk]
+            if chunk.start < rows.num_compared:
+                scale = None if rows.log_scale is None else rows.log_scale[chunk].clone().requires_grad_()
                 distance = uld_distance(
                     z,
-                    rows.spectrum,
+                    rows.spectrum[chunk],
                     student_temperature=self.settings.student_temperature,
                     method=self.settings.method,
-                    mask=rows.begins_segment,
+                    student_log_scale=scale,
                 )
-            loss = nats @ rows.ce_weights + distance.to(nats.dtype) @ rows.uld_weights
-            (grad,) = torch.autograd.grad(loss, z)
+                loss = loss + distance.to(nats.dtype) @ rows.uld_weights[chunk]
+            grad, *of_scale = torch.autograd.grad(loss, [z] if scale is None else [z, scale])
+        if of_scale:
+            rows.note_scale_slopes(chunk, of_scale[0])
         unknown = torch.full_like(nats.detach(), float("nan"))
         return [nats.detach(), distance.detach(), unknown, unknown], grad
 
 
-OneChunk = Callable[[Tensor, _Rows], tuple[list[Tensor], Tensor]]
+OneChunk = Callable[[Tensor, _Rows, slice], tuple[list[Tensor], Tensor]]
+
+
+def _chunks(hidden: Tensor, head: Head, num_compared: int) -> Iterator[slice]:
+    """Slices of the rows whose logits may exist at a time: none has both compared and other rows."""
+    for begin, part in ((0, hidden[:num_compared]), (num_compared, hidden[num_compared:])):
+        if len(part) or len(hidden) == 0:
+            yield from (slice(begin + chunk.start, begin + chunk.stop) for chunk in head.chunks(part))
 
 
 class _Chunked(torch.autograd.Function):
@@ -185,14 +241,15 @@ class _Chunked(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if of_hidden else None
         gradients = _HeadGradients(head, of_head)
         results: list[list[Tensor]] = []
-        for chunk in head.chunks(hidden):
+        for chunk in _chunks(hidden, head, rows.num_compared):
             logits = head.logits(hidden[chunk])
-            parts, grad = one_chunk(logits, rows[chunk])
+            parts, grad = one_chunk(logits, rows, chunk)
             results.append(parts)
             head.logit_map.backward_(grad, logits)
             gradients.add(grad, hidden[chunk], None if grad_hidden is None else grad_hidden[chunk])
         per_row = [torch.cat(parts) for parts in zip(*results, strict=True)]
-        loss = per_row[0] @ rows.ce_weights.to(per_row[0].dtype) + per_row[1] @ rows.uld_weights.to(per_row[1].dtype)
+        distance = per_row[1][: rows.num_compared]
+        loss = per_row[0] @ rows.ce_weights.to(per_row[0].dtype) + distance @ rows.uld_weights.to(distance.dtype)
         ctx.save_for_backward(grad_hidden, *gradients.sums)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, down, up)]
         ctx.mark_non_differentiable(*per_row)

@@ -92,12 +92,19 @@ def pair(
     head, where = top_probabilities(p, min(teacher_head.shape[1], p.shape[1]))
     p.scatter_(1, where, 0.0)
     unit: Tensor | float = 2.0
+    largest = head[:, 0]
     if ratio is not None:
-        p.mul_(ratio[:, None])
-        head = head * ratio[:, None]
+        # What is scaled below the lowest level leaves the levels' masses: rounding is corrected before, by the sum.
+        total = head.sum(-1, dtype=torch.float64) + p.sum(-1, dtype=torch.float64)
+        exact = torch.where(total > 0, 1 / total, torch.ones_like(total)).to(p.dtype)
+        largest = largest * exact
+        p.mul_((ratio * exact)[:, None])
+        head = head * (ratio * exact)[:, None]
         unit = 2 * torch.exp2(ratio.double().clamp_min(1).log2().ceil())[:, None]
     tail, index = count_levels(p, unit, grid, work)
-    head, tail = renormalise(head, tail, 1.0 if ratio is None else ratio)
+    if ratio is None:
+        head, tail = renormalise(head, tail, 1.0)
+        largest = head[:, 0]
     gap = F.pad(head, (0, teacher_head.shape[1] - head.shape[1])) - teacher_head
     head_distance = gap.abs().sum(-1)
     areas = compare(tail, teacher_tail, grid, want_bound=want_bound)
@@ -115,7 +122,7 @@ def pair(
         mass = teacher_head.sum(-1) + teacher_tail.masses.sum(-1) + (1.0 if ratio is None else ratio)
         bound = areas.bound + _ROUNDING * mass
     terms = torch.stack([distance, bound, slope, head_distance])
-    return Pairing(terms, _divide(head[:, 0], ratio), ratio, p, signed, head, signed_head, where)
+    return Pairing(terms, largest, ratio, p, signed, head, signed_head, where)
 
 
 def _divide(x: Tensor, ratio: Tensor | None) -> Tensor:

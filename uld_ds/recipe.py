@@ -151,7 +151,7 @@ class ColumnSettings(Strict):
     prompt: str = "prompt"
     answer: str = "answer"
     messages: str | None = None
-    """A column of chat messages (role, content); its last assistant turn is the answer. Replaces prompt, answer."""
+    """A column of chat messages (role, content); their assistant turns are answers. Replaces prompt, answer."""
 
 
 class DataSettings(Strict):
@@ -159,6 +159,10 @@ class DataSettings(Strict):
     eval: DataSource | None = None
     """Held-out examples for bits per byte. Must not overlap the training examples."""
     columns: ColumnSettings = ColumnSettings()
+    turns: Literal["all", "last"] = "all"
+    """Which assistant turns of a conversation are answers. Where a side has a text template: the last alone."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Processes that prepare examples. Default: as many as there are cores, where there is work for them."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What an unusable row (no answer, nothing that fits into max_length) does: stop, or be counted and left out."""
 
@@ -172,6 +176,9 @@ class ObjectiveSettings(Strict):
     teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
     alignment: Literal["segments", "positional"] = "segments"
     """Which positions are compared: byte-aligned segments, or the n-th token with the n-th (the paper)."""
+    merge: Literal["first", "chain"] = "first"
+    """Of a segment of several tokens: compare the distributions before its first token, or (``chain``) before its
+    last, each scaled by the probability of the tokens before that."""
     normalise: Literal["token", "sample"] = "token"
     """``token``: sums over global counts. ``sample``: mean of per-example means (the paper)."""
     method: Literal["linear", "exact"] = "linear"
@@ -181,6 +188,12 @@ class ObjectiveSettings(Strict):
     def _something_to_learn(self) -> ObjectiveSettings:
         if self.ce == 0 and self.uld == 0:
             raise ValueError("objective.ce and objective.uld are both 0: nothing to learn")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_merge(self) -> ObjectiveSettings:
+        if self.merge == "chain" and self.alignment == "positional":
+            raise ValueError("objective.merge 'chain' needs alignment 'segments': positional pairs are single tokens")
         return self
 
 
@@ -338,6 +351,7 @@ _MAY_CHANGE_ON_RESUME: Any = {
         "dashboard_port",
     },
     "training": {"checkpoint_every", "keep_checkpoints"},
+    "data": {"workers"},
 }
 
 

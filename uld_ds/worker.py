@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import resource
 import time
@@ -12,14 +11,15 @@ from typing import Any
 import numpy as np
 import ray.train
 import torch
-from datasets import disable_progress_bars, load_from_disk
+from datasets import Dataset, disable_progress_bars
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
 from uld_ds import checkpoint, tracking
 from uld_ds.checkpoint import TrainState
-from uld_ds.data.prepare import DataFacts
-from uld_ds.data.windows import Batcher, Window, deal, num_run_examples, num_steps, step_examples
+from uld_ds.data.order import deal, num_run_examples, num_steps, step_examples
+from uld_ds.data.teacher_batches import TeacherBatcher
+from uld_ds.data.windows import Batcher, MicroBatch
 from uld_ds.distributed import Ranks, device_for
 from uld_ds.engine import DistillationEngine, StepResult
 from uld_ds.evaluation.bits_per_byte import bits_per_byte, of_student, of_teacher
@@ -57,8 +57,11 @@ class Worker:
 
         self.student_tokenizer = load_tokenizer(job.student, self.recipe.student.revision, "student.model")
         teacher_tokenizer = load_tokenizer(job.teacher, self.recipe.teacher.revision, "teacher.model")
-        self.train_data = self._batcher("train", teacher_tokenizer)
-        self.eval_data = self._batcher("eval", teacher_tokenizer) if self.recipe.data.eval else None
+        self.teacher_padding = _padding(teacher_tokenizer)
+        self.train_rows = job.split("train").rows
+        self.eval_rows = job.split("eval").rows if self.recipe.data.eval else None
+        self.train_data = self._batcher(self.train_rows)
+        self.eval_data = None if self.eval_rows is None else self._batcher(self.eval_rows)
         training = self.recipe.training
         self.total_steps = num_steps(
             len(self.train_data), training.batch_size, epochs=training.epochs, steps=training.steps
@@ -70,6 +73,7 @@ class Worker:
         restored = checkpoint.restore(self.engine.student)
         state = restored or TrainState()
         if restored is None:
+            self._log_data()
             state.bits_teacher = self._evaluate(state, "teacher")
             state.bits_before = self._evaluate(state, "before")
         while state.step < self.total_steps:
@@ -87,7 +91,11 @@ class Worker:
         # Teacher first: its sharding must not see the student's configuration.
         self._stage("loading the teacher")
         teacher = OnlineTeacher(
-            load_teacher(self.job, self.device), temperature=self.recipe.objective.teacher_temperature
+            load_teacher(self.job, self.device),
+            self._teacher_batcher(self.train_rows),
+            ranks=self.ranks,
+            device=self.device,
+            temperature=self.recipe.objective.teacher_temperature,
         )
         self._stage("loading the student")
         student = load_student(self.job, self.device, self.total_steps)
@@ -95,13 +103,12 @@ class Worker:
             student, teacher, Objective(self.recipe.objective), ranks=self.ranks, device=self.device
         )
 
-    def _batcher(self, split: str, teacher_tokenizer: PreTrainedTokenizerBase) -> Batcher:
-        return Batcher(
-            load_from_disk(str(self.job.prepared / split / "rows")),
-            student_padding=_padding(self.student_tokenizer),
-            teacher_padding=_padding(teacher_tokenizer),
-            max_teacher_tokens=self.recipe.teacher.max_tokens_per_forward,
-        )
+    def _batcher(self, rows: Dataset) -> Batcher:
+        return Batcher(rows, padding=_padding(self.student_tokenizer), merge=self.recipe.objective.merge)
+
+    def _teacher_batcher(self, rows: Dataset) -> TeacherBatcher:
+        budget = self.recipe.teacher.max_tokens_per_forward
+        return TeacherBatcher(rows, padding=self.teacher_padding, max_tokens=budget)
 
     def _train_step(self, state: TrainState) -> None:
         begin = time.perf_counter()
@@ -117,7 +124,7 @@ class Worker:
         state.train_seconds += seconds
         self._log_step(state, result, {"data": data_seconds, **result.seconds}, seconds)
 
-    def _window(self, step: int) -> Window:
+    def _window(self, step: int) -> list[MicroBatch]:
         training = self.recipe.training
         total = None if training.epochs is None else num_run_examples(len(self.train_data), training.epochs)
         indices = step_examples(step, len(self.train_data), training.batch_size, self.recipe.run.seed, total=total)
@@ -128,15 +135,18 @@ class Worker:
             ranks=self.ranks.size,
             micro_batch_size=training.micro_batch_size,
         )
-        count = torch.tensor(self.train_data.num_teacher_batches(dealt), device=self.device)
-        return self.train_data.window(dealt, int(self.ranks.max(count)))
+        return self.train_data.window(dealt)
 
     def _evaluate(self, state: TrainState, who: str) -> float | None:
-        if self.eval_data is None:
+        if self.eval_data is None or self.eval_rows is None:
             return None
         self._stage(f"measuring held-out bits per byte ({who})")
+        if who == "teacher":
+            log_probs = of_teacher(self.engine.teacher, self._teacher_batcher(self.eval_rows), self.device)
+        else:
+            log_probs = of_student(self.engine)
         bits = bits_per_byte(
-            of_teacher(self.engine) if who == "teacher" else of_student(self.engine),
+            log_probs,
             self.eval_data,
             ranks=self.ranks,
             micro_batch_size=self.recipe.evaluation.micro_batch_size,
@@ -147,6 +157,14 @@ class Worker:
             tracking.log_metrics(self.client, self.job.run_id, state.step, {name: bits})
             self.progress.evaluation(state.step, who, bits)
         return bits
+
+    def _log_data(self) -> None:
+        if self.client is None:
+            return
+        facts = self.job.split("train").facts
+        names = ["examples", "answer_bytes", "student_tokens", "teacher_tokens", "segments", "alignment_rate"]
+        names += ["student_tokens_per_segment", "teacher_tokens_per_segment"]
+        tracking.log_metrics(self.client, self.job.run_id, 0, {f"data/{name}": getattr(facts, name) for name in names})
 
     def _log_step(self, state: TrainState, result: StepResult, phases: dict[str, float], seconds: float) -> None:
         if self.client is None or self.progress is None:
@@ -179,7 +197,7 @@ class Worker:
         del self.engine
         gc.collect()
         if self.client is not None and self.progress is not None:
-            finish(self.job, self.client, self.progress, state, bits_after, peak, _data_facts(self.job))
+            finish(self.job, self.client, self.progress, state, bits_after, peak)
         # A barrier: other ranks wait here while the first one registers.
         ray.train.report({"step": state.step, "loss": state.final_loss})
 
@@ -206,10 +224,6 @@ def _configure_process(job: Job, rank: int) -> None:
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
     # Padded positions are masked; any id that exists will do.
     return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-
-
-def _data_facts(job: Job) -> DataFacts:
-    return DataFacts(**json.loads((job.prepared / "train" / "facts.json").read_text()))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

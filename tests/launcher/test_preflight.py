@@ -86,10 +86,10 @@ def test_a_change_by_the_environment_is_a_change(tree: dict[str, Any], monkeypat
 
 def test_a_mistake_before_the_start_can_be_corrected_under_the_same_name(tree: dict[str, Any]) -> None:
     run_dir = claim_run_dir(recipe(tree, teacher__model="mistyped"))
-    for made in ("student", "prepared"):
-        (run_dir / made / "deep").mkdir(parents=True)
+    (run_dir / "student" / "deep").mkdir(parents=True)
+    (run_dir / "prepared.json").write_text("{}")
     assert claim_run_dir(recipe(tree, teacher__model="mistyped")) == run_dir
-    assert (run_dir / "student").exists() and (run_dir / "prepared").exists()
+    assert (run_dir / "student").exists() and (run_dir / "prepared.json").exists()
     claim_run_dir(recipe(tree))
     assert [item.name for item in run_dir.iterdir()] == ["recipe.yaml"]
     assert load_recipe(run_dir / "recipe.yaml", environment={}) == recipe(tree)

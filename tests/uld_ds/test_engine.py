@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import load_from_disk
 from deepspeed.utils import safe_get_full_grad
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.ranks import run_on_ranks
 from tests.tiny import save_tiny_model
+from uld_ds.data.order import deal
 from uld_ds.data.prepare import Preparer
-from uld_ds.data.windows import Batcher, deal
+from uld_ds.data.teacher_batches import TeacherBatcher
+from uld_ds.data.windows import Batcher
 from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.distributed import Ranks
 from uld_ds.engine import DistillationEngine
@@ -35,23 +37,23 @@ def prepared_job(recipe: dict[str, Any], folder: Path) -> Job:
     parsed = parse_recipe(recipe)
     assert parsed.student.model is not None
     configs = student_config(parsed, on_gpu=False), teacher_config(parsed, on_gpu=False)
-    job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", False, *configs)
+    job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", False, *configs, {})
     tokenizers = [AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)]
-    Preparer(parsed, *tokenizers).prepare(parsed.data.train, "data.train", job.prepared / "train")
-    return job
+    split = Preparer(parsed, *tokenizers).prepare(parsed.data.train, "data.train", folder)
+    return replace(job, splits={"train": str(split.folder)})
 
 
 def build(job: Job) -> tuple[DistillationEngine, Batcher]:
-    teacher = OnlineTeacher(load_teacher(job, CPU))
+    rows = job.split("train").rows
+    ranks = Ranks.current()
+    teacher = OnlineTeacher(load_teacher(job, CPU), teacher_side(job), ranks=ranks, device=CPU)
     student = load_student(job, CPU, total_steps=10)
-    engine = DistillationEngine(student, teacher, Objective(job.recipe.objective), ranks=Ranks.current(), device=CPU)
-    batcher = Batcher(
-        load_from_disk(str(job.prepared / "train" / "rows")),
-        student_padding=0,
-        teacher_padding=0,
-        max_teacher_tokens=job.recipe.teacher.max_tokens_per_forward,
-    )
-    return engine, batcher
+    engine = DistillationEngine(student, teacher, Objective(job.recipe.objective), ranks=ranks, device=CPU)
+    return engine, Batcher(rows, padding=0, merge=job.recipe.objective.merge)
+
+
+def teacher_side(job: Job) -> TeacherBatcher:
+    return TeacherBatcher(job.split("train").rows, padding=0, max_tokens=job.recipe.teacher.max_tokens_per_forward)
 
 
 def window_of(job: Job, batcher: Batcher, indices: np.ndarray, ranks: Ranks) -> Any:
@@ -62,8 +64,7 @@ def window_of(job: Job, batcher: Batcher, indices: np.ndarray, ranks: Ranks) -> 
         ranks=ranks.size,
         micro_batch_size=job.recipe.training.micro_batch_size,
     )
-    count = int(ranks.max(torch.tensor(batcher.num_teacher_batches(dealt))))
-    return batcher.window(dealt, count)
+    return batcher.window(dealt)
 
 
 def gradient_of_one_step(config: dict[str, Any], indices: list[int]) -> dict[str, Any]:
@@ -140,29 +141,43 @@ def plain_step(config: dict[str, Any], indices: list[int]) -> dict[str, float]:
         AutoModelForCausalLM.from_pretrained(p, dtype=torch.float64) for p in (job.student, job.teacher)
     )
     result = engine.train_step(window)
-    rows = load_from_disk(str(job.prepared / "train" / "rows")).with_format("torch").select(indices)
+    rows = job.split("train").rows.with_format("torch").select(indices)
+    chain = job.recipe.objective.merge == "chain"
     nats, distances = [], []
     with torch.no_grad():
         for row in rows:
-            of_student = student(row["student_ids"][None]).logits[0].log_softmax(-1)
-            of_teacher = teacher(row["teacher_ids"][None]).logits[0].softmax(-1)
-            for token in range(int(row["student_first"]), len(row["student_ids"])):
-                nats.append(-of_student[token - 1, row["student_ids"][token]])
-            for s, t in zip(row["student_segments"], row["teacher_segments"], strict=True):
-                p = of_student[s - 1].exp().sort(descending=True).values
-                q = of_teacher[t - 1].sort(descending=True).values
+            spectra = []
+            for side, model in (("student", student), ("teacher", teacher)):
+                ids, answers = row[f"{side}_ids"], row[f"{side}_answers"].long()
+                # Position i-1 predicts token i.
+                log_p = model(ids[None]).logits[0].log_softmax(-1)[answers - 1]
+                right = log_p.gather(1, ids[answers, None].long()).squeeze(1)
+                if side == "student":
+                    nats += (-right).tolist()
+                starts, stops = row[f"{side}_segments"].tolist(), row[f"{side}_segment_stops"].tolist()
+                if chain:
+                    scales = [right[start : stop - 1].sum() for start, stop in zip(starts, stops, strict=True)]
+                    spectrum = torch.stack([log_p[n - 1] + scale for n, scale in zip(stops, scales, strict=True)])
+                else:
+                    spectrum = log_p[starts]
+                spectra.append(spectrum.exp().sort(descending=True).values)
+            for p, q in zip(*spectra, strict=True):
                 width = max(len(p), len(q))
                 distances.append((F.pad(p, (0, width - len(p))) - F.pad(q, (0, width - len(q)))).abs().sum())
     return {
         "ce": result.ce,
         "uld": result.uld,
-        "plain_ce": float(torch.stack(nats).mean()),
+        "plain_ce": float(np.mean(nats)),
         "plain_uld": float(torch.stack(distances).mean()),
     }
 
 
-def test_step_equals_plain_formulas_on_unsharded_models(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("merge", ["first", "chain"])
+def test_step_equals_plain_formulas_on_unsharded_models(
+    tiny_recipe: dict[str, Any], tmp_path: Path, merge: str
+) -> None:
     recipe = variant(tiny_recipe, workers=1, micro=2, normalise="token", stage="zero3")
+    recipe["objective"] |= {"merge": merge}
     job = prepared_job(recipe, tmp_path)
     (found,) = run_on_ranks(plain_step, 1, job.to_config(), [0, 1, 2, 3, 4, 5, 6, 7])
     assert found["ce"] == pytest.approx(found["plain_ce"], rel=1e-5)
@@ -174,8 +189,8 @@ def sharded_logits_and_export(config: dict[str, Any], target: str) -> dict[str, 
     job = Job.from_config(config)
     engine, batcher = build(job)
     engine.train_step(window_of(job, batcher, np.arange(8), engine.ranks))
-    micro_batch, teacher_side = batcher.evaluation_batch(np.arange(4))
-    side = micro_batch.student
+    side = batcher.window([np.arange(4)])[0].student
+    of_teacher = teacher_side(job).batch(range(4))
 
     def keep(hidden: torch.Tensor, head: Head) -> torch.Tensor:
         return head.logits(hidden).clone()
@@ -184,14 +199,14 @@ def sharded_logits_and_export(config: dict[str, Any], target: str) -> dict[str, 
     with torch.no_grad():
         student_logits = engine.student(side, side.answer_rows, keep)
         teacher_engine = engine.teacher._engine  # type: ignore[attr-defined]
-        teacher_logits = teacher_engine(teacher_side, teacher_side.answer_rows, keep)
+        teacher_logits = teacher_engine(of_teacher, of_teacher.answer_rows, keep)
     export_student(engine.student, AutoTokenizer.from_pretrained(job.student), Path(target), engine.ranks)
     sharded = sum(p.ds_tensor.numel() for p in teacher_engine.module.parameters())
     return {
         "student": student_logits,
         "teacher": teacher_logits,
         "side": side,
-        "teacher_side": teacher_side,
+        "teacher_side": of_teacher,
         "sharded_share": sharded / sum(p.ds_numel for p in teacher_engine.module.parameters()),
     }
 

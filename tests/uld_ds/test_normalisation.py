@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from uld_ds.data.windows import MicroBatch, SideBatch
+from uld_ds.data.windows import MicroBatch, SegmentRows, SideBatch
 from uld_ds.normalisation import RowWeights, step_weights, sum_of
 
 
@@ -17,8 +17,10 @@ def micro_batch(examples: list[tuple[float, int, int]]) -> MicroBatch:
     nothing = torch.empty(0, dtype=torch.long)
     answers = torch.tensor([i for i, (_, tokens, _) in enumerate(examples) for _ in range(tokens)], dtype=torch.long)
     segments = torch.tensor([i for i, (_, _, count) in enumerate(examples) for _ in range(count)], dtype=torch.long)
-    side = SideBatch(nothing, nothing, nothing, nothing, nothing, answers, nothing, segments)
-    return MicroBatch(side, torch.tensor([weight for weight, _, _ in examples]), nothing)
+    side = SideBatch(nothing, nothing, nothing, nothing, nothing, answers)
+    none = SegmentRows(nothing, nothing, nothing, nothing)
+    weights = torch.tensor([weight for weight, _, _ in examples])
+    return MicroBatch([], side, none, none, segments, weights, nothing)
 
 
 def over_ranks(windows: list[list[MicroBatch]], normalise: str) -> list[list[RowWeights]]:

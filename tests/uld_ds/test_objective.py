@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedConfig
 
 from uld_ds import language_model
-from uld_ds.data.windows import SideBatch
+from uld_ds.data.windows import SegmentRows, SideBatch
 from uld_ds.language_model import Head, LogitMap, RowModel, choose_head_path
 from uld_ds.normalisation import RowWeights
 from uld_ds.objective import Objective, entropy
@@ -23,9 +23,22 @@ SEGMENTS = torch.tensor([0, 2, 3, 7, 8, 12, 13, 14, 20])
 NOTHING = torch.empty(0, dtype=torch.long)
 
 
-def side_batch(ids: Tensor, segments: Tensor) -> SideBatch:
-    """Only what the objective reads: the answer's ids and where segments begin."""
-    return SideBatch(NOTHING, NOTHING, NOTHING, ids, NOTHING, NOTHING, segments, NOTHING)
+STOPS = torch.tensor([2, 3, 7, 8, 12, 13, 14, 20, 21])
+
+
+def side_batch(ids: Tensor) -> SideBatch:
+    """Only what the objective reads: the answer's ids."""
+    return SideBatch(NOTHING, NOTHING, NOTHING, ids, NOTHING, NOTHING)
+
+
+def segments_of(starts: Tensor, stops: Tensor, num_answers: int, merge: str = "first") -> SegmentRows:
+    compared = starts if merge == "first" else stops - 1
+    others = torch.tensor([i for i in range(num_answers) if i not in compared.tolist()], dtype=torch.long)
+    if merge == "first":
+        return SegmentRows(compared, others, NOTHING, NOTHING)
+    runs = list(zip(starts.tolist(), stops.tolist(), strict=True))
+    earlier = [(row, n) for n, (start, stop) in enumerate(runs) for row in range(start, stop - 1)]
+    return SegmentRows(compared, others, *torch.tensor(earlier).t())
 
 
 class Case:
@@ -38,7 +51,8 @@ class Case:
         self.bias = torch.randn(VOCAB) if bias else None
         self.logit_map = logit_map or LogitMap()
         self.teacher = torch.randn(len(SEGMENTS), TEACHER_VOCAB) * 3
-        self.batch = side_batch(torch.randint(0, VOCAB, (ANSWERS,)), SEGMENTS)
+        self.teacher_scale = -torch.rand(len(SEGMENTS)) * (STOPS - SEGMENTS - 1)
+        self.batch = side_batch(torch.randint(0, VOCAB, (ANSWERS,)))
         self.weights = RowWeights(torch.rand(ANSWERS) / ANSWERS, torch.rand(len(SEGMENTS)) / len(SEGMENTS))
 
     def leaves(self, dtype: torch.dtype) -> list[Tensor]:
@@ -54,8 +68,13 @@ class Case:
         leaves = self.leaves(torch.float64)
         logits = self.head(leaves).logits(leaves[0])
         nats = F.cross_entropy(logits, self.batch.answer_ids, reduction="none")
-        p = (logits[SEGMENTS] / settings.student_temperature).softmax(-1).sort(-1, descending=True).values
+        compared = SEGMENTS if settings.merge == "first" else STOPS - 1
+        p = (logits[compared] / settings.student_temperature).softmax(-1).sort(-1, descending=True).values
         q = (self.teacher.double() / settings.teacher_temperature).softmax(-1).sort(-1, descending=True).values
+        if settings.merge == "chain":
+            scale = [-nats[start : stop - 1].sum() for start, stop in zip(SEGMENTS, STOPS, strict=True)]
+            p = p * torch.stack(scale).exp()[:, None]
+            q = q * self.teacher_scale.double().exp()[:, None]
         distance = (F.pad(p, (0, TEACHER_VOCAB - VOCAB)) - q).abs().sum(-1)
         loss = settings.ce * (nats @ self.weights.answers.double())
         loss = loss + settings.uld * (distance @ self.weights.segments.double())
@@ -65,7 +84,10 @@ class Case:
     def chunked(self, settings: ObjectiveSettings) -> tuple[float, list[Tensor], dict[str, Tensor]]:
         leaves = self.leaves(torch.float32)
         spectrum = Spectrum.from_logits(self.teacher, temperature=settings.teacher_temperature)
-        loss, parts = Objective(settings)(leaves[0], self.head(leaves), self.batch, spectrum, self.weights)
+        if settings.merge == "chain":
+            spectrum = spectrum.shift(self.teacher_scale)
+        segments = segments_of(SEGMENTS, STOPS, ANSWERS, settings.merge)
+        loss, parts = Objective(settings)(leaves[0], self.head(leaves), self.batch, segments, spectrum, self.weights)
         (loss * 2).backward()
         return loss.item(), [leaf.grad / 2 for leaf in leaves if leaf.grad is not None], parts
 
@@ -96,8 +118,11 @@ def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         {"uld": 0.0},
         {"method": "exact"},
         {"student_temperature": 2.0, "teacher_temperature": 3.0},
+        {"merge": "chain"},
+        {"merge": "chain", "ce": 0.0},
+        {"merge": "chain", "method": "exact", "student_temperature": 2.0},
     ],
-    ids=["closed form", "uld only", "ce only", "exact", "temperatures"],
+    ids=["closed form", "uld only", "ce only", "exact", "temperatures", "chain", "chain alone", "chain exact"],
 )
 def test_loss_and_gradients_equal_autograd_in_float64(case: dict[str, Any], settings: dict[str, Any]) -> None:
     objective = ObjectiveSettings(**settings)
@@ -124,12 +149,12 @@ def test_parts_add_up_to_the_loss() -> None:
 
 def test_no_segment_leaves_cross_entropy() -> None:
     example = Case()
-    example.batch = side_batch(example.batch.answer_ids, NOTHING)
+    segments = segments_of(NOTHING, NOTHING, ANSWERS)
     hidden, weight = example.leaves(torch.float32)
     spectrum = Spectrum.from_logits(example.teacher)[:0]
     weights = RowWeights(example.weights.answers, torch.empty(0))
     loss, parts = Objective(ObjectiveSettings())(
-        hidden, Head(weight, None, LogitMap()), example.batch, spectrum, weights
+        hidden, Head(weight, None, LogitMap()), example.batch, segments, spectrum, weights
     )
     assert loss.item() == pytest.approx(parts["ce"].item())
     assert parts["uld"].item() == 0
@@ -140,7 +165,14 @@ def test_unaligned_spectra_are_refused() -> None:
     hidden, weight = example.leaves(torch.float32)
     spectrum = Spectrum.from_logits(example.teacher)[:3]
     with pytest.raises(ValueError, match="3 teacher rows for 9 segments"):
-        Objective(ObjectiveSettings())(hidden, Head(weight, None, LogitMap()), example.batch, spectrum, example.weights)
+        Objective(ObjectiveSettings())(
+            hidden,
+            Head(weight, None, LogitMap()),
+            example.batch,
+            segments_of(SEGMENTS, STOPS, ANSWERS),
+            spectrum,
+            example.weights,
+        )
 
 
 def test_gradients_of_many_bf16_chunks_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,11 +183,12 @@ def test_gradients_of_many_bf16_chunks_add_up_in_fp32(monkeypatch: pytest.Monkey
     for repeats in (1, 1000):
         weight = example.leaves(torch.bfloat16)[1]
         hidden = example.hidden[:1].bfloat16().repeat(repeats, 1).requires_grad_()
-        batch = side_batch(example.batch.answer_ids[:1].repeat(repeats), torch.tensor([0]))
+        batch = side_batch(example.batch.answer_ids[:1].repeat(repeats))
+        segments = segments_of(torch.tensor([0]), torch.tensor([1]), repeats)
         weights = RowWeights(torch.ones(repeats), torch.ones(1))
         spectrum = Spectrum.from_logits(example.teacher[:1])
         loss, _ = Objective(ObjectiveSettings(uld=0.0))(
-            hidden, Head(weight, None, LogitMap()), batch, spectrum, weights
+            hidden, Head(weight, None, LogitMap()), batch, segments, spectrum, weights
         )
         loss.backward()
         assert weight.grad is not None
@@ -167,7 +200,7 @@ def test_gradients_of_many_bf16_chunks_add_up_in_fp32(monkeypatch: pytest.Monkey
 def rows_and_whole(model: RowModel) -> tuple[Tensor, Tensor]:
     """Logits at four positions the model's own way, and as RowModel gives them."""
     ids = torch.arange(3, 9)[None]
-    batch = SideBatch(ids, torch.ones_like(ids), NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
+    batch = SideBatch(ids, torch.ones_like(ids), NOTHING, NOTHING, NOTHING, NOTHING)
     rows = torch.tensor([0, 2, 5, 1])
     with torch.no_grad():
         return model.lm(ids).logits[0, rows], model(batch, rows, lambda hidden, head: head.logits(hidden))

@@ -568,3 +568,12 @@ def test_backward_can_run_twice_and_scales_by_row() -> None:
     weights = torch.tensor([0.0, 2.0, -1.0])
     (again,) = torch.autograd.grad((distance * weights).sum(), z)
     torch.testing.assert_close(again, once * weights[:, None])
+
+
+@pytest.mark.parametrize("student_scale", [0.0, -5.0, -20.0, -45.0, -80.0])
+def test_log_normaliser_does_not_depend_on_the_scale(student_scale: float) -> None:
+    # Scaled by e^-20, the smallest probabilities lie below the lowest level: their mass must not be missed.
+    torch.manual_seed(0)
+    z, spectrum = torch.randn(8, 400), Spectrum.from_logits(torch.randn(8, 600))
+    terms = uld_value_and_grad(z, spectrum, student_log_scale=torch.full((8,), student_scale))
+    torch.testing.assert_close(terms.log_normaliser, z.logsumexp(1), rtol=0, atol=2e-6)

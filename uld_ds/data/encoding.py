@@ -1,4 +1,4 @@
-"""One side of an example: its tokens, which of them are the answer, and the bytes each covers."""
+"""One side of an example: its tokens, which of them are answers, and the bytes each covers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,30 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.alignment import batch_token_spans
-from uld_ds.data.rendering import Rendered
+from uld_ds.data.rendering import Rendered, RenderedTurn
+
+
+@dataclass(frozen=True)
+class EncodedTurn:
+    """Tokens of one answer.
+
+    ``ids[first:stop]`` spells the answer, ``ids[stop:end]`` is how this side ends a turn (several tokens, or none).
+    ``spans`` [stop - first, 2] holds the bytes of the *answer* that each of its tokens covers; a token that
+    straddles the answer's first byte covers the bytes from there on.
+    """
+
+    first: int
+    stop: int
+    end: int
+    spans: np.ndarray
 
 
 @dataclass(frozen=True)
 class EncodedSide:
-    """Tokens of one side.
-
-    ``ids[first:stop]`` is the answer, ``ids[stop:]`` how this side ends a turn (possibly several tokens, or none).
-    ``spans`` [stop - first, 2] holds the bytes of the *answer* that each answer token covers; a token that
-    straddles the answer's first byte covers the bytes from there on.
-    """
+    """Tokens of one side, and its answers in order; the last one's end is the end of ``ids``."""
 
     ids: np.ndarray
-    first: int
-    stop: int
-    spans: np.ndarray
+    turns: tuple[EncodedTurn, ...]
 
 
 class Encoder:
@@ -42,24 +50,36 @@ class Encoder:
         return [self._one_side(*item) for item in zip(rendered, ids_of, spans_of, strict=True)]
 
     def _one_side(self, rendered: Rendered, ids: np.ndarray, spans: np.ndarray) -> EncodedSide:
-        begin = len(rendered.text[: rendered.start].encode())
-        length = len(rendered.text[rendered.start : rendered.stop].encode())
-        # Tokens are in order, so both searches are bisections: the first token that ends after the answer's
-        # first byte, and the first one that starts at or after its last.
-        first = int(np.searchsorted(spans[:, 1], begin, side="right"))
-        stop = max(int(np.searchsorted(spans[:, 0], begin + length, side="left")), first)
+        turns: list[EncodedTurn] = []
+        for turn in rendered.turns:
+            turns.append(_encoded_turn(rendered.text, turn, spans, turns[-1].end if turns else 0))
+        last = turns[-1]
         tail: list[int] = []
-        if stop == len(ids) and self._tokenizer.eos_token_id is not None:
+        if last.stop == len(ids) and self._tokenizer.eos_token_id is not None:
             tail = [self._tokenizer.eos_token_id]
-        prefix = self._prefix or (self._start if first == 0 else [])
-        if first + len(prefix) == 0:
+        prefix = self._prefix or (self._start if turns[0].first == 0 else [])
+        if turns[0].first + len(prefix) == 0:
             raise ValueError("nothing stands before the answer, and the tokenizer has no BOS or EOS to put there")
-        return EncodedSide(
-            ids=np.concatenate([prefix, ids, tail]).astype(np.int32),
-            first=first + len(prefix),
-            stop=stop + len(prefix),
-            spans=np.clip(spans[first:stop] - begin, 0, length),
-        )
+        whole = np.concatenate([prefix, ids, tail]).astype(np.int32)
+        shifted = [
+            EncodedTurn(turn.first + len(prefix), turn.stop + len(prefix), turn.end + len(prefix), turn.spans)
+            for turn in turns[:-1]
+        ]
+        shifted.append(EncodedTurn(last.first + len(prefix), last.stop + len(prefix), len(whole), last.spans))
+        return EncodedSide(whole, tuple(shifted))
+
+
+def _encoded_turn(text: str, turn: RenderedTurn, spans: np.ndarray, earliest: int) -> EncodedTurn:
+    """Of tokens with ``spans`` [n, 2] over ``text``; those before ``earliest`` belong to another turn."""
+    begin = len(text[: turn.start].encode())
+    length = len(text[turn.start : turn.stop].encode())
+    mark = len(text[turn.stop : turn.end].encode())
+    # Tokens are in order, so all searches are bisections: the first token that ends after the answer's first byte,
+    # the first one that starts at or after its last, and the same for what ends the turn.
+    first = max(int(np.searchsorted(spans[:, 1], begin, side="right")), earliest)
+    stop = max(int(np.searchsorted(spans[:, 0], begin + length, side="left")), first)
+    end = max(int(np.searchsorted(spans[:, 0], begin + length + mark, side="left")), stop) if mark else stop
+    return EncodedTurn(first, stop, end, np.clip(spans[first:stop] - begin, 0, length))
 
 
 def _leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

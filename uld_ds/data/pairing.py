@@ -3,44 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 
 from uld_ds.alignment import segment_boundaries
-from uld_ds.data.encoding import EncodedSide
+from uld_ds.data.encoding import EncodedSide, EncodedTurn
 
 Alignment = Literal["segments", "positional"]
+SIDES = ("student", "teacher")
 
 
 class PairRow(TypedDict):
     """One prepared example, as it is stored.
 
-    ``*_first``/``*_stop`` bound the answer tokens inside ``*_ids``; tokens from ``*_stop`` on end the turn.
-    ``*_segments`` holds the token index at which each segment begins, the end of the answer included: both lists
-    have the same length, and their n-th entries begin at the same byte.
+    ``*_answers`` are the places in ``*_ids`` of the tokens that a model is to learn, in order: those that spell an
+    answer, and those that end its turn (``*_in_text`` tells them apart). Segment n is the half-open range
+    ``*_segments[n]`` to ``*_segment_stops[n]`` of *them*, the same bytes on both sides; the end of a turn is a
+    segment too where both sides have one.
     """
 
     student_ids: np.ndarray
     student_length: int
-    student_first: int
-    student_stop: int
+    student_answers: np.ndarray
+    student_in_text: np.ndarray
     student_segments: np.ndarray
+    student_segment_stops: np.ndarray
     teacher_ids: np.ndarray
     teacher_length: int
-    teacher_first: int
-    teacher_stop: int
+    teacher_answers: np.ndarray
+    teacher_in_text: np.ndarray
     teacher_segments: np.ndarray
+    teacher_segment_stops: np.ndarray
     answer_bytes: int
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """How much of each side survives truncation."""
+class _Kept:
+    """How much of one turn is in the example: tokens of its answer on each side, and whether its end is."""
 
     student_tokens: int
     teacher_tokens: int
-    answer_bytes: int
     whole: bool
 
 
@@ -51,69 +54,107 @@ def pair(
 
     Args:
         student: the student's tokens.
-        teacher: the teacher's tokens for the same answer.
+        teacher: the teacher's tokens for the same answers.
         alignment: ``segments``, or ``positional`` for the paper's pairing of the n-th token with the n-th.
-        student_max: most tokens on the student's side. Longer answers end at the last boundary that both
-            sides share; the end of the turn is then not part of the example.
+        student_max: most tokens on the student's side. What is longer ends at the last boundary that both
+            sides share; the end of that turn, and later turns, are then not part of the example.
         teacher_max: the same for the teacher.
 
     Raises:
-        ValueError: nothing of the answer fits.
+        ValueError: nothing of the first answer fits, or the sides do not show the same answers.
     """
-    if len(student.spans) == 0 or len(teacher.spans) == 0:
+    if any(len(turn.spans) == 0 for side in (student, teacher) for turn in side.turns):
         raise ValueError("the answer has no tokens")
-    student_starts, teacher_starts = segment_boundaries(student.spans, teacher.spans)
-    cut = _truncate(student, teacher, student_starts, teacher_starts, student_max, teacher_max)
-    if alignment == "positional":
-        length = min(cut.student_tokens, cut.teacher_tokens)
-        student_starts = teacher_starts = np.arange(length)
-    else:
-        student_starts = student_starts[student_starts < cut.student_tokens]
-        teacher_starts = teacher_starts[: len(student_starts)]
-    student_stop, teacher_stop = student.first + cut.student_tokens, teacher.first + cut.teacher_tokens
-    student_ids = student.ids if cut.whole else student.ids[:student_stop]
-    teacher_ids = teacher.ids if cut.whole else teacher.ids[:teacher_stop]
-    both_end = len(student_ids) > student_stop and len(teacher_ids) > teacher_stop
-    return PairRow(
-        student_ids=student_ids,
-        student_length=len(student_ids),
-        student_first=student.first,
-        student_stop=student_stop,
-        student_segments=_absolute(student_starts, student.first, student_stop if both_end else None),
-        teacher_ids=teacher_ids,
-        teacher_length=len(teacher_ids),
-        teacher_first=teacher.first,
-        teacher_stop=teacher_stop,
-        teacher_segments=_absolute(teacher_starts, teacher.first, teacher_stop if both_end else None),
-        answer_bytes=cut.answer_bytes,
-    )
+    sides = _Side(student.ids), _Side(teacher.ids)
+    num_bytes = 0
+    for student_turn, teacher_turn in zip(student.turns, teacher.turns, strict=True):
+        starts = segment_boundaries(student_turn.spans, teacher_turn.spans)
+        kept = _fitting(student_turn, teacher_turn, *starts, student_max, teacher_max)
+        if kept.student_tokens:
+            num_bytes += int(student_turn.spans[kept.student_tokens - 1, 1])
+            _add_turn(sides, (student_turn, teacher_turn), kept, _runs(starts, kept, alignment))
+        if not kept.whole:
+            break
+    if num_bytes == 0:
+        raise ValueError(
+            f"nothing of the answer fits: the prompt takes {student.turns[0].first} of {student_max} student tokens, "
+            f"{teacher.turns[0].first} of {teacher_max} teacher tokens (max_length)"
+        )
+    row: Any = {"answer_bytes": num_bytes}
+    for name, side in zip(SIDES, sides, strict=True):
+        row |= {f"{name}_{column}": values for column, values in side.columns().items()}
+    return cast("PairRow", row)
 
 
-def _truncate(
-    student: EncodedSide,
-    teacher: EncodedSide,
+def _fitting(
+    student: EncodedTurn,
+    teacher: EncodedTurn,
     student_starts: np.ndarray,
     teacher_starts: np.ndarray,
     student_max: int,
     teacher_max: int,
-) -> _Cut:
+) -> _Kept:
     num_student, num_teacher = len(student.spans), len(teacher.spans)
-    if len(student.ids) <= student_max and len(teacher.ids) <= teacher_max:
-        return _Cut(num_student, num_teacher, int(student.spans[-1, 1]), whole=True)
+    if student.end <= student_max and teacher.end <= teacher_max:
+        return _Kept(num_student, num_teacher, whole=True)
     # A cut before segment k keeps the tokens before it on both sides; after the last segment, all of them.
     student_cuts = np.append(student_starts, num_student)
     teacher_cuts = np.append(teacher_starts, num_teacher)
     fits = (student.first + student_cuts <= student_max) & (teacher.first + teacher_cuts <= teacher_max)
     last = int(np.flatnonzero(fits)[-1]) if fits.any() else 0
-    if last == 0:
-        raise ValueError(
-            f"nothing of the answer fits: the prompt takes {student.first} of {student_max} student tokens, "
-            f"{teacher.first} of {teacher_max} teacher tokens (max_length)"
-        )
-    tokens = int(student_cuts[last])
-    return _Cut(tokens, int(teacher_cuts[last]), int(student.spans[tokens - 1, 1]), whole=False)
+    return _Kept(int(student_cuts[last]), int(teacher_cuts[last]), whole=False)
 
 
-def _absolute(starts: np.ndarray, first: int, end: int | None) -> np.ndarray:
-    absolute = starts + first
-    return (absolute if end is None else np.append(absolute, end)).astype(np.int32)
+def _runs(starts: tuple[np.ndarray, np.ndarray], kept: _Kept, alignment: Alignment) -> list[np.ndarray]:
+    """Segments of a turn on each side: [s, 2] half-open ranges of its answer tokens."""
+    counts = (kept.student_tokens, kept.teacher_tokens)
+    if alignment == "positional":
+        tokens = np.arange(min(counts))
+        return [np.stack([tokens, tokens + 1], axis=1)] * 2
+    runs = []
+    for of_side, count in zip(starts, counts, strict=True):
+        inside = of_side[of_side < count]
+        runs.append(np.stack([inside, np.append(inside[1:], count)], axis=1))
+    return runs
+
+
+class _Side:
+    """Collects one side's answer tokens, turn by turn."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self._ids = ids
+        self._answers: list[np.ndarray] = []
+        self._in_text: list[np.ndarray] = []
+        self._segments: list[np.ndarray] = []
+        self._count = 0
+
+    def add(self, first: int, num_tokens: int, num_ending: int, segments: np.ndarray) -> None:
+        self._answers.append(np.arange(first, first + num_tokens + num_ending))
+        self._in_text.append(np.arange(num_tokens + num_ending) < num_tokens)
+        self._segments.append(segments + self._count)
+        self._count += num_tokens + num_ending
+
+    def columns(self) -> dict[str, Any]:
+        answers = np.concatenate(self._answers).astype(np.int32)
+        segments = np.concatenate(self._segments).astype(np.int32)
+        # What follows the last token that is learnt would be read for nothing.
+        ids = self._ids[: answers[-1] + 1]
+        return {
+            "ids": ids,
+            "length": len(ids),
+            "answers": answers,
+            "in_text": np.concatenate(self._in_text),
+            "segments": segments[:, 0],
+            "segment_stops": segments[:, 1],
+        }
+
+
+def _add_turn(
+    sides: tuple[_Side, _Side], turns: tuple[EncodedTurn, EncodedTurn], kept: _Kept, runs: list[np.ndarray]
+) -> None:
+    counts = (kept.student_tokens, kept.teacher_tokens)
+    ends = [turn.end - turn.stop if kept.whole else 0 for turn in turns]
+    both_end = min(ends) > 0
+    for side, turn, count, ending, run in zip(sides, turns, counts, ends, runs, strict=True):
+        end = [[count, count + ending]] if both_end else np.zeros((0, 2), int)
+        side.add(turn.first, count, ending, np.concatenate([run, end]))

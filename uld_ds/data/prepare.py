@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
-from dataclasses import dataclass
+import os
+import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.alignment import AlignmentError
 from uld_ds.data.encoding import Encoder
-from uld_ds.data.pairing import PairRow, pair
-from uld_ds.data.rendering import Rendered, Renderer
+from uld_ds.data.pairing import SIDES, PairRow, pair
+from uld_ds.data.rendering import Rendered, RenderedTurn, Renderer
 from uld_ds.data.sources import Example, as_example, check_columns, load_rows
 from uld_ds.errors import UserError
-from uld_ds.models import build_once
+from uld_ds.models import build_once, tokenizer_digest
 from uld_ds.recipe import DataSource, Recipe
 
 log = logging.getLogger(__name__)
 
-SIDES = ("student", "teacher")
+# Changes whenever the same rows would be prepared otherwise.
+PREPARED_FORMAT = 2
+ROWS_PER_PROCESS = 2_000
 _IDS = List(Value("int32"))
+_OF_SIDE = {
+    "ids": _IDS,
+    "answers": _IDS,
+    "in_text": List(Value("bool")),
+    "segments": _IDS,
+    "segment_stops": _IDS,
+    "length": Value("int32"),
+}
 FEATURES = Features(
     {
-        **{f"{side}_{name}": _IDS for side in SIDES for name in ("ids", "segments")},
-        **{f"{side}_{name}": Value("int32") for side in SIDES for name in ("length", "first", "stop")},
+        **{f"{side}_{name}": feature for side in SIDES for name, feature in _OF_SIDE.items()},
         "answer_bytes": Value("int32"),
         "prompt": Value("string"),
         "digest": Value("string"),
@@ -46,9 +59,23 @@ class DataFacts:
     skipped: int
     answer_bytes: int
     student_tokens: int
+    """That spell answers; what ends a turn is not counted, here and below."""
     teacher_tokens: int
-    alignment_rate: float
+    segments: int
     digest: str
+
+    @property
+    def alignment_rate(self) -> float:
+        """Share of the student's answer tokens that begin a segment."""
+        return self.segments / self.student_tokens
+
+    @property
+    def student_tokens_per_segment(self) -> float:
+        return self.student_tokens / self.segments
+
+    @property
+    def teacher_tokens_per_segment(self) -> float:
+        return self.teacher_tokens / self.segments
 
 
 @dataclass(frozen=True)
@@ -57,6 +84,13 @@ class Split:
 
     rows: Dataset
     facts: DataFacts
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: Path) -> Split:
+        """What ``Preparer.prepare`` has put there."""
+        facts = DataFacts(**json.loads((folder / "facts.json").read_text()))
+        return cls(load_from_disk(str(folder / "rows")), facts, folder)
 
 
 class Preparer:
@@ -68,28 +102,48 @@ class Preparer:
         self._render_teacher = Renderer(teacher, recipe.teacher, "teacher")
         self._encode_student = Encoder(student, uses_chat_template=self._render_student.uses_chat_template)
         self._encode_teacher = Encoder(teacher, uses_chat_template=self._render_teacher.uses_chat_template)
+        # A text template has no place for the answers of earlier turns.
+        chats = self._render_student.uses_chat_template and self._render_teacher.uses_chat_template
+        self._all_turns = chats and recipe.data.turns == "all"
+        self._tokenizers = {"student": tokenizer_digest(student), "teacher": tokenizer_digest(teacher)}
 
-    def prepare(self, source: DataSource, key: str, target: Path) -> Split:
-        """The split at ``target``, made now unless it is there.
+    def prepare(self, source: DataSource, key: str, cache: Path) -> Split:
+        """The split, made now unless ``cache`` holds what these rows, tokenizers and settings give.
 
         Raises:
             UserError: a missing column, an unusable row under ``on_bad_row: error``, or no usable row.
         """
+        rows = load_rows(source, key)
+        check_columns(rows, self._recipe.data.columns, key)
 
         def build(aside: Path) -> None:
-            working_file = aside / "working.arrow"
-            rows, skipped = self._usable(load_rows(source, key), key, working_file)
-            rows.save_to_disk(aside / "rows")
-            working_file.unlink()
-            facts = _facts(rows, skipped)
-            (aside / "facts.json").write_text(json.dumps(facts.__dict__, indent=1))
+            working = aside / "working"
+            working.mkdir()
+            usable, skipped = self._usable(rows, key, working)
+            usable.save_to_disk(aside / "rows")
+            shutil.rmtree(working)
+            (aside / "facts.json").write_text(json.dumps(asdict(_facts(usable, skipped)), indent=1))
 
-        build_once(target, build)
-        facts = DataFacts(**json.loads((target / "facts.json").read_text()))
-        return Split(load_from_disk(str(target / "rows")), facts)
+        return Split.load(build_once(cache / self._content_key(rows), build))
 
-    def _usable(self, rows: Dataset, key: str, working_file: Path) -> tuple[Dataset, int]:
-        check_columns(rows, self._recipe.data.columns, key)
+    def _content_key(self, rows: Dataset) -> str:
+        """Of everything that shapes the result, and of nothing else."""
+        recipe = self._recipe
+        settings = {
+            "format": PREPARED_FORMAT,
+            "tokenizers": self._tokenizers,
+            "alignment": recipe.objective.alignment,
+            "data": recipe.data.model_dump(mode="json", include={"columns", "turns", "on_bad_row"}),
+            **{
+                side: getattr(recipe, side).model_dump(include={"prompt_template", "system_prompt", "max_length"})
+                for side in SIDES
+            },
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        digest.update(content_digest(rows).encode())
+        return digest.hexdigest()[:32]
+
+    def _usable(self, rows: Dataset, key: str, working: Path) -> tuple[Dataset, int]:
         prepared = rows.map(
             self._batch,
             batched=True,
@@ -99,7 +153,8 @@ class Preparer:
             features=FEATURES,
             load_from_cache_file=False,
             # Not where datasets would put it: a run with other tokenizers may be there at the same time.
-            cache_file_name=str(working_file),
+            cache_file_name=str(working / "rows.arrow"),
+            num_proc=self._num_processes(len(rows)),
             new_fingerprint=hashlib.sha256(f"{rows._fingerprint}{key}".encode()).hexdigest()[:16],
         )
         problems = [(i, problem) for i, problem in enumerate(prepared["problem"]) if problem]
@@ -118,22 +173,25 @@ class Preparer:
             prepared = prepared.select([i for i in range(len(prepared)) if i not in bad])
         return prepared.remove_columns("problem"), len(bad)
 
+    def _num_processes(self, num_rows: int) -> int | None:
+        """For ``datasets``: None is this process alone."""
+        chosen = self._recipe.data.workers
+        # To start a process and hand it both tokenizers takes as long as preparing a thousand rows or two.
+        number = chosen or min(num_cores(), num_rows // ROWS_PER_PROCESS)
+        return min(number, num_rows) if number > 1 else None
+
     def _batch(self, batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         results: list[dict[str, Any]] = []
         good: list[tuple[int, Example, Rendered, Rendered]] = []
         for offset in range(len(indices)):
             results.append({name: _blank(feature) for name, feature in FEATURES.items()})
             try:
-                example = as_example(
-                    {name: column[offset] for name, column in batch.items()}, self._recipe.data.columns
-                )
-                good.append(
-                    (
-                        offset,
-                        example,
-                        *_same_answer(self._render_student(example), self._render_teacher(example)),
-                    )
-                )
+                values = {name: column[offset] for name, column in batch.items()}
+                example = as_example(values, self._recipe.data.columns)
+                if not self._all_turns:
+                    example = example.only_last()
+                sides = _same_answers(self._render_student(example), self._render_teacher(example))
+                good.append((offset, example, *sides))
             except ValueError as error:
                 results[-1]["problem"] = str(error)
         for offset, example, row in self._pairs(good, results):
@@ -178,40 +236,74 @@ class Preparer:
             return []
 
 
-def _same_answer(student: Rendered, teacher: Rendered) -> tuple[Rendered, Rendered]:
-    """Narrows both sides to the answer without surrounding white space when one template trims it."""
-    if student.text[student.start : student.stop] == teacher.text[teacher.start : teacher.stop]:
+def _same_answers(student: Rendered, teacher: Rendered) -> tuple[Rendered, Rendered]:
+    """Narrows both sides to the answers without surrounding white space when one template trims it."""
+    if student.shown() == teacher.shown():
         return student, teacher
     return _stripped(student), _stripped(teacher)
 
 
 def _stripped(rendered: Rendered) -> Rendered:
-    shown = rendered.text[rendered.start : rendered.stop]
-    start = rendered.start + len(shown) - len(shown.lstrip())
-    stop = start + len(shown.strip())
-    return Rendered(rendered.text, start, stop)
+    turns = []
+    for turn, shown in zip(rendered.turns, rendered.shown(), strict=True):
+        start = turn.start + len(shown) - len(shown.lstrip())
+        turns.append(RenderedTurn(start, start + len(shown.strip()), turn.end))
+    return Rendered(rendered.text, tuple(turns))
 
 
 def _blank(feature: Any) -> Any:
     if isinstance(feature, List):
-        return np.zeros(0, np.int32)  # of the same type as the lists beside it
+        return np.zeros(0, feature.feature.dtype)  # of the same type as the lists beside it
     return "" if feature.dtype == "string" else 0
 
 
 def _facts(rows: Dataset, skipped: int) -> DataFacts:
-    table = rows.with_format("numpy")
-    student_tokens = int((table["student_stop"][:] - table["student_first"][:]).sum())
-    teacher_tokens = int((table["teacher_stop"][:] - table["teacher_first"][:]).sum())
-    begun = sum(
-        int(np.count_nonzero(row["student_segments"] < row["student_stop"]))
-        for row in table.select_columns(["student_segments", "student_stop"])
-    )
+    columns = ["student_in_text", "teacher_in_text", "student_segments", "answer_bytes"]
+    student_tokens = teacher_tokens = segments = num_bytes = 0
+    for batch in rows.select_columns(columns).with_format("arrow").iter(batch_size=1024):
+        in_text, starts = (batch[name].combine_chunks() for name in ("student_in_text", "student_segments"))
+        lengths = starts.value_lengths().to_numpy()
+        first_tokens = np.cumsum(in_text.value_lengths().to_numpy()) - in_text.value_lengths().to_numpy()
+        spells = in_text.flatten().to_numpy(zero_copy_only=False)
+        student_tokens += int(spells.sum())
+        segments += int(spells[starts.flatten().to_numpy() + np.repeat(first_tokens, lengths)].sum())
+        teacher_tokens += int(batch["teacher_in_text"].combine_chunks().flatten().to_numpy(zero_copy_only=False).sum())
+        num_bytes += int(batch["answer_bytes"].to_numpy().sum())
     return DataFacts(
         examples=len(rows),
         skipped=skipped,
-        answer_bytes=int(table["answer_bytes"][:].sum()),
+        answer_bytes=num_bytes,
         student_tokens=student_tokens,
         teacher_tokens=teacher_tokens,
-        alignment_rate=begun / student_tokens,
+        segments=segments,
         digest=hashlib.sha256("\n".join(rows["digest"]).encode()).hexdigest(),
     )
+
+
+def content_digest(rows: Dataset) -> str:
+    """sha256 over the values of all columns, whatever file or process they come from."""
+    digest = hashlib.sha256()
+
+    class Sink(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any, /) -> int:
+            digest.update(data)
+            return len(memoryview(data).cast("B"))
+
+    # Through plain batches: how a table is cut, sliced or indexed must not show.
+    writer = None
+    for batch in rows.with_format("arrow").iter(batch_size=1024):
+        table = batch.combine_chunks().replace_schema_metadata(None)
+        if writer is None:
+            writer = pa.ipc.new_stream(pa.PythonFile(Sink(), mode="w"), table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+    return digest.hexdigest()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,9 @@
-"""A conversation as the text one side reads, and where the answer is in it."""
+"""A conversation as the text one side reads, and where the answers are in it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -13,15 +14,29 @@ from uld_ds.recipe import ModelSettings
 
 # From a private-use plane: in no answer, and nothing that a template would trim or look for.
 PLACEHOLDER = "\U000f0add\U000f0add\U000f0add"
+# What templates do to the white space around an answer; what they show is what is distilled.
+_TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
+
+
+@dataclass(frozen=True)
+class RenderedTurn:
+    """Characters of one answer: ``text[start:stop]``; ``text[stop:end]`` is this side's way to end the turn."""
+
+    start: int
+    stop: int
+    end: int
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Text for one side. ``text[start:stop]`` is the answer; what follows it is this side's way to end a turn."""
+    """Text for one side, and the answers in it, in order."""
 
     text: str
-    start: int
-    stop: int
+    turns: tuple[RenderedTurn, ...]
+
+    def shown(self) -> list[str]:
+        """Each answer's text as this side reads it."""
+        return [self.text[turn.start : turn.stop] for turn in self.turns]
 
 
 class Renderer:
@@ -44,43 +59,50 @@ class Renderer:
             )
 
     def prompt(self, example: Example) -> str:
-        """Everything the model reads before it starts the answer."""
+        """Everything the model reads before it starts the last answer."""
         if not self.uses_chat_template:
             return self._plain_prompt(example)
-        messages = self._with_system_prompt(list(example.prompt))
+        messages = self._with_system_prompt(example.prompt)
         return self._chat(messages, add_generation_prompt=True)
 
     def __call__(self, example: Example) -> Rendered:
         """The whole conversation.
 
-        Raises:
-            ValueError: the template does not show the answer as it is.
-        """
-        if not self.uses_chat_template:
-            prompt = self._plain_prompt(example)
-            return Rendered(prompt + example.answer, len(prompt), len(prompt) + len(example.answer))
-        whole = self._conversation(example)
-        # What stands around any answer stands around this one, too: its place is exact, even where its text
-        # occurs elsewhere. A placeholder shows that place.
-        before, found, after = self._conversation(replace(example, answer=PLACEHOLDER)).partition(PLACEHOLDER)
-        start, stop = len(before), len(whole) - len(after)
-        # Templates may trim the answer; what they show is what is distilled.
-        trimmed = {example.answer, example.answer.strip(), example.answer.lstrip(), example.answer.rstrip()}
-        if not found or not whole.startswith(before) or not whole.endswith(after) or whole[start:stop] not in trimmed:
-            raise ValueError("the chat template does not show the answer unchanged")
-        # White space after the end-of-turn mark belongs to the next turn.
-        return Rendered(whole[:stop] + whole[stop:].rstrip(), start, stop)
+        A plain template has no place for earlier answers: with one, an example has one answer.
 
-    def _conversation(self, example: Example) -> str:
-        return self._chat(self._with_system_prompt(example.messages), add_generation_prompt=False)
+        Raises:
+            ValueError: the template does not show the answers as they are.
+        """
+        if self.uses_chat_template:
+            return self._conversation(example)
+        assert len(example.answers) == 1, "a plain template shows one answer"
+        prompt = self._plain_prompt(example)
+        stop = len(prompt) + len(example.answer)
+        return Rendered(prompt + example.answer, (RenderedTurn(len(prompt), stop, stop),))
+
+    def _conversation(self, example: Example) -> Rendered:
+        whole = self._chat(self._with_system_prompt(example.messages), add_generation_prompt=False)
+        # What stands around any answer stands around these, too: their places are exact, even where their text
+        # occurs elsewhere. Placeholders show those places.
+        hidden = [
+            {**message, "content": PLACEHOLDER} if i in example.answers else message
+            for i, message in enumerate(example.messages)
+        ]
+        around = self._chat(self._with_system_prompt(hidden), add_generation_prompt=False).split(PLACEHOLDER)
+        answers = [example.messages[i]["content"] for i in example.answers]
+        for trim in _TRIMS:
+            shown = [trim(answer) for answer in answers]
+            if len(around) == len(answers) + 1 and whole == _interleaved(around, shown):
+                return _located(around, shown)
+        raise ValueError("the chat template does not show the answer unchanged")
 
     def _plain_prompt(self, example: Example) -> str:
-        text = "\n\n".join(message["content"] for message in self._with_system_prompt(list(example.prompt)))
+        text = "\n\n".join(message["content"] for message in self._with_system_prompt(example.prompt))
         return self._template.replace("{prompt}", text)
 
-    def _with_system_prompt(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    def _with_system_prompt(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         if self._system_prompt is None or any(message["role"] == "system" for message in messages):
-            return messages
+            return list(messages)
         return [{"role": "system", "content": self._system_prompt}, *messages]
 
     def _chat(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
@@ -92,3 +114,19 @@ class Renderer:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
         assert isinstance(text, str)
         return text
+
+
+def _interleaved(around: list[str], shown: list[str]) -> str:
+    return around[0] + "".join(answer + after for answer, after in zip(shown, around[1:], strict=True))
+
+
+def _located(around: list[str], shown: list[str]) -> Rendered:
+    # What ends the last turn ends the earlier ones, or nothing does. White space after it belongs to the next turn.
+    mark = around[-1].rstrip()
+    turns = []
+    position = 0
+    for before, answer, after in zip(around, shown, around[1:], strict=False):
+        start = position + len(before)
+        stop = position = start + len(answer)
+        turns.append(RenderedTurn(start, stop, stop + len(mark) if after.startswith(mark) else stop))
+    return Rendered(_interleaved(around, shown)[: turns[-1].end], tuple(turns))

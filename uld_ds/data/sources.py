@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,30 @@ READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation: messages before the answer, and the answer."""
+    """One conversation, which ends with an assistant turn, and which of its messages are answers to distil."""
 
-    prompt: tuple[dict[str, str], ...]
-    answer: str
+    messages: tuple[dict[str, str], ...]
+    answers: tuple[int, ...]
+    """Indices of messages, in order; the last message is always one of them."""
+
+    @classmethod
+    def of(cls, prompt: str, answer: str) -> Example:
+        """A question and its answer."""
+        return cls(({"role": "user", "content": prompt}, {"role": "assistant", "content": answer}), (1,))
 
     @property
-    def messages(self) -> list[dict[str, str]]:
-        return [*self.prompt, {"role": "assistant", "content": self.answer}]
+    def prompt(self) -> tuple[dict[str, str], ...]:
+        """The messages before the last answer."""
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str:
+        """The last answer."""
+        return self.messages[-1]["content"]
+
+    def only_last(self) -> Example:
+        """The same conversation with its last turn as the only answer."""
+        return replace(self, answers=self.answers[-1:])
 
 
 def load_rows(source: DataSource, key: str) -> Dataset:
@@ -156,20 +172,20 @@ def check_columns(rows: Dataset, columns: ColumnSettings, key: str) -> None:
 
 
 def as_example(row: dict[str, Any], columns: ColumnSettings) -> Example:
-    """One row as an Example.
+    """One row as an Example; of a conversation, every assistant turn that says something is an answer.
 
     Raises:
         ValueError: no answer, or messages that do not hold an assistant turn.
     """
     if columns.messages is None:
-        prompt: tuple[dict[str, str], ...] = ({"role": "user", "content": _text(row[columns.prompt], columns.prompt)},)
-        answer = _text(row[columns.answer], columns.answer)
+        example = Example.of(_text(row[columns.prompt], columns.prompt), _text(row[columns.answer], columns.answer))
     else:
         turns = _turns(row[columns.messages], columns.messages)
-        prompt, answer = tuple(turns[:-1]), turns[-1]["content"]
-    if not answer.strip():
+        spoken = (i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"].strip())
+        example = Example(tuple(turns), tuple(spoken))
+    if not example.answer.strip():
         raise ValueError("the answer is empty")
-    return Example(prompt, answer)
+    return example
 
 
 def training_texts(data: DataSettings) -> Iterator[str]:

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uld_ds.data.windows import IGNORED, Batcher, MicroBatch, SideBatch, deal
+from uld_ds.data.order import IGNORED, deal
+from uld_ds.data.teacher_batches import TeacherBatcher
+from uld_ds.data.windows import Batcher, MicroBatch, SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.engine import bits
 
-LogProbs = Callable[[MicroBatch, SideBatch], tuple[SideBatch, Tensor]]
+LogProbs = Callable[[MicroBatch], tuple[SideBatch, Tensor]]
 
 
 def bits_per_byte(
@@ -30,9 +32,9 @@ def bits_per_byte(
     """
     total = torch.zeros(2, dtype=torch.float64, device=device)
     for indices in _dealt(batcher, ranks, micro_batch_size):
-        micro_batch, teacher_side = batcher.evaluation_batch(indices)
-        micro_batch, teacher_side = micro_batch.to(device), teacher_side.to(device)
-        side, nats = log_probs(micro_batch, teacher_side)
+        (micro_batch,) = batcher.window([indices])
+        micro_batch = micro_batch.to(device)
+        side, nats = log_probs(micro_batch)
         counted = side.answer_in_text * micro_batch.example_weight[side.answer_example]
         total[0] -= nats.double() @ counted.double()
         total[1] += (micro_batch.answer_bytes * micro_batch.example_weight).sum()
@@ -50,9 +52,14 @@ def _dealt(batcher: Batcher, ranks: Ranks, micro_batch_size: int) -> Iterator[np
 
 def of_student(engine: Any) -> LogProbs:
     """Log-probabilities by a DistillationEngine's student."""
-    return lambda micro_batch, _teacher_side: (micro_batch.student, engine.answer_log_probs(micro_batch))
+    return lambda micro_batch: (micro_batch.student, engine.answer_log_probs(micro_batch))
 
 
-def of_teacher(engine: Any) -> LogProbs:
-    """Log-probabilities by a DistillationEngine's teacher."""
-    return lambda _micro_batch, teacher_side: (teacher_side, engine.teacher.answer_log_probs(teacher_side))
+def of_teacher(teacher: Any, batcher: TeacherBatcher, device: torch.device) -> LogProbs:
+    """Log-probabilities by an OnlineTeacher; ``batcher`` holds its side of the held-out examples."""
+
+    def log_probs(micro_batch: MicroBatch) -> tuple[SideBatch, Tensor]:
+        side = batcher.batch(micro_batch.examples).to(device)
+        return side, teacher.answer_log_probs(side)
+
+    return log_probs

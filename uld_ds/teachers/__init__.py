@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
-
-from uld_ds.data.windows import SideBatch, Window
-from uld_ds.spectrum import Spectrum
+from uld_ds.teachers.tokens import TeacherTokens
 
 
 class TeacherSource(Protocol):
     """What the engine needs of a teacher, whatever it is."""
 
-    def spectra(self, window: Window) -> list[Spectrum]:
-        """One Spectrum per micro-batch, one row per segment."""
-        ...
+    tokens_run: int
+    """Tokens that went through the teacher on this rank so far, without padding."""
 
-    def answer_log_probs(self, batch: SideBatch) -> Tensor:
-        """[A] natural log-probability of each answer token of the teacher's side."""
+    def answers(self, examples: Sequence[int]) -> list[TeacherTokens]:
+        """What the teacher says about the answers of each example of the training data. Collective."""
         ...

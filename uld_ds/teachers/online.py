@@ -1,43 +1,80 @@
-"""The teacher beside the student: frozen, sharded by ZeRO-3 over all ranks, run once per optimizer step."""
+"""The teacher beside the student: frozen, sharded by ZeRO-3 over all ranks or whole on each of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from uld_ds.data.windows import SideBatch, Window
-from uld_ds.language_model import Head, log_probs_of
+from uld_ds.data.teacher_batches import TeacherBatcher
+from uld_ds.data.windows import SideBatch
+from uld_ds.distributed import Ranks
+from uld_ds.language_model import Consume, Head, log_probs_of
 from uld_ds.spectrum import Spectrum
+from uld_ds.teachers.tokens import TeacherTokens
 
 
 class OnlineTeacher:
-    """Turns a window's segments into spectra with a DeepSpeed engine around a frozen RowModel.
+    """Runs a frozen model over the answers that are asked for; each batch is one gather of its weights.
 
     Args:
         engine: from ``deepspeed.initialize`` without an optimizer, or a RowModel itself when unsharded.
+        batcher: the teacher's side of the training data.
+        ranks: that ask together.
+        device: where batches go.
         temperature: softens the teacher's distributions before their identities are dropped.
     """
 
-    def __init__(self, engine: Any, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self, engine: Any, batcher: TeacherBatcher, *, ranks: Ranks, device: torch.device, temperature: float = 1.0
+    ) -> None:
         self._engine = engine
+        self._batcher = batcher
+        self._ranks = ranks
+        self._device = device
         self._temperature = temperature
+        self.tokens_run = 0
 
-    @torch.no_grad()
-    def spectra(self, window: Window) -> list[Spectrum]:
-        """One Spectrum per micro-batch; each sub-batch of the window is one gather of the teacher's weights."""
-        parts = [self._engine(batch, batch.segment_rows, self._as_spectra) for batch in window.teacher_batches]
-        return window.split(Spectrum.cat([spectrum for chunks in parts for spectrum in chunks]))
+    def answers(self, examples: Sequence[int]) -> list[TeacherTokens]:
+        """What the teacher says about each example. Collective: every rank runs as many forwards as any."""
+        groups = self._batcher.groups(sorted(set(examples)))
+        number = int(self._ranks.max(torch.tensor(len(groups), device=self._device)))
+        said: dict[int, TeacherTokens] = {}
+        for group in groups:
+            said |= zip(group, self._run(group), strict=True)
+        for _ in range(number - len(groups)):
+            # Its shards are needed by the others; what it says is not.
+            self._forward(self._batcher.batch([self._batcher.shortest]), lambda _hidden, _head: [])
+        return [said[example] for example in examples]
 
-    @torch.no_grad()
     def answer_log_probs(self, batch: SideBatch) -> Tensor:
-        """[A] natural log-probability of each answer token."""
-        return self._engine(batch, batch.answer_rows, log_probs_of(batch.answer_ids))
+        """[A] natural log-probability of each answer token of any teacher's side. Collective."""
+        return self._forward(batch, log_probs_of(batch.answer_ids))
 
-    def _as_spectra(self, hidden: Tensor, head: Head) -> list[Spectrum]:
-        # A list, because ZeRO-3's hooks look into what a module returns and know tensors, lists and dicts.
-        return [
-            Spectrum.from_logits(head.logits(hidden[chunk]), temperature=self._temperature)
-            for chunk in head.chunks(hidden)
-        ]
+    def _run(self, group: Sequence[int]) -> list[TeacherTokens]:
+        batch = self._batcher.batch(group)
+        counts = torch.bincount(batch.answer_example, minlength=len(group)).tolist()
+        tokens = TeacherTokens.cat(self._forward(batch, self._tokens_of(batch.answer_ids.to(self._device))))
+        stops = torch.tensor(counts).cumsum(0).tolist()
+        return [tokens[stop - count : stop] for count, stop in zip(counts, stops, strict=True)]
+
+    @torch.no_grad()
+    def _forward(self, batch: SideBatch, consume: Consume[Any]) -> Any:
+        self.tokens_run += int(batch.attention_mask.sum())
+        batch = batch.to(self._device)
+        return self._engine(batch, batch.answer_rows, consume)
+
+    def _tokens_of(self, ids: Tensor) -> Consume[list[TeacherTokens]]:
+        def consume(hidden: Tensor, head: Head) -> list[TeacherTokens]:
+            # A list, because ZeRO-3's hooks look into what a module returns and know tensors, lists and dicts.
+            parts = []
+            for chunk in head.chunks(hidden):
+                logits = head.logits(hidden[chunk])
+                spectrum = Spectrum.from_logits(logits, temperature=self._temperature)
+                right = logits.gather(1, ids[chunk, None]).squeeze(1).float()
+                parts.append(TeacherTokens(spectrum, right - logits.float().logsumexp(1)))
+            return parts
+
+        return consume

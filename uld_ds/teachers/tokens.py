@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uld_ds.data.windows import SegmentRows
 from uld_ds.spectrum import Spectrum
 
 
@@ -37,6 +38,12 @@ class TeacherTokens:
     def cat(cls, parts: Sequence[TeacherTokens]) -> TeacherTokens:
         """Rows of several, one after the other; all of one grid and temperature."""
         return cls(Spectrum.cat([part.spectrum for part in parts]), torch.cat([part.log_probs for part in parts]))
+
+    def segments(self, rows: SegmentRows) -> Spectrum:
+        """[S] the distribution that stands for each segment, scaled by the tokens before it in there."""
+        spectrum = self.spectrum[rows.compared]
+        scale = rows.log_scale(self.log_probs[rows.earlier])
+        return spectrum if scale is None else spectrum.shift(scale)
 
     def to(self, device: torch.device | str) -> TeacherTokens:
         """On another device."""

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from tests.uld_ds.data.toy import CHAT_TEMPLATE, texts, toy
-from uld_ds.data.encoding import EncodedSide, Encoder
-from uld_ds.data.rendering import Rendered, Renderer
+from uld_ds.data.encoding import EncodedSide, EncodedTurn, Encoder
+from uld_ds.data.rendering import Rendered, RenderedTurn, Renderer
 from uld_ds.data.sources import Example
 from uld_ds.recipe import ModelSettings
 
 
 def plain(prompt: str, answer: str, after: str = "") -> Rendered:
-    return Rendered(prompt + answer + after, len(prompt), len(prompt + answer))
+    text = prompt + answer + after
+    return Rendered(text, (RenderedTurn(len(prompt), len(prompt + answer), len(text)),))
 
 
-def encode(tokenizer, rendered: Rendered, *, chat: bool = False) -> EncodedSide:  # type: ignore[no-untyped-def]
-    return Encoder(tokenizer, uses_chat_template=chat)([rendered])[0]
+@dataclass
+class OneTurn:
+    """A side with a single answer, flat."""
+
+    ids: np.ndarray
+    first: int
+    stop: int
+    spans: np.ndarray
 
 
-def spans(side: EncodedSide) -> list[tuple[int, int]]:
+def flat(side: EncodedSide) -> OneTurn:
+    (turn,) = side.turns
+    assert turn.end == len(side.ids)
+    return OneTurn(side.ids, turn.first, turn.stop, turn.spans)
+
+
+def encode(tokenizer, rendered: Rendered, *, chat: bool = False) -> OneTurn:  # type: ignore[no-untyped-def]
+    return flat(Encoder(tokenizer, uses_chat_template=chat)([rendered])[0])
+
+
+def spans(side: OneTurn | EncodedTurn) -> list[tuple[int, int]]:
     assert len(side.spans) == side.stop - side.first
     return [(int(start), int(stop)) for start, stop in side.spans]
 
@@ -79,7 +98,7 @@ def test_the_end_of_a_turn_in_a_chat_template() -> None:
     settings = ModelSettings(model="x")
     for template, tail in ((CHAT_TEMPLATE, ["</s>"]), (CHAT_TEMPLATE.replace("</s>", "!?"), ["!", "?"])):
         tokenizer = toy("cd", chat_template=template)
-        rendered = Renderer(tokenizer, settings, "student")(Example(({"role": "user", "content": "cd"},), "cde"))
+        rendered = Renderer(tokenizer, settings, "student")(Example.of("cd", "cde"))
         side = encode(tokenizer, rendered, chat=True)
         assert texts(tokenizer, side.ids[side.first : side.stop]) == ["cd", "e"]
         assert texts(tokenizer, side.ids[side.stop :]) == tail
@@ -89,9 +108,24 @@ def test_the_end_of_a_turn_in_a_chat_template() -> None:
 def test_several_texts_at_once_and_none() -> None:
     encoder = Encoder(toy("ab"), uses_chat_template=False)
     items = [plain("x", "ab"), plain("xyz", "é"), plain("", "abab")]
-    together = encoder(items)
+    together = [flat(side) for side in encoder(items)]
     for side, item in zip(together, items, strict=True):
-        alone = encoder([item])[0]
+        alone = flat(encoder([item])[0])
         assert np.array_equal(side.ids, alone.ids) and np.array_equal(side.spans, alone.spans)
         assert (side.first, side.stop) == (alone.first, alone.stop)
     assert encoder([]) == []
+
+
+def test_every_answer_of_a_conversation_ends_as_the_last_one_does() -> None:
+    tokenizer = toy("ab", chat_template=CHAT_TEMPLATE.replace("</s>", "!?"))
+    messages = [("user", "x"), ("assistant", "abc"), ("user", "ab"), ("assistant", "é")]
+    example = Example(tuple({"role": role, "content": content} for role, content in messages), (1, 3))
+    rendered = Renderer(tokenizer, ModelSettings(model="x"), "student")(example)
+    (side,) = Encoder(tokenizer, uses_chat_template=True)([rendered])
+    one, two = side.turns
+    assert texts(tokenizer, side.ids[one.first : one.stop]) == ["ab", "c"]
+    assert texts(tokenizer, side.ids[one.stop : one.end]) == ["!", "?"]
+    assert texts(tokenizer, side.ids[two.stop : two.end]) == ["!", "?"]
+    assert (spans(one), spans(two), two.end) == ([(0, 2), (2, 3)], [(0, 1), (1, 2)], len(side.ids))
+    # <user> x ! ? \n <assistant> ab c ! ? \n <user> ab ! ? \n <assistant> 2 bytes ! ?
+    assert (one.first, one.stop, one.end, two.first, two.stop) == (6, 8, 10, 17, 19)

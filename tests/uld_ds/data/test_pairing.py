@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uld_ds.data.encoding import EncodedSide
+from uld_ds.data.encoding import EncodedSide, EncodedTurn
 from uld_ds.data.pairing import Alignment, PairRow, pair
 
 
@@ -17,7 +17,8 @@ def side(*ends: int, prompt: int = 2, tail: int = 1) -> EncodedSide:
     """Answer tokens that end at the given bytes, after ``prompt`` tokens and before ``tail`` that end the turn."""
     spans = np.array(list(pairwise((0, *ends))), dtype=np.int64).reshape(-1, 2)
     total = prompt + len(ends) + tail
-    return EncodedSide(np.arange(100, 100 + total, dtype=np.int32), prompt, prompt + len(ends), spans)
+    turn = EncodedTurn(prompt, prompt + len(ends), total, spans)
+    return EncodedSide(np.arange(100, 100 + total, dtype=np.int32), (turn,))
 
 
 def paired(student: EncodedSide, teacher: EncodedSide, *limits: int, alignment: Alignment = "segments") -> PairRow:
@@ -26,15 +27,32 @@ def paired(student: EncodedSide, teacher: EncodedSide, *limits: int, alignment: 
 
 
 def segments(row: PairRow) -> list[tuple[int, int]]:
-    return list(zip(row["student_segments"].tolist(), row["teacher_segments"].tolist(), strict=True))
+    """The token of each side that each segment begins with."""
+    student = row["student_answers"][row["student_segments"]].tolist()
+    teacher = row["teacher_answers"][row["teacher_segments"]].tolist()
+    return list(zip(student, teacher, strict=True))
+
+
+def runs(row: PairRow, side: str) -> list[tuple[int, int]]:
+    """Half-open ranges of answer tokens, one per segment."""
+    return list(zip(row[f"{side}_segments"].tolist(), row[f"{side}_segment_stops"].tolist(), strict=True))  # type: ignore[literal-required]
+
+
+def first(row: PairRow, side: str) -> int:
+    return int(row[f"{side}_answers"][0])  # type: ignore[literal-required]
+
+
+def stop(row: PairRow, side: str) -> int:
+    """After the last token that spells the answer."""
+    return int(row[f"{side}_answers"][row[f"{side}_in_text"]][-1]) + 1  # type: ignore[literal-required]
 
 
 def test_segments_begin_where_both_sides_have_a_token_and_the_end_is_the_last() -> None:
     # bytes:   student |0-2|2-3|3-6|6-7|, teacher |0-1|1-3|3-4|4-6|6-7|: shared boundaries 0, 3, 6, and the end.
     row = paired(side(2, 3, 6, 7), side(1, 3, 4, 6, 7, prompt=5))
     assert segments(row) == [(2, 5), (4, 7), (5, 9), (6, 10)]
-    assert (row["student_first"], row["student_stop"], row["student_length"]) == (2, 6, 7)
-    assert (row["teacher_first"], row["teacher_stop"], row["teacher_length"]) == (5, 10, 11)
+    assert (first(row, "student"), stop(row, "student"), row["student_length"]) == (2, 6, 7)
+    assert (first(row, "teacher"), stop(row, "teacher"), row["teacher_length"]) == (5, 10, 11)
     assert row["answer_bytes"] == 7
 
 
@@ -69,8 +87,8 @@ def test_without_room_for_the_end_of_the_turn_both_sides_lose_it() -> None:
 def test_a_long_answer_is_cut_at_the_last_boundary_that_both_share() -> None:
     # Room for 3 student tokens (bytes 0-5), but only 0-4 is shared.
     row = paired(side(2, 4, 5, 8), side(1, 4, 7, 8), 5, 99)
-    assert (row["student_stop"], row["student_length"]) == (4, 4)
-    assert (row["teacher_stop"], row["teacher_length"]) == (4, 4)
+    assert (stop(row, "student"), row["student_length"]) == (4, 4)
+    assert (stop(row, "teacher"), row["teacher_length"]) == (4, 4)
     assert row["answer_bytes"] == 4
     assert segments(row) == [(2, 2)]
     row = paired(side(2, 4, 5, 8), side(1, 4, 7, 8), 99, 5, alignment="positional")
@@ -87,6 +105,55 @@ def test_nothing_that_fits_and_nothing_to_fit() -> None:
         paired(side(), side(1))
 
 
+def test_runs_hold_all_tokens_of_a_segment() -> None:
+    row = paired(side(2, 3, 6, 7, tail=2), side(1, 3, 4, 6, 7, prompt=5))
+    assert runs(row, "student") == [(0, 2), (2, 3), (3, 4), (4, 6)]
+    assert runs(row, "teacher") == [(0, 2), (2, 4), (4, 5), (5, 6)]
+    # Positional pairs are single tokens, whatever is left over; the end of the turn is a segment as before.
+    row = paired(side(2, 3, 7), side(1, 3, 4, 6, 7), alignment="positional")
+    assert runs(row, "student") == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert runs(row, "teacher") == [(0, 1), (1, 2), (2, 3), (5, 6)]
+
+
+def turns(*parts: tuple[tuple[int, ...], int], gap: int = 3) -> EncodedSide:
+    """Answers that end at given bytes, with so many tokens that end each turn, ``gap`` other tokens before each."""
+    position, encoded = 0, []
+    for ends, tail in parts:
+        first = position + gap
+        position = first + len(ends) + tail
+        spans = np.array(list(pairwise((0, *ends))), dtype=np.int64).reshape(-1, 2)
+        encoded.append(EncodedTurn(first, first + len(ends), position, spans))
+    return EncodedSide(np.arange(position, dtype=np.int32), tuple(encoded))
+
+
+def test_several_turns_follow_each_other() -> None:
+    student, teacher = turns(((2, 4), 1), ((1, 3), 1)), turns(((4,), 2), ((1, 2, 3), 0), gap=2)
+    row = paired(student, teacher)
+    assert row["student_answers"].tolist() == [3, 4, 5, 9, 10, 11]
+    assert row["student_in_text"].tolist() == [True, True, False, True, True, False]
+    assert row["teacher_answers"].tolist() == [2, 3, 4, 7, 8, 9]
+    assert row["teacher_in_text"].tolist() == [True, False, False, True, True, True]
+    # The first turn's end is a segment; of the last turn only the student has one.
+    assert runs(row, "student") == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert runs(row, "teacher") == [(0, 1), (1, 3), (3, 4), (4, 6)]
+    assert (row["student_length"], row["teacher_length"], row["answer_bytes"]) == (12, 10, 7)
+
+
+def test_what_does_not_fit_goes_turn_by_turn() -> None:
+    student, teacher = turns(((2, 4), 1), ((1, 3), 1)), turns(((2, 4), 1), ((1, 3), 1))
+    whole = paired(student, teacher)
+    assert (whole["student_length"], whole["answer_bytes"], len(whole["student_segments"])) == (12, 7, 6)
+    # One token less: the end of the last turn is lost; then its tokens; then the turn; then the first's end.
+    lengths = {11: (11, 7, 5), 10: (10, 5, 4), 9: (6, 4, 3), 6: (6, 4, 3), 5: (5, 4, 2), 4: (4, 2, 1)}
+    for limit, expected in lengths.items():
+        row = paired(student, teacher, limit, 99)
+        assert (row["student_length"], row["answer_bytes"], len(row["student_segments"])) == expected
+        row = paired(student, teacher, 99, limit)
+        assert (row["teacher_length"], row["answer_bytes"], len(row["teacher_segments"])) == expected
+    with pytest.raises(ValueError, match="nothing of the answer fits"):
+        paired(student, teacher, 3, 99)
+
+
 ends = st.sets(st.integers(1, 39), max_size=30).map(lambda inner: (*sorted(inner), 40))
 sides = st.builds(
     lambda ends, prompt, tail: side(*ends, prompt=prompt, tail=tail), ends, st.integers(1, 5), st.integers(0, 2)
@@ -98,13 +165,14 @@ def test_whatever_the_limits_a_row_is_sound(
     student: EncodedSide, teacher: EncodedSide, student_max: int, teacher_max: int
 ) -> None:
     student_ends, teacher_ends = (
-        {int(end): i + 1 for i, end in enumerate(each.spans[:, 1])} for each in (student, teacher)
+        {int(end): i + 1 for i, end in enumerate(each.turns[0].spans[:, 1])} for each in (student, teacher)
     )
     shared = [0, *sorted(student_ends.keys() & teacher_ends.keys())]
     fitting = [
         end
         for end in shared[1:]
-        if student.first + student_ends[end] <= student_max and teacher.first + teacher_ends[end] <= teacher_max
+        if student.turns[0].first + student_ends[end] <= student_max
+        and teacher.turns[0].first + teacher_ends[end] <= teacher_max
     ]
     if not fitting:
         with pytest.raises(ValueError, match="nothing of the answer fits"):
@@ -115,15 +183,24 @@ def test_whatever_the_limits_a_row_is_sound(
     assert row["teacher_length"] == len(row["teacher_ids"]) <= teacher_max
     # Cut at the last shared boundary that fits, never elsewhere.
     assert row["answer_bytes"] == fitting[-1]
-    assert row["student_stop"] - row["student_first"] == student_ends[fitting[-1]]
-    assert row["teacher_stop"] - row["teacher_first"] == teacher_ends[fitting[-1]]
+    assert stop(row, "student") - first(row, "student") == student_ends[fitting[-1]]
+    assert stop(row, "teacher") - first(row, "teacher") == teacher_ends[fitting[-1]]
     # Whole, with its end of turn, whenever that fits on both sides; else neither has an end of turn.
     whole = len(student.ids) <= student_max and len(teacher.ids) <= teacher_max
-    assert row["student_length"] - row["student_stop"] == (len(student.ids) - student.stop if whole else 0)
-    assert row["teacher_length"] - row["teacher_stop"] == (len(teacher.ids) - teacher.stop if whole else 0)
+    assert row["student_length"] - stop(row, "student") == (len(student.ids) - student.turns[0].stop if whole else 0)
+    assert row["teacher_length"] - stop(row, "teacher") == (len(teacher.ids) - teacher.turns[0].stop if whole else 0)
     # Every shared boundary before the cut begins a segment, and the cut itself when both sides go on there.
     starts = [end for end in shared if end < fitting[-1]]
-    expected = [(student.first + student_ends.get(b, 0), teacher.first + teacher_ends.get(b, 0)) for b in starts]
-    if whole and len(student.ids) > student.stop and len(teacher.ids) > teacher.stop:
-        expected.append((student.stop, teacher.stop))
+    for name in ("student", "teacher"):
+        ranges = runs(row, name)
+        # Segments follow each other without a gap and hold every token, but those that end a turn on one side only.
+        assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
+        num_held = ranges[-1][1]
+        assert not row[f"{name}_in_text"][num_held:].any()  # type: ignore[literal-required]
+    expected = [
+        (student.turns[0].first + student_ends.get(b, 0), teacher.turns[0].first + teacher_ends.get(b, 0))
+        for b in starts
+    ]
+    if whole and len(student.ids) > student.turns[0].stop and len(teacher.ids) > teacher.turns[0].stop:
+        expected.append((student.turns[0].stop, teacher.turns[0].stop))
     assert segments(row) == expected

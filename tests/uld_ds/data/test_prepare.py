@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from tests.uld_ds.data.toy import CHAT_TEMPLATE, TRIMMING_TEMPLATE, texts, toy
-from uld_ds.data.prepare import Preparer, Split
+from uld_ds.data.prepare import Preparer, Split, content_digest
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, parse_recipe
 
@@ -41,8 +43,8 @@ def prepare(tmp_path: Path, rows: list[dict[str, Any]], **changes: Any) -> Split
 def refusal(tmp_path: Path, rows: list[dict[str, Any]], **changes: Any) -> str:
     with pytest.raises(UserError) as caught:
         prepare(tmp_path, rows, **changes)
-    assert not (tmp_path / "prepared").exists()
-    assert [item.name for item in tmp_path.iterdir()] == ["rows.jsonl"]
+    # No half of a split, and nothing aside.
+    assert not list((tmp_path / "prepared").glob("*"))
     return str(caught.value)
 
 
@@ -51,8 +53,10 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
     row = split.rows[0]
     assert texts(STUDENT, row["student_ids"]) == ["<user>", "q", "</s>", "\n", "<assistant>", "ab", "c", "</s>"]
     assert texts(TEACHER, row["teacher_ids"]) == ["<user>", "q", "</s>", "\n", "<assistant>", "a", "bc", "</s>"]
-    assert (row["student_first"], row["student_stop"], row["student_length"]) == (5, 7, 8)
-    assert row["student_segments"] == row["teacher_segments"] == [5, 7]
+    assert (row["student_answers"], row["student_length"]) == ([5, 6, 7], 8)
+    assert row["student_in_text"] == row["teacher_in_text"] == [True, True, False]
+    assert row["student_segments"] == row["teacher_segments"] == [0, 2]
+    assert row["student_segment_stops"] == row["teacher_segment_stops"] == [2, 3]
     assert row["answer_bytes"] == 3
     assert row["prompt"] == "<user>q</s>\n<assistant>"
 
@@ -65,23 +69,76 @@ def test_facts_add_up(tmp_path: Path) -> None:
     assert (facts.examples, facts.skipped, facts.answer_bytes) == (2, 1, 3 + 3)
     assert (facts.student_tokens, facts.teacher_tokens) == (2 + 3, 2 + 3)
     # Segments that begin inside the answer: one of 2 tokens, then 3 of 3.
-    assert facts.alignment_rate == 4 / 5
+    assert (facts.segments, facts.alignment_rate) == (4, 4 / 5)
+    assert (facts.student_tokens_per_segment, facts.teacher_tokens_per_segment) == (5 / 4, 5 / 4)
     assert "problem" not in split.rows.column_names
 
 
 def test_a_template_that_trims_on_one_side_narrows_both(tmp_path: Path) -> None:
     row = prepare(tmp_path, [{"prompt": "q", "answer": " abc \n"}]).rows[0]
     assert row["answer_bytes"] == 3
-    assert texts(STUDENT, row["student_ids"][row["student_first"] : row["student_stop"]]) == ["ab", "c"]
-    assert texts(STUDENT, row["student_ids"][row["student_stop"] :]) == [" ", "\n", "</s>"]
+    tokens = texts(STUDENT, [row["student_ids"][i] for i in row["student_answers"]])
+    assert tokens == ["ab", "c", " ", "\n", "</s>"]
+    assert row["student_in_text"] == [True, True, False, False, False]
 
 
-def test_what_is_prepared_is_not_prepared_again(tmp_path: Path) -> None:
+def test_what_is_prepared_is_not_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare(tmp_path, [GOOD])
-    again = prepare(tmp_path, [GOOD, GOOD])
-    assert again.facts == first.facts
+    assert sorted(item.name for item in first.folder.iterdir()) == ["facts.json", "rows"]
+    other = prepare(tmp_path, [GOOD, GOOD])
+    assert (other.facts.examples, first.folder == other.folder) == (2, False)
+    # The same content is found again, from wherever it comes and whatever else the recipe says.
+    monkeypatch.setattr(Preparer, "_usable", None)
+    (tmp_path / "elsewhere").mkdir()
+    chosen = recipe(tmp_path / "elsewhere", [GOOD], training__batch_size=4)
+    again = Preparer(chosen, STUDENT, TEACHER).prepare(chosen.data.train, "data.train", tmp_path / "prepared")
+    assert again.folder == first.folder
     assert again.rows.to_list() == first.rows.to_list()
-    assert sorted(item.name for item in (tmp_path / "prepared").iterdir()) == ["facts.json", "rows"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"student__max_length": 512},
+        {"teacher__system_prompt": "s"},
+        {"student__prompt_template": "{prompt}"},
+        {"objective__alignment": "positional"},
+        {"data__on_bad_row": "skip"},
+    ],
+    ids=str,
+)
+def test_whatever_shapes_prepared_data_is_part_of_its_name(tmp_path: Path, change: dict[str, Any]) -> None:
+    assert prepare(tmp_path, [GOOD]).folder != prepare(tmp_path, [GOOD], **change).folder
+
+
+def test_another_tokenizer_is_other_data(tmp_path: Path) -> None:
+    chosen = recipe(tmp_path, [GOOD])
+    folders = {
+        Preparer(chosen, student, TEACHER).prepare(chosen.data.train, "data.train", tmp_path / "prepared").folder
+        for student in (STUDENT, toy("bc", chat_template=CHAT_TEMPLATE), toy("ab", chat_template=TRIMMING_TEMPLATE))
+    }
+    assert len(folders) == 3
+
+
+def test_several_processes_prepare_the_same(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "answer": "abc" * (i % 7 + 1)} for i in range(40)]
+    alone = prepare(tmp_path, rows)
+    shutil.rmtree(tmp_path / "prepared")
+    together = prepare(tmp_path, rows, data__workers=3)
+    assert together.folder == alone.folder
+    assert together.rows.to_list() == alone.rows.to_list()
+    assert together.facts == alone.facts
+    assert sorted(item.name for item in together.folder.iterdir()) == ["facts.json", "rows"]
+
+
+def test_content_digest_sees_values_and_nothing_else() -> None:
+    rows = Dataset.from_list([{"a": "x", "b": [1, 2]}, {"a": "yz", "b": []}, {"a": "x", "b": [3]}])
+    digest = content_digest(rows)
+    assert content_digest(rows.select([0, 1, 2])) == digest
+    assert content_digest(Dataset.from_list(rows.to_list())) == digest
+    assert content_digest(rows.select([0, 2, 1])) != digest
+    assert content_digest(rows.select([0, 1])) != digest
+    assert content_digest(rows.rename_column("a", "c")) != digest
 
 
 def test_digest_tells_conversations_apart(tmp_path: Path) -> None:
@@ -137,9 +194,26 @@ def refusal_elsewhere(tmp_path: Path, rows: list[dict[str, Any]], **changes: Any
     return refusal(tmp_path / "other", rows, **changes)
 
 
+def answered(row: dict[str, Any]) -> list[str]:
+    return texts(STUDENT, [row["student_ids"][i] for i in row["student_answers"]])
+
+
 def test_messages_with_several_turns(tmp_path: Path) -> None:
     chat = [("user", "q"), ("assistant", "abc"), ("user", "r"), ("assistant", "ab"), ("user", "s")]
     rows = [{"chat": [{"role": role, "content": content} for role, content in chat]}]
-    row = prepare(tmp_path, rows, data__columns={"messages": "chat"}).rows[0]
+    columns = {"messages": "chat"}
+    split = prepare(tmp_path, rows, data__columns=columns)
+    row = split.rows[0]
     assert row["prompt"] == "<user>q</s>\n<assistant>abc</s>\n<user>r</s>\n<assistant>"
-    assert texts(STUDENT, row["student_ids"][row["student_first"] :]) == ["ab", "</s>"]
+    assert answered(row) == ["ab", "c", "</s>", "ab", "</s>"]
+    # bytes abc: ab|c against a|bc; ab: ab against a|b; and both ends.
+    assert row["student_segments"] == [0, 2, 3, 4]
+    assert row["teacher_segments"] == [0, 2, 3, 5]
+    assert row["teacher_segment_stops"] == [2, 3, 5, 6]
+    assert (split.facts.answer_bytes, split.facts.student_tokens, split.facts.segments) == (5, 3, 2)
+    last = prepare(tmp_path, rows, data__columns=columns, data__turns="last").rows[0]
+    assert (answered(last), last["answer_bytes"]) == (["ab", "</s>"], 2)
+    # A text template has no place for earlier answers, so there the last one is the only one, on both sides.
+    plain = prepare(tmp_path, rows, data__columns=columns, teacher__prompt_template="{prompt}:").rows[0]
+    assert (answered(plain), plain["answer_bytes"]) == (["ab", "</s>"], 2)
+    assert texts(TEACHER, plain["teacher_ids"])[-4:] == [":", "a", "b", "</s>"]

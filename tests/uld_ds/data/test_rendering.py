@@ -17,15 +17,24 @@ def renderer(chat_template: str | None, prompt_template: str = "chat", system_pr
 
 
 def asked(answer: str, prompt: str = "q") -> Example:
-    return Example(({"role": "user", "content": prompt},), answer)
+    return Example.of(prompt, answer)
 
 
 def parts(rendered: Rendered) -> tuple[str, str, str]:
-    return (
-        rendered.text[: rendered.start],
-        rendered.text[rendered.start : rendered.stop],
-        rendered.text[rendered.stop :],
-    )
+    (turn,) = rendered.turns
+    assert turn.end == len(rendered.text)
+    return rendered.text[: turn.start], rendered.text[turn.start : turn.stop], rendered.text[turn.stop :]
+
+
+def conversation(*messages: tuple[str, str]) -> Example:
+    """All of its assistant turns are answers."""
+    turns = tuple({"role": role, "content": content} for role, content in messages)
+    return Example(turns, tuple(i for i, turn in enumerate(turns) if turn["role"] == "assistant"))
+
+
+def shown(rendered: Rendered) -> list[tuple[str, str]]:
+    """Each answer, and what ends its turn."""
+    return [(rendered.text[t.start : t.stop], rendered.text[t.stop : t.end]) for t in rendered.turns]
 
 
 def test_chat_template() -> None:
@@ -81,14 +90,14 @@ def test_a_template_without_an_end_of_turn() -> None:
 def test_system_prompt_only_where_there_is_none() -> None:
     render = renderer(CHAT_TEMPLATE, system_prompt="Be brief.")
     assert render.prompt(asked("a")) == "<system>Be brief.</s>\n<user>q</s>\n<assistant>"
-    own = Example(({"role": "system", "content": "own"}, {"role": "user", "content": "q"}), "a")
+    own = conversation(("system", "own"), ("user", "q"), ("assistant", "a"))
     assert render.prompt(own) == "<system>own</s>\n<user>q</s>\n<assistant>"
     assert parts(render(own)) == ("<system>own</s>\n<user>q</s>\n<assistant>", "a", "</s>")
 
 
 def test_plain_template() -> None:
     render = renderer(None, "Q: {prompt}\nA: ", system_prompt="Be brief.")
-    example = Example((*asked("q").prompt, {"role": "user", "content": "{prompt}"}), " a ")
+    example = conversation(("user", "q"), ("user", "{prompt}"), ("assistant", " a "))
     assert parts(render(example)) == ("Q: Be brief.\n\nq\n\n{prompt}\nA: ", " a ", "")
     assert render.prompt(example) == "Q: Be brief.\n\nq\n\n{prompt}\nA: "
     assert not render.uses_chat_template
@@ -101,3 +110,33 @@ def test_a_tokenizer_without_chat_template_needs_a_plain_one() -> None:
         "student.prompt_template: 'chat', but this tokenizer has no chat template; "
         'set it to text with {prompt} in it, e.g. "{prompt}\\n"'
     )
+
+
+TALK = conversation(("user", "a"), ("assistant", " yes"), ("user", "yes"), ("assistant", "a\n"))
+
+
+def test_every_answer_of_a_conversation() -> None:
+    rendered = renderer(CHAT_TEMPLATE)(TALK)
+    assert rendered.text == "<user>a</s>\n<assistant> yes</s>\n<user>yes</s>\n<assistant>a\n</s>"
+    assert shown(rendered) == [(" yes", "</s>"), ("a\n", "</s>")]
+    assert [turn.start for turn in rendered.turns] == [23, 57]
+    assert shown(renderer(TRIMMING_TEMPLATE)(TALK)) == [("yes", "</s>"), ("a", "</s>")]
+
+
+def test_only_the_last_answer_on_request() -> None:
+    rendered = renderer(CHAT_TEMPLATE)(TALK.only_last())
+    assert shown(rendered) == [("a\n", "</s>")]
+    assert rendered.text.endswith("<assistant>a\n</s>")
+
+
+def test_an_earlier_turn_that_ends_otherwise_has_no_end() -> None:
+    # Only the last turn is closed: what follows the first answer is the next message, not its end.
+    template = CHAT_TEMPLATE.replace("+ '</s>\n'", "+ ('</s>' if loop.last else '\n')")
+    assert shown(renderer(template)(TALK)) == [(" yes", ""), ("a\n", "</s>")]
+
+
+def test_a_template_that_hides_an_earlier_answer_is_refused() -> None:
+    template = CHAT_TEMPLATE.replace("m['content']", "(m['content'] if loop.last or m['role'] == 'user' else '...')")
+    with pytest.raises(ValueError, match=r"^the chat template does not show the answer unchanged$"):
+        renderer(template)(TALK)
+    assert shown(renderer(template)(TALK.only_last())) == [("a\n", "</s>")]

@@ -199,19 +199,23 @@ def test_prompt_and_answer_columns() -> None:
     example = as_example({"q": "p", "a": " x\n"}, ColumnSettings(prompt="q", answer="a"))
     assert example.prompt == ({"role": "user", "content": "p"},)
     assert example.answer == " x\n"
-    assert example.messages == [{"role": "user", "content": "p"}, {"role": "assistant", "content": " x\n"}]
+    assert example.messages == (turn("user", "p"), turn("assistant", " x\n"))
+    assert example.answers == (1,)
 
 
 def turn(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def test_last_assistant_turn_of_several_is_the_answer() -> None:
+def test_assistant_turns_that_say_something_are_answers() -> None:
     chat = [turn("system", "s"), turn("user", "1"), turn("assistant", "2"), turn("user", "3"), turn("assistant", "4")]
     row = {"chat": [{**message, "name": None} for message in chat] + [turn("user", "5"), turn("tool", "6")]}
     example = as_example(row, ColumnSettings(messages="chat"))
-    assert example.messages == chat
-    assert example.answer == "4"
+    assert example.messages == tuple(chat)
+    assert (example.answers, example.answer) == ((2, 4), "4")
+    assert (example.only_last().answers, example.only_last().messages) == ((4,), tuple(chat))
+    row["chat"][2]["content"] = " \n"
+    assert as_example(row, ColumnSettings(messages="chat")).answers == (4,)
 
 
 @pytest.mark.parametrize(
