@@ -5,6 +5,9 @@ transformers (seconds) is imported only once a path is known to exist, so that a
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +80,29 @@ def open_tokenizer(place: str, key: str) -> PreTrainedTokenizerBase:
     if path.is_file():
         return _gguf_tokenizer(path, key) if path.suffix == ".gguf" else _single_file(path, place, key)
     return load_tokenizer(str(path), None, key)
+
+
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """Lets transformers start without PyTorch, which it imports wherever there is one: three of its four seconds.
+
+    Tokenizers need none of it, models cannot be loaded in this process afterwards: for a command that ends
+    with its answer. Does nothing if either is imported already.
+    """
+    if {"torch", "transformers"} & sys.modules.keys():
+        yield
+        return
+    modules: dict[str, Any] = sys.modules
+    modules["torch"] = None  # Python's own way to say that a module cannot be imported
+    try:
+        yield
+    finally:
+        del modules["torch"]
+
+
+def is_read(path: Path) -> bool:
+    """Whether ``path`` is no GGUF file, or one whose tokenizer is in the cache; reading one takes PyTorch."""
+    return path.suffix != ".gguf" or any(converted_gguf(path, kind).is_dir() for kind in ("models", "tokenizers"))
 
 
 def local_path(place: str, key: str) -> Path | None:

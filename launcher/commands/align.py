@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,12 +17,10 @@ from rich.console import Console
 from rich.text import Text
 
 from uld_ds.errors import UserError
-from uld_ds.tokenizer_files import local_path, open_tokenizer
+from uld_ds.tokenizer_files import is_read, local_path, open_tokenizer, without_torch
 
 if TYPE_CHECKING:
     from uld_ds.report.alignment_view import AlignmentView, SideView
-
-LOW_RATE = 0.5
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,9 +49,10 @@ def align(
     if html is not None:
         _check_target(html)
     content = _text(text, text_file)
-    for place, key in ((student, "--student"), (teacher, "--teacher")):
-        local_path(place, key)  # a mistyped path is told before the seconds that importing transformers takes
-    view = _view(content, student, teacher)
+    # A mistyped path is told before the seconds that importing transformers takes.
+    paths = local_path(student, "--student"), local_path(teacher, "--teacher")
+    with _quiet(), without_torch() if all(path is None or is_read(path) for path in paths) else nullcontext():
+        view = _view(content, student, teacher)
     if as_json:
         typer.echo(json.dumps(view.to_json()))
     elif html is not None:
@@ -61,13 +60,9 @@ def align(
         typer.echo(str(html))
     else:
         _show(view)
-    if view.alignment_rate < LOW_RATE:
-        line = (
-            f"only {view.alignment_rate:.0%} of the student's tokens begin a segment, and the models are compared "
-            "nowhere else; a student tokenizer whose tokens are not shorter than the teacher's agrees more often"
-        )
-        warning = Text.assemble(("warning:", "bold yellow"), " ", line)
-        Console(stderr=True, highlight=False).print(warning, soft_wrap=True)
+    if view.warning is not None:
+        line = Text.assemble(("warning:", "bold yellow"), " ", view.warning)
+        Console(stderr=True, highlight=False).print(line, soft_wrap=True)
 
 
 def _text(text: str | None, file: Path | None) -> str:
@@ -128,10 +123,9 @@ def _write(html: Path, page: str) -> None:
 
 
 def _view(text: str, student: str, teacher: str) -> AlignmentView:
-    with _quiet():
-        from uld_ds.report.alignment_view import AlignmentView
+    from uld_ds.report.alignment_view import AlignmentView
 
-        return AlignmentView.of(text, _side(text, student, "--student"), _side(text, teacher, "--teacher"))
+    return AlignmentView.of(text, _side(text, student, "--student"), _side(text, teacher, "--teacher"))
 
 
 def _side(text: str, place: str, key: str) -> SideView:

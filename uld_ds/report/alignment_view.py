@@ -7,26 +7,25 @@ characters and parts of characters are spelled out, so that every token can be s
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.text import Text
-
 from uld_ds.alignment import Segment, align, batch_token_spans
+from uld_ds.report.alignment_page import alignment_page
+from uld_ds.report.alignment_rows import AlignmentRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHARED, OWN = "┃", "┆"
+LOW_RATE = 0.5
+"""Below this share of student tokens that begin a segment, a pair of tokenizers deserves a warning."""
+
 _WHITESPACE = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _NOTHING = "∅"
-_COLOURS = ("cyan", "yellow", "magenta", "green")
-_LABEL_WIDTH = len("student ")
+_NO_BASE = {"⟩", *_WHITESPACE.values()}
+# Letters and symbols that leave nothing, or only a gap, on a screen.
+_BLANK = {"\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,23 @@ class AlignmentView:
         return len(self.student.tokens) / len(self.segments), len(self.teacher.tokens) / len(self.segments)
 
     @property
-    def summary(self) -> str:
-        """The figures, in one line."""
+    def summary(self) -> tuple[str, str]:
+        """The figures, in two lines."""
         student, teacher = self.tokens_per_segment
+        segments = "1 segment" if len(self.segments) == 1 else f"{len(self.segments)} segments"
         return (
-            f"{len(self.segments)} segments; {self.alignment_rate:.0%} of the student's tokens begin one; "
-            f"tokens per segment: student {student:.2f}, teacher {teacher:.2f}"
+            f"{segments}; {self.alignment_rate:.0%} of the student's tokens begin one",
+            f"tokens per segment: student {student:.2f}, teacher {teacher:.2f}",
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell whoever wants to distil between these two, if there is something."""
+        if self.alignment_rate >= LOW_RATE:
+            return None
+        return (
+            f"only {self.alignment_rate:.0%} of the student's tokens begin a segment, and only there are the two "
+            "models compared; look for a student tokenizer that shares more boundaries with the teacher's"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -147,22 +157,7 @@ class AlignmentView:
 
     def to_html(self) -> str:
         """One self-contained page without scripts, for a light or a dark screen."""
-        return _PAGE.format(
-            student=escape(self.student.name),
-            teacher=escape(self.teacher.name),
-            summary=escape(self.summary),
-            num_student=len(self.student.tokens),
-            num_teacher=len(self.teacher.tokens),
-            segments="\n".join(self._segment_html(n, segment) for n, segment in enumerate(self.segments)),
-        )
-
-    def _segment_html(self, number: int, segment: Segment) -> str:
-        rows = (
-            "".join(_token_html(side.tokens[index]) for index in indices)
-            for side, indices in ((self.student, segment.student), (self.teacher, segment.teacher))
-        )
-        student, teacher = (f"<div>{row}</div>" for row in rows)
-        return f'<div class="segment hue{number % len(_COLOURS)}">{student}{teacher}</div>'
+        return alignment_page(self)
 
 
 def view_alignment(
@@ -207,153 +202,23 @@ def visible(data: bytes) -> str:
     if not data:
         return _NOTHING
     characters = data.decode(errors="surrogateescape")
-    parts = []
+    shown = ""
     for is_partial, run in groupby(characters, lambda character: "\ud800" <= character <= "\udfff"):
         if is_partial:
-            parts.append("⟨" + " ".join(f"{ord(character) - 0xDC00:02X}" for character in run) + "⟩")
+            shown += "⟨" + " ".join(f"{ord(character) - 0xDC00:02X}" for character in run) + "⟩"
         else:
-            parts += [_visible_character(character, number == 0) for number, character in enumerate(run)]
-    return "".join(parts)
+            for character in run:
+                shown += _visible_character(character, shown[-1:])
+    return shown
 
 
-def _visible_character(character: str, is_first: bool) -> str:
+def _visible_character(character: str, before: str) -> str:
     if character in _WHITESPACE:
         return _WHITESPACE[character]
     category = unicodedata.category(character)
-    if category[0] in "CZ":
+    # A variation selector makes the character before it one or two cells wide: no two terminals agree.
+    is_selector = "VARIATION SELECTOR" in unicodedata.name(character, "")
+    if category[0] in "CZ" or is_selector or character in _BLANK:
         return f"⟨U+{ord(character):04X}⟩"
-    # A combining mark that begins a token would land on the bar before it.
-    return "◌" + character if category[0] == "M" and is_first else character
-
-
-class AlignmentRows:
-    """The two rows, for rich."""
-
-    def __init__(self, view: AlignmentView) -> None:
-        self._view = view
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        view = self._view
-        for label, side in (("student", view.student), ("teacher", view.teacher)):
-            yield Text(f"{label:<{_LABEL_WIDTH}}{side.name}, {len(side.tokens)} tokens", style="bold")
-        yield Text(view.summary)
-        yield Text(f"{SHARED} boundary of both   {OWN} of one side only", style="dim")
-        for student, teacher in self._lines(options.max_width - _LABEL_WIDTH):
-            yield Text("")
-            for label, row in (("student", student), ("teacher", teacher)):
-                labelled = Text(no_wrap=True).append(f"{label:<{_LABEL_WIDTH}}", style="bold")
-                yield labelled.append_text(row)
-
-    def _lines(self, width: int) -> Iterator[tuple[Text, Text]]:
-        """As many segments as fit, line by line; a segment wider than a line is cut between characters."""
-        rows = (Text(no_wrap=True), Text(no_wrap=True))
-        for number, segment in enumerate(self._view.segments):
-            cells = self._cells(number, segment)
-            if rows[0].cell_len and rows[0].cell_len + cells[0].cell_len + len(SHARED) > width:
-                yield self._closed(rows)
-                rows = (Text(no_wrap=True), Text(no_wrap=True))
-            for row, cell in zip(rows, cells, strict=True):
-                row.append_text(cell)
-            while rows[0].cell_len + len(SHARED) > width:
-                lines = tuple(_cut(row, max(width, 2)) for row in rows)
-                yield lines[0][0], lines[1][0]
-                rows = (lines[0][1], lines[1][1])
-        yield self._closed(rows)
-
-    def _closed(self, rows: tuple[Text, Text]) -> tuple[Text, Text]:
-        student, teacher = (row + Text(SHARED, style="bold") for row in rows)
-        return student, teacher
-
-    def _cells(self, number: int, segment: Segment) -> tuple[Text, Text]:
-        """A segment's tokens on both sides, padded to one width."""
-        colour = _COLOURS[number % len(_COLOURS)]
-        view = self._view
-        texts = [
-            OWN.join(side.tokens[index].shown for index in indices)
-            for side, indices in ((view.student, segment.student), (view.teacher, segment.teacher))
-        ]
-        width = max(map(cell_len, texts))
-        student, teacher = (
-            Text().append(SHARED, "bold").append(text + " " * (width - cell_len(text)), colour) for text in texts
-        )
-        return student, teacher
-
-
-def _cut(row: Text, width: int) -> tuple[Text, Text]:
-    """``row`` in two: what fits into ``width`` cells, padded to them, and the rest."""
-    fits, used = 0, 0
-    for character in row.plain:
-        if used + cell_len(character) > width:
-            break
-        used += cell_len(character)
-        fits += 1
-    head, rest = row[:fits], row[fits:]
-    head.append(" " * (width - used))
-    return head, rest
-
-
-def _token_html(token: TokenView) -> str:
-    title = f"{token.token}  id {token.id}  bytes {token.span[0]}-{token.span[1]}"
-    kind = ' class="nothing"' if not token.covered else ""
-    return f'<bdi{kind} title="{escape(title)}">{escape(token.shown)}</bdi>'
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Alignment of {student} and {teacher}</title>
-<style>
-:root {{
-  color-scheme: light dark;
-  --page: #ffffff; --ink: #1b1f24; --faint: #5b6470; --bar: #1b1f24;
-  --hue0: #d7ecf5; --hue1: #f7ebc6; --hue2: #f3dcef; --hue3: #dcefdc;
-}}
-@media (prefers-color-scheme: dark) {{
-  :root {{
-    --page: #14171b; --ink: #eceff3; --faint: #a3adb8; --bar: #eceff3;
-    --hue0: #12394a; --hue1: #45390d; --hue2: #45203e; --hue3: #1c3f1e;
-  }}
-}}
-body {{
-  margin: 2rem auto; max-width: 72rem; padding: 0 1.5rem; background: var(--page); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif;
-}}
-h1 {{ font-size: 1.4rem; margin: 0 0 .25rem; }}
-p {{ margin: .25rem 0; color: var(--faint); }}
-.key {{ display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; margin: 1rem 0; }}
-.key dd {{ margin: 0; }}
-.key dt {{ font-weight: 600; }}
-.text {{
-  display: flex; flex-wrap: wrap; row-gap: 1.1rem; margin: 1.5rem 0;
-  font: 1.15rem/1.9 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
-}}
-.segment {{ border-left: 3px solid var(--bar); max-width: 100%; overflow-x: auto; }}
-.segment:last-child {{ border-right: 3px solid var(--bar); }}
-.segment > div {{ display: flex; }}
-.segment > div + div {{ border-top: 1px solid var(--page); }}
-.segment bdi {{ flex: 1 0 auto; padding: 0 .3em; text-align: center; white-space: pre; }}
-.segment bdi + bdi {{ border-left: 1px dashed var(--faint); }}
-.segment .nothing {{ color: var(--faint); }}
-.hue0 {{ background: var(--hue0); }} .hue1 {{ background: var(--hue1); }}
-.hue2 {{ background: var(--hue2); }} .hue3 {{ background: var(--hue3); }}
-@media print {{ .segment {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }} }}
-</style>
-</head>
-<body>
-<h1>Where two tokenizers agree</h1>
-<p>{summary}.</p>
-<dl class="key">
-<dt>upper row</dt><dd>student: {student}, {num_student} tokens</dd>
-<dt>lower row</dt><dd>teacher: {teacher}, {num_teacher} tokens</dd>
-</dl>
-<div class="text">
-{segments}
-</div>
-<p>A solid bar is a boundary both tokenizers share, a dashed line one that only one of them has.
-<bdi>·</bdi> is a space, <bdi>↵</bdi> a line feed, <bdi>⇥</bdi> a tab, <bdi>⟨F0 9F⟩</bdi> part of a character,
-<bdi>∅</bdi> a token that covers no bytes.</p>
-</body>
-</html>
-"""
+    # A combining mark would land on the bar, or on the sign for something invisible, before it.
+    return "◌" + character if category[0] == "M" and (not before or before in _NO_BASE) else character

@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from io import StringIO
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from rich.console import Console
 
 from tests import tokenizers_zoo as zoo
 from uld_ds.alignment import Segment
+from uld_ds.report.alignment_rows import OWN, SHARED
+from uld_ds.report.alignment_rows import cell_len as terminal_cells
 from uld_ds.report.alignment_view import (
-    OWN,
-    SHARED,
     AlignmentView,
     SideView,
     TokenView,
@@ -62,7 +63,12 @@ def rows_of(lines: list[str]) -> list[tuple[str, str]]:
         ("\u00a0".encode(), "⟨U+00A0⟩"),
         ("\u0301".encode(), "◌\u0301"),
         ("e\u0301".encode(), "e\u0301"),
+        (" \u0301".encode(), "·◌\u0301"),
+        ("1\ufe0f\u20e3".encode(), "1⟨U+FE0F⟩◌\u20e3"),
         ("中文".encode(), "中文"),
+        ("❤\ufe0f".encode(), "❤⟨U+FE0F⟩"),
+        ("\u3164".encode(), "⟨U+3164⟩"),
+        ("👋🏽".encode(), "👋🏽"),
     ],
 )
 def test_everything_invisible_is_shown(data: bytes, shown: str) -> None:
@@ -87,7 +93,22 @@ def test_the_view_of_a_text() -> None:
 def test_the_student_is_the_one_whose_tokens_count() -> None:
     view = view_of("aé\n", student="plain_bytes", teacher="characters")
     assert view.alignment_rate == 3 / 4
-    assert "3 segments; 75% of the student's tokens begin one" in view.summary
+    assert view.summary == (
+        "3 segments; 75% of the student's tokens begin one",
+        "tokens per segment: student 1.33, teacher 1.00",
+    )
+    assert view.warning is None
+    assert view_of("a", "characters", "characters").summary[0].startswith("1 segment; ")
+
+
+def test_few_boundaries_in_common_are_worth_a_warning() -> None:
+    assert view_of("éa", "plain_bytes", "characters").warning is None  # two of three
+    assert view_of("éé", "plain_bytes", "characters").warning is None  # two of four: not fewer than half
+    view = view_of("中", "plain_bytes", "characters")
+    assert view.warning is not None
+    assert view.warning.startswith("only 33% of the student's tokens begin a segment, ")
+    assert f'<p class="warning">{view.warning.capitalize()}'.replace("'", "&#x27;") in view.to_html()
+    assert 'class="warning"' not in view_of("aé").to_html()
 
 
 def test_json() -> None:
@@ -176,6 +197,31 @@ def test_a_wide_character_is_never_cut() -> None:
     assert "".join(lower for _, lower in rows).replace(" ", "") == SHARED + "中" * 20 + SHARED
 
 
+def test_on_a_terminal_shared_boundaries_are_put_into_their_columns() -> None:
+    """Whatever the terminal's idea of a skin tone or a vowel sign: bars are placed, not merely reached."""
+    view = view_of("a 👋🏽 नि b", student="characters", teacher="plain_bytes")
+    lines = rendered(view, 80, force_terminal=True, color_system=None)
+    columns = [[int(n) for n in re.findall(r"\x1b\[(\d+)G┃", line)] for line in lines if "┃" in line]
+    upper, lower = columns[1:3]
+    assert upper == lower
+    assert upper[:3] == [9, 11, 13]  # counted from 1: after the label, "a" and "·"
+    cells = dict(zip(upper, pairwise(upper), strict=False))
+    assert cells[13][1] - cells[13][0] == 1 + cell_len("⟨F0⟩┆⟨9F⟩┆⟨91⟩┆⟨8B⟩")
+    assert "\x1b[" not in "".join(rendered(view, 80))
+
+
+def test_the_widest_that_a_terminal_may_take_it() -> None:
+    assert [terminal_cells(text) for text in ("ab", "中", "👋", "👋🏽", "e\u0301", "नि", "😀é")] == [
+        2,
+        2,
+        2,
+        4,
+        1,
+        2,
+        3,
+    ]
+
+
 def test_colour_is_a_help_not_a_need(monkeypatch: pytest.MonkeyPatch) -> None:
     view = view_of("aé\n")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -227,16 +273,21 @@ def test_the_page_shows_every_token_of_every_segment() -> None:
         [["é"], ["⟨C3⟩", "⟨A9⟩"]],
         [["↵"], ["↵"]],
     ]
-    assert "&lt;large&gt;, 5 tokens" in page
+    assert "teacher: &lt;large&gt; <span>(5 tokens)</span>" in page
     assert "<large>" not in page
-    assert view_of("a<é\n").summary.replace("'", "&#x27;") in page
+    assert re.findall(r"<li><b>(.*?)</b> (.*?)</li>", page) == [
+        ("100%", "of the student&#x27;s tokens begin a segment"),
+        ("4", "segments"),
+        ("1.00", "student tokens per segment"),
+        ("1.25", "teacher tokens per segment"),
+    ]
 
 
 def test_tokens_are_text_on_the_page_not_markup() -> None:
     tokens = [TokenView(0, '<b title="x">', (0, 3), b"<b>")]
     page = AlignmentView("<b>", SideView("s", tokens), SideView("t", tokens), [Segment(range(1), range(1))])
     assert page.to_html().count("&lt;b&gt;") == 2
-    assert "<b" not in page.to_html().replace("<bdi", "").replace("<body", "")
+    assert "<b " not in page.to_html()
 
 
 def test_the_page_needs_nothing_else() -> None:
@@ -249,8 +300,16 @@ def test_the_page_needs_nothing_else() -> None:
 
 def test_the_page_tells_boundaries_apart_without_colour() -> None:
     page = view_of("aé").to_html()
-    assert re.search(r"\.segment \{[^}]*border-left: 3px solid", page)
-    assert re.search(r"bdi \+ bdi \{[^}]*dashed", page)
+    assert re.search(r"\.segment \{[^}]*border-inline-start: 3px solid", page)
+    assert re.search(r"\[dir=ltr\] bdi \+ bdi \{[^}]*border-left: 1px dashed", page)
+    assert re.search(r"\[dir=rtl\] bdi \+ bdi \{[^}]*border-right: 1px dashed", page)
+
+
+def test_the_page_runs_as_its_text_does() -> None:
+    assert '<div class="text" dir="ltr">' in view_of("1. a مرحبا").to_html()
+    assert '<div class="text" dir="rtl">' in view_of("1. مرحبا a").to_html()
+    assert '<div class="text" dir="rtl">' in view_of("שלום").to_html()
+    assert '<div class="text" dir="ltr">' in view_of("123").to_html()
 
 
 def test_a_token_of_no_width_is_in_the_page() -> None:
