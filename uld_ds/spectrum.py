@@ -223,12 +223,12 @@ class Spectrum:
         )
 
     def to_bytes(self, precision: Precision | None = None) -> bytes:
-        """Compact, versioned bytes (``uld_ds.spectrum_codec``), about 70 per row; the error goes with them.
+        """Compact, versioned bytes (``uld_ds.spectrum_codec``), about 80 per row; the error goes with them.
 
         Raises:
             ValueError: ``precision.num_exact`` exceeds ``num_head``.
         """
-        return spectrum_codec.encode(self, precision or Precision())
+        return spectrum_codec.encode(self, precision or spectrum_codec.default_precision(self.num_head))
 
     @staticmethod
     def from_bytes(data: bytes) -> Spectrum:

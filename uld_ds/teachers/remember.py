@@ -81,11 +81,9 @@ class Memory:
         return self._count
 
     def __contains__(self, example: object) -> bool:
-        return (
-            isinstance(example, int | np.integer)
-            and 0 <= example < len(self._places)
-            and bool(self._places[example]["step"] >= 0)
-        )
+        if not isinstance(example, int | np.integer) or not 0 <= example < len(self._places):
+            return False
+        return bool(self._places["step"][int(example)] >= 0)
 
     def complete(self, num_examples: int) -> bool:
         """Whether examples 0 to ``num_examples`` are all remembered."""

@@ -105,7 +105,7 @@ def _groups(examples: Sequence[StoredExample]) -> Iterator[list[StoredExample]]:
 
 
 def _table(examples: Sequence[StoredExample], precision: Precision) -> pa.Table:
-    spectra = encode_spectra([example.tokens.spectrum for example in examples], precision)
+    spectra = encode_spectra([example.tokens.spectrum for example in examples], precision, deflate=False)
     rows = []
     for example, encoded in zip(examples, spectra, strict=True):
         row = {

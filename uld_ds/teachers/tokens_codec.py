@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from uld_ds import spectrum_codec
 from uld_ds.spectrum import Spectrum
 from uld_ds.spectrum_codec import Precision
 from uld_ds.teachers.tokens import TeacherTokens
@@ -74,11 +75,17 @@ def log_probs_from_bytes(data: bytes) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
 
 
-def encode_spectra(spectra: Sequence[Spectrum], precision: Precision | None = None) -> list[bytes]:
-    """The codec's bytes of every example's spectra."""
-    return [spectrum.to_bytes(precision) for spectrum in spectra]
+def encode_spectra(
+    spectra: Sequence[Spectrum], precision: Precision | None = None, *, deflate: bool = True
+) -> list[bytes]:
+    """The codec's bytes of every example's spectra; ``deflate`` them unless what stores them compresses."""
+    if not spectra:
+        return []
+    together = Spectrum.cat(spectra)
+    precision = precision or spectrum_codec.default_precision(together.num_head)
+    return spectrum_codec.encode_many(together, [len(spectrum) for spectrum in spectra], precision, deflate=deflate)
 
 
 def decode_spectra(encoded: Sequence[bytes]) -> list[Spectrum]:
     """The spectra of every example, on the CPU."""
-    return [Spectrum.from_bytes(blob) for blob in encoded]
+    return spectrum_codec.decode_many(encoded)
