@@ -60,6 +60,8 @@ def main() -> None:
 
 
 def _fail(message: str, exit_status: int) -> NoReturn:
-    line = Text.assemble(("error:", "bold red"), " ", " ".join(message.split()))
+    # Bytes of the command line that are not UTF-8 are lone surrogates, which cannot be written.
+    message = " ".join(message.split()).encode(errors="backslashreplace").decode()
+    line = Text.assemble(("error:", "bold red"), " ", message)
     Console(stderr=True, highlight=False).print(line, soft_wrap=True)
     sys.exit(exit_status)

@@ -117,12 +117,21 @@ def local_path(place: str, key: str) -> Path | None:
         if not path.exists():
             raise UserError(key, f"no {inside!r} in {package!r}", "correct the path inside the package")
     else:
-        path = Path(place).expanduser()
-        if not path.exists():
+        path, exists = _expanded(place)
+        if not exists:
             if place.startswith((".", "/", "~")) or place.count("/") > 1 or path.suffix in (".json", ".gguf"):
                 raise UserError(key, f"no file or folder {place!r}", "correct the path, or give a hub id like org/name")
             return None
     return _only_gguf(path, key) if path.is_dir() else path
+
+
+def _expanded(place: str) -> tuple[Path, bool]:
+    """``place`` as a path, and whether it exists."""
+    try:
+        path = Path(place).expanduser()
+        return path, path.exists()
+    except (OSError, RuntimeError):  # a name too long for any file, ~ of an unknown user
+        return Path(place), False
 
 
 def _only_gguf(folder: Path, key: str) -> Path:
@@ -167,22 +176,29 @@ def _gguf_tokenizer(file: Path, key: str) -> PreTrainedTokenizerBase:
 
 def _hub_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
 
     silence: Exception | None = None
     try:
         HfApi().model_info(name, timeout=HUB_PATIENCE)
-    except Exception as error:  # not a name, unknown, gated, no network, offline mode
+    except HFValidationError as error:
+        raise _not_given(name, key, error) from error
+    except Exception as error:  # unknown, gated, no network, offline mode
         silence = error
     try:
         return load_tokenizer(name, None, key, local_files_only=silence is not None)
     except UserError as error:
         if silence is None:
             raise
-        raise UserError(
-            key,
-            f"{name!r} is no file or folder, and the hub does not give it ({one_line(silence)})",
-            "correct the name, or the network or token that the hub needs",
-        ) from error
+        raise _not_given(name, key, silence) from error
+
+
+def _not_given(name: str, key: str, reason: Exception) -> UserError:
+    return UserError(
+        key,
+        f"{name!r} is no file or folder, and the hub does not give it ({one_line(reason)})",
+        "correct the name, or the network or token that the hub needs",
+    )
 
 
 def _vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> set[str]:

@@ -109,17 +109,24 @@ def _not_utf8(key: str, where: str) -> UserError:
 
 
 def _check_target(html: Path) -> None:
-    if html.is_dir():
-        raise UserError("--html", f"{str(html)!r} is a folder", "name a file in it")
-    if not html.parent.is_dir():
-        raise UserError("--html", f"no folder {str(html.parent)!r}", "make it, or choose another file")
+    try:
+        if html.is_dir():
+            raise UserError("--html", f"{str(html)!r} is a folder", "name a file in it")
+        if not html.parent.is_dir():
+            raise UserError("--html", f"no folder {str(html.parent)!r}", "make it, or choose another file")
+    except OSError as error:
+        raise _cannot_write(html, error) from error
 
 
 def _write(html: Path, page: str) -> None:
     try:
         html.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise UserError("--html", f"cannot write {str(html)!r} ({error.strerror})", "choose another file") from error
+        raise _cannot_write(html, error) from error
+
+
+def _cannot_write(html: Path, error: OSError) -> UserError:
+    return UserError("--html", f"cannot write {str(html)!r} ({error.strerror})", "choose another file")
 
 
 def _view(text: str, student: str, teacher: str) -> AlignmentView:

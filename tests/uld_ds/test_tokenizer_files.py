@@ -124,6 +124,8 @@ def test_a_real_gguf_file_is_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path
         ("./none", "no file or folder './none'; correct the path, or give a hub id like org/name"),
         ("/no/where", "no file or folder '/no/where'; correct the path, or give a hub id like org/name"),
         ("a/b/c", "no file or folder 'a/b/c'; correct the path, or give a hub id like org/name"),
+        ("~nobody-here", "no file or folder '~nobody-here'; correct the path, or give a hub id like org/name"),
+        ("/" + "n" * 300, f"no file or folder '/{'n' * 300}'; correct the path, or give a hub id like org/name"),
         ("tokenizer.json", "no file or folder 'tokenizer.json'; correct the path, or give a hub id like org/name"),
         ("package:none_such", "the Python package 'none_such' is not installed; install it, with pip's --no-deps"),
         ("package:json/none", "no 'none' in 'package:json'; correct the path inside the package"),
