@@ -20,7 +20,8 @@ from launcher.cluster import check_dashboard_port, choose_accelerator, connected
 from launcher.preflight import STARTED, check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.progress import ProgressView
 from uld_ds import models, tracking
-from uld_ds.data.prepare import DataFacts, Preparer, Split
+from uld_ds.data.facts import DataFacts
+from uld_ds.data.prepare import Preparer, Split
 from uld_ds.data.sources import training_texts
 from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.errors import RunError, UserError

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from uld_ds.errors import UserError
-from uld_ds.recipe import Precision, Recipe
+from uld_ds.recipe import DType, Recipe
 
 Role = Literal["student", "teacher"]
 
@@ -174,6 +174,6 @@ def zero_stage(config: Mapping[str, Any]) -> int:
     return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
-def _precision(precision: Precision) -> dict[str, Any]:
+def _precision(precision: DType) -> dict[str, Any]:
     # check_grad_overflow: a non-finite gradient must skip the step on every rank alike, not poison the weights.
     return {"bf16": {"enabled": precision == "bf16", "check_grad_overflow": True}, "fp16": {"enabled": False}}

@@ -30,7 +30,7 @@ from transformers import (
 
 from uld_ds.errors import UserError
 from uld_ds.places import PACKAGE, build_once, converted_gguf, package_folder
-from uld_ds.recipe import ModelSettings, Precision, StudentSettings, TrainedTokenizerSettings
+from uld_ds.recipe import DType, ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.tokenizer_files import load_tokenizer, one_line
 from uld_ds.tokenizer_training import train_tokenizer
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 # What transformers notes in tokenizer_config.json about the loading, not about the tokenizer.
 _WHERE_A_TOKENIZER_WAS = {"is_local", "local_files_only", "name_or_path"}
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[DType, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def locate_model(settings: ModelSettings, key: str) -> str:

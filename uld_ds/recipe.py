@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -25,8 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from uld_ds.errors import UserError
 from uld_ds.recipe_errors import as_user_error
 
+if TYPE_CHECKING:
+    from uld_ds.spectrum_codec import Precision
+
 ENVIRONMENT_PREFIX = "ULD_DS__"
-Precision = Literal["fp32", "bf16"]
+DType = Literal["fp32", "bf16"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -54,7 +57,7 @@ class ModelSettings(Strict):
     """A GGUF file inside ``model``: dequantised once into a safetensors cache."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
-    precision: Precision = "bf16"
+    precision: DType = "bf16"
     """Type the weights are held and multiplied in."""
     deepspeed: str | None = None
     """DeepSpeed JSON: a path or a name from ds_configs/. Default: ZeRO-3 for the device at hand."""
@@ -72,11 +75,62 @@ class ModelSettings(Strict):
         return self
 
 
+class CodecSettings(Strict):
+    """What the teacher's spectra cost in bytes: finer is larger. Defaults are those of the codec itself."""
+
+    num_exact: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Largest probabilities stored one by one."""
+    rank_ratio: Annotated[float, Field(ge=1.001, le=4)] = 1.12
+    """The others are stored in blocks of ranks; end of a block over its beginning."""
+    step: Annotated[float, Field(ge=1e-3, le=1)] = 1 / 64
+    """Resolution in nats of the mass of a block that holds little."""
+    even_mass: Annotated[float, Field(ge=1e-4, le=1)] = 1 / 900
+    """Blocks with more than this mass are resolved to ``step * even_mass`` of probability."""
+    dropped_mass: Annotated[float, Field(ge=0, le=0.1)] = 1e-5
+    """So much of the far end of the tail may be left out."""
+    mantissa_bits: Annotated[int, Field(ge=0, le=10)] = 5
+    """Levels per octave of a spectrum that was read are two to this power: memory, not bytes."""
+
+    def to_precision(self) -> Precision:
+        """For the encoder.
+
+        Raises:
+            UserError: the steps are too fine for the codec.
+        """
+        # The codec needs PyTorch, which takes seconds to import; reading a recipe does not.
+        from uld_ds.spectrum_codec import Precision
+
+        try:
+            return Precision(**self.model_dump())
+        except ValueError as error:
+            raise UserError("teacher.codec", str(error), "make step or even_mass larger") from error
+
+
 class TeacherSettings(ModelSettings):
-    source: Literal["online"] = "online"
-    """``online``: the teacher runs beside the student, sharded by ZeRO-3."""
+    model: Annotated[str, Field(min_length=1)] | None = None  # type: ignore[assignment]
+    """A directory, a hub id, or ``package:NAME``. May be left out with ``source: stored``."""
+    source: Literal["online", "stored"] = "online"
+    """``online``: the teacher runs beside the student. ``stored``: what it said is read from ``path``."""
+    path: str | None = None
+    """Spectrum store, a folder or fsspec URL: where ``uld-ds store build`` writes and ``source: stored`` reads."""
+    sharding: Literal["zero3", "none"] = "zero3"
+    """``zero3``: spread over all workers. ``none``: whole on each of them, for a teacher that is small enough."""
+    remember: bool = True
+    """Keep what the online teacher said: later epochs and restarts read it instead of running the teacher."""
+    codec: CodecSettings = CodecSettings()
+    """Precision of what is kept, in memory of the run and in a store."""
     max_tokens_per_forward: Annotated[int, Field(ge=1)] = 4096
     """Bounds the memory of one teacher forward: the window runs in sub-batches of this many tokens per rank."""
+
+    @model_validator(mode="after")
+    def _says_where_it_is(self) -> TeacherSettings:
+        if self.source == "online" and self.model is None:
+            raise ValueError("teacher.model is missing: source 'online' needs it")
+        if self.source == "stored" and self.path is None:
+            raise ValueError("teacher.path is missing: source 'stored' needs the folder or URL of a spectrum store")
+        if self.sharding == "none" and self.deepspeed is not None:
+            raise ValueError("teacher.deepspeed has no effect with teacher.sharding 'none'")
+        return self
 
 
 class TrainedTokenizerSettings(Strict):

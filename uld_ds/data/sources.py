@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import importlib
 import inspect
+import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -43,6 +45,11 @@ class Example:
     def answer(self) -> str:
         """The last answer."""
         return self.messages[-1]["content"]
+
+    def digest(self) -> str:
+        """sha256 over all that is said and which of it are answers: 64 hexadecimal digits."""
+        content = json.dumps([self.messages, self.answers], ensure_ascii=False, sort_keys=True)
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def only_last(self) -> Example:
         """The same conversation with its last turn as the only answer."""

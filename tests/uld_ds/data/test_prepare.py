@@ -11,7 +11,9 @@ import pytest
 from datasets import Dataset
 
 from tests.uld_ds.data.toy import CHAT_TEMPLATE, TRIMMING_TEMPLATE, texts, toy
-from uld_ds.data.prepare import Preparer, Split, content_digest
+from uld_ds.data import prepare as prepare_module
+from uld_ds.data.facts import content_digest
+from uld_ds.data.prepare import Preparer, Split
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, parse_recipe
 
@@ -88,7 +90,7 @@ def test_what_is_prepared_is_not_prepared_again(tmp_path: Path, monkeypatch: pyt
     other = prepare(tmp_path, [GOOD, GOOD])
     assert (other.facts.examples, first.folder == other.folder) == (2, False)
     # The same content is found again, from wherever it comes and whatever else the recipe says.
-    monkeypatch.setattr(Preparer, "_usable", None)
+    monkeypatch.setattr(prepare_module, "_usable", None)
     (tmp_path / "elsewhere").mkdir()
     chosen = recipe(tmp_path / "elsewhere", [GOOD], training__batch_size=4)
     again = Preparer(chosen, STUDENT, TEACHER).prepare(chosen.data.train, "data.train", tmp_path / "prepared")

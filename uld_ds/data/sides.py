@@ -1,0 +1,95 @@
+"""One side of the data: how examples become text, and text tokens, for one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from uld_ds.data.encoding import EncodedSide, Encoder
+from uld_ds.data.rendering import Rendered, RenderedTurn, Renderer
+from uld_ds.data.sources import Example
+from uld_ds.models import tokenizer_digest
+from uld_ds.recipe import ModelSettings
+
+
+class Side(Protocol):
+    """What pairing needs of a side, whether it has a tokenizer or was stored."""
+
+    shows_all_answers: bool
+    """False where a conversation's last answer is the only one."""
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values: all that decides what examples become."""
+        ...
+
+    def render(self, example: Example) -> Rendered:
+        """The text and where its answers are. Raises ValueError for an example that cannot be used."""
+        ...
+
+    def encode(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
+        """Tokens with byte spans. Raises AlignmentError when they cannot be located."""
+        ...
+
+    def max_tokens(self, encoded: EncodedSide) -> int:
+        """How many of an example's tokens may be used."""
+        ...
+
+
+class TextSide:
+    """A side with a tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings, key: str) -> None:
+        self._renderer = Renderer(tokenizer, settings, key)
+        self._encoder = Encoder(tokenizer, uses_chat_template=self._renderer.uses_chat_template)
+        self._settings = settings
+        self._tokenizer_digest = tokenizer_digest(tokenizer)
+        # A text template has no place for the answers of earlier turns.
+        self.shows_all_answers = self._renderer.uses_chat_template
+
+    def identity(self) -> dict[str, Any]:
+        """Tokenizer, templates and length."""
+        chosen = self._settings.model_dump(include={"prompt_template", "system_prompt", "max_length"})
+        return {"tokenizer": self._tokenizer_digest, **chosen}
+
+    def prompt(self, example: Example) -> str:
+        """Everything the model reads before it starts the last answer."""
+        return self._renderer.prompt(example)
+
+    def render(self, example: Example) -> Rendered:
+        """The whole conversation."""
+        return self._renderer(example)
+
+    def encode(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
+        """Tokens with byte spans."""
+        return self._encoder(rendered)
+
+    def max_tokens(self, encoded: EncodedSide) -> int:
+        """The recipe's ``max_length``."""
+        return self._settings.max_length
+
+
+def same_answers(student: Rendered, teacher: Rendered) -> tuple[Rendered, Rendered]:
+    """Narrows both sides to what both show: to as many answers, and, when one side trims them, without the white
+    space around."""
+    number = min(len(student.turns), len(teacher.turns))
+    student, teacher = _first_turns(student, number), _first_turns(teacher, number)
+    if student.shown() == teacher.shown():
+        return student, teacher
+    return _stripped(student), _stripped(teacher)
+
+
+def _first_turns(rendered: Rendered, number: int) -> Rendered:
+    if number == len(rendered.turns):
+        return rendered
+    turns = rendered.turns[:number]
+    return Rendered(rendered.text[: turns[-1].end], turns)
+
+
+def _stripped(rendered: Rendered) -> Rendered:
+    turns = []
+    for turn, shown in zip(rendered.turns, rendered.shown(), strict=True):
+        start = turn.start + len(shown) - len(shown.lstrip())
+        turns.append(RenderedTurn(start, start + len(shown.strip()), turn.end))
+    return Rendered(rendered.text, tuple(turns))
