@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from launcher import cli
-from launcher.commands.align import align
 from tests import tokenizers_zoo as zoo
 from uld_ds.alignment import align as segments_of
 from uld_ds.alignment import token_spans
@@ -307,5 +308,25 @@ def test_a_slow_tokenizer_in_silence(saved: Callable[[str], str]) -> None:
     assert json.loads(out)["alignment_rate"] == 6 / 8
 
 
-def test_the_verb_has_a_docstring_for_its_help() -> None:
-    assert align.__doc__
+DOCUMENTS = ("README.md", "docs/alignment.md")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_what_is_documented_is_what_is_shown(run: Run, saved: Callable[[str], str], document: str) -> None:
+    """The picture in the documentation, over again with the teacher it names and its student's cuts."""
+    text = (Path(__file__).parents[3] / document).read_text(encoding="utf-8")
+    (arguments,) = re.findall(r"^uld-ds (align .*)$", text, flags=re.M)
+    typed = shlex.split(arguments)
+    typer.main.get_command(cli.app).commands["align"].make_context("align", typed[1:])  # type: ignore[attr-defined]
+    rows = [re.search(rf"^{side} (┃.*)$", text, flags=re.M) for side in ("student", "teacher")]
+    status, out, _ = run("--student", saved("smollm2"), "--teacher", saved("smollm2"), "--text", typed[-1])
+    assert status == 0
+    assert rows[1] is not None
+    assert re.sub("[┃ ]+", "|", rows[1][1]) == re.sub("[┃ ]+", "|", out.splitlines()[-1].removeprefix("teacher "))
+    assert rows[0] is not None
+    # The student's is made by a training run; bars are where the teacher's are, and the figures are the picture's.
+    num_tokens = len(re.findall("[┃┆]", rows[0][1])) - 1
+    num_segments = rows[0][1].count("┃") - 1
+    assert rows[1][1].count("┃") - 1 == num_segments
+    assert f"{num_segments} segments" in text
+    assert f"{num_segments / num_tokens:.0%}" in text
