@@ -154,9 +154,14 @@ class Memory:
         table["crc"] = [zlib.crc32(blob) for blob in blobs]
         file = self._own or self._new_file()
         self._own = file
-        file.write(_record_head(step, table) + b"".join(blobs))
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.write(_record_head(step, table) + b"".join(blobs))
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            # Whatever follows half a record is never read: what is written next goes into another file.
+            self._own = None
+            raise
         self.refresh()
 
     def _new_file(self) -> BinaryIO:

@@ -30,7 +30,7 @@ from uld_ds.teachers.store_manifest import (
     StoreManifest,
     manifest_from_json,
 )
-from uld_ds.teachers.store_shard import StoredExample, examples_of
+from uld_ds.teachers.store_shard import LAYOUT_COLUMNS, Ints, StoredExample, examples_of, layouts_of
 from uld_ds.teachers.store_writer import StoreWriter
 
 __all__ = [
@@ -91,6 +91,13 @@ class SpectrumStore:
             with _naming(self._name(index)):
                 found += [digest.hex() for digest in self._shard(index).column("digest")]
         return found
+
+    def layouts(self) -> Iterator[tuple[str, Ints, Ints]]:
+        """Digest, turns and spans (as in ``StoredExample``) of every example, in order; spectra are not touched."""
+        for index in range(len(self.manifest.shards)):
+            with _naming(self._name(index)):
+                layouts = layouts_of(self._shard(index).columns(LAYOUT_COLUMNS))
+            yield from layouts
 
     def read(self, indices: Sequence[int]) -> list[StoredExample]:
         """The examples of these numbers, in this order.
@@ -172,7 +179,8 @@ class _Shard:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._parquet = pq.ParquetFile(file)
+        # Columns of a row group lie side by side: one request to an object store instead of seven.
+        self._parquet = pq.ParquetFile(file, pre_buffer=True)
         metadata = self._parquet.metadata
         sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         self.begins = [0, *accumulate(sizes)]
@@ -187,6 +195,9 @@ class _Shard:
 
     def column(self, name: str) -> list[bytes]:
         return list(self._parquet.read([name], use_threads=False).column(name).to_pylist())
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        return self._parquet.read(list(names), use_threads=False)
 
     def close(self) -> None:
         self._parquet.close()

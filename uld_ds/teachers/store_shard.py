@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -73,7 +73,7 @@ def spans_of(turns: Ints, token_bytes: Ints) -> Ints:
     return np.stack([stops - token_bytes, stops], axis=1)
 
 
-def shard_to_bytes(examples: Sequence[StoredExample], precision: Precision) -> bytes:
+def shard_to_bytes(examples: Iterable[StoredExample], precision: Precision) -> bytes:
     """A Parquet file; the same bytes for the same examples."""
     sink = io.BytesIO()
     with pq.ParquetWriter(
@@ -91,7 +91,7 @@ def shard_to_bytes(examples: Sequence[StoredExample], precision: Precision) -> b
     return sink.getvalue()
 
 
-def _groups(examples: Sequence[StoredExample]) -> Iterator[list[StoredExample]]:
+def _groups(examples: Iterable[StoredExample]) -> Iterator[list[StoredExample]]:
     group: list[StoredExample] = []
     tokens = 0
     for example in examples:
@@ -131,6 +131,19 @@ def _checksum(row: dict[str, Any]) -> int:
         row["spectra"],
     ]
     return zlib.crc32(b"".join(parts))
+
+
+LAYOUT_COLUMNS = ("digest", "turns", "token_bytes")
+
+
+def layouts_of(table: pa.Table) -> list[tuple[str, Ints, Ints]]:
+    """Digest, turns and spans of every row of some of a shard's columns."""
+    columns = [_values(table.column(name)) for name in LAYOUT_COLUMNS]
+    layouts = []
+    for digest, turns, token_bytes in zip(*columns, strict=True):
+        shaped = turns.reshape(-1, 3).astype(np.int32)
+        layouts.append((digest.hex(), shaped, spans_of(shaped, token_bytes)))
+    return layouts
 
 
 def examples_of(table: pa.Table, rows: Sequence[int] | None = None) -> list[StoredExample]:

@@ -6,11 +6,12 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from uld_ds.errors import UserError
 from uld_ds.teachers.store_files import StoreFiles
 from uld_ds.teachers.store_manifest import (
     MANIFEST,
@@ -28,7 +29,6 @@ from uld_ds.teachers.store_shard import StoredExample, shard_to_bytes
 
 # The name carries the beginning of the content's sha256: a shard proves itself before any manifest lists it.
 _SHARD_NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{16})\.parquet")
-_TOKENS = pa.schema([pa.field("log_probs", pa.list_(pa.float32()))])
 
 
 class StoreWriter:
@@ -51,7 +51,7 @@ class StoreWriter:
         identity: StoreIdentity,
         *,
         examples: int,
-        examples_per_shard: int,
+        examples_per_shard: int = 1024,
         key: str = "store",
     ) -> None:
         self._files = StoreFiles(url)
@@ -82,20 +82,26 @@ class StoreWriter:
                     found.setdefault(index, facts)
         return found
 
-    def write_shard(self, index: int, examples: Sequence[StoredExample]) -> ShardFacts:
-        """Writes one shard, replacing what was left of it; the same bytes for the same examples.
+    def write_shard(self, index: int, examples: Iterable[StoredExample]) -> ShardFacts:
+        """Writes one shard; the same bytes for the same examples, whatever was there before.
+
+        Args:
+            index: which, below ``num_shards``.
+            examples: those of ``examples_of_shard``, in order. A few dozens are held at a time, with their spectra
+                uncompressed (8 KB per token): a generator keeps memory flat.
 
         Raises:
             ValueError: not as many examples as belong into it.
         """
-        wanted = len(self.examples_of_shard(index))
-        if len(examples) != wanted:
-            raise ValueError(f"shard {index} holds {wanted} examples, got {len(examples)}")
         data = shard_to_bytes(examples, self._precision)
         digest = hashlib.sha256(data).hexdigest()
         name = f"shard-{index:05d}-{digest[:16]}.parquet"
+        facts = _facts(name, data)
+        wanted = len(self.examples_of_shard(index))
+        if facts.examples != wanted:
+            raise ValueError(f"shard {index} holds {wanted} examples, got {facts.examples}")
         self._files.put(name, data)
-        return _facts(name, data)
+        return facts
 
     def finish(self, measured: Measured | None = None) -> StoreManifest:
         """Verifies all shards, writes the manifest, and removes what does not belong to the store.
@@ -135,7 +141,12 @@ class StoreWriter:
             self._files.put(PARTIAL_MANIFEST, to_json(self._plan))
 
     def _check(self, there: PartialManifest, place: str, key: str) -> None:
-        self._plan.check_same(there, key=key, place=place, fix="remove it, or build elsewhere")
+        fix = "remove it, or build elsewhere"
+        self._plan.check_same(there, key=key, place=place, fix=fix)
+        for name in ("examples", "examples_per_shard"):
+            ours, theirs = getattr(self._plan, name), getattr(there, name)
+            if ours != theirs:
+                raise UserError(key, f"{place} has {name} {theirs}, but here it is {ours}", fix)
 
 
 def _facts(name: str, data: bytes) -> ShardFacts:

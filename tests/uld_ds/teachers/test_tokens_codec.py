@@ -1,0 +1,68 @@
+"""Teacher tokens as bytes: what is read is what was trained on, bit for bit."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from tests.uld_ds.spectra_zoo import gaussian, one_hot, zipf
+from tests.uld_ds.teachers.sayings import same_bits, tokens_of
+from uld_ds.spectrum import Spectrum
+from uld_ds.spectrum_codec import Precision
+from uld_ds.teachers.tokens import TeacherTokens
+from uld_ds.teachers.tokens_codec import decode_many, decode_tokens, encode_many, encode_tokens, roundtrip
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_an_example_is_the_same_alone_and_among_others(sizes: list[int], seed: int) -> None:
+    examples = [tokens_of(size, seed + place) for place, size in enumerate(sizes)]
+    encoded = encode_many(examples)
+    assert encoded == [encode_tokens(tokens) for tokens in examples]
+    decoded = decode_many(encoded)
+    for tokens, blob, back in zip(examples, encoded, decoded, strict=True):
+        assert torch.equal(back.log_probs, tokens.log_probs)
+        assert same_bits(back, decode_tokens(blob))
+        assert same_bits(back, roundtrip(tokens))
+
+
+def test_distributions_of_every_shape_do_not_touch_each_other() -> None:
+    # Their rows end at different blocks, and some have no tail at all.
+    shapes = [zipf(5, 16_000, seed=1), one_hot(3, 50), gaussian(4, 9000, scale=1.0), zipf(2, 7, seed=2)]
+    encoded = [
+        encode_tokens(TeacherTokens(Spectrum.from_logits(logits.float()), torch.zeros(len(logits))))
+        for logits in shapes
+    ]
+    together = decode_many(encoded)
+    for blob, back, logits in zip(encoded, together, shapes, strict=True):
+        assert same_bits(back, decode_tokens(blob))
+        apart = (back.spectrum.head[:, 0].double() - torch.softmax(logits, -1).amax(-1)).abs()
+        assert apart.max() < 1 / 64 / 900 + 2e-5
+
+
+def test_different_precisions_may_be_decoded_together() -> None:
+    tokens = tokens_of(6, 1)
+    blobs = [encode_tokens(tokens, Precision(num_exact=n)) for n in (16, 64, 16)]
+    first, fine, again = decode_many(blobs)
+    assert [part.spectrum.num_head for part in (first, fine, again)] == [16, 64, 16]
+    assert same_bits(first, again)
+    assert same_bits(fine, decode_tokens(blobs[1]))
+
+
+def test_precision_of_memory() -> None:
+    tokens = tokens_of(4, 1)
+    fine, coarse = (roundtrip(tokens, Precision(mantissa_bits=bits)).spectrum for bits in (5, 3))
+    assert fine.num_bytes > 3 * coarse.num_bytes
+    assert torch.equal(fine.head, coarse.head)
+    torch.testing.assert_close(fine.counts.sum(-1), coarse.counts.sum(-1))
+    torch.testing.assert_close(fine.masses.sum(-1), coarse.masses.sum(-1))
+
+
+def test_damage_is_noticed() -> None:
+    blob = encode_tokens(tokens_of(3, 1))
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        decode_tokens(blob[:-1])
+    with pytest.raises(ValueError, match="cut short: 2 bytes"):
+        decode_tokens(blob[:2])
