@@ -30,7 +30,7 @@ from uld_ds.teachers.store_manifest import (
     StoreManifest,
     manifest_from_json,
 )
-from uld_ds.teachers.store_shard import LAYOUT_COLUMNS, Ints, StoredExample, examples_of, layouts_of
+from uld_ds.teachers.store_shard import LAYOUT_COLUMNS, Ints, Record, StoredExample, examples_of, layouts_of, records_of
 from uld_ds.teachers.store_writer import StoreWriter
 
 __all__ = [
@@ -44,7 +44,8 @@ __all__ = [
     "StoredExample",
 ]
 
-_NUM_OPEN = 4
+# Their footers are in memory: about 100 KB each.
+_NUM_OPEN = 32
 _READ_BYTES = 1 << 20
 
 
@@ -106,20 +107,16 @@ class SpectrumStore:
             IndexError: there is no such example.
             RunError: a shard is damaged or missing (names it).
         """
-        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for place, index in enumerate(indices):
+        by_shard: dict[int, list[int]] = {}
+        for index in indices:
             if not 0 <= index < len(self):
                 raise IndexError(f"example {index} of {len(self)}")
-            shard = bisect_right(self._begins, index) - 1
+            by_shard.setdefault(bisect_right(self._begins, index) - 1, []).append(index)
+        records: dict[int, Record] = {}
+        for shard, wanted in sorted(by_shard.items()):
             with _naming(self._name(shard)):
-                group, row = self._shard(shard).locate(index - self._begins[shard])
-            wanted.setdefault((shard, group), []).append((place, row))
-        found: dict[int, StoredExample] = {}
-        for (shard, group), rows in sorted(wanted.items()):
-            with _naming(self._name(shard)):
-                examples = examples_of(self._shard(shard).group(group), [row for _, row in rows])
-            found.update(zip((place for place, _ in rows), examples, strict=True))
-        return [found[place] for place in range(len(indices))]
+                records.update(self._shard(shard).records(wanted, self._begins[shard]))
+        return examples_of([records[index] for index in indices])
 
     def stream(self, start: int = 0, stop: int | None = None) -> Iterator[StoredExample]:
         """Examples ``start`` to ``stop`` (default: all) in order, a row group in memory at a time."""
@@ -134,8 +131,8 @@ class SpectrumStore:
                 rows = range(max(start - first - begin, 0), min(stop - first, end) - begin)
                 if len(rows):
                     with _naming(self._name(index)):
-                        examples = examples_of(self._shard(index).group(group), rows)
-                    yield from examples
+                        records = records_of(self._shard(index).group(group), rows)
+                    yield from examples_of(records)
 
     def verify(self) -> None:
         """Reads every shard once; raises RunError that names the first one that is missing or damaged."""
@@ -185,10 +182,14 @@ class _Shard:
         sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         self.begins = [0, *accumulate(sizes)]
 
-    def locate(self, row: int) -> tuple[int, int]:
-        """Row group, and row within it."""
-        group = bisect_right(self.begins, row) - 1
-        return group, row - self.begins[group]
+    def records(self, indices: Sequence[int], first: int) -> Iterator[tuple[int, Record]]:
+        """Examples by their numbers in the store, of which ``first`` is this shard's first."""
+        by_group: dict[int, list[int]] = {}
+        for index in indices:
+            by_group.setdefault(bisect_right(self.begins, index - first) - 1, []).append(index)
+        for group, wanted in by_group.items():
+            rows = [index - first - self.begins[group] for index in wanted]
+            yield from zip(wanted, records_of(self.group(group), rows), strict=True)
 
     def group(self, index: int) -> pa.Table:
         return self._parquet.read_row_group(index, use_threads=False)

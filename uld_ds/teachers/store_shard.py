@@ -32,8 +32,8 @@ SCHEMA = pa.schema(
     ]
 )
 # A random read decompresses one row group: few enough tokens to be quick, enough to share the overhead of columns.
-_GROUP_TOKENS = 2048
-_GROUP_EXAMPLES = 32
+_GROUP_TOKENS = 1024
+_GROUP_EXAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _table(examples: Sequence[StoredExample], precision: Precision) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _checksum(row: dict[str, Any]) -> int:
+def _checksum(row: Record) -> int:
     """crc32 over the columns in the schema's order, numbers as little-endian bytes."""
     parts = [
         row["id"].encode(),
@@ -146,20 +146,26 @@ def layouts_of(table: pa.Table) -> list[tuple[str, Ints, Ints]]:
     return layouts
 
 
-def examples_of(table: pa.Table, rows: Sequence[int] | None = None) -> list[StoredExample]:
-    """The examples of ``rows`` (default: all) of a row group.
+Record = dict[str, Any]
+
+
+def records_of(table: pa.Table, rows: Sequence[int]) -> list[Record]:
+    """The columns of ``rows`` of a row group, verified but not decoded.
 
     Raises:
         ValueError: a row is not what was written (says which).
     """
-    chosen = table if rows is None else table.take(pa.array(rows, pa.int64()))
-    columns = {name: _values(chosen.column(name)) for name in SCHEMA.names}
-    records: list[dict[str, Any]] = [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    ]
+    chosen = table.take(pa.array(rows, pa.int64()))
+    columns = [_values(chosen.column(name)) for name in SCHEMA.names]
+    records = [dict(zip(SCHEMA.names, values, strict=True)) for values in zip(*columns, strict=True)]
     for record in records:
         if _checksum(record) != record["crc32"]:
             raise ValueError(f"example {record['id']!r} is damaged (crc32 differs)")
+    return records
+
+
+def examples_of(records: Sequence[Record]) -> list[StoredExample]:
+    """The examples that records stand for, decoded together: a call costs more than a few examples do."""
     spectra = decode_spectra([record["spectra"] for record in records])
     return [_example(record, spectrum) for record, spectrum in zip(records, spectra, strict=True)]
 
@@ -173,7 +179,7 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     return [values[begin:end] for begin, end in pairwise(ends)]
 
 
-def _example(record: dict[str, Any], spectrum: Any) -> StoredExample:
+def _example(record: Record, spectrum: Any) -> StoredExample:
     turns = record["turns"].reshape(-1, 3).astype(np.int32)
     return StoredExample(
         id=record["id"],
