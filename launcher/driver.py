@@ -11,29 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from launcher.cluster import check_dashboard_port, choose_accelerator, connected
+from launcher.gang import run_gang
 from launcher.preflight import STARTED, check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.progress import ProgressView
+from launcher.quiet import quieten_libraries
+from launcher.store import check_store
 from uld_ds import models, tracking
 from uld_ds.data.facts import DataFacts
-from uld_ds.data.prepare import Preparer, Split
+from uld_ds.data.prepare import PREPARED_DATA, Preparer, Split
+from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import training_texts
 from uld_ds.deepspeed_config import student_config, teacher_config
-from uld_ds.errors import RunError, UserError
+from uld_ds.errors import UserError
 from uld_ds.finish import write_whole
 from uld_ds.job import Job
 from uld_ds.recipe import Recipe
+from uld_ds.teachers.store import SpectrumStore
+from uld_ds.teachers.stored import held_out_store
+from uld_ds.teachers.stored_side import StoredSide
 from uld_ds.worker import train_worker
 
 log = logging.getLogger(__name__)
 
-# In run.storage; a run's name cannot begin like this.
-PREPARED_DATA = ".prepared"
 FEW_ALIGNED = 0.5
 
 
@@ -47,7 +49,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
         RunError: the run failed.
     """
     begin = time.monotonic()
-    _quieten_libraries()
+    quieten_libraries()
     check_deepspeed_configs(recipe)
     check_dashboard_port(recipe.cluster)
     run_dir = claim_run_dir(recipe)
@@ -72,7 +74,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     student_deepspeed=student_config(recipe, on_gpu=on_gpu),
                     teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
                 )
-                _fit(job)
+                run_gang(train_worker, job.to_config(), recipe, run_dir, on_gpu=on_gpu)
         # Only now is the run finished: this file is what says so.
         facts = json.loads(job.outcome_file.read_text()) | {"wall_seconds": time.monotonic() - begin}
         write_whole(finished, json.dumps(facts, indent=1))
@@ -82,15 +84,11 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
 def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict[str, Any]:
     """Finds or makes models, tokenizers and paired data: the fields of a Job that are known before it has a run."""
     view.note("looking at models and data")
-    teacher = models.locate_model(recipe.teacher, "teacher")
     student = _student_place(recipe, run_dir)
     check_free_disk(run_dir, recipe, _num_parameters(student, recipe.student.revision))
-    preparer = Preparer(
-        recipe,
-        models.load_tokenizer(student, recipe.student.revision, "student.model"),
-        models.load_tokenizer(teacher, recipe.teacher.revision, "teacher.model"),
-    )
-    splits = _splits(preparer, recipe, run_dir)
+    tokenizer = models.load_tokenizer(student, recipe.student.revision, "student.model")
+    teacher, sides = _teacher(recipe, tokenizer)
+    splits = _splits(recipe, run_dir, tokenizer, sides)
     if "eval" in splits:
         _warn_of_overlap(splits)
     for name, split in splits.items():
@@ -107,7 +105,28 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     }
 
 
-def _splits(preparer: Preparer, recipe: Recipe, run_dir: Path) -> dict[str, Split]:
+def _teacher(recipe: Recipe, student: PreTrainedTokenizerBase) -> tuple[str, dict[str, Side]]:
+    """Where the teacher is, or whose words are stored, and its side of each split."""
+    settings = recipe.teacher
+    if settings.source == "online":
+        place = models.locate_model(settings, "teacher")
+        side = TextSide(models.load_tokenizer(place, settings.revision, "teacher.model"), settings, "teacher")
+        return place, {"train": side, "eval": side}
+    assert settings.path is not None
+    store = SpectrumStore.open(settings.path, key="teacher.path")
+    check_store(recipe, store)
+    held_out = held_out_store(settings.path) if recipe.data.eval is not None else None
+    # Without the teacher's words about them, held-out examples are the student's alone.
+    alone = TextSide(student, recipe.student, "student")
+    return store.manifest.teacher, {
+        "train": StoredSide(store),
+        "eval": alone if held_out is None else StoredSide(held_out),
+    }
+
+
+def _splits(
+    recipe: Recipe, run_dir: Path, tokenizer: PreTrainedTokenizerBase, sides: dict[str, Side]
+) -> dict[str, Split]:
     """Prepared data, shared by all runs in ``run.storage`` that prepare the same rows alike.
 
     A run keeps the data it began with: what it was is noted in its folder, and the source is not asked again.
@@ -118,9 +137,12 @@ def _splits(preparer: Preparer, recipe: Recipe, run_dir: Path) -> dict[str, Spli
         folders = {name: cache / key for name, key in json.loads(note.read_text()).items()}
         if all(folder.is_dir() for folder in folders.values()):
             return {name: Split.load(folder) for name, folder in folders.items()}
-    splits = {"train": preparer.prepare(recipe.data.train, "data.train", cache)}
-    if recipe.data.eval is not None:
-        splits["eval"] = preparer.prepare(recipe.data.eval, "data.eval", cache)
+    sources = {"train": recipe.data.train, "eval": recipe.data.eval}
+    splits = {
+        name: Preparer(recipe, tokenizer, sides[name]).prepare(source, f"data.{name}", cache)
+        for name, source in sources.items()
+        if source is not None
+    }
     keys = {name: split.folder.name for name, split in splits.items()}
     if note.is_file() and (run_dir / STARTED).exists() and json.loads(note.read_text()) != keys:
         raise UserError(
@@ -173,39 +195,6 @@ def _described(name: str, split: Split) -> str:
     )
 
 
-def _fit(job: Job) -> None:
-    cluster, training = job.recipe.cluster, job.recipe.training
-    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=job.to_config(),
-        torch_config=TorchConfig(backend="nccl" if job.on_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers,
-            use_gpu=job.on_gpu,
-            resources_per_worker={**resources, "GPU": 1} if job.on_gpu else resources,
-            placement_strategy=cluster.placement_strategy,
-        ),
-        run_config=ray.train.RunConfig(
-            name=job.recipe.run.name,
-            storage_path=str(job.run_dir.parent),
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints),
-        ),
-    )
-    try:
-        trainer.fit()
-    except Exception as error:
-        logs = job.run_dir / "logs"
-        raise RunError(f"run {job.recipe.run.name!r} failed: {_cause(error)} (logs in {logs})") from error
-
-
-def _cause(error: BaseException) -> str:
-    # Ray's message holds the worker's traceback; its last line says what happened.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
 @contextmanager
 def _status_of(client: mlflow.MlflowClient, run_id: str) -> Iterator[None]:
     """Ends the MLflow run with what really happened."""
@@ -218,13 +207,3 @@ def _status_of(client: mlflow.MlflowClient, run_id: str) -> Iterator[None]:
         raise
     finally:
         client.set_terminated(run_id, status)
-
-
-def _quieten_libraries() -> None:
-    import datasets
-
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    for name in ("ray.train", "ray.data", "mlflow", "alembic", "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -16,7 +16,7 @@ from uld_ds.recipe import Recipe, load_recipe
 CHECKPOINT_BYTES_PER_PARAMETER = 16
 # What a run's folder holds from the moment its tracked run exists, and what is made of the recipe before.
 STARTED = "mlflow_run_id"
-MADE_BEFORE_THE_START = ("student", "prepared.json")
+MADE_BEFORE_THE_START = ("student", "prepared.json", "teacher")
 
 
 def claim_run_dir(recipe: Recipe) -> Path:
@@ -25,18 +25,26 @@ def claim_run_dir(recipe: Recipe) -> Path:
     Raises:
         UserError: it cannot be written, or holds a run of another recipe.
     """
-    run_dir = Path(os.path.abspath(recipe.run_dir.expanduser()))  # noqa: PTH100 (keeps a shared mount's link names)
+    run_dir = writable_folder(recipe.run_dir, "run.storage")
+    _claim(recipe, run_dir)
+    return run_dir
+
+
+def writable_folder(folder: Path, key: str) -> Path:
+    """The folder, made, absolute.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    folder = Path(os.path.abspath(folder.expanduser()))  # noqa: PTH100 (keeps a shared mount's link names)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run_dir) as probe:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"uld-ds")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(
-            "run.storage", f"cannot write to {str(run_dir)!r} ({reason})", "name a writable folder"
-        ) from error
-    _claim(recipe, run_dir)
-    return run_dir
+        raise UserError(key, f"cannot write to {str(folder)!r} ({reason})", "name a writable folder") from error
+    return folder
 
 
 def _claim(recipe: Recipe, run_dir: Path) -> None:

@@ -99,6 +99,8 @@ class ProgressView:
 
 
 def _facts(event: dict[str, Any]) -> str:
+    if "text" in event:
+        return str(event["text"])
     return (
         f"loss {event['train/loss']:.3f}  bits/byte {event['train/bits_per_byte']:.3f}  "
         f"{event['tokens_per_second']:,.0f} tokens/s"

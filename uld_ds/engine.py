@@ -47,6 +47,8 @@ class StepResult:
     teacher_tokens: int
     """Tokens in all forwards of the teacher, without padding."""
     student_tokens: int
+    teacher_bytes: int
+    """Of the teacher's weights, received by all ranks together from others."""
     seconds: dict[str, float]
     """Per phase: ``teacher``, ``student`` (forward), ``loss``, ``backward``, ``step``."""
 
@@ -121,7 +123,7 @@ class DistillationEngine:
             raise ValueError(f"a window of {len(window)} micro-batches for {self._gas} accumulated ones")
         clock = PhaseClock(self.device)
         window = [micro_batch.to(self.device) for micro_batch in window]
-        tokens_before = self.teacher.tokens_run
+        before = self.teacher.tokens_run, self.teacher.bytes_gathered
         learning_rate = self.student.get_lr()[0]
         with clock.phase("teacher"):
             spectra = self._spectra(window)
@@ -130,12 +132,15 @@ class DistillationEngine:
         self.student.train()
         for micro_batch, spectrum, row_weights in zip(window, spectra, weights, strict=True):
             self._accumulate(micro_batch, spectrum, row_weights, sums, clock)
-        sums.add("teacher_tokens", torch.tensor(self.teacher.tokens_run - tokens_before, device=self.device))
+        tokens, gathered = self.teacher.tokens_run - before[0], self.teacher.bytes_gathered - before[1]
+        sums.add("teacher_tokens", torch.tensor(tokens, device=self.device))
+        sums.add("teacher_bytes", torch.tensor(gathered, device=self.device))
         return self._result(sums, learning_rate, clock)
 
     def _spectra(self, window: Sequence[MicroBatch]) -> list[Spectrum]:
         """One Spectrum per micro-batch, one row per segment."""
-        answers = iter(self.teacher.answers([example for micro_batch in window for example in micro_batch.examples]))
+        examples = [example for micro_batch in window for example in micro_batch.examples]
+        answers = iter(self.teacher.answers(examples, self.student.global_steps))
         spectra = []
         for micro_batch in window:
             tokens = TeacherTokens.cat([next(answers) for _ in micro_batch.examples])
@@ -189,6 +194,7 @@ class DistillationEngine:
             gradient_norm=float(self.student.get_global_grad_norm() or 0.0),
             teacher_tokens=int(whole["teacher_tokens"]),
             student_tokens=int(whole["student_tokens"]),
+            teacher_bytes=int(whole["teacher_bytes"]),
             seconds=clock.seconds,
         )
 

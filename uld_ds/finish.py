@@ -97,7 +97,7 @@ def _sample_answer(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokeni
 def _facts(job: Job, state: TrainState, bits_after: float | None, data: DataFacts) -> dict[str, Any]:
     objective = job.recipe.objective
     return {
-        "teacher": job.recipe.teacher.model,
+        "teacher": job.recipe.teacher.model or job.teacher,
         "student": job.recipe.student.model or f"from_config:{(job.recipe.student.from_config or {})['model_type']}",
         "recipe_digest": job.recipe.digest(),
         "data_digest": data.digest,

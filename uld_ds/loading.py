@@ -21,7 +21,7 @@ from uld_ds.errors import RunError
 from uld_ds.job import Job
 from uld_ds.language_model import RowModel, choose_head_path
 from uld_ds.models import DTYPES
-from uld_ds.recipe import ScheduleSettings
+from uld_ds.recipe import ScheduleSettings, TeacherSettings
 
 
 def init_process_group(*, on_gpu: bool) -> None:
@@ -36,12 +36,25 @@ def init_process_group(*, on_gpu: bool) -> None:
     )
 
 
-def load_teacher(job: Job, device: torch.device) -> Any:
-    """The frozen teacher in an engine of its own."""
-    config = job.teacher_deepspeed
-    settings = job.recipe.teacher
-    lm = _from_pretrained(job.teacher, settings.revision, DTYPES[settings.precision], config)
+def load_teacher(place: str, settings: TeacherSettings, config: dict[str, Any], device: torch.device) -> Any:
+    """The frozen teacher: in a DeepSpeed engine of its own, or, with ``sharding: none``, a RowModel on the device.
+
+    Args:
+        place: directory or hub id.
+        settings: the recipe's.
+        config: complete DeepSpeed configuration, for a teacher that is sharded.
+        device: of this rank.
+
+    Raises:
+        RunError: weights are missing, unexpected or of another shape.
+    """
+    sharded = settings.sharding == "zero3"
+    lm = _from_pretrained(place, settings.revision, DTYPES[settings.precision], config if sharded else {})
     model = RowModel(lm.eval().requires_grad_(False))
+    if not sharded:
+        model.to(device)
+        choose_head_path(model, model, device, "teacher")
+        return model
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()
     choose_head_path(model, engine, device, "teacher")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 import logging
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray.train
 import torch
-from datasets import Dataset, disable_progress_bars
-from transformers import PreTrainedTokenizerBase, set_seed
-from transformers.utils import logging as transformers_logging
+from datasets import Dataset
+from transformers import set_seed
 
 from uld_ds import checkpoint, tracking
 from uld_ds.checkpoint import TrainState
@@ -22,15 +24,21 @@ from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.windows import Batcher, MicroBatch
 from uld_ds.distributed import Ranks, device_for
 from uld_ds.engine import DistillationEngine, StepResult
-from uld_ds.evaluation.bits_per_byte import bits_per_byte, of_student, of_teacher
+from uld_ds.evaluation.bits_per_byte import LogProbs, bits_per_byte, of_stored, of_student, of_teacher
 from uld_ds.export import export_student
 from uld_ds.finish import finish
 from uld_ds.job import Job
 from uld_ds.loading import init_process_group, load_student, load_teacher
 from uld_ds.models import load_tokenizer
 from uld_ds.objective import Objective
+from uld_ds.process import configure_process, padding_id
 from uld_ds.report.progress import ProgressWriter
+from uld_ds.teachers import TeacherSource
 from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.teachers.remember import Memory
+from uld_ds.teachers.remembering import RememberingTeacher
+from uld_ds.teachers.store import SpectrumStore
+from uld_ds.teachers.stored import StoredTeacher, held_out_store
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +56,7 @@ class Worker:
         self.job = job
         self.recipe = job.recipe
         context = ray.train.get_context()
-        _configure_process(job, context.get_world_rank())
+        configure_process(job.run_dir / "logs", context.get_world_rank(), self.recipe.cluster.threads_per_worker)
         self.device = device_for(context.get_local_rank(), on_gpu=job.on_gpu)
         init_process_group(on_gpu=job.on_gpu)
         self.ranks = Ranks.current()
@@ -56,8 +64,10 @@ class Worker:
         self.progress = ProgressWriter(job.progress_file) if self.ranks.is_first else None
 
         self.student_tokenizer = load_tokenizer(job.student, self.recipe.student.revision, "student.model")
-        teacher_tokenizer = load_tokenizer(job.teacher, self.recipe.teacher.revision, "teacher.model")
-        self.teacher_padding = _padding(teacher_tokenizer)
+        self.teacher_padding = 0
+        if self.recipe.teacher.source == "online":
+            tokenizer = load_tokenizer(job.teacher, self.recipe.teacher.revision, "teacher.model")
+            self.teacher_padding = padding_id(tokenizer)
         self.train_rows = job.split("train").rows
         self.eval_rows = job.split("eval").rows if self.recipe.data.eval else None
         self.train_data = self._batcher(self.train_rows)
@@ -89,22 +99,55 @@ class Worker:
 
     def _load_engine(self) -> DistillationEngine:
         # Teacher first: its sharding must not see the student's configuration.
-        self._stage("loading the teacher")
-        teacher = OnlineTeacher(
-            load_teacher(self.job, self.device),
-            self._teacher_batcher(self.train_rows),
-            ranks=self.ranks,
-            device=self.device,
-            temperature=self.recipe.objective.teacher_temperature,
-        )
+        teacher = self._teacher()
         self._stage("loading the student")
         student = load_student(self.job, self.device, self.total_steps)
         return DistillationEngine(
             student, teacher, Objective(self.recipe.objective), ranks=self.ranks, device=self.device
         )
 
+    def _teacher(self) -> TeacherSource:
+        settings = self.recipe.teacher
+        if settings.source == "stored":
+            assert settings.path is not None
+            return StoredTeacher(SpectrumStore.open(settings.path, key="teacher.path"), self.train_rows)
+        if not settings.remember:
+            return self._online_teacher()
+        memory = Memory(
+            self.job.run_dir / "teacher",
+            self._memory_identity(),
+            rank=self.ranks.rank,
+            precision=settings.codec.to_precision(),
+        )
+        number = len(self.train_rows)
+        # A run that begins also measures the teacher itself.
+        begins = ray.train.get_checkpoint() is None and self.eval_rows is not None
+        needed = self.ranks.max(torch.tensor(int(begins or not memory.complete(number)), device=self.device))
+        teacher = self._online_teacher() if needed else None
+        return RememberingTeacher(memory, teacher, num_examples=number, ranks=self.ranks, device=self.device)
+
+    def _online_teacher(self) -> OnlineTeacher:
+        self._stage("loading the teacher")
+        return OnlineTeacher(
+            load_teacher(self.job.teacher, self.recipe.teacher, self.job.teacher_deepspeed, self.device),
+            self._teacher_batcher(self.train_rows),
+            ranks=self.ranks,
+            device=self.device,
+            temperature=self.recipe.objective.teacher_temperature,
+        )
+
+    def _memory_identity(self) -> str:
+        """Digest of all that decides what the teacher says, and of which example has which number."""
+        settings = self.recipe.teacher
+        what = [
+            Path(self.job.splits["train"]).name,
+            settings.model_dump(mode="json", include={"model", "revision", "gguf_file", "precision", "codec"}),
+            self.recipe.objective.teacher_temperature,
+        ]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
     def _batcher(self, rows: Dataset) -> Batcher:
-        return Batcher(rows, padding=_padding(self.student_tokenizer), merge=self.recipe.objective.merge)
+        return Batcher(rows, padding=padding_id(self.student_tokenizer), merge=self.recipe.objective.merge)
 
     def _teacher_batcher(self, rows: Dataset) -> TeacherBatcher:
         budget = self.recipe.teacher.max_tokens_per_forward
@@ -142,7 +185,9 @@ class Worker:
             return None
         self._stage(f"measuring held-out bits per byte ({who})")
         if who == "teacher":
-            log_probs = of_teacher(self.engine.teacher, self._teacher_batcher(self.eval_rows), self.device)
+            log_probs = self._of_teacher(self.eval_rows)
+            if log_probs is None:
+                return None
         else:
             log_probs = of_student(self.engine)
         bits = bits_per_byte(
@@ -157,6 +202,15 @@ class Worker:
             tracking.log_metrics(self.client, self.job.run_id, state.step, {name: bits})
             self.progress.evaluation(state.step, who, bits)
         return bits
+
+    def _of_teacher(self, rows: Dataset) -> LogProbs | None:
+        """How the teacher scores held-out answers; None when nobody asked it about them."""
+        batcher = self._teacher_batcher(rows)
+        if self.recipe.teacher.source == "online":
+            return of_teacher(self.engine.teacher, batcher, self.device)
+        assert self.recipe.teacher.path is not None
+        store = held_out_store(self.recipe.teacher.path)
+        return None if store is None else of_stored(StoredTeacher(store, rows), batcher, self.device)
 
     def _log_data(self) -> None:
         if self.client is None:
@@ -183,6 +237,7 @@ class Worker:
             "tokens_per_second": (result.student_tokens + result.teacher_tokens) / seconds,
             "seconds/total": seconds,
             **{f"seconds/{phase}": value for phase, value in phases.items()},
+            "teacher_bytes_gathered": float(result.teacher_bytes),
             "peak_memory_bytes": float(peak_memory_bytes(self.device)),
         }
         tracking.log_metrics(self.client, self.job.run_id, state.step, metrics)
@@ -205,25 +260,6 @@ class Worker:
         log.info("%s", text)
         if self.progress is not None:
             self.progress.stage(text)
-
-
-def _configure_process(job: Job, rank: int) -> None:
-    logs = job.run_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=logs / f"rank-{rank}.log",
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
-    disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(job.recipe.cluster.threads_per_worker)
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    # Padded positions are masked; any id that exists will do.
-    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

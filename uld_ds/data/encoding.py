@@ -52,7 +52,7 @@ class Encoder:
     def _one_side(self, rendered: Rendered, ids: np.ndarray, spans: np.ndarray) -> EncodedSide:
         turns: list[EncodedTurn] = []
         for turn in rendered.turns:
-            turns.append(_encoded_turn(rendered.text, turn, spans, turns[-1].end if turns else 0))
+            turns.append(encoded_turn(rendered.text, turn, spans, turns[-1].end if turns else 0))
         last = turns[-1]
         tail: list[int] = []
         if last.stop == len(ids) and self._tokenizer.eos_token_id is not None:
@@ -69,7 +69,7 @@ class Encoder:
         return EncodedSide(whole, tuple(shifted))
 
 
-def _encoded_turn(text: str, turn: RenderedTurn, spans: np.ndarray, earliest: int) -> EncodedTurn:
+def encoded_turn(text: str, turn: RenderedTurn, spans: np.ndarray, earliest: int) -> EncodedTurn:
     """Of tokens with ``spans`` [n, 2] over ``text``; those before ``earliest`` belong to another turn."""
     begin = len(text[: turn.start].encode())
     length = len(text[turn.start : turn.stop].encode())

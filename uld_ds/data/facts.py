@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,18 @@ def facts_of(rows: Dataset, skipped: int) -> DataFacts:
         student_tokens=student_tokens,
         teacher_tokens=teacher_tokens,
         segments=segments,
-        digest=hashlib.sha256("\n".join(rows["digest"]).encode()).hexdigest(),
+        digest=digest_of(rows["digest"]),
     )
+
+
+def digest_of(digests: Iterable[str]) -> str:
+    """Of examples in order, from the digests of each."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def rows_digest(folder: Path) -> str:
+    """Of the examples prepared in a folder."""
+    return digest_of(load_from_disk(str(folder / "rows"))["digest"])
 
 
 def content_digest(rows: Dataset) -> str:

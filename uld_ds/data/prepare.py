@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 # Changes whenever the same rows would be prepared otherwise.
 PREPARED_FORMAT = 3
 ROWS_PER_PROCESS = 2_000
+# In run.storage; a run's name cannot begin like this.
+PREPARED_DATA = ".prepared"
 IDS = List(Value("int32"))
 _OF_SIDE = {
     "ids": IDS,
@@ -178,7 +180,12 @@ class NoteFacts(Protocol):
 
 
 def prepare_rows(
-    source: DataSource, key: str, cache: Path, work: RowWork, data: DataSettings, note_facts: NoteFacts
+    source: DataSource,
+    key: str,
+    cache: Path,
+    work: RowWork,
+    data: DataSettings,
+    note_facts: NoteFacts | None = None,
 ) -> Path:
     """Folder in ``cache`` with ``rows`` made of a source's examples; made now unless it is there.
 
@@ -188,7 +195,7 @@ def prepare_rows(
         cache: folder of such folders.
         work: what to do with examples.
         data: columns, and what to do with unusable rows.
-        note_facts: called once the rows are there.
+        note_facts: called once the rows are there, if given.
 
     Raises:
         UserError: a missing column, an unusable row under ``on_bad_row: error``, or no usable row.
@@ -205,7 +212,8 @@ def prepare_rows(
         usable, skipped = _usable(rows, key, working, _Batches(work, data), data)
         usable.save_to_disk(aside / "rows")
         shutil.rmtree(working)
-        note_facts(usable, skipped, aside)
+        if note_facts is not None:
+            note_facts(usable, skipped, aside)
 
     return build_once(cache / name, build)
 

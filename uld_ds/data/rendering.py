@@ -15,7 +15,7 @@ from uld_ds.recipe import ModelSettings
 # From a private-use plane: in no answer, and nothing that a template would trim or look for.
 PLACEHOLDER = "\U000f0add\U000f0add\U000f0add"
 # What templates do to the white space around an answer; what they show is what is distilled.
-_TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
+TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Renderer:
         ]
         around = self._chat(self._with_system_prompt(hidden), add_generation_prompt=False).split(PLACEHOLDER)
         answers = [example.messages[i]["content"] for i in example.answers]
-        for trim in _TRIMS:
+        for trim in TRIMS:
             shown = [trim(answer) for answer in answers]
             if len(around) == len(answers) + 1 and whole == _interleaved(around, shown):
                 return _located(around, shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -44,14 +45,14 @@ class TextSide:
         self._renderer = Renderer(tokenizer, settings, key)
         self._encoder = Encoder(tokenizer, uses_chat_template=self._renderer.uses_chat_template)
         self._settings = settings
-        self._tokenizer_digest = tokenizer_digest(tokenizer)
+        self.tokenizer_digest = tokenizer_digest(tokenizer)
         # A text template has no place for the answers of earlier turns.
         self.shows_all_answers = self._renderer.uses_chat_template
 
     def identity(self) -> dict[str, Any]:
         """Tokenizer, templates and length."""
         chosen = self._settings.model_dump(include={"prompt_template", "system_prompt", "max_length"})
-        return {"tokenizer": self._tokenizer_digest, **chosen}
+        return {"tokenizer": self.tokenizer_digest, **chosen}
 
     def prompt(self, example: Example) -> str:
         """Everything the model reads before it starts the last answer."""
@@ -84,7 +85,7 @@ def _first_turns(rendered: Rendered, number: int) -> Rendered:
     if number == len(rendered.turns):
         return rendered
     turns = rendered.turns[:number]
-    return Rendered(rendered.text[: turns[-1].end], turns)
+    return replace(rendered, text=rendered.text[: turns[-1].end], turns=turns)
 
 
 def _stripped(rendered: Rendered) -> Rendered:
@@ -92,4 +93,4 @@ def _stripped(rendered: Rendered) -> Rendered:
     for turn, shown in zip(rendered.turns, rendered.shown(), strict=True):
         start = turn.start + len(shown) - len(shown.lstrip())
         turns.append(RenderedTurn(start, start + len(shown.strip()), turn.end))
-    return Rendered(rendered.text, tuple(turns))
+    return replace(rendered, turns=tuple(turns))

@@ -14,6 +14,7 @@ from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.windows import Batcher, MicroBatch, SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.engine import bits
+from uld_ds.teachers import TeacherSource
 
 LogProbs = Callable[[MicroBatch], tuple[SideBatch, Tensor]]
 
@@ -61,5 +62,16 @@ def of_teacher(teacher: Any, batcher: TeacherBatcher, device: torch.device) -> L
     def log_probs(micro_batch: MicroBatch) -> tuple[SideBatch, Tensor]:
         side = batcher.batch(micro_batch.examples).to(device)
         return side, teacher.answer_log_probs(side)
+
+    return log_probs
+
+
+def of_stored(teacher: TeacherSource, batcher: TeacherBatcher, device: torch.device) -> LogProbs:
+    """Log-probabilities that are in a store of the held-out examples."""
+
+    def log_probs(micro_batch: MicroBatch) -> tuple[SideBatch, Tensor]:
+        side = batcher.batch(micro_batch.examples).to(device)
+        answers = teacher.answers(micro_batch.examples, 0)
+        return side, torch.cat([tokens.log_probs for tokens in answers]).to(device)
 
     return log_probs

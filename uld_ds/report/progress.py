@@ -23,9 +23,10 @@ class ProgressWriter:
         """What the run is busy with, e.g. ``loading the teacher``."""
         self._write({"event": "stage", "text": text})
 
-    def step(self, step: int, total: int, metrics: dict[str, float]) -> None:
-        """One optimizer step done."""
-        self._write({"event": "step", "step": step, "total": total, **metrics})
+    def step(self, step: int, total: int, metrics: dict[str, float], *, text: str | None = None) -> None:
+        """One step of ``total`` done; ``text`` says what it was about, where metrics do not."""
+        about = {} if text is None else {"text": text}
+        self._write({"event": "step", "step": step, "total": total, **about, **metrics})
 
     def evaluation(self, step: int, who: str, bits_per_byte: float) -> None:
         """A held-out evaluation."""

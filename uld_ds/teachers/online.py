@@ -14,13 +14,14 @@ from uld_ds.distributed import Ranks
 from uld_ds.language_model import Consume, Head, log_probs_of
 from uld_ds.spectrum import Spectrum
 from uld_ds.teachers.tokens import TeacherTokens
+from uld_ds.teachers.traffic import GatherCounter
 
 
 class OnlineTeacher:
     """Runs a frozen model over the answers that are asked for; each batch is one gather of its weights.
 
     Args:
-        engine: from ``deepspeed.initialize`` without an optimizer, or a RowModel itself when unsharded.
+        engine: from ``deepspeed.initialize`` without an optimizer, or a RowModel itself when it is not sharded.
         batcher: the teacher's side of the training data.
         ranks: that ask together.
         device: where batches go.
@@ -30,14 +31,26 @@ class OnlineTeacher:
     def __init__(
         self, engine: Any, batcher: TeacherBatcher, *, ranks: Ranks, device: torch.device, temperature: float = 1.0
     ) -> None:
-        self._engine = engine
+        self._engine: Any = engine
+        self._traffic = GatherCounter(engine, ranks.size)
         self._batcher = batcher
         self._ranks = ranks
         self._device = device
         self._temperature = temperature
         self.tokens_run = 0
 
-    def answers(self, examples: Sequence[int]) -> list[TeacherTokens]:
+    @property
+    def bytes_gathered(self) -> int:
+        """Bytes of the teacher's weights that this rank has received from others."""
+        return self._traffic.bytes
+
+    def close(self) -> None:
+        """Lets go of the model; nothing can be asked any more."""
+        if hasattr(self._engine, "destroy"):
+            self._engine.destroy()
+        self._engine = None
+
+    def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
         """What the teacher says about each example. Collective: every rank runs as many forwards as any."""
         groups = self._batcher.groups(sorted(set(examples)))
         number = int(self._ranks.max(torch.tensor(len(groups), device=self._device)))
@@ -53,6 +66,12 @@ class OnlineTeacher:
         """[A] natural log-probability of each answer token of any teacher's side. Collective."""
         return self._forward(batch, log_probs_of(batch.answer_ids))
 
+    def logits(self, examples: Sequence[int], num_rows: int) -> Tensor:
+        """[num_rows or fewer, V] of the first answer tokens of some examples. Collective: all ranks ask the same."""
+        batch = self._batcher.batch(examples)
+        rows = batch.answer_rows[:num_rows].to(self._device)
+        return torch.cat(self._forward(batch, lambda hidden, head: [head.logits(hidden).clone()], rows))
+
     def _run(self, group: Sequence[int]) -> list[TeacherTokens]:
         batch = self._batcher.batch(group)
         counts = torch.bincount(batch.answer_example, minlength=len(group)).tolist()
@@ -61,10 +80,10 @@ class OnlineTeacher:
         return [tokens[stop - count : stop] for count, stop in zip(counts, stops, strict=True)]
 
     @torch.no_grad()
-    def _forward(self, batch: SideBatch, consume: Consume[Any]) -> Any:
+    def _forward(self, batch: SideBatch, consume: Consume[Any], rows: Tensor | None = None) -> Any:
         self.tokens_run += int(batch.attention_mask.sum())
         batch = batch.to(self._device)
-        return self._engine(batch, batch.answer_rows, consume)
+        return self._engine(batch, batch.answer_rows if rows is None else rows, consume)
 
     def _tokens_of(self, ids: Tensor) -> Consume[list[TeacherTokens]]:
         def consume(hidden: Tensor, head: Head) -> list[TeacherTokens]:

@@ -1,0 +1,103 @@
+"""``uld-ds store``: what a teacher says about a corpus, asked once, for students of any tokenizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uld_ds.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from uld_ds.teachers.store import StoreManifest
+
+store = typer.Typer(help="Build and look at spectrum stores: teachers that need no GPU.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the verbs."""
+    app.add_typer(store, name="store")
+
+
+@store.command("build")
+def build(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
+    output: Annotated[
+        str | None, typer.Option("--output", help="Folder or URL of the store. Default: the recipe's teacher.path.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. teacher.sharding=none. Repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the store's facts as one last JSON object.")] = False,
+) -> None:
+    """Run the recipe's teacher over its data and keep what it says. Run again, it goes on where it stopped."""
+    # The last word: a URL is no YAML.
+    changes = [*(overrides or []), "teacher.source=online"]
+    loaded = load_recipe(recipe, changes)
+    if output is not None:
+        teacher = loaded.teacher.model_copy(update={"path": output})
+        loaded = loaded.model_copy(update={"teacher": teacher})
+    logging.disable(logging.WARNING)
+    from launcher.store import build_store
+
+    logging.disable(logging.NOTSET)
+    _print(build_store(loaded), str(loaded.teacher.path), as_json=as_json)
+
+
+@store.command("info")
+def info(
+    path: Annotated[str, typer.Argument(help="A store's folder or fsspec URL.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare its checksum.")] = False,
+) -> None:
+    """Show whose words a store holds, about what, and how precisely."""
+    from uld_ds.teachers.store import SpectrumStore
+
+    found = SpectrumStore.open(path, key="PATH")
+    if verify:
+        found.verify()
+    _print(found.manifest, path, as_json=as_json)
+
+
+def facts_of(manifest: StoreManifest) -> dict[str, Any]:
+    """What ``info`` shows."""
+    measured = manifest.measured
+    return {
+        "teacher": manifest.teacher,
+        "revision": manifest.revision,
+        "tokenizer_digest": manifest.tokenizer_digest,
+        "data_digest": manifest.data_digest,
+        "examples": manifest.examples,
+        "teacher_tokens": manifest.teacher_tokens,
+        "bytes_per_token": manifest.bytes_per_token,
+        "mean_relative_error": measured.mean_relative_error if measured else None,
+        "gradient_cosine": measured.gradient_cosine if measured else None,
+        "codec": manifest.codec.model_dump(mode="json"),
+        "prompt_template": manifest.prompt_template,
+        "system_prompt": manifest.system_prompt,
+        "max_length": manifest.max_length,
+        "temperature": manifest.temperature,
+        "shards": len(manifest.shards),
+    }
+
+
+def _print(manifest: StoreManifest, path: str, *, as_json: bool) -> None:
+    facts = facts_of(manifest)
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"{path}")
+    for name, value in facts.items():
+        typer.echo(f"  {name.replace('_', ' '):20} {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

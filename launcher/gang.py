@@ -1,0 +1,59 @@
+"""The gang of workers that a recipe describes, through Ray Train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from uld_ds.errors import RunError
+from uld_ds.recipe import Recipe
+
+
+def run_gang(
+    worker: Callable[[dict[str, Any]], None], config: dict[str, Any], recipe: Recipe, folder: Path, *, on_gpu: bool
+) -> None:
+    """Runs ``worker(config)`` on every rank, restarting all from the last checkpoint when one fails.
+
+    Args:
+        worker: importable on the workers.
+        config: plain values.
+        recipe: its ``cluster`` and ``training`` sections count.
+        folder: of the run; Ray's own records and checkpoints go there, logs are in ``logs``.
+        on_gpu: one GPU per worker.
+
+    Raises:
+        RunError: it failed for good.
+    """
+    cluster = recipe.cluster
+    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=on_gpu,
+            resources_per_worker={**resources, "GPU": 1} if on_gpu else resources,
+            placement_strategy=cluster.placement_strategy,
+        ),
+        run_config=ray.train.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=recipe.training.keep_checkpoints),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise RunError(f"{folder.name!r} failed: {_cause(error)} (logs in {folder / 'logs'})") from error
+
+
+def _cause(error: BaseException) -> str:
+    # Ray's message holds the worker's traceback; its last line says what happened.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

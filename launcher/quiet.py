@@ -1,0 +1,17 @@
+"""Libraries that talk on standard error are asked not to."""
+
+from __future__ import annotations
+
+import logging
+
+
+def quieten_libraries() -> None:
+    """No bars and no news from libraries; warnings stay."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    for name in ("ray.train", "ray.data", "mlflow", "alembic", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)

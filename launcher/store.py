@@ -1,0 +1,124 @@
+"""Building a spectrum store: prepares the teacher's side of the data and runs the gang."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.cluster import check_dashboard_port, choose_accelerator, connected
+from launcher.gang import run_gang
+from launcher.preflight import check_deepspeed_configs, writable_folder
+from launcher.progress import ProgressView
+from launcher.quiet import quieten_libraries
+from uld_ds import models
+from uld_ds.data.facts import rows_digest
+from uld_ds.data.prepare import PREPARED_DATA, prepare_rows
+from uld_ds.data.sides import TextSide
+from uld_ds.data.teacher_rows import TeacherEncoding
+from uld_ds.deepspeed_config import teacher_config
+from uld_ds.errors import UserError
+from uld_ds.recipe import DataSource, Recipe
+from uld_ds.store_worker import StoreJob, StorePart, build_store_worker
+from uld_ds.teachers.store import CodecFacts, SpectrumStore, StoreIdentity, StoreManifest
+from uld_ds.teachers.store_files import StoreFiles
+from uld_ds.teachers.store_manifest import MANIFEST
+from uld_ds.teachers.stored import held_out_url
+from uld_ds.tokenizer_files import load_tokenizer
+
+
+def build_store(recipe: Recipe) -> StoreManifest:
+    """Runs the teacher of a recipe over its training data (and its held-out data) into ``teacher.path``.
+
+    What is there already is not done again; a whole store of the same teacher and data is left as it is.
+
+    Raises:
+        UserError: something in the recipe cannot be done, or another store is at that place.
+        RunError: the workers failed.
+    """
+    quieten_libraries()
+    settings = recipe.teacher
+    if settings.path is None:
+        raise UserError("teacher.path", "is missing", "name the folder or URL to build the store at, or use --output")
+    if settings.model is None:
+        raise UserError("teacher.model", "is missing", "name the teacher that is to be asked")
+    check_deepspeed_configs(recipe)
+    check_dashboard_port(recipe.cluster)
+    folder = writable_folder(Path(recipe.run.storage) / f"{recipe.run.name}-store", "run.storage")
+    with ProgressView(folder / "progress.jsonl") as view:
+        view.note("looking at the teacher and the data")
+        place = models.locate_model(settings, "teacher")
+        side = TextSide(load_tokenizer(place, settings.revision, "teacher.model"), settings, "teacher")
+        # Held-out examples first: whoever finds the main store finds all.
+        parts = [_part("data.train", recipe.data.train, settings.path, recipe, side, folder)]
+        if recipe.data.eval is not None:
+            url = held_out_url(settings.path)
+            parts.insert(0, _part("data.eval", recipe.data.eval, url, recipe, side, folder))
+        if any(not _is_whole(part) for part in parts):
+            with connected(recipe.cluster):
+                on_gpu = choose_accelerator(recipe.cluster)
+                view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
+                job = StoreJob(recipe, folder, place, on_gpu, teacher_config(recipe, on_gpu=on_gpu), parts)
+                run_gang(build_store_worker, job.to_config(), recipe, folder, on_gpu=on_gpu)
+        else:
+            view.note(f"{settings.path} is whole already")
+    return SpectrumStore.open(settings.path, key="teacher.path").manifest
+
+
+def _part(key: str, source: DataSource, url: str, recipe: Recipe, side: TextSide, folder: Path) -> StorePart:
+    work = TeacherEncoding(side, turns=recipe.data.turns)
+    rows = prepare_rows(source, key, folder.parent / PREPARED_DATA, work, recipe.data)
+    settings = recipe.teacher
+    assert settings.model is not None
+    identity = StoreIdentity(
+        teacher=settings.model,
+        revision=settings.revision,
+        tokenizer_digest=side.tokenizer_digest,
+        prompt_template=settings.prompt_template,
+        system_prompt=settings.system_prompt,
+        max_length=settings.max_length,
+        temperature=recipe.objective.teacher_temperature,
+        codec=CodecFacts.of(settings.codec.to_precision()),
+        data_digest=rows_digest(rows),
+    )
+    return StorePart(key, url, str(rows), identity.model_dump(mode="json"))
+
+
+def _is_whole(part: StorePart) -> bool:
+    """Raises UserError when another store is there."""
+    if StoreFiles(part.url).read(MANIFEST) is None:
+        return False
+    store = SpectrumStore.open(part.url, key="teacher.path")
+    store.check_matches(StoreIdentity.model_validate(part.identity), key="teacher.path")
+    return True
+
+
+def check_store(recipe: Recipe, store: SpectrumStore) -> None:
+    """Raises UserError for the first thing that a recipe says of its stored teacher and that is not so.
+
+    What a recipe does not mention is the store's to decide.
+    """
+    settings, manifest = recipe.teacher, store.manifest
+    said = {
+        "teacher": ("model", settings.model),
+        "revision": ("revision", settings.revision),
+        "prompt_template": ("prompt_template", settings.prompt_template),
+        "system_prompt": ("system_prompt", settings.system_prompt),
+        "max_length": ("max_length", settings.max_length),
+    }
+    for field, (key, value) in said.items():
+        there = getattr(manifest, field)
+        if key in settings.model_fields_set and value != there:
+            raise _differs(recipe, f"teacher.{key}", field, value, there)
+    if "codec" in settings.model_fields_set:
+        ours, theirs = settings.codec.model_dump(), manifest.codec.precision
+        for name in settings.codec.model_fields_set:
+            if ours[name] != theirs.get(name):
+                field = f"codec.precision.{name}"
+                raise _differs(recipe, f"teacher.codec.{name}", field, ours[name], theirs.get(name))
+    temperature = recipe.objective.teacher_temperature
+    if temperature != manifest.temperature:
+        raise _differs(recipe, "objective.teacher_temperature", "temperature", temperature, manifest.temperature)
+
+
+def _differs(recipe: Recipe, key: str, field: str, value: object, there: object) -> UserError:
+    problem = f"{value!r}, but the store at {recipe.teacher.path} was built with {field} {there!r}"
+    return UserError(key, problem, "set it to that, leave it out, or build a store with it")

@@ -1,0 +1,30 @@
+"""What every worker process sets up for itself."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from datasets import disable_progress_bars
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+
+def configure_process(logs: Path, rank: int, threads: int) -> None:
+    """Logs of this rank in a file of its own, no bars, so many threads of torch."""
+    logs.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=logs / f"rank-{rank}.log",
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A token to fill up sequences with. Padded positions are masked: any id that exists will do."""
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)

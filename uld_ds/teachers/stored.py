@@ -1,0 +1,68 @@
+"""A teacher that was asked beforehand: a spectrum store in place of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from uld_ds.errors import UserError
+from uld_ds.teachers.store import SpectrumStore
+from uld_ds.teachers.store_files import StoreFiles
+from uld_ds.teachers.store_manifest import MANIFEST
+from uld_ds.teachers.tokens import TeacherTokens
+
+HELD_OUT = "held_out"
+"""Where, below a store, there is one of held-out examples."""
+
+
+def held_out_url(url: str) -> str:
+    """Where the held-out examples of the store at ``url`` are, if it has any."""
+    return f"{url.rstrip('/')}/{HELD_OUT}"
+
+
+def held_out_store(url: str) -> SpectrumStore | None:
+    """The store of held-out examples that was built with the one at ``url``, if any."""
+    place = held_out_url(url)
+    return SpectrumStore.open(place, key="teacher.path") if StoreFiles(place).read(MANIFEST) else None
+
+
+class StoredTeacher:
+    """Reads what the teacher said about the examples of prepared rows.
+
+    Args:
+        store: open.
+        rows: from prepare.py, prepared with this store's ``StoredSide``.
+
+    Raises:
+        UserError: the store does not know all of the examples.
+    """
+
+    tokens_run = 0
+    bytes_gathered = 0
+
+    def __init__(self, store: SpectrumStore, rows: Dataset) -> None:
+        self._store = store
+        self._answers = rows.select_columns(["teacher_answers"]).with_format("numpy")
+        known = {digest: number for number, digest in enumerate(store.digests())}
+        digests = rows["digest"]
+        absent = [digest for digest in digests if digest not in known]
+        if absent:
+            raise UserError(
+                "teacher.path",
+                f"{len(absent)} of {len(digests)} examples are not in the store (data_digest differs)",
+                "build a store of this data",
+            )
+        self._numbers = np.array([known[digest] for digest in digests], dtype=np.int64)
+
+    def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
+        """What the teacher said about each example, on the CPU; no rank needs another for it."""
+        stored = self._store.read(self._numbers[list(examples)].tolist())
+        # Places of a stored side are those in the store, after one of a prompt that is not there.
+        places = self._answers[list(examples)]["teacher_answers"]
+        return [
+            example.tokens[torch.from_numpy(np.asarray(place, dtype=np.int64) - 1)]
+            for example, place in zip(stored, places, strict=True)
+        ]
