@@ -24,29 +24,23 @@ inputs once at the measured bandwidth. A ratio is only printed where the spread 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import tempfile
-import time
 import venv
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from measuring import Cell, PeakMemory, now, ratio, read_bandwidth
+from uld_parts import READ_ONE_SIDE, our_parts, trl_parts, zipf_logits
+
 ROOT = Path(__file__).resolve().parents[1]
 TRL, TORCH = "1.16.0", "2.13.0"
-CE_WEIGHT, ULD_WEIGHT = 1.0, 1.5
 # A part longer than this is run twice, not more; one that would be longer than the second figure not at all.
 SLOW_SECONDS, TOO_SLOW_SECONDS = 20.0, 400.0
-# The quickest ratio a spread allows may be off by this factor either way.
-MEANINGFUL = 1.5
 # What is asked of the parts: (part, against, tokens, at least this many times faster).
 TARGETS = [
     ("linear", "trl_extended", 512, 50.0),
@@ -54,26 +48,6 @@ TARGETS = [
     ("spectrum", "cross_entropy", None, 1 / 4),
 ]
 MEMORY_TARGET = ("linear", "trl_extended", 512, 8.0)
-
-
-@dataclass
-class Cell:
-    """One part at one length."""
-
-    part: str
-    tokens: int
-    input_bytes: int
-    seconds: list[float] = field(default_factory=list)
-    peak_bytes: int | None = None
-    skipped: str | None = None
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        return max(self.seconds) / min(self.seconds)
 
 
 # --- the other environment --------------------------------------------------------------------------------------
@@ -93,174 +67,7 @@ def trl_python(cache: Path) -> Path:
     return python
 
 
-# --- inputs -----------------------------------------------------------------------------------------------------
-
-
-def zipf_logits(rows: int, vocab: int, seed: int, device: str, dtype: Any) -> Any:
-    """Logits whose probabilities fall as a power of the rank, blurred, tokens in random order."""
-    import torch
-
-    rng = torch.Generator().manual_seed(seed)
-    ideal = -1.2 * torch.log(torch.arange(1, vocab + 1, dtype=torch.float32))
-    logits = torch.empty(rows, vocab, dtype=dtype, device=device)
-    for row in range(rows):
-        blurred = ideal[torch.randperm(vocab, generator=rng)] + torch.randn(vocab, generator=rng)
-        logits[row] = blurred.to(device=device, dtype=dtype)
-    return logits
-
-
-def byte_offsets(tokens: int, device: str) -> tuple[Any, Any]:
-    """Spans of ``tokens`` four-byte tokens for both sides, boundaries apart at every fourth: some tokens merge."""
-    import torch
-
-    ends = 4 * torch.arange(1, tokens + 1)
-    shifted = ends.clone()
-    shifted[3:-1:4] += 1
-    sides = [torch.stack([torch.cat([e.new_zeros(1), e[:-1]]), e], dim=1)[None] for e in (ends, shifted)]
-    return sides[0].to(device), sides[1].to(device)
-
-
-# --- the parts --------------------------------------------------------------------------------------------------
-
-
-def our_parts(student: Any, teacher: Any, target: Any) -> dict[str, Callable[[], Any]]:
-    """What uld_ds computes, one callable per part; each returns the student's gradient."""
-    import torch
-    from torch.nn import functional as F
-
-    from uld_ds.spectrum import Spectrum
-    from uld_ds.uld import uld_distance, uld_value_and_grad
-
-    rows = torch.arange(len(student), device=student.device)
-    ce = torch.full((len(student),), CE_WEIGHT / len(student), device=student.device)
-    uld = torch.full((len(student),), ULD_WEIGHT / len(student), device=student.device)
-    ready = Spectrum.from_logits(teacher)
-
-    def fused(spectrum: Spectrum) -> Any:
-        out = torch.empty_like(student)
-        terms = uld_value_and_grad(student, spectrum, weight=uld, probability_weight=ce, out=out, want_bound=False)
-        loss = (terms.log_normaliser - student[rows, target]) @ ce + terms.distance @ uld
-        out[rows, target] -= ce.to(out.dtype)
-        return loss, out
-
-    def autograd(distance: Callable[[Any], Any] | None) -> Any:
-        z = student.detach().requires_grad_()
-        loss = CE_WEIGHT * F.cross_entropy(z.float(), target)
-        if distance is not None:
-            loss = loss + ULD_WEIGHT * distance(z).mean()
-        loss.backward()
-        return loss.detach(), z.grad
-
-    return {
-        "linear": lambda: fused(Spectrum.from_logits(teacher)),
-        "spectrum": lambda: fused(ready),
-        "distance": lambda: autograd(lambda z: uld_distance(z, ready)),
-        "exact": lambda: autograd(lambda z: uld_distance(z, teacher, method="exact")),
-        "cross_entropy": lambda: autograd(None),
-    }
-
-
-def trl_parts(student: Any, teacher: Any, target: Any) -> dict[str, Callable[[], Any]]:
-    """TRL GOLD's loss, with its own configuration object."""
-    import torch
-    from trl.experimental.gold.gold_config import GOLDConfig
-    from trl.experimental.gold.gold_trainer import ULDLoss
-
-    device = str(student.device)
-    s_offsets, t_offsets = byte_offsets(len(student), device)
-    t_ids = torch.arange(len(teacher), device=device)[None] * 37 % teacher.shape[1]
-
-    def part(extended: bool) -> Callable[[], Any]:
-        with tempfile.TemporaryDirectory() as scratch:
-            config = GOLDConfig(
-                output_dir=scratch,
-                uld_crossentropy_weight=CE_WEIGHT,
-                uld_distillation_weight=ULD_WEIGHT,
-                use_extended_uld=extended,
-                uld_skip_student_eos=False,
-                uld_skip_teacher_eos=False,
-                uld_use_hybrid_loss=False,
-                report_to="none",
-                bf16=False,
-                use_cpu=device == "cpu",
-            )
-        loss_of = ULDLoss(config, device=device)
-
-        def run() -> Any:
-            z = student.detach().requires_grad_()
-            loss = loss_of(
-                z[None], teacher[None], target[None], t_ids, target[None], t_ids,
-                student_byte_offsets=s_offsets, teacher_byte_offsets=t_offsets,
-            )  # fmt: skip
-            loss.backward()
-            return loss.detach(), z.grad
-
-        return run
-
-    return {"trl_extended": part(True), "trl_positional": part(False)}
-
-
 # --- measuring --------------------------------------------------------------------------------------------------
-
-
-class PeakMemory:
-    """The most memory that a block held beyond what was held before it; None where that cannot be known."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.peak: int | None = None
-
-    def __enter__(self) -> PeakMemory:
-        gc.collect()
-        if self.device == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        elif sys.platform == "linux":
-            # Memory that was freed but kept by the allocator would hide what the next part takes.
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-            self.before = self._status("VmRSS")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.device == "cuda":
-            import torch
-
-            self.peak = torch.cuda.max_memory_allocated() - self.before
-        elif sys.platform == "linux":
-            self.peak = max(0, self._status("VmHWM") - self.before)
-
-    @staticmethod
-    def _status(name: str) -> int:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(name + ":"):
-                return 1024 * int(line.split()[1])
-        raise OSError(f"/proc/self/status has no {name}")
-
-
-def read_bandwidth(device: str) -> float:
-    """Bytes per second of summing an array far larger than any cache; the best of five."""
-    import torch
-
-    x = torch.ones(1 << 27 if device == "cpu" else 1 << 30, dtype=torch.float32, device=device)
-    best = 0.0
-    for _ in range(5):
-        start = now(device)
-        x.sum()
-        best = max(best, x.numel() * 4 / (now(device) - start))
-    return best
-
-
-def now(device: str) -> float:
-    """Seconds, once everything asked of the device is done."""
-    if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def measure(options: argparse.Namespace, tokens: int, expected: dict[str, float]) -> list[Cell]:
@@ -277,7 +84,7 @@ def measure(options: argparse.Namespace, tokens: int, expected: dict[str, float]
     one = student.element_size() * tokens
     both = one * (options.student_vocab + options.teacher_vocab)
     alone = one * options.student_vocab
-    cells = [Cell(name, tokens, alone if name in ("spectrum", "distance", "cross_entropy") else both) for name in parts]
+    cells = [Cell(name, tokens, alone if name in READ_ONE_SIDE else both) for name in parts]
     for cell in cells:
         limit = SLOW_SECONDS if options.quick else TOO_SLOW_SECONDS
         # From the last length on: linear in the tokens, but for TRL's extended mode, whose backward is quadratic.
@@ -338,20 +145,6 @@ def worker(options: argparse.Namespace) -> dict[str, Any]:
 
 
 # --- reporting --------------------------------------------------------------------------------------------------
-
-
-def ratio(slow: Cell, fast: Cell) -> str:
-    """How many times longer ``slow`` takes than ``fast``, or why that cannot be said."""
-    if slow.skipped or fast.skipped:
-        return "not measured"
-    if len(slow.seconds) < 2 or len(fast.seconds) < 2:
-        return "one run only: no ratio"
-    middle = slow.median / fast.median
-    least = min(slow.seconds) / max(fast.seconds)
-    most = max(slow.seconds) / min(fast.seconds)
-    if most > MEANINGFUL * middle or least < middle / MEANINGFUL:
-        return f"too noisy: between {least:.2g} and {most:.2g}"
-    return f"{middle:.2f} ({least:.2f}-{most:.2f})"
 
 
 def markdown(result: dict[str, Any]) -> str:
