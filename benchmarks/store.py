@@ -46,7 +46,7 @@ from uld_ds.models import locate_model
 from uld_ds.recipe import ModelSettings
 from uld_ds.spectrum import Spectrum
 from uld_ds.spectrum_codec import Precision
-from uld_ds.teachers.quality import measure_codec
+from uld_ds.teachers.quality import Quality, measure_codecs
 from uld_ds.teachers.store import CodecFacts, SpectrumStore, StoredExample, StoreIdentity, StoreWriter
 from uld_ds.teachers.tokens import TeacherTokens
 
@@ -138,9 +138,7 @@ def rate(num_tokens: int, rounds: int, action: Callable[[], object]) -> float:
     return num_tokens / statistics.median(seconds)
 
 
-def measure(
-    name: str, precision: Precision, examples: list[StoredExample], sample: tuple[Tensor, Tensor | None], rounds: int
-) -> Row:
+def measure(name: str, examples: list[StoredExample], quality: Quality, rounds: int) -> Row:
     """Writes a store, reads it back."""
     identity = StoreIdentity(
         teacher="benchmark",
@@ -148,7 +146,7 @@ def measure(
         prompt_template="chat",
         max_length=2048,
         temperature=1.0,
-        codec=CodecFacts.of(precision),
+        codec=CodecFacts.of(PRECISIONS[name]),
         data_digest="",
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +160,6 @@ def measure(
         batches = [order[begin : begin + 16] for begin in range(0, len(order), 16)]
         anywhere = rate(num_tokens, rounds, lambda: [store.read(batch) for batch in batches])
         memory = next(store.stream()).tokens.spectrum
-        quality = measure_codec(sample[0], precision, student_logits=sample[1])
     return Row(
         precision=name,
         bytes_per_token=manifest.bytes_per_token,
@@ -225,10 +222,12 @@ def main() -> None:
     sample = torch.cat(of_teacher)[: options.sample]
     against = torch.cat(of_student)[: options.sample] if student else None
 
+    names = options.precision or list(PRECISIONS)
+    qualities = measure_codecs(sample, [PRECISIONS[name] for name in names], student_logits=against)
     rows = []
-    for name in options.precision or PRECISIONS:
+    for name, quality in zip(names, qualities, strict=True):
         print(f"\r{name:20}", end="", file=sys.stderr, flush=True)
-        rows.append(measure(name, PRECISIONS[name], examples, (sample, against), options.rounds))
+        rows.append(measure(name, examples, quality, options.rounds))
     print("\r", end="", file=sys.stderr)
     against_whom = options.student or "stand-in"
     print(f"{num_tokens} tokens of {options.teacher} in {len(examples)} examples; student: {against_whom}")

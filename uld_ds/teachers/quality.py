@@ -11,6 +11,8 @@ rounding decides the signs, nor so large that nothing can be wrong.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
@@ -53,27 +55,56 @@ def measure_codec(
     Raises:
         ValueError: no rows, or not as many of both.
     """
+    precisions = [precision]
+    return measure_codecs(teacher_logits, precisions, student_logits=student_logits, temperature=temperature)[0]
+
+
+def measure_codecs(
+    teacher_logits: Tensor,
+    precisions: Sequence[Precision | None],
+    *,
+    student_logits: Tensor | None = None,
+    temperature: float = 1.0,
+) -> list[Quality]:
+    """``measure_codec`` of several precisions; what takes time is the reference, which they share."""
     if len(teacher_logits) == 0:
         raise ValueError("the codec's quality is measured on at least one row")
     student = stand_in_student(teacher_logits) if student_logits is None else student_logits
-    stored = Spectrum.from_bytes(Spectrum.from_logits(teacher_logits, temperature=temperature).to_bytes(precision))
-    got = uld_value_and_grad(student.float(), stored, want_bound=False)
-    assert got.grad is not None
-    relative_error, dot, squares, true_squares = 0.0, 0.0, 0.0, 0.0
+    sums = [_Sums() for _ in precisions]
     step = max(1, _REFERENCE_ELEMENTS // max(student.shape[1], teacher_logits.shape[1]))
     for begin in range(0, len(student), step):
-        part = slice(begin, begin + step)
-        distance, grad = _reference(student[part], teacher_logits[part], temperature)
-        relative_error += float(((got.distance[part].double() - distance).abs() / distance).sum())
-        ours = got.grad[part].double()
-        dot += float((ours * grad).sum())
-        squares += float(ours.square().sum())
-        true_squares += float(grad.square().sum())
-    return Quality(
-        mean_relative_error=relative_error / len(student),
-        gradient_cosine=dot / (squares * true_squares) ** 0.5,
-        tokens=len(student),
-    )
+        ours, theirs = student[begin : begin + step], teacher_logits[begin : begin + step]
+        true_distance, true_grad = _reference(ours, theirs, temperature)
+        spectrum = Spectrum.from_logits(theirs, temperature=temperature)
+        for precision, of_precision in zip(precisions, sums, strict=True):
+            stored = Spectrum.from_bytes(spectrum.to_bytes(precision))
+            got = uld_value_and_grad(ours.float(), stored, want_bound=False)
+            assert got.grad is not None
+            of_precision.add(got.distance.double(), true_distance, got.grad.double(), true_grad)
+    return [of_precision.quality() for of_precision in sums]
+
+
+@dataclass
+class _Sums:
+    relative_error: float = 0.0
+    dot: float = 0.0
+    squares: float = 0.0
+    true_squares: float = 0.0
+    rows: int = 0
+
+    def add(self, distance: Tensor, true_distance: Tensor, grad: Tensor, true_grad: Tensor) -> None:
+        self.relative_error += float(((distance - true_distance).abs() / true_distance).sum())
+        self.dot += float((grad * true_grad).sum())
+        self.squares += float(grad.square().sum())
+        self.true_squares += float(true_grad.square().sum())
+        self.rows += len(distance)
+
+    def quality(self) -> Quality:
+        return Quality(
+            mean_relative_error=self.relative_error / self.rows,
+            gradient_cosine=self.dot / (self.squares * self.true_squares) ** 0.5,
+            tokens=self.rows,
+        )
 
 
 def stand_in_student(teacher_logits: Tensor) -> Tensor:
