@@ -176,7 +176,9 @@ def test_a_broken_tokenizer_json(tmp_path: Path, tiny_teacher: Path, content: st
     assert reason in message(open_tokenizer, str(folder), "--student")
 
 
-def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path: Path) -> None:
+def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nor is anybody asked whether it should be.
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on standard input"))
     auto_map = {"AutoTokenizer": ["own.Own", None]}
     folder = folder_with(tmp_path / "x", tokenizer_config={"tokenizer_class": "Own", "auto_map": auto_map})
     (folder / "own.py").write_text("raise SystemExit")
