@@ -257,7 +257,8 @@ def ask(port: int, home: Path, *names: str, patience: float = 10.0) -> list[str]
         "    except ValueError as error: print(error)\n"
     )
     environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-c", code, *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=90)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
