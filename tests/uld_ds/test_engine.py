@@ -46,10 +46,14 @@ def prepared_job(recipe: dict[str, Any], folder: Path) -> Job:
 def build(job: Job) -> tuple[DistillationEngine, Batcher]:
     rows = job.split("train").rows
     ranks = Ranks.current()
-    teacher = OnlineTeacher(load_teacher(job, CPU), teacher_side(job), ranks=ranks, device=CPU)
+    teacher = OnlineTeacher(teacher_of(job), teacher_side(job), ranks=ranks, device=CPU)
     student = load_student(job, CPU, total_steps=10)
     engine = DistillationEngine(student, teacher, Objective(job.recipe.objective), ranks=ranks, device=CPU)
     return engine, Batcher(rows, padding=0, merge=job.recipe.objective.merge)
+
+
+def teacher_of(job: Job) -> Any:
+    return load_teacher(job.teacher, job.recipe.teacher, job.teacher_deepspeed, CPU)
 
 
 def teacher_side(job: Job) -> TeacherBatcher:

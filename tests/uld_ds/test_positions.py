@@ -62,7 +62,7 @@ def test_a_model_that_knows_what_comes_next_has_no_loss(model: RowModel, merge: 
     assert log_probs.abs().max() < 1e-9 * VOCAB
 
     teacher = OnlineTeacher(model, teacher_batcher(12), ranks=Ranks(0, 1), device=CPU)
-    answers = teacher.answers(batch.examples)
+    answers = teacher.answers(batch.examples, step=0)
     assert [len(tokens) for tokens in answers] == [3, 6, 3, 2]
     assert all(tokens.log_probs.abs().max() < 1e-9 * VOCAB for tokens in answers)
 

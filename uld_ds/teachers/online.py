@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -45,10 +47,16 @@ class OnlineTeacher:
         return self._traffic.bytes
 
     def close(self) -> None:
-        """Lets go of the model; nothing can be asked any more."""
+        """Frees the model's memory; nothing can be asked any more."""
         if hasattr(self._engine, "destroy"):
             self._engine.destroy()
+        # DeepSpeed ties parameters, modules and hooks into knots that outlive the engine: what counts are the weights.
+        for tensor in [*self._engine.parameters(), *self._engine.buffers()]:
+            for held in (tensor, getattr(tensor, "ds_tensor", None)):
+                if held is not None:
+                    held.data = held.data.new_empty(0)
         self._engine = None
+        _return_free_memory()
 
     def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
         """What the teacher says about each example. Collective: every rank runs as many forwards as any."""
@@ -97,3 +105,9 @@ class OnlineTeacher:
             return parts
 
         return consume
+
+
+def _return_free_memory() -> None:
+    """Hands free memory back to the system: glibc keeps what lies below something still in use."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
