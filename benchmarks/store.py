@@ -99,7 +99,7 @@ class Row:
 
 def load(place: str, gguf: str | None) -> Side:
     """From a folder, a hub id or the demo's package."""
-    settings = SMOLLM2 if place == "smollm2" else ModelSettings(model=place, gguf_file=gguf, max_length=1)
+    settings = SMOLLM2 if place == "smollm2" else ModelSettings(model=place, gguf_file=gguf, max_length=512)
     folder = locate_model(settings, "--teacher")
     return Side(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval(), AutoTokenizer.from_pretrained(folder)

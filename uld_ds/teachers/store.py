@@ -30,7 +30,16 @@ from uld_ds.teachers.store_manifest import (
     StoreManifest,
     manifest_from_json,
 )
-from uld_ds.teachers.store_shard import LAYOUT_COLUMNS, Ints, Record, StoredExample, examples_of, layouts_of, records_of
+from uld_ds.teachers.store_shard import (
+    LAYOUT_COLUMNS,
+    SCHEMA,
+    Ints,
+    Record,
+    StoredExample,
+    examples_of,
+    layouts_of,
+    records_of,
+)
 from uld_ds.teachers.store_writer import StoreWriter
 
 __all__ = [
@@ -178,6 +187,8 @@ class _Shard:
         self._file = file
         # Columns of a row group lie side by side: one request to an object store instead of seven.
         self._parquet = pq.ParquetFile(file, pre_buffer=True)
+        if (names := self._parquet.schema_arrow.names) != SCHEMA.names:
+            raise ValueError(f"has the columns {', '.join(names)}")
         metadata = self._parquet.metadata
         sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         self.begins = [0, *accumulate(sizes)]

@@ -158,8 +158,8 @@ def test_of_two_memories_all_choose_the_earlier(tmp_path: Path) -> None:
     # Two ranks that did not see each other's: only a crash between them can do that.
     ranks = [memory(tmp_path, rank) for rank in range(3)]
     steps = {0: 5, 1: 3, 2: 3}
-    for rank, ours in enumerate(ranks):
-        ours._write(steps[rank], [0], remember.encode_many([said([0], variant=rank)[0]]))
+    for rank in (0, 2, 1):  # whoever saw rank 2's first must change its mind
+        ranks[rank]._write(steps[rank], [0], remember.encode_many([said([0], variant=rank)[0]]))
     want = roundtrip(said([0], variant=1)[0])
     for ours in ranks:
         ours.refresh()

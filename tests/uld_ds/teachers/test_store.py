@@ -27,7 +27,8 @@ from uld_ds.teachers.store_files import StoreFiles
 from uld_ds.teachers.store_shard import spans_of
 from uld_ds.teachers.tokens_codec import roundtrip
 
-NUM, PER_SHARD = 40, 16
+# Row groups hold 16: every shard but the last has two.
+NUM, PER_SHARD = 50, 20
 
 
 def writer(url: str | Path, of: StoreIdentity | None = None, **options: int) -> StoreWriter:
@@ -84,7 +85,7 @@ def test_what_is_written_is_read_bit_for_bit(place: str, tmp_path: Path) -> None
     manifest = build(url)
     store = SpectrumStore.open(str(url))
     assert len(store) == manifest.examples == NUM
-    assert [shard.examples for shard in manifest.shards] == [16, 16, 8]
+    assert [shard.examples for shard in manifest.shards] == [20, 20, 10]
     streamed = list(store.stream())
     assert manifest.teacher_tokens == sum(len(item.tokens) for item in streamed)
     assert all(same_example(item, expected(number)) for number, item in enumerate(streamed))
@@ -92,9 +93,17 @@ def test_what_is_written_is_read_bit_for_bit(place: str, tmp_path: Path) -> None
     store.verify()
 
 
+def test_layouts_are_those_of_the_examples(built: Path) -> None:
+    for number, (digest, turns, spans) in enumerate(SpectrumStore.open(built).layouts()):
+        whole = example(number)
+        assert digest == whole.digest
+        assert np.array_equal(turns, whole.turns) and np.array_equal(spans, whole.spans)
+    assert number == NUM - 1
+
+
 def test_random_access(built: Path) -> None:
     store = SpectrumStore.open(built)
-    wanted = [39, 0, 16, 15, 0, 31, 38]
+    wanted = [49, 0, 16, 15, 19, 20, 0, 31, 38]
     assert all(same_example(item, expected(number)) for number, item in zip(wanted, store.read(wanted), strict=True))
     assert store.read([]) == []
     store.close()
@@ -104,7 +113,9 @@ def test_random_access(built: Path) -> None:
             store.read([outside])
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 5), (14, 18), (16, 32), (39, None), (40, None), (3, 3), (0, 99)])
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 5), (14, 23), (16, 32), (17, 37), (49, None), (50, None), (3, 3), (0, 99)]
+)
 def test_streaming_a_part(built: Path, start: int, stop: int | None) -> None:
     ids = [item.id for item in SpectrumStore.open(built).stream(start, stop)]
     assert ids == [f"row-{number}" for number in range(NUM)][start:stop]
@@ -159,7 +170,7 @@ def test_pyarrow_alone_can_read_it(built: Path) -> None:
 def test_a_resumed_build_ends_in_the_same_bytes(built: Path, tmp_path: Path) -> None:
     first = writer(tmp_path)
     assert first.finished_shards() == {}
-    first.write_shard(1, map(example, range(16, 32)))
+    first.write_shard(1, map(example, range(20, 40)))
     # What a kill can leave: a file aside, and on a file system without order a name over half of a shard.
     (tmp_path / ".aside-0123456789ab-shard-00000-0000000000000000.parquet").write_bytes(b"PAR1")
     whole = next(built.glob("shard-00000-*"))
@@ -213,9 +224,14 @@ def test_building_what_is_built_changes_nothing(copy: Path, built: Path) -> None
 
 
 def test_a_shard_must_be_whole(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="shard 2 holds 8 examples, got 7"):
-        writer(tmp_path).write_shard(2, map(example, range(32, 39)))
+    with pytest.raises(ValueError, match="shard 2 holds 10 examples, got 9"):
+        writer(tmp_path).write_shard(2, map(example, range(40, 49)))
     assert list(contents(tmp_path)) == ["manifest.partial.json"]
+
+
+def test_nothing_is_left_beside_the_store(built: Path) -> None:
+    names = sorted(contents(built))
+    assert names == ["manifest.json", *(shard.name for shard in SpectrumStore.open(built).manifest.shards)]
 
 
 def test_what_was_measured_is_told(copy: Path) -> None:
@@ -256,7 +272,7 @@ def test_a_changed_byte_is_found_and_named(copy: Path, built: Path, where: float
     store = SpectrumStore.open(copy)
     with pytest.raises(RunError, match=rf"{shard.name} is damaged \(its sha256 is not the manifest's\)"):
         store.verify()
-    assert store.read([3, 39])[1].id == "row-39"
+    assert store.read([3, 49])[1].id == "row-49"
     # The build finds it too, and makes only this shard anew.
     assert sorted(writer(copy).finished_shards()) == [0, 2]
     build(copy, [1])
@@ -272,12 +288,12 @@ def test_reading_never_gives_changed_values(copy: Path) -> None:
         shard.write_bytes(broken)
         store = SpectrumStore.open(copy)
         try:
-            items = store.read(range(32, 40))
+            items = store.read(range(40, 50))
         except RunError as error:
             assert shard.name in str(error)
             noticed += 1
         else:  # a byte that no value depends on
-            assert all(same_example(item, expected(32 + place)) for place, item in enumerate(items))
+            assert all(same_example(item, expected(40 + place)) for place, item in enumerate(items))
     assert noticed > 0.9 * len(data) / 61
 
 
@@ -291,7 +307,7 @@ def test_missing_and_shortened_shards_are_named(copy: Path) -> None:
     with pytest.raises(RunError, match=f"{first.name} is missing"):
         store.read([0])
     with pytest.raises(RunError, match=f"{second.name} is damaged"):
-        store.read([16])
+        store.read([20])
     first.write_bytes(second.read_bytes())
     with pytest.raises(RunError, match=f"{first.name} has .* bytes instead of"):
         store.verify()
@@ -300,7 +316,7 @@ def test_missing_and_shortened_shards_are_named(copy: Path) -> None:
 def test_shards_in_each_others_place_are_noticed(copy: Path) -> None:
     first, _, last = sorted(copy.glob("shard-*"))
     first.write_bytes(last.read_bytes())
-    with pytest.raises(RunError, match=f"{first.name} is damaged .holds 8 examples instead of 16"):
+    with pytest.raises(RunError, match=f"{first.name} is damaged .holds 10 examples instead of 20"):
         SpectrumStore.open(copy).digests()
 
 
@@ -338,7 +354,7 @@ def test_a_store_of_something_else_is_refused(
 
 def test_shards_of_another_size_are_not_mixed(tmp_path: Path) -> None:
     writer(tmp_path)
-    with pytest.raises(UserError, match="has examples_per_shard 16, but here it is 8"):
+    with pytest.raises(UserError, match="has examples_per_shard 20, but here it is 8"):
         writer(tmp_path, examples_per_shard=8)
 
 
