@@ -48,10 +48,10 @@ def build_store(recipe: Recipe) -> StoreManifest:
         place = models.locate_model(settings, "teacher")
         side = TextSide(load_tokenizer(place, settings.revision, "teacher.model"), settings, "teacher")
         # Held-out examples first: whoever finds the main store finds all.
-        parts = [_part("data.train", recipe.data.train, settings.path, recipe, side, folder)]
+        parts = [part_of("data.train", recipe.data.train, settings.path, recipe, side, folder)]
         if recipe.data.eval is not None:
             url = held_out_url(settings.path)
-            parts.insert(0, _part("data.eval", recipe.data.eval, url, recipe, side, folder))
+            parts.insert(0, part_of("data.eval", recipe.data.eval, url, recipe, side, folder))
         if any(not _is_whole(part) for part in parts):
             with connected(recipe.cluster):
                 on_gpu = choose_accelerator(recipe.cluster)
@@ -63,7 +63,8 @@ def build_store(recipe: Recipe) -> StoreManifest:
     return SpectrumStore.open(settings.path, key="teacher.path").manifest
 
 
-def _part(key: str, source: DataSource, url: str, recipe: Recipe, side: TextSide, folder: Path) -> StorePart:
+def part_of(key: str, source: DataSource, url: str, recipe: Recipe, side: TextSide, folder: Path) -> StorePart:
+    """What is to be stored of one split; its rows are prepared beside ``folder``."""
     work = TeacherEncoding(side, turns=recipe.data.turns)
     rows = prepare_rows(source, key, folder.parent / PREPARED_DATA, work, recipe.data)
     settings = recipe.teacher
