@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import struct
+
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +15,7 @@ from tests.uld_ds.spectra_zoo import gaussian, one_hot, zipf
 from tests.uld_ds.teachers.sayings import same_bits, tokens_of
 from uld_ds.spectrum import Spectrum
 from uld_ds.spectrum_codec import Precision
+from uld_ds.spectrum_codec import encode_many as encode_many_plain
 from uld_ds.teachers.tokens import TeacherTokens
 from uld_ds.teachers.tokens_codec import decode_many, decode_tokens, encode_many, encode_tokens, roundtrip
 
@@ -66,3 +71,41 @@ def test_damage_is_noticed() -> None:
         decode_tokens(blob[:-1])
     with pytest.raises(ValueError, match="cut short: 2 bytes"):
         decode_tokens(blob[:2])
+
+
+def test_the_bytes_are_laid_out_as_documented() -> None:
+    # docs/spectrum-store.md, read by hand: no code of the codec.
+    spectrum = Spectrum.from_logits(zipf(3, 900, seed=5).float())
+    [data] = encode_many_plain(spectrum, [3], Precision(), deflate=False)
+    magic, version, flags, _ = struct.unpack_from("<4sBBI", data)
+    assert (magic, version, flags) == (b"ULDS", 2, 0)
+    rows, num_exact, _, _, _, blocks, wide, ratio, step, even_mass, temperature = struct.unpack_from(
+        "<IHBBBHHdddd", data, 10
+    )
+    assert (rows, num_exact, ratio, temperature) == (3, 64, 1.12, 1.0)
+    rest = np.frombuffer(data, np.uint8, offset=10 + struct.calcsize("<IHBBBHHdddd")).astype(np.int64)
+    support = (rest[: 4 * rows].reshape(4, rows) << np.array([[0], [8], [16], [24]])).sum(0)
+    error, rest = rest[4 * rows : 5 * rows], rest[5 * rows :]
+    folded = rest[: blocks * rows].reshape(blocks, rows).copy()
+    folded[:wide] += rest[blocks * rows :].reshape(wide, rows) << 8
+    differences = np.where(folded % 2, -(folded + 1) // 2, folded // 2)
+    ends = list(range(1, num_exact + 1))
+    while len(ends) < blocks:
+        ends.append(max(ends[-1] + 1, round(ends[-1] * ratio)))
+    offset = round(32 / step)
+    back = Spectrum.from_bytes(data)
+    for row in range(rows):
+        code, change, masses = 0, 0, []
+        for block in range(blocks):
+            if block and ends[block - 1] >= support[row]:
+                break
+            change = differences[block, row] + (change if block >= num_exact + 2 else 0)
+            code = (code + change) % 2**16
+            x = (code - offset) * step
+            masses.append(0.0 if code == 0 else even_mass * (x if x >= 1 else math.exp(x - 1)))
+        masses = np.array(masses) / sum(masses)
+        np.testing.assert_allclose(back.head[row], masses[:num_exact], rtol=1e-6)
+        np.testing.assert_allclose(back.masses[row].sum(), masses[num_exact:].sum(), rtol=1e-5)
+        assert float(back.counts[row].sum()) == pytest.approx(support[row] - num_exact, rel=1e-5)
+    assert back.error is not None
+    np.testing.assert_allclose(back.error, 2.0 ** (error / 8 - 24), rtol=1e-6)
