@@ -51,6 +51,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     begin = time.monotonic()
     quieten_libraries()
     check_deepspeed_configs(recipe)
+    recipe.teacher.codec.to_precision()
     check_dashboard_port(recipe.cluster)
     run_dir = claim_run_dir(recipe)
     with ProgressView(run_dir / "progress.jsonl") as view:

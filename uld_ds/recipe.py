@@ -230,6 +230,10 @@ class ObjectiveSettings(Strict):
     teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
     alignment: Literal["segments", "positional"] = "segments"
     """Which positions are compared: byte-aligned segments, or the n-th token with the n-th (the paper)."""
+    skip_student_end: bool = False
+    """With ``positional``: leave the student's end of turn (EOS) out of the pairs. Cross-entropy still sees it."""
+    skip_teacher_end: bool = False
+    """With ``positional``: leave the teacher's end of turn out of the pairs."""
     merge: Literal["first", "chain"] = "first"
     """Of a segment of several tokens: compare the distributions before its first token, or (``chain``) before its
     last, each scaled by the probability of the tokens before that."""
@@ -248,6 +252,8 @@ class ObjectiveSettings(Strict):
     def _something_to_merge(self) -> ObjectiveSettings:
         if self.merge == "chain" and self.alignment == "positional":
             raise ValueError("objective.merge 'chain' needs alignment 'segments': positional pairs are single tokens")
+        if self.alignment == "segments" and (self.skip_student_end or self.skip_teacher_end):
+            raise ValueError("objective.skip_student_end and skip_teacher_end need alignment 'positional'")
         return self
 
 

@@ -16,6 +16,7 @@ import uld_ds
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, load_recipe, parse_recipe
 from uld_ds.recipe_errors import known_keys
+from uld_ds.spectrum_codec import Precision
 
 TREE: dict[str, Any] = {
     "run": {"name": "a"},
@@ -183,10 +184,8 @@ def test_a_key_called_like_a_tag_of_pydantic_is_still_named(tag: str) -> None:
 def test_unknown_key_is_named_before_what_is_missing_because_of_it() -> None:
     tree = tree_with(training__steps=None, training__setps=3)
     assert message(parse_recipe, tree) == "training.setps: unknown key (value 3); did you mean training.steps?"
-    tree = tree_with(teacher__model=None, teacher__model_="x")
-    assert message(parse_recipe, tree) == (
-        "teacher.model_: unknown key (value 'x') (and 1 more); did you mean teacher.model?"
-    )
+    tree = tree_with(run__name=None, run__nmae="x")
+    assert message(parse_recipe, tree) == "run.nmae: unknown key (value 'x') (and 1 more); did you mean run.name?"
 
 
 @pytest.mark.parametrize(
@@ -253,6 +252,26 @@ def test_a_long_value_is_shown_in_part() -> None:
         (
             {"objective__ce": 0.0, "objective__uld": 0},
             "objective: objective.ce and objective.uld are both 0: nothing to learn",
+        ),
+        (
+            {"objective": {"merge": "chain", "alignment": "positional"}},
+            "objective: objective.merge 'chain' needs alignment 'segments': positional pairs are single tokens",
+        ),
+        (
+            {"objective__skip_teacher_end": True},
+            "objective: objective.skip_student_end and skip_teacher_end need alignment 'positional'",
+        ),
+        (
+            {"teacher__model": None, "teacher__remember": True},
+            "teacher: teacher.model is missing: source 'online' needs it",
+        ),
+        (
+            {"teacher": {"source": "stored"}},
+            "teacher: teacher.path is missing: source 'stored' needs the folder or URL of a spectrum store",
+        ),
+        (
+            {"teacher__sharding": "none", "teacher__deepspeed": "teacher_zero3_cpu.json"},
+            "teacher: teacher.deepspeed has no effect with teacher.sharding 'none'",
         ),
         (
             {"student__from_config": {"model_type": "llama"}},
@@ -394,3 +413,17 @@ def test_every_key_of_a_recipe_is_read_somewhere() -> None:
 def test_a_recipe_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         parse_recipe(TREE).training.steps = 9  # type: ignore[misc]
+
+
+# ---- the teacher's words as bytes
+
+
+def test_the_codecs_defaults_are_the_recipes() -> None:
+    assert parse_recipe(TREE).teacher.codec.to_precision() == Precision()
+
+
+def test_steps_too_fine_for_the_codec() -> None:
+    codec = parse_recipe(tree_with(teacher__codec={"step": 0.001, "even_mass": 0.0001})).teacher.codec
+    assert message(codec.to_precision) == (
+        "teacher.codec: step 0.001 times even_mass 0.0001 is too fine for 16 bits; make step or even_mass larger"
+    )

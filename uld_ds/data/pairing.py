@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast
 
@@ -40,15 +41,21 @@ class PairRow(TypedDict):
 
 @dataclass(frozen=True)
 class _Kept:
-    """How much of one turn is in the example: tokens of its answer on each side, and whether its end is."""
+    """How much of one turn is in the example: tokens of its answer, student's and teacher's, and whether its end
+    is."""
 
-    student_tokens: int
-    teacher_tokens: int
+    tokens: tuple[int, int]
     whole: bool
 
 
 def pair(
-    student: EncodedSide, teacher: EncodedSide, *, alignment: Alignment, student_max: int, teacher_max: int
+    student: EncodedSide,
+    teacher: EncodedSide,
+    *,
+    alignment: Alignment,
+    student_max: int,
+    teacher_max: int,
+    skip_ends: tuple[bool, bool] = (False, False),
 ) -> PairRow:
     """Joins the two sides of one example.
 
@@ -59,6 +66,8 @@ def pair(
         student_max: most tokens on the student's side. What is longer ends at the last boundary that both
             sides share; the end of that turn, and later turns, are then not part of the example.
         teacher_max: the same for the teacher.
+        skip_ends: with ``positional``, whether the tokens that end a turn are left out of the pairs; of the
+            student, of the teacher. (With segments, an end is paired with an end.)
 
     Raises:
         ValueError: nothing of the first answer fits, or the sides do not show the same answers.
@@ -70,9 +79,17 @@ def pair(
     for student_turn, teacher_turn in zip(student.turns, teacher.turns, strict=True):
         starts = segment_boundaries(student_turn.spans, teacher_turn.spans)
         kept = _fitting(student_turn, teacher_turn, *starts, student_max, teacher_max)
-        if kept.student_tokens:
-            num_bytes += int(student_turn.spans[kept.student_tokens - 1, 1])
-            _add_turn(sides, (student_turn, teacher_turn), kept, _runs(starts, kept, alignment))
+        if kept.tokens[0]:
+            num_bytes += int(student_turn.spans[kept.tokens[0] - 1, 1])
+            ends = [turn.end - turn.stop if kept.whole else 0 for turn in (student_turn, teacher_turn)]
+            if alignment == "segments":
+                runs = _segment_runs(starts, kept, ends)
+            else:
+                runs = _positional_runs(kept, ends, skip_ends)
+            for side, turn, count, ending, run in zip(
+                sides, (student_turn, teacher_turn), kept.tokens, ends, runs, strict=True
+            ):
+                side.add(turn.first, count, ending, run)
         if not kept.whole:
             break
     if num_bytes == 0:
@@ -96,26 +113,33 @@ def _fitting(
 ) -> _Kept:
     num_student, num_teacher = len(student.spans), len(teacher.spans)
     if student.end <= student_max and teacher.end <= teacher_max:
-        return _Kept(num_student, num_teacher, whole=True)
+        return _Kept((num_student, num_teacher), whole=True)
     # A cut before segment k keeps the tokens before it on both sides; after the last segment, all of them.
     student_cuts = np.append(student_starts, num_student)
     teacher_cuts = np.append(teacher_starts, num_teacher)
     fits = (student.first + student_cuts <= student_max) & (teacher.first + teacher_cuts <= teacher_max)
     last = int(np.flatnonzero(fits)[-1]) if fits.any() else 0
-    return _Kept(int(student_cuts[last]), int(teacher_cuts[last]), whole=False)
+    return _Kept((int(student_cuts[last]), int(teacher_cuts[last])), whole=False)
 
 
-def _runs(starts: tuple[np.ndarray, np.ndarray], kept: _Kept, alignment: Alignment) -> list[np.ndarray]:
-    """Segments of a turn on each side: [s, 2] half-open ranges of its answer tokens."""
-    counts = (kept.student_tokens, kept.teacher_tokens)
-    if alignment == "positional":
-        tokens = np.arange(min(counts))
-        return [np.stack([tokens, tokens + 1], axis=1)] * 2
+def _segment_runs(starts: Sequence[np.ndarray], kept: _Kept, ends: Sequence[int]) -> list[np.ndarray]:
+    """Segments of a turn on each side: [s, 2] half-open ranges of its tokens; the last one is its end."""
     runs = []
-    for of_side, count in zip(starts, counts, strict=True):
+    for of_side, count, ending in zip(starts, kept.tokens, ends, strict=True):
         inside = of_side[of_side < count]
-        runs.append(np.stack([inside, np.append(inside[1:], count)], axis=1))
+        run = np.stack([inside, np.append(inside[1:], count)], axis=1)
+        runs.append(np.append(run, [[count, count + ending]], axis=0) if min(ends) > 0 else run)
     return runs
+
+
+def _positional_runs(kept: _Kept, ends: Sequence[int], skip_ends: tuple[bool, bool]) -> list[np.ndarray]:
+    """The n-th token of one side with the n-th of the other; what ends a turn is a token like others.
+
+    (Boizard et al., arXiv 2402.12030: both answers are cut to the shorter one.)
+    """
+    counts = [count + (0 if skip else ending) for count, ending, skip in zip(kept.tokens, ends, skip_ends, strict=True)]
+    tokens = np.arange(min(counts))
+    return [np.stack([tokens, tokens + 1], axis=1)] * 2
 
 
 class _Side:
@@ -147,14 +171,3 @@ class _Side:
             "segments": segments[:, 0],
             "segment_stops": segments[:, 1],
         }
-
-
-def _add_turn(
-    sides: tuple[_Side, _Side], turns: tuple[EncodedTurn, EncodedTurn], kept: _Kept, runs: list[np.ndarray]
-) -> None:
-    counts = (kept.student_tokens, kept.teacher_tokens)
-    ends = [turn.end - turn.stop if kept.whole else 0 for turn in turns]
-    both_end = min(ends) > 0
-    for side, turn, count, ending, run in zip(sides, turns, counts, ends, runs, strict=True):
-        end = [[count, count + ending]] if both_end else np.zeros((0, 2), int)
-        side.add(turn.first, count, ending, np.concatenate([run, end]))

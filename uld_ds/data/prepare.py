@@ -86,16 +86,25 @@ class Pairing:
 
     features = FEATURES
 
-    def __init__(self, student: TextSide, teacher: Side, *, alignment: Alignment, turns: str) -> None:
+    def __init__(
+        self,
+        student: TextSide,
+        teacher: Side,
+        *,
+        alignment: Alignment,
+        turns: str,
+        skip_ends: tuple[bool, bool] = (False, False),
+    ) -> None:
         self._student = student
         self._teacher = teacher
         self._alignment: Alignment = alignment
+        self._skip_ends = skip_ends
         self._all_answers = turns == "all" and student.shows_all_answers and teacher.shows_all_answers
 
     def identity(self) -> dict[str, Any]:
         """Both sides and how they are aligned."""
         sides = {"student": self._student.identity(), "teacher": self._teacher.identity()}
-        return {**sides, "alignment": self._alignment, "all_answers": self._all_answers}
+        return {**sides, "alignment": [self._alignment, *self._skip_ends], "all_answers": self._all_answers}
 
     def __call__(self, examples: Sequence[Example]) -> list[dict[str, Any] | str]:
         """A row of FEATURES for each example, or what is wrong with it."""
@@ -131,6 +140,7 @@ class Pairing:
                     alignment=self._alignment,
                     student_max=self._student.max_tokens(student),
                     teacher_max=self._teacher.max_tokens(teacher),
+                    skip_ends=self._skip_ends,
                 )
                 paired.append((place, dict(row)))
             except ValueError as error:
@@ -158,6 +168,7 @@ class Preparer:
             teacher,
             alignment=recipe.objective.alignment,
             turns=recipe.data.turns,
+            skip_ends=(recipe.objective.skip_student_end, recipe.objective.skip_teacher_end),
         )
 
     def prepare(self, source: DataSource, key: str, cache: Path) -> Split:

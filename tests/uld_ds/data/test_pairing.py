@@ -66,10 +66,31 @@ def test_several_tokens_that_end_a_turn_give_one_segment() -> None:
     assert segments(paired(side(2, tail=3), side(2, tail=2))) == [(2, 2), (3, 3)]
 
 
-def test_positional_pairs_the_nth_with_the_nth_and_the_ends() -> None:
+def test_positional_pairs_the_nth_with_the_nth() -> None:
+    # The shorter side's end is a token like any other, and the longer side is cut there.
     row = paired(side(2, 3, 7), side(1, 3, 4, 6, 7), alignment="positional")
-    assert segments(row) == [(2, 2), (3, 3), (4, 4), (5, 7)]
-    assert segments(paired(side(7), side(1, 7), alignment="positional")) == [(2, 2), (3, 4)]
+    assert segments(row) == [(2, 2), (3, 3), (4, 4), (5, 5)]
+    assert segments(paired(side(7), side(1, 7), alignment="positional")) == [(2, 2), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "pairs"), [(True, False, 3), (False, True, 4), (True, True, 3), (False, False, 4)]
+)
+def test_positional_without_the_end_of_either_side(student: bool, teacher: bool, pairs: int) -> None:
+    # Three tokens and an end against five and an end: without the student's end three are left.
+    for turned in (False, True):
+        sides = [side(2, 3, 7), side(1, 3, 4, 6, 7)]
+        skip = (student, teacher)
+        row = pair(
+            *(sides[::-1] if turned else sides),
+            alignment="positional",
+            student_max=99,
+            teacher_max=99,
+            skip_ends=skip[::-1] if turned else skip,
+        )
+        assert segments(row) == [(n, n) for n in range(2, 2 + pairs)]
+        # Cross-entropy still sees every end.
+        assert not row["student_in_text"][-1] and not row["teacher_in_text"][-1]
 
 
 def test_an_answer_that_fits_exactly_is_whole() -> None:
@@ -109,10 +130,9 @@ def test_runs_hold_all_tokens_of_a_segment() -> None:
     row = paired(side(2, 3, 6, 7, tail=2), side(1, 3, 4, 6, 7, prompt=5))
     assert runs(row, "student") == [(0, 2), (2, 3), (3, 4), (4, 6)]
     assert runs(row, "teacher") == [(0, 2), (2, 4), (4, 5), (5, 6)]
-    # Positional pairs are single tokens, whatever is left over; the end of the turn is a segment as before.
+    # Positional pairs are single tokens, whatever is left over.
     row = paired(side(2, 3, 7), side(1, 3, 4, 6, 7), alignment="positional")
-    assert runs(row, "student") == [(0, 1), (1, 2), (2, 3), (3, 4)]
-    assert runs(row, "teacher") == [(0, 1), (1, 2), (2, 3), (5, 6)]
+    assert runs(row, "student") == runs(row, "teacher") == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
 def turns(*parts: tuple[tuple[int, ...], int], gap: int = 3) -> EncodedSide:
