@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +27,11 @@ from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import training_texts
 from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.errors import UserError
-from uld_ds.finish import write_whole
 from uld_ds.job import Job
+from uld_ds.origins import teacher_facts
+from uld_ds.places import write_whole
 from uld_ds.recipe import Recipe
+from uld_ds.run_record import begun_run, record_beginning, record_end, settle
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.stored import held_out_store
 from uld_ds.teachers.stored_side import StoredSide
@@ -56,18 +59,19 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     run_dir = claim_run_dir(recipe)
     with ProgressView(run_dir / "progress.jsonl") as view:
         finished = run_dir / "result.json"
+        uri = tracking.tracking_uri(recipe)
         if finished.is_file():
+            _settle(uri, run_dir)
             view.note(f"run {recipe.run.name!r} is finished: these are its results (set run.name for another run)")
             return json.loads(finished.read_text())
-        uri = tracking.tracking_uri(recipe)
-        client = tracking.open_client(uri)
+        client = tracking.client_of_run(uri, run_dir)
         found = prepare(recipe, run_dir, uri, view)
         # The run's record begins when nothing that the user asked for can be refused any more.
         with connected(recipe.cluster):
             on_gpu = choose_accelerator(recipe.cluster)
             run_id = tracking.open_run(client, recipe, run_dir)
             view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
-            with _status_of(client, run_id):
+            with _status_of(recipe, uri, run_id, run_dir):
                 job = Job(
                     **found,
                     run_id=run_id,
@@ -75,7 +79,8 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     student_deepspeed=student_config(recipe, on_gpu=on_gpu),
                     teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
                 )
-                run_gang(train_worker, job.to_config(), recipe, run_dir, on_gpu=on_gpu)
+                with _recorded_beside(client, job):
+                    run_gang(train_worker, job.to_config(), recipe, run_dir, on_gpu=on_gpu)
         # Only now is the run finished: this file is what says so.
         facts = json.loads(job.outcome_file.read_text()) | {"wall_seconds": time.monotonic() - begin}
         write_whole(finished, json.dumps(facts, indent=1))
@@ -103,6 +108,7 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         "student": student,
         "tracking_uri": uri,
         "splits": places,
+        "teacher_facts": teacher_facts(recipe, teacher),
     }
 
 
@@ -197,7 +203,31 @@ def _described(name: str, split: Split) -> str:
 
 
 @contextmanager
-def _status_of(client: mlflow.MlflowClient, run_id: str) -> Iterator[None]:
+def _recorded_beside(client: mlflow.MlflowClient, job: Job) -> Iterator[None]:
+    """Records what the run is made of while it runs: a slow server delays nobody."""
+
+    def record() -> None:
+        try:
+            record_beginning(client, job)
+        except Exception as error:  # the first rank tries again at the end
+            log.warning("MLflow does not take the run's description yet (%s)", " ".join(str(error).split())[:160])
+
+    thread = threading.Thread(target=record, name="record", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(timeout=job.recipe.tracking.patience)
+
+
+def _settle(uri: str, run_dir: Path) -> None:
+    run_id = begun_run(run_dir)
+    if run_id is not None:
+        settle(uri, run_id, run_dir)
+
+
+@contextmanager
+def _status_of(recipe: Recipe, uri: str, run_id: str, run_dir: Path) -> Iterator[None]:
     """Ends the MLflow run with what really happened."""
     status = "FAILED"
     try:
@@ -207,4 +237,4 @@ def _status_of(client: mlflow.MlflowClient, run_id: str) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        client.set_terminated(run_id, status)
+        record_end(uri, run_id, run_dir, status, recipe.tracking.patience)

@@ -69,5 +69,6 @@ def tiny_recipe_in(folder: Path, teacher: Path, student: Path, rows: list[dict[s
         },
         "evaluation": {"every": 3, "sample_tokens": 4},
         "cluster": {"workers": 2, "accelerator": "cpu"},
+        "tracking": {"system_metrics": False},
         "registry": {"model_name": "tiny-student"},
     }

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import mlflow
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,8 +14,12 @@ from uld_ds.checkpoint import TrainState
 from uld_ds.data.prepare import DataFacts
 from uld_ds.job import Job
 from uld_ds.models import tokenizer_digest
+from uld_ds.places import write_whole
+from uld_ds.recorder import Recorder
+from uld_ds.redaction import Redactor
 from uld_ds.registry import log_student
 from uld_ds.report.progress import ProgressWriter
+from uld_ds.run_record import log_plots, record_beginning
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,17 @@ class Sample:
 
 def finish(
     job: Job,
-    client: mlflow.MlflowClient,
+    recorder: Recorder,
     progress: ProgressWriter,
     state: TrainState,
     bits_after: float | None,
     peak_memory: int,
 ) -> None:
     """Registers the exported student and writes down the run's facts; the last thing a worker does."""
+    recorder.metrics(state.step, {"peak_memory_bytes/largest_rank": float(peak_memory)})
+    client = recorder.close()
+    record_beginning(client, job)
+    log_plots(client, job.run_id, job.run_dir)
     progress.stage("registering the student" if job.recipe.registry.model_name else "logging the student")
     torch.manual_seed(job.recipe.run.seed)
     model = AutoModelForCausalLM.from_pretrained(job.export_dir)
@@ -60,7 +66,7 @@ def finish(
         "model_name": registered.name,
         "model_version": registered.version,
         "model_uri": registered.uri,
-        "tracking_uri": job.tracking_uri,
+        "tracking_uri": tracking.shown(job.tracking_uri),
         "export_dir": str(job.export_dir),
         "bits_per_byte": {"before": state.bits_before, "after": bits_after, "teacher": state.bits_teacher},
         "tokens_per_second": state.tokens / state.train_seconds if state.train_seconds else None,
@@ -70,8 +76,7 @@ def finish(
         "final_loss": state.final_loss,
         "sample": asdict(sample),
     }
-    tracking.log_metrics(client, job.run_id, state.step, {"peak_memory_bytes/largest_rank": peak_memory})
-    client.log_dict(job.run_id, result, "result.json")
+    client.log_dict(job.run_id, Redactor().tree(result), "result.json")
     write_whole(job.outcome_file, json.dumps(result, indent=1))
 
 
@@ -116,10 +121,3 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, data: DataFact
 def _description(job: Job, facts: dict[str, Any]) -> str:
     rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items())
     return f"Distilled by uld-ds, run `{job.recipe.run.name}`.\n\n| | |\n|---|---|\n{rows}\n"
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file that is never seen half written."""
-    aside = file.with_suffix(".tmp")
-    aside.write_text(text)
-    aside.rename(file)

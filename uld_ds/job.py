@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from uld_ds.data.prepare import Split
 from uld_ds.recipe import Recipe, parse_recipe
+
+JOURNALS = "metrics"
+"""Folder, in a run's folder, of metrics on their way to MLflow."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Job:
     teacher_deepspeed: dict[str, Any]
     splits: dict[str, str]
     """Folder of each prepared split: ``train``, and ``eval`` where the recipe has one."""
+    teacher_facts: dict[str, Any] = field(default_factory=dict)
+    """What identifies the teacher: see ``uld_ds.origins``."""
 
     def split(self, name: str) -> Split:
         """A prepared split."""
@@ -38,6 +43,11 @@ class Job:
     def export_dir(self) -> Path:
         """The trained student in Hugging Face layout."""
         return self.run_dir / "export"
+
+    @property
+    def journals(self) -> Path:
+        """Metrics on their way to MLflow."""
+        return self.run_dir / JOURNALS
 
     @property
     def progress_file(self) -> Path:

@@ -62,3 +62,10 @@ def file_digest(path: Path) -> str:
 def converted_gguf(source: Path, kind: str) -> Path:
     """Where what was made of the GGUF file ``source`` is kept: a folder of the cache named after its content."""
     return cache_dir() / kind / f"{source.stem}-{file_digest(source)[:16]}"
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file that is never seen half written."""
+    aside = file.with_name(file.name + ".tmp")
+    aside.write_text(text)
+    aside.rename(file)

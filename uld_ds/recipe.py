@@ -329,6 +329,12 @@ class TrackingSettings(Strict):
     uri: str | None = None
     """MLflow tracking URI. Default: MLFLOW_TRACKING_URI, else sqlite in ``run.storage``."""
     experiment: str = "uld-ds"
+    patience: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds that a trained student waits for a server that does not answer, before the command gives up."""
+    system_metrics: bool = True
+    """Record what every node's processors, memory, disk and network do."""
+    system_metrics_every: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds between two samples."""
 
 
 class RegistrySettings(Strict):

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from transformers import set_seed
 
-from uld_ds import checkpoint, tracking
+from uld_ds import checkpoint
 from uld_ds.checkpoint import TrainState
 from uld_ds.data.order import deal, num_run_examples, num_steps, step_examples
 from uld_ds.data.teacher_batches import TeacherBatcher
@@ -32,7 +32,9 @@ from uld_ds.loading import init_process_group, load_student, load_teacher
 from uld_ds.models import load_tokenizer
 from uld_ds.objective import Objective
 from uld_ds.process import configure_process, padding_id
+from uld_ds.recorder import Recorder
 from uld_ds.report.progress import ProgressWriter
+from uld_ds.system_metrics import NodeMonitor
 from uld_ds.teachers import TeacherSource
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.remember import Memory
@@ -60,7 +62,17 @@ class Worker:
         self.device = device_for(context.get_local_rank(), on_gpu=job.on_gpu)
         init_process_group(on_gpu=job.on_gpu)
         self.ranks = Ranks.current()
-        self.client = tracking.open_client(job.tracking_uri) if self.ranks.is_first else None
+        self.recorder = Recorder(job) if self.ranks.is_first else None
+        self.monitor: NodeMonitor | None = None
+        if self.recipe.tracking.system_metrics and context.get_local_rank() == 0:
+            self.monitor = NodeMonitor(
+                job.journals,
+                job.run_id,
+                job.tracking_uri,
+                node=f"node-{context.get_node_rank()}",
+                every=self.recipe.tracking.system_metrics_every,
+            )
+            self.monitor.start()
         self.progress = ProgressWriter(job.progress_file) if self.ranks.is_first else None
 
         self.student_tokenizer = load_tokenizer(job.student, self.recipe.student.revision, "student.model")
@@ -88,14 +100,20 @@ class Worker:
             state.bits_before = self._evaluate(state, "before")
         while state.step < self.total_steps:
             self._train_step(state)
-            if state.step % self.recipe.training.checkpoint_every == 0 or state.step == self.total_steps:
-                self._stage("writing a checkpoint")
-                checkpoint.save(self.engine.student, state, self.job.run_dir, {"loss": state.final_loss})
+            # Before the checkpoint: a run that resumes from it does not look back.
             every = self.recipe.evaluation.every
             if every and state.step % every == 0 and state.step < self.total_steps:
                 self._evaluate(state, "student")
+            if state.step % self.recipe.training.checkpoint_every == 0 or state.step == self.total_steps:
+                self._checkpoint(state)
         bits_after = self._evaluate(state, "after")
         self._finish(state, bits_after)
+
+    def _checkpoint(self, state: TrainState) -> None:
+        self._stage("writing a checkpoint")
+        if self.recorder is not None:
+            self.recorder.sync()
+        checkpoint.save(self.engine.student, state, self.job.run_dir, {"loss": state.final_loss})
 
     def _load_engine(self) -> DistillationEngine:
         # Teacher first: its sharding must not see the student's configuration.
@@ -197,9 +215,9 @@ class Worker:
             micro_batch_size=self.recipe.evaluation.micro_batch_size,
             device=self.device,
         )
-        if self.client is not None and self.progress is not None:
+        if self.recorder is not None and self.progress is not None:
             name = "eval/teacher_bits_per_byte" if who == "teacher" else "eval/bits_per_byte"
-            tracking.log_metrics(self.client, self.job.run_id, state.step, {name: bits})
+            self.recorder.metrics(state.step, {name: bits})
             self.progress.evaluation(state.step, who, bits)
         return bits
 
@@ -213,15 +231,15 @@ class Worker:
         return None if store is None else of_stored(StoredTeacher(store, rows), batcher, self.device)
 
     def _log_data(self) -> None:
-        if self.client is None:
+        if self.recorder is None:
             return
         facts = self.job.split("train").facts
         names = ["examples", "answer_bytes", "student_tokens", "teacher_tokens", "segments", "alignment_rate"]
         names += ["student_tokens_per_segment", "teacher_tokens_per_segment"]
-        tracking.log_metrics(self.client, self.job.run_id, 0, {f"data/{name}": getattr(facts, name) for name in names})
+        self.recorder.metrics(0, {f"data/{name}": getattr(facts, name) for name in names})
 
     def _log_step(self, state: TrainState, result: StepResult, phases: dict[str, float], seconds: float) -> None:
-        if self.client is None or self.progress is None:
+        if self.recorder is None or self.progress is None:
             return
         metrics = {
             "train/loss": result.loss,
@@ -240,10 +258,13 @@ class Worker:
             "teacher_bytes_gathered": float(result.teacher_bytes),
             "peak_memory_bytes": float(peak_memory_bytes(self.device)),
         }
-        tracking.log_metrics(self.client, self.job.run_id, state.step, metrics)
+        self.recorder.metrics(state.step, metrics)
         self.progress.step(state.step, self.total_steps, metrics)
 
     def _finish(self, state: TrainState, bits_after: float | None) -> None:
+        # Before the export's barrier: then the first rank finds every node's last sample.
+        if self.monitor is not None:
+            self.monitor.finish()
         self._stage("exporting the student")
         export_student(self.engine.student, self.student_tokenizer, self.job.export_dir, self.ranks)
         peak = int(self.ranks.max(torch.tensor(peak_memory_bytes(self.device), device=self.device)))
@@ -251,8 +272,8 @@ class Worker:
         self.engine.student.destroy()
         del self.engine
         gc.collect()
-        if self.client is not None and self.progress is not None:
-            finish(self.job, self.client, self.progress, state, bits_after, peak)
+        if self.recorder is not None and self.progress is not None:
+            finish(self.job, self.recorder, self.progress, state, bits_after, peak)
         # A barrier: other ranks wait here while the first one registers.
         ray.train.report({"step": state.step, "loss": state.final_loss})
 
