@@ -1,0 +1,85 @@
+"""One rank of an arm of teacher.py: prepares a recipe's data and engines, then makes a step for every line it reads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from uld_ds.data.order import deal, step_examples
+from uld_ds.data.prepare import Preparer
+from uld_ds.data.teacher_batches import TeacherBatcher
+from uld_ds.data.windows import Batcher
+from uld_ds.deepspeed_config import student_config, teacher_config
+from uld_ds.distributed import Ranks
+from uld_ds.engine import DistillationEngine
+from uld_ds.job import Job
+from uld_ds.loading import init_process_group, load_student, load_teacher
+from uld_ds.objective import Objective
+from uld_ds.recipe import load_recipe
+from uld_ds.teachers import TeacherSource
+from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.teachers.store import SpectrumStore
+from uld_ds.teachers.stored import StoredTeacher
+from uld_ds.teachers.stored_side import StoredSide
+from uld_ds.tokenizer_files import load_tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--micro", type=int, required=True)
+    parser.add_argument("--store")
+    options = parser.parse_args()
+    workers = int(os.environ["WORLD_SIZE"])
+    changes = [f"training.micro_batch_size={options.micro}", f"cluster.workers={workers}"]
+    if options.store:
+        changes += ["teacher.source=stored", f"teacher.path={options.store}"]
+    recipe = load_recipe(options.recipe, changes)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    device = torch.device("cpu")
+    torch.distributed.init_process_group("gloo")
+    init_process_group(on_gpu=False)
+    ranks = Ranks.current()
+    store = SpectrumStore.open(options.store) if options.store else None
+    student_place, teacher_place = str(recipe.student.model), str(recipe.teacher.model)
+    tokenizer = load_tokenizer(student_place, None, "student")
+    side = load_tokenizer(teacher_place, None, "teacher") if store is None else StoredSide(store)
+    cache = options.recipe.parent / f"prepared-{ranks.rank}-{options.micro}"
+    split = Preparer(recipe, tokenizer, side).prepare(recipe.data.train, "data.train", cache)
+    configs = student_config(recipe, on_gpu=False), teacher_config(recipe, on_gpu=False)
+    job = Job(recipe, cache, teacher_place, student_place, "", "", False, *configs, {"train": str(split.folder)})
+    teacher: TeacherSource
+    if store is None:
+        batcher = TeacherBatcher(split.rows, padding=0, max_tokens=recipe.teacher.max_tokens_per_forward)
+        model = load_teacher(teacher_place, recipe.teacher, job.teacher_deepspeed, device)
+        teacher = OnlineTeacher(model, batcher, ranks=ranks, device=device)
+    else:
+        teacher = StoredTeacher(store, split.rows)
+    student = load_student(job, device, total_steps=100)
+    engine = DistillationEngine(student, teacher, Objective(recipe.objective), ranks=ranks, device=device)
+    batches = Batcher(split.rows, padding=0)
+    print("READY", flush=True)
+    for step, _ in enumerate(sys.stdin):
+        begin = time.perf_counter()
+        indices = step_examples(step, len(batches), recipe.training.batch_size, seed=0)
+        dealt = deal(indices, batches.lengths, rank=ranks.rank, ranks=ranks.size, micro_batch_size=options.micro)
+        result = engine.train_step(batches.window(dealt))
+        record = {
+            "seconds": time.perf_counter() - begin,
+            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            # The result adds up all ranks; so does the reader.
+            "gathered_bytes": result.teacher_bytes // ranks.size,
+            "loss": result.loss,
+        }
+        print("STEP" + json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()
