@@ -1,0 +1,130 @@
+"""``uld-ds store`` on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.uld_ds.data.toy import CHAT_TEMPLATE, toy
+from tests.uld_ds.teachers.test_stored import TALKS, side, store_of
+
+PROGRAM = [sys.executable, "-m", "launcher"]
+
+
+def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+INFO = {
+    "examples",
+    "teacher_tokens",
+    "bytes_per_token",
+    "mean_relative_error",
+    "gradient_cosine",
+    "teacher",
+    "tokenizer_digest",
+    "data_digest",
+    "codec",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stores") / "s"
+    store_of(folder, side(toy("bc", chat_template=CHAT_TEMPLATE)), TALKS)
+    return folder
+
+
+def test_info_as_json(place: Path) -> None:
+    done = run("store", "info", str(place), "--json", "--verify")
+    facts = json.loads(done.stdout)
+    assert facts.keys() >= INFO
+    assert (facts["examples"], facts["teacher"], facts["codec"]["version"]) == (4, "t", 2)
+    assert facts["teacher_tokens"] == 44
+    assert facts["bytes_per_token"] > 0
+    assert done.stderr == ""
+
+
+def test_info_for_people(place: Path) -> None:
+    lines = run("store", "info", str(place)).stdout.splitlines()
+    assert lines[0] == str(place)
+    assert "  examples             4" in lines
+    assert "  teacher tokens       44" in lines
+
+
+@pytest.mark.parametrize("what", ["nothing", "half", "damaged"])
+def test_what_is_no_store(place: Path, tmp_path: Path, what: str) -> None:
+    if what == "nothing":
+        done = run("store", "info", str(tmp_path / "x"), status=2)
+        assert done.stderr.startswith(f"error: PATH: no spectrum store at {tmp_path / 'x'}; ")
+        return
+    for file in place.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    if what == "half":
+        (tmp_path / "manifest.json").rename(tmp_path / "manifest.partial.json")
+        done = run("store", "info", str(tmp_path), status=2)
+        assert "is half-written" in done.stderr
+        return
+    shard = sorted(tmp_path.glob("shard-*"))[0]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    done = run("store", "info", str(tmp_path), "--verify", status=1)
+    assert done.stderr.startswith("error: ") and shard.name in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_build_needs_a_place_and_a_teacher(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe))
+    done = run("store", "build", str(recipe), status=2)
+    assert done.stderr.startswith("error: teacher.path: is missing; name the folder or URL to build the store at")
+    done = run("store", "build", str(recipe), "--output", "x", "--set", "teacher.model=null", status=2)
+    assert "teacher.model is missing" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_build_ends_in_the_same_bytes_and_teaches(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    # Enough text for some shards.
+    train = tmp_path / "train.jsonl"
+    rows = [json.loads(line) for line in train.read_text().splitlines()]
+    numbered = [{**row, "prompt": f"{number}: {row['prompt']}"} for number in range(40) for row in rows]
+    train.write_text("".join(json.dumps(row) + "\n" for row in numbered))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    facts = json.loads(run("store", "build", str(recipe), "--output", str(whole), "--json").stdout.splitlines()[-1])
+    assert facts["examples"] == 40 * 48
+    assert facts["bytes_per_token"] <= 128
+
+    command = [*PROGRAM, "store", "build", str(recipe), "--output", str(killed)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(killed.glob("shard-*"))) < 3 and process.poll() is None:
+        time.sleep(0.05)
+    assert process.poll() is None, "it was over before it could be killed"
+    for member in [process, *psutil.Process(process.pid).children(recursive=True)]:
+        os.kill(member.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "manifest.json").exists()
+    run("store", "build", str(recipe), "--output", str(killed))
+    for file in sorted(whole.glob("shard-*")):
+        assert (killed / file.name).read_bytes() == file.read_bytes()
+    assert len(list(killed.glob("shard-*"))) == len(list(whole.glob("shard-*")))
+
+    arguments = ["--set", "teacher.source=stored", "--set", f"teacher.path={killed}", "--set", "teacher.model=null"]
+    trained = json.loads(run("train", str(recipe), *arguments, "--json").stdout.splitlines()[-1])
+    assert trained["bits_per_byte"]["after"] < trained["bits_per_byte"]["before"]
+    assert trained["bits_per_byte"]["teacher"] > 0
