@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from launcher.commands import align, recipes, store, train
+from launcher.commands import align, recipes, score, store, train
 from uld_ds import __version__
 from uld_ds.errors import RunError, UserError
 
@@ -28,6 +28,7 @@ train.add_to(app)
 align.add_to(app)
 recipes.add_to(app)
 store.add_to(app)
+score.add_to(app)
 
 
 @app.callback()

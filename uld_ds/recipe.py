@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from uld_ds.errors import UserError
 from uld_ds.recipe_errors import as_user_error
+from uld_ds.tasks.registry import get_task
 
 if TYPE_CHECKING:
     from uld_ds.spectrum_codec import Precision
@@ -212,6 +213,11 @@ class DataSettings(Strict):
     train: DataSource
     eval: DataSource | None = None
     """Held-out examples for bits per byte. Must not overlap the training examples."""
+    task: str | None = None
+    """How rows become prompts and answers: squad, qed, fairytaleqa, pubmedqa, dialogsum (few-shot for the teacher),
+    prompt_answer, messages. Default: as ``columns`` say."""
+    shots: Annotated[int, Field(ge=0)] | None = None
+    """Examples that the task shows the teacher. Default: all that it has."""
     columns: ColumnSettings = ColumnSettings()
     turns: Literal["all", "last"] = "all"
     """Which assistant turns of a conversation are answers. Where a side has a text template: the last alone."""
@@ -219,6 +225,17 @@ class DataSettings(Strict):
     """Processes that prepare examples. Default: as many as there are cores, where there is work for them."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What an unusable row (no answer, nothing that fits into max_length) does: stop, or be counted and left out."""
+
+    @model_validator(mode="after")
+    def _task_is_known(self) -> DataSettings:
+        task = None if self.task is None else get_task(self.task)
+        if self.shots is not None and (task is None or task.reads_columns_of_recipe):
+            raise ValueError("data.shots needs a data.task that has examples to show, e.g. squad")
+        if task is not None and not task.reads_columns_of_recipe and self.columns != ColumnSettings():
+            raise ValueError(f"data.columns has no effect with data.task {self.task!r}, which knows its own")
+        if self.task == "prompt_answer" and self.columns.messages is not None:
+            raise ValueError("data.columns.messages has no effect with data.task 'prompt_answer': take 'messages'")
+        return self
 
 
 class ObjectiveSettings(Strict):

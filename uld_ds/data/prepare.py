@@ -21,7 +21,7 @@ from uld_ds.data.facts import DataFacts, content_digest, facts_of
 from uld_ds.data.pairing import SIDES, Alignment, pair
 from uld_ds.data.rendering import Rendered
 from uld_ds.data.sides import Side, TextSide, same_answers
-from uld_ds.data.sources import Example, as_example, check_columns, load_rows
+from uld_ds.data.sources import Example, ExampleReader, load_rows
 from uld_ds.errors import UserError
 from uld_ds.places import build_once
 from uld_ds.recipe import DataSettings, DataSource, Recipe
@@ -29,7 +29,7 @@ from uld_ds.recipe import DataSettings, DataSource, Recipe
 log = logging.getLogger(__name__)
 
 # Changes whenever the same rows would be prepared otherwise.
-PREPARED_FORMAT = 3
+PREPARED_FORMAT = 4
 ROWS_PER_PROCESS = 2_000
 # In run.storage; a run's name cannot begin like this.
 PREPARED_DATA = ".prepared"
@@ -212,15 +212,16 @@ def prepare_rows(
         UserError: a missing column, an unusable row under ``on_bad_row: error``, or no usable row.
     """
     rows = load_rows(source, key)
-    check_columns(rows, data.columns, key)
-    settings = data.model_dump(mode="json", include={"columns", "on_bad_row"})
+    reader = ExampleReader(data)
+    reader.check(rows, key)
+    settings = {**reader.identity(), "on_bad_row": data.on_bad_row}
     identity = json.dumps([PREPARED_FORMAT, work.identity(), settings], sort_keys=True)
     name = hashlib.sha256(f"{identity}{content_digest(rows)}".encode()).hexdigest()[:32]
 
     def build(aside: Path) -> None:
         working = aside / "working"
         working.mkdir()
-        usable, skipped = _usable(rows, key, working, _Batches(work, data), data)
+        usable, skipped = _usable(rows, key, working, _Batches(work, reader), data)
         usable.save_to_disk(aside / "rows")
         shutil.rmtree(working)
         if note_facts is not None:
@@ -232,9 +233,9 @@ def prepare_rows(
 class _Batches:
     """``work`` on batches of rows, as ``datasets`` calls it; unusable rows are blank and have a problem."""
 
-    def __init__(self, work: RowWork, data: DataSettings) -> None:
+    def __init__(self, work: RowWork, reader: ExampleReader) -> None:
         self._work = work
-        self._columns = data.columns
+        self._reader = reader
         self.features = Features({**work.features, "problem": Value("string")})
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -244,7 +245,7 @@ class _Batches:
         for place in range(number):
             try:
                 row = {name: column[place] for name, column in batch.items()}
-                examples.append((place, as_example(row, self._columns)))
+                examples.append((place, self._reader(row)))
             except ValueError as error:
                 results[place] = str(error)
         for (place, _), result in zip(examples, self._work([example for _, example in examples]), strict=True):

@@ -97,8 +97,19 @@ class Renderer:
         raise ValueError("the chat template does not show the answer unchanged")
 
     def _plain_prompt(self, example: Example) -> str:
-        text = "\n\n".join(message["content"] for message in self._with_system_prompt(example.prompt))
-        return self._template.replace("{prompt}", text)
+        # Earlier answers stand where the template lets an answer stand: a few-shot prompt shows its own form.
+        turns: list[str] = []
+        asked: list[str] = []
+        for message in self._with_system_prompt(example.prompt):
+            if message["role"] == "assistant":
+                turns.append(self._asking(asked) + message["content"])
+                asked = []
+            else:
+                asked.append(message["content"])
+        return "\n\n".join([*turns, self._asking(asked)])
+
+    def _asking(self, contents: Sequence[str]) -> str:
+        return self._template.replace("{prompt}", "\n\n".join(contents))
 
     def _with_system_prompt(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         if self._system_prompt is None or any(message["role"] == "system" for message in messages):

@@ -45,6 +45,7 @@ class TextSide:
         self._renderer = Renderer(tokenizer, settings, key)
         self._encoder = Encoder(tokenizer, uses_chat_template=self._renderer.uses_chat_template)
         self._settings = settings
+        self._is_teacher = key == "teacher"
         self.tokenizer_digest = tokenizer_digest(tokenizer)
         # A text template has no place for the answers of earlier turns.
         self.shows_all_answers = self._renderer.uses_chat_template
@@ -56,11 +57,17 @@ class TextSide:
 
     def prompt(self, example: Example) -> str:
         """Everything the model reads before it starts the last answer."""
-        return self._renderer.prompt(example)
+        return self._renderer.prompt(self._own(example))
 
     def render(self, example: Example) -> Rendered:
         """The whole conversation."""
-        return self._renderer(example)
+        return self._renderer(self._own(example))
+
+    def _own(self, example: Example) -> Example:
+        if not self._is_teacher:
+            return example
+        # A task has a system prompt of its own; one in the recipe is meant to replace it.
+        return example.for_teacher(own_system=self._settings.system_prompt is None)
 
     def encode(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
         """Tokens with byte spans."""

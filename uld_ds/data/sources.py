@@ -19,6 +19,8 @@ from datasets import Dataset, load_dataset, load_from_disk
 
 from uld_ds.errors import UserError
 from uld_ds.recipe import ColumnSettings, DataSettings, DataSource, FilesSource, GeneratorSource, HubSource
+from uld_ds.tasks.registry import get_task
+from uld_ds.tasks.task import TEACHER_ANSWER, Question, Task
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 
@@ -30,6 +32,8 @@ class Example:
     messages: tuple[dict[str, str], ...]
     answers: tuple[int, ...]
     """Indices of messages, in order; the last message is always one of them."""
+    teacher: tuple[dict[str, str], ...] | None = None
+    """What the teacher reads before the last answer; None: what the student reads."""
 
     @classmethod
     def of(cls, prompt: str, answer: str) -> Example:
@@ -48,12 +52,20 @@ class Example:
 
     def digest(self) -> str:
         """sha256 over all that is said and which of it are answers: 64 hexadecimal digits."""
-        content = json.dumps([self.messages, self.answers], ensure_ascii=False, sort_keys=True)
+        said = [self.messages, self.answers, *([] if self.teacher is None else [self.teacher])]
+        content = json.dumps(said, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def only_last(self) -> Example:
         """The same conversation with its last turn as the only answer."""
         return replace(self, answers=self.answers[-1:])
+
+    def for_teacher(self, *, own_system: bool = True) -> Example:
+        """The same last answer after what the teacher reads before it, with or without its system messages."""
+        if self.teacher is None:
+            return self
+        before = [message for message in self.teacher if own_system or message["role"] != "system"]
+        return Example((*before, self.messages[-1]), (len(before),))
 
 
 def load_rows(source: DataSource, key: str) -> Dataset:
@@ -195,6 +207,56 @@ def as_example(row: dict[str, Any], columns: ColumnSettings) -> Example:
     return example
 
 
+class ExampleReader:
+    """Rows as Examples, by the recipe's task; where it names none, by its columns alone."""
+
+    def __init__(self, data: DataSettings) -> None:
+        self.task = task_of(data)
+        self._named = data.task is not None
+        self._shots = data.shots
+        columns = data.columns
+        if data.task == "messages" and columns.messages is None:
+            columns = columns.model_copy(update={"messages": "messages"})
+        self._columns = columns
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values: all that decides what rows become. (A task's own texts are in the rows it makes.)"""
+        named = {"task": self.task.name, "shots": self._shots} if self._named else {}
+        return {"columns": self._columns.model_dump(mode="json"), **named}
+
+    def check(self, rows: Dataset, key: str, *, answered: bool = True) -> None:
+        """Raises UserError when rows lack a column that they need."""
+        if not self._named and answered:
+            check_columns(rows, self._columns, key)
+        missing = self.task.missing_column(rows.column_names, answered=answered)
+        if missing is not None:
+            wanted = " or ".join(map(repr, missing.split("|")))
+            there = ", ".join(rows.column_names)
+            raise UserError(
+                "data.task", f"{self.task.name!r} needs column {wanted}, {key} has {there}", "correct the task or data"
+            )
+
+    def question(self, row: dict[str, Any]) -> Question:
+        """What a row asks, whether it has an answer or not. Raises ValueError for a row that cannot be used."""
+        return self.task.question(row, self._shots)
+
+    def __call__(self, row: dict[str, Any]) -> Example:
+        """The row's Example. Raises ValueError for a row that cannot be used."""
+        if not self._named or (self.task.reads_columns_of_recipe and row.get(TEACHER_ANSWER) is None):
+            return as_example(row, self._columns)
+        question = self.question(row)
+        if question.answer is None or not question.answer.strip():
+            raise ValueError("the answer is empty")
+        answer = {"role": "assistant", "content": question.answer}
+        return Example((*question.messages, answer), (len(question.messages),), question.teacher)
+
+
+def task_of(data: DataSettings) -> Task:
+    """The recipe's task; where it names none, the one that its columns suggest."""
+    name = data.task or ("messages" if data.columns.messages is not None else "prompt_answer")
+    return get_task(name).with_columns(data.columns.model_dump())
+
+
 def training_texts(data: DataSettings) -> Iterator[str]:
     """Every message of every usable training example, for a tokenizer to learn from.
 
@@ -202,11 +264,12 @@ def training_texts(data: DataSettings) -> Iterator[str]:
         UserError: as load_rows and check_columns.
     """
     rows = load_rows(data.train, "data.train")
-    check_columns(rows, data.columns, "data.train")
+    reader = ExampleReader(data)
+    reader.check(rows, "data.train")
     for row in rows:
         # Unusable rows are for the preparation to report, or to leave out.
         with suppress(ValueError):
-            yield from [message["content"] for message in as_example(row, data.columns).messages]
+            yield from [message["content"] for message in reader(row).messages]
 
 
 def _turns(value: Any, column: str) -> list[dict[str, str]]:

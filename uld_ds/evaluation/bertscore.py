@@ -1,0 +1,34 @@
+"""BERTScore, which needs a package and a language model of its own: ``pip install 'uld-ds[bertscore]'``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from uld_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from uld_ds.evaluation.metrics import Prediction
+
+
+def bertscores(predictions: Sequence[Prediction]) -> list[float]:
+    """F1 of each row, the best reference counts (Zhang et al., arXiv 1904.09675; English, rescaled to a baseline).
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    from uld_ds.evaluation.metrics import is_unanswerable, normalised
+
+    try:
+        from bert_score import score
+    except ImportError as error:
+        raise UserError("--metrics", "bertscore needs a package", "pip install 'uld-ds[bertscore]'") from error
+    scores = [float(is_unanswerable(row) and not normalised(row.text)) for row in predictions]
+    places = [place for place, row in enumerate(predictions) if not is_unanswerable(row)]
+    if places:
+        texts = [predictions[place].text for place in places]
+        references = [list(predictions[place].references) for place in places]
+        _, _, found = score(texts, references, lang="en", rescale_with_baseline=True)
+        for place, value in zip(places, found.tolist(), strict=True):
+            scores[place] = value
+    return scores

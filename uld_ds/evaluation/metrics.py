@@ -1,0 +1,198 @@
+"""How good answers are: token F1, precision, recall, exact match, accuracy and ROUGE against several references.
+
+Definitions follow the SQuAD evaluation script (Rajpurkar et al., arXiv 1606.05250 and 1806.03822) and the scores
+published with ULD (Boizard et al., arXiv 2402.12030):
+
+- Text is normalised as SQuAD does: lower case, without ASCII punctuation, then without *a*, *an*, *the*.
+- Of several references the best counts, for each metric by itself.
+- A row without references has no answer in its text (references whose normal form is empty do not count). It is right
+  in every metric when the prediction is empty, too, or says "no response", and wrong otherwise.
+- ROUGE is that of ``rouge-score`` without stemming, F-measure; a score is the mean over rows, not a resampled one.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uld_ds.errors import UserError
+from uld_ds.tasks.task import NO_RESPONSE
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+BERTSCORE = "bertscore"
+# What `--metrics` and tasks may name, and the scores each gives.
+METRICS: dict[str, tuple[str, ...]] = {
+    "accuracy": ("accuracy",),
+    "f1": ("f1",),
+    "precision": ("precision",),
+    "recall": ("recall",),
+    "em": ("em",),
+    "rouge": ROUGE,
+    **{name: (name,) for name in ROUGE},
+    BERTSCORE: (BERTSCORE,),
+}
+DEFAULT_METRICS = ("f1", "precision", "recall", "em", "rouge")
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An answer, and those that count as right; none where there is nothing to answer."""
+
+    text: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of every row."""
+
+    names: tuple[str, ...]
+    rows: np.ndarray
+    """[rows, names], each between 0 and 1."""
+
+    def percentages(self) -> dict[str, float]:
+        """Means in percent, two decimals."""
+        return {name: round(100 * float(mean), 2) for name, mean in zip(self.names, self.rows.mean(0), strict=True)}
+
+    def intervals(self, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict[str, list[float]]:
+        """Bootstrap confidence interval of each mean, in percent, two decimals.
+
+        Rows are drawn with replacement, all metrics of a row together (Efron's percentile interval).
+        """
+        means = np.stack([self.rows[drawn].mean(0) for drawn in resampled(len(self.rows), resamples, seed)])
+        bounds = 100 * percentile_interval(means, confidence)
+        return {name: [round(float(v), 2) for v in bounds[:, i]] for i, name in enumerate(self.names)}
+
+
+def resampled(number: int, resamples: int, seed: int) -> Iterable[np.ndarray]:
+    """Indices of ``number`` rows drawn with replacement, ``resamples`` times."""
+    draw = np.random.default_rng(seed)
+    return (draw.integers(0, number, number) for _ in range(resamples))
+
+
+def percentile_interval(values: np.ndarray, confidence: float) -> np.ndarray:
+    """[2, ...] the values [n, ...] between which ``confidence`` of them lie."""
+    outside = (1 - confidence) / 2
+    return np.quantile(values, [outside, 1 - outside], axis=0)
+
+
+def score_names(metrics: Sequence[str], key: str = "--metrics") -> tuple[str, ...]:
+    """The scores that some metrics give, each once.
+
+    Raises:
+        UserError: an unknown metric, or none.
+    """
+    for metric in metrics:
+        if metric not in METRICS:
+            raise UserError(key, f"{metric!r} is not known", f"choose among {', '.join(METRICS)}")
+    if not metrics:
+        raise UserError(key, "names no metric", f"choose among {', '.join(METRICS)}")
+    return tuple(dict.fromkeys(name for metric in metrics for name in METRICS[metric]))
+
+
+def score(predictions: Sequence[Prediction], metrics: Sequence[str] = DEFAULT_METRICS) -> Scores:
+    """Scores of all rows.
+
+    Args:
+        predictions: at least one.
+        metrics: names in METRICS.
+
+    Raises:
+        UserError: an unknown metric, no predictions, or a metric whose package is not installed.
+    """
+    names = score_names(metrics)
+    if not predictions:
+        raise UserError("predictions", "there are none", "give at least one row")
+    row_scores = [_row_scores(prediction, names) for prediction in predictions]
+    if BERTSCORE in names:
+        from uld_ds.evaluation.bertscore import bertscores
+
+        for scores, value in zip(row_scores, bertscores(predictions), strict=True):
+            scores[BERTSCORE] = value
+    return Scores(names, np.array([[scores[name] for name in names] for scores in row_scores], np.float64))
+
+
+def normalised(text: str) -> str:
+    """As the SQuAD script has it."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def is_unanswerable(prediction: Prediction) -> bool:
+    """Whether no reference says anything."""
+    return not any(normalised(reference) for reference in prediction.references)
+
+
+def _row_scores(prediction: Prediction, names: Sequence[str]) -> dict[str, float]:
+    said = normalised(prediction.text)
+    references = [text for reference in dict.fromkeys(prediction.references) if (text := normalised(reference))]
+    if not references:
+        return dict.fromkeys(names, float(not said or NO_RESPONSE in said))
+    scores: dict[str, float] = {}
+    if {"f1", "precision", "recall"} & set(names):
+        overlaps = [_overlap(said.split(), reference.split()) for reference in references]
+        scores |= dict(zip(("f1", "precision", "recall"), map(max, zip(*overlaps, strict=True)), strict=True))
+    if "em" in names:
+        scores["em"] = float(said in references)
+    if "accuracy" in names:
+        scores["accuracy"] = float(_label(said) in map(_label, references))
+    rouge = [name for name in ROUGE if name in names]
+    if rouge:
+        texts = [reference for reference in dict.fromkeys(prediction.references) if normalised(reference)]
+        found = _rouge_scorer(tuple(rouge)).score_multi(texts, prediction.text)
+        scores |= {name: found[name].fmeasure for name in rouge}
+    return scores
+
+
+def _overlap(said: list[str], reference: list[str]) -> tuple[float, float, float]:
+    """F1, precision and recall of two bags of words."""
+    common = sum((Counter(said) & Counter(reference)).values())
+    if common == 0:
+        return 0.0, 0.0, 0.0
+    precision, recall = common / len(said), common / len(reference)
+    return 2 * precision * recall / (precision + recall), precision, recall
+
+
+def _label(text: str) -> str:
+    """What an answer decides: its first word (yes, no, maybe)."""
+    return text.split(" ", 1)[0]
+
+
+@cache
+def _rouge_scorer(names: tuple[str, ...]) -> RougeScorer:
+    import logging
+
+    from rouge_score.rouge_scorer import RougeScorer
+
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    return RougeScorer(list(names), use_stemmer=False)
+
+
+def as_references(value: Any) -> tuple[str, ...]:
+    """References from a file: a text, a list of them, or how SQuAD and QED write them.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(value, dict):
+        value = value.get("text")
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list):
+        found = [item.get("string", item.get("text")) if isinstance(item, dict) else item for item in value]
+        texts = tuple(item for item in found if isinstance(item, str))
+        if len(texts) == len(value):
+            return texts
+    raise ValueError("'answers' is neither a text nor a list of texts")

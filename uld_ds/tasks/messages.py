@@ -1,0 +1,63 @@
+"""Any conversations, in the column that the recipe names; the last answer is the one that is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from uld_ds.tasks.prompt_answer import references_of
+from uld_ds.tasks.registry import register
+from uld_ds.tasks.task import TEACHER_ANSWER, Message, Question, Row, Task, text
+
+
+@dataclass(frozen=True)
+class Messages(Task):
+    """A conversation; whoever speaks last, what comes before the last assistant turn is the prompt."""
+
+    name: str = "messages"
+    about: str = "a conversation and the answer that ends it"
+    hub: str | None = None
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("f1", "precision", "recall", "em", "rouge")
+    column: str = "messages"
+
+    reads_columns_of_recipe: ClassVar[bool] = True
+
+    def with_columns(self, columns: Mapping[str, str | None]) -> Task:
+        """Reads the recipe's ``messages``."""
+        return replace(self, column=columns["messages"] or self.column)
+
+    def missing_column(self, names: Sequence[str], *, answered: bool = True) -> str | None:
+        """The conversation."""
+        return None if self.column in names else self.column
+
+    def question(self, row: Row, shots: int | None = None) -> Question:
+        """All that was said before the answer; one that ends with a question has no answer yet."""
+        said = messages_of(row, self.column)
+        own = said.pop()["content"] if said and said[-1]["role"] == "assistant" else None
+        if not said:
+            raise ValueError(f"column {self.column!r} asks nothing")
+        taught = text(row, TEACHER_ANSWER) if row.get(TEACHER_ANSWER) is not None else own
+        return Question(tuple(said), None, taught, references_of(row, own))
+
+
+def messages_of(row: Row, column: str) -> list[Message]:
+    """The messages of a row.
+
+    Raises:
+        ValueError: the column holds something else.
+    """
+    value = row.get(column)
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
+        raise ValueError(f"column {column!r} does not hold a list of messages")
+    for place, turn in enumerate(value):
+        for name in ("role", "content"):
+            if not isinstance(turn.get(name), str):
+                problem = f"{column}[{place}].{name}"
+                raise ValueError(f"column {problem!r} holds {type(turn.get(name)).__name__}, not text")
+    return [{"role": turn["role"], "content": turn["content"]} for turn in value]
+
+
+TASK = register(Messages())

@@ -1,0 +1,168 @@
+"""What a task says about its rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+Message = dict[str, str]
+Row = Mapping[str, Any]
+
+TEACHER_ANSWER = "teacher_answer"
+"""Column of a teacher's own answer, as ``uld-ds generate`` writes it: where it is, it is what is distilled."""
+NO_RESPONSE = "no response"
+"""What is answered where the text does not hold the answer."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one row asks."""
+
+    messages: tuple[Message, ...]
+    """What the student reads before it answers."""
+    teacher: tuple[Message, ...] | None
+    """What the teacher reads before the same answer; None: what the student reads."""
+    answer: str | None
+    """What is to be distilled; None in a row without an answer."""
+    references: tuple[str, ...]
+    """Answers that count as right; none where the text does not hold one."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """An example that the teacher is shown: a prompt and its answer."""
+
+    prompt: str
+    answer: str
+
+
+class Task(ABC):
+    """How rows of a dataset are asked and judged."""
+
+    name: str
+    about: str
+    """One line."""
+    hub: str | None
+    """Id of the dataset whose columns these are."""
+    max_new_tokens: int
+    """Longest answer when it is generated."""
+    stop: tuple[str, ...]
+    """A generated answer ends before the first of these."""
+    metrics: tuple[str, ...]
+    """Names from uld_ds.evaluation.metrics."""
+
+    reads_columns_of_recipe: ClassVar[bool] = False
+    """Whether ``data.columns`` says where prompt and answer are."""
+
+    def with_columns(self, columns: Mapping[str, str | None]) -> Task:
+        """The task with the recipe's ``data.columns``; itself, where it knows its own."""
+        return self
+
+    @abstractmethod
+    def missing_column(self, names: Sequence[str], *, answered: bool = True) -> str | None:
+        """The first column that rows must have and that is not among ``names``, with its alternatives.
+
+        Args:
+            names: columns that are there.
+            answered: whether rows must have answers; prompts for a teacher need none.
+        """
+
+    @abstractmethod
+    def question(self, row: Row, shots: int | None = None) -> Question:
+        """What a row asks.
+
+        Args:
+            row: one row.
+            shots: how many examples the teacher is shown. Default: the task's own number.
+
+        Raises:
+            ValueError: a column holds something else than it should.
+        """
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a TextTask finds in a row."""
+
+    prompt: str
+    answer: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TextTask(Task):
+    """A task whose rows are one question each: zero-shot for the student, few-shot for the teacher."""
+
+    name: str
+    about: str
+    hub: str | None
+    columns: tuple[str, ...]
+    """Columns that rows must have; ``a|b`` is one or the other."""
+    read: Callable[[Row], Fields]
+    """Prompt, answer and references of a row."""
+    system: str
+    """The teacher's system prompt."""
+    shots: tuple[Shot, ...]
+    """What the teacher is shown before the question."""
+    max_new_tokens: int
+    metrics: tuple[str, ...]
+    stop: tuple[str, ...] = ("\n",)
+
+    def missing_column(self, names: Sequence[str], *, answered: bool = True) -> str | None:
+        """The first of ``columns`` that is not there."""
+        for alternatives in self.columns:
+            if not set(alternatives.split("|")) & set(names):
+                return alternatives
+        return None
+
+    def question(self, row: Row, shots: int | None = None) -> Question:
+        """The row's prompt; a teacher's own answer, where the row has one, replaces the dataset's."""
+        fields = self.read(row)
+        shown = self.shots if shots is None else self.shots[:shots]
+        asked = {"role": "user", "content": fields.prompt}
+        examples = [
+            {"role": role, "content": content}
+            for shot in shown
+            for role, content in (("user", shot.prompt), ("assistant", shot.answer))
+        ]
+        return Question(
+            messages=(asked,),
+            teacher=({"role": "system", "content": self.system}, *examples, asked),
+            answer=text(row, TEACHER_ANSWER) if row.get(TEACHER_ANSWER) is not None else fields.answer,
+            references=fields.references,
+        )
+
+
+def text(row: Row, *names: str) -> str:
+    """The text in the first of these columns that is there.
+
+    Raises:
+        ValueError: it holds no text.
+    """
+    name = next((name for name in names if row.get(name) is not None), names[0])
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"column {name!r} holds {type(value).__name__}, not text")
+    return value
+
+
+def texts(row: Row, name: str, key: str) -> tuple[str, ...]:
+    """Texts of a column that holds ``{key: [text, ...]}`` or ``[{key: text}, ...]``, each once, in order.
+
+    (Datasets of the hub come in either form, depending on the version of their files.)
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    value = row.get(name)
+    if isinstance(value, Mapping):
+        found = value.get(key)
+    elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+        found = [item.get(key) for item in value]
+    else:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ValueError(f"column {name!r} does not hold a list of {key!r}")
+    return tuple(dict.fromkeys(found))
