@@ -5,14 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
+from ray._private.state import available_resources_per_node
 
+from launcher.placement import Node, can_hold_one, check_fits
 from launcher.preflight import check_port
-from uld_ds.errors import UserError
+from launcher.shared_storage import check_shared
+from uld_ds.errors import RunError, UserError
 from uld_ds.recipe import ClusterSettings
+
+_SECONDS_FOR_ROOM = 60.0
+AUTHENTICATION_FIX = "set RAY_AUTH_MODE as the cluster has it, and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to its token"
 
 
 @contextmanager
@@ -39,6 +47,9 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
 def _join(address: str) -> None:
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except ray.exceptions.AuthenticationError as error:
+        problem = f"the Ray cluster at {address!r} refuses this process"
+        raise UserError("RAY_ADDRESS", problem, AUTHENTICATION_FIX) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError("RAY_ADDRESS", f"no Ray cluster at {address!r} ({reason})", "correct or unset it") from error
@@ -64,31 +75,90 @@ def _start(settings: ClusterSettings) -> None:
     )
 
 
-def choose_accelerator(settings: ClusterSettings) -> bool:
-    """Whether workers get a GPU each, after checking that the connected cluster can hold them.
+def prepare_cluster(settings: ClusterSettings, folder: Path, note: Callable[[str], None]) -> bool:
+    """Sees to it that the connected cluster can run the gang, and says whether workers get a GPU each.
+
+    Args:
+        settings: the recipe's.
+        folder: of the run; every node that may get a worker must see it.
+        note: told what is being waited for.
 
     Raises:
-        UserError: it cannot, with what is missing.
+        UserError: the cluster can never hold the gang, or the folder is not shared by its nodes.
+        RunError: what the gang needs stayed busy, or a node does not answer.
     """
-    return accelerator_for(settings, ray.cluster_resources())
-
-
-def accelerator_for(settings: ClusterSettings, total: Mapping[str, float]) -> bool:
-    """The decision itself, given what the whole cluster has of Ray's ``CPU`` and ``GPU``."""
-    gpus = total.get("GPU", 0)
-    on_gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus >= settings.workers)
-    if on_gpu and gpus < settings.workers:
-        raise UserError(
-            "cluster.workers",
-            f"{settings.workers} workers need a GPU each, the cluster has {gpus:g}",
-            "lower it",
-        )
-    cpus = settings.workers * settings.cpus_per_worker
-    if total.get("CPU", 0) < cpus:
-        raise UserError(
-            "cluster.workers",
-            f"{settings.workers} workers x cluster.cpus_per_worker {settings.cpus_per_worker:g} need {cpus:g} CPUs, "
-            f"the cluster has {total.get('CPU', 0):g}",
-            "lower one of them",
-        )
+    on_gpu = _wait_for_nodes(settings, note)
+    _wait_for_room(settings, note, on_gpu=on_gpu)
+    check_shared(folder, _hosts(settings, on_gpu=on_gpu))
     return on_gpu
+
+
+def accelerator_for(settings: ClusterSettings, nodes: Sequence[Node]) -> bool:
+    """Whether workers get a GPU each on these nodes.
+
+    Raises:
+        UserError: the gang cannot be placed on them, with what is missing.
+    """
+    gpus = sum(node.resources.get("GPU", 0) for node in nodes)
+    on_gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus >= settings.workers)
+    check_fits(settings, nodes, on_gpu=on_gpu)
+    return on_gpu
+
+
+def _wait_for_nodes(settings: ClusterSettings, note: Callable[[str], None]) -> bool:
+    deadline = time.monotonic() + settings.wait_seconds
+    waiting = False
+    while True:
+        try:
+            return accelerator_for(settings, list(_nodes().values()))
+        except UserError as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not waiting:
+                note(f"waiting for nodes: {error}")
+        waiting = True
+        time.sleep(1)
+
+
+def _wait_for_room(settings: ClusterSettings, note: Callable[[str], None], *, on_gpu: bool) -> None:
+    """Others may hold what the cluster has; the run before this one may only just be leaving."""
+    seconds = max(settings.wait_seconds, _SECONDS_FOR_ROOM)
+    deadline = time.monotonic() + seconds
+    waiting = False
+    while True:
+        try:
+            return check_fits(settings, list(_nodes(free=True).values()), on_gpu=on_gpu)
+        except UserError as error:
+            if time.monotonic() >= deadline:
+                raise RunError(
+                    f"others kept the cluster busy for {seconds:.0f} s, of what is free: {error} "
+                    "(cluster.wait_seconds waits longer)"
+                ) from error
+            if not waiting:
+                note(f"waiting for room, others use the cluster; of what is free: {error}")
+        waiting = True
+        time.sleep(1)
+
+
+def _nodes(*, free: bool = False) -> dict[str, Node]:
+    """Living nodes by Ray's id, with all they have or with what is free."""
+    available = available_resources_per_node() if free else {}
+    return {
+        node["NodeID"]: Node(
+            address=node["NodeManagerAddress"],
+            resources=available.get(node["NodeID"], {}) if free else node["Resources"],
+            labels=node.get("Labels") or {},
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+
+
+def _hosts(settings: ClusterSettings, *, on_gpu: bool) -> dict[str, str]:
+    """Addresses of the nodes that may get a worker, and of the one that this process writes from."""
+    here = ray.get_runtime_context().get_node_id()
+    return {
+        node: found.address
+        for node, found in _nodes().items()
+        if node == here or can_hold_one(settings, found, on_gpu=on_gpu)
+    }

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from launcher.cluster import check_dashboard_port, choose_accelerator, connected
+from launcher.cluster import check_dashboard_port, connected, prepare_cluster
 from launcher.gang import run_gang
 from launcher.preflight import STARTED, check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.progress import ProgressView
@@ -68,7 +68,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
         found = prepare(recipe, run_dir, uri, view)
         # The run's record begins when nothing that the user asked for can be refused any more.
         with connected(recipe.cluster):
-            on_gpu = choose_accelerator(recipe.cluster)
+            on_gpu = prepare_cluster(recipe.cluster, run_dir, view.note)
             run_id = tracking.open_run(client, recipe, run_dir)
             view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
             with _status_of(recipe, uri, run_id, run_dir):

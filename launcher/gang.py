@@ -9,6 +9,7 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from launcher.placement import worker_resources
 from uld_ds.errors import RunError
 from uld_ds.recipe import Recipe
 
@@ -29,7 +30,6 @@ def run_gang(
         RunError: it failed for good.
     """
     cluster = recipe.cluster
-    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
     trainer = TorchTrainer(
         worker,
         train_loop_config=config,
@@ -37,8 +37,10 @@ def run_gang(
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers,
             use_gpu=on_gpu,
-            resources_per_worker={**resources, "GPU": 1} if on_gpu else resources,
+            resources_per_worker=worker_resources(cluster, on_gpu=on_gpu),
             placement_strategy=cluster.placement_strategy,
+            accelerator_type=cluster.accelerator_type,
+            label_selector=cluster.labels or None,  # type: ignore[call-arg]  # typed as its older namesake
         ),
         run_config=ray.train.RunConfig(
             name=folder.name,

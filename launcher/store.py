@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.cluster import check_dashboard_port, choose_accelerator, connected
+from launcher.cluster import check_dashboard_port, connected, prepare_cluster
 from launcher.gang import run_gang
 from launcher.preflight import check_deepspeed_configs, writable_folder
 from launcher.progress import ProgressView
@@ -54,7 +54,7 @@ def build_store(recipe: Recipe) -> StoreManifest:
             parts.insert(0, part_of("data.eval", recipe.data.eval, url, recipe, side, folder))
         if any(not _is_whole(part) for part in parts):
             with connected(recipe.cluster):
-                on_gpu = choose_accelerator(recipe.cluster)
+                on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
                 job = StoreJob(recipe, folder, place, on_gpu, teacher_config(recipe, on_gpu=on_gpu), parts)
                 run_gang(build_store_worker, job.to_config(), recipe, folder, on_gpu=on_gpu)

@@ -324,6 +324,33 @@ class EvaluationSettings(Strict):
     """Held-out examples per forward on one worker."""
     sample_tokens: Annotated[int, Field(ge=0)] = 48
     """Length of the sample answer shown at the end; 0 for none."""
+    metrics: list[str] | None = None
+    """What ``uld-ds evaluate`` scores answers by, e.g. ``[f1, em, rouge]``. Default: what the task says."""
+
+
+class GenerationSettings(Strict):
+    """How a model answers prompts: the teacher's in ``uld-ds generate``, any in ``uld-ds evaluate`` (greedily)."""
+
+    output: str | None = None
+    """Folder for ``train.parquet`` and ``held_out.parquet``. Default: ``answers`` in the run's folder."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """``vllm`` needs GPUs and ``pip install 'uld-ds[vllm]'``."""
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Longest answer in tokens. Default: the task's."""
+    stop: list[Annotated[str, Field(min_length=1)]] | None = None
+    """An answer ends before the first of these texts. Default: the task's."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 takes the likeliest token each time."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the smallest set of tokens with so much probability."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample from the so many likeliest tokens; 0 from all."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Prompts of similar length that are answered together by one worker."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of prompts kept for evaluation, chosen by a hash of the prompt: the same whatever else changes."""
+    drop: list[Literal["empty", "truncated"]] = ["empty", "truncated"]
+    """Answers that are counted and left out: those that say nothing, those that were cut off."""
 
 
 class ClusterSettings(Strict):
@@ -335,11 +362,28 @@ class ClusterSettings(Strict):
     threads_per_worker: Annotated[int, Field(ge=1)] = 1
     """Torch threads. More than there are free cores makes everything slower."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """How Ray places the workers on nodes."""
+    """How Ray places the workers: on few nodes or many; strictly on one node, or on a node each."""
+    accelerator_type: str | None = None
+    """Only on nodes with this kind of accelerator, as Ray names it, e.g. ``H100``."""
+    resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """More of Ray's resources for each worker: ``memory`` in bytes, or a cluster's own, e.g. ``{fast_disk: 1}``."""
+    labels: dict[str, str] = {}
+    """Only on nodes with these Ray labels, e.g. ``{pool: training}``; also ``"!x"``, ``"in(x, y)"``."""
+    wait_seconds: Annotated[float, Field(ge=0)] = 0
+    """How long to wait for nodes that are still to come (autoscaling), or longer than a minute for busy ones."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 120
+    """How long a run that was told to stop (SIGTERM) may take for its last checkpoint."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """Restarts from the last checkpoint before the run counts as failed; -1 without end."""
     dashboard_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Serve Ray's dashboard here when this command starts Ray itself."""
+
+    @model_validator(mode="after")
+    def _resources_have_one_name(self) -> ClusterSettings:
+        for name, key in {"CPU": "cpus_per_worker", "GPU": "accelerator"}.items():
+            if name in self.resources_per_worker:
+                raise ValueError(f"cluster.resources_per_worker.{name} is set by cluster.{key}")
+        return self
 
 
 class TrackingSettings(Strict):
@@ -375,6 +419,7 @@ class Recipe(Strict):
     objective: ObjectiveSettings = ObjectiveSettings()
     training: TrainingSettings
     evaluation: EvaluationSettings = EvaluationSettings()
+    generation: GenerationSettings = GenerationSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
     registry: RegistrySettings = RegistrySettings()
@@ -425,11 +470,17 @@ _MAY_CHANGE_ON_RESUME: Any = {
     "tracking": True,
     "teacher": {"max_tokens_per_forward"},
     "student": {"gradient_checkpointing"},
-    "evaluation": {"micro_batch_size"},
+    "evaluation": {"micro_batch_size", "metrics"},
+    "generation": True,
     "cluster": {
         "cpus_per_worker",
         "threads_per_worker",
         "placement_strategy",
+        "accelerator_type",
+        "resources_per_worker",
+        "labels",
+        "wait_seconds",
+        "grace_seconds",
         "max_failures",
         "dashboard_port",
     },

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import ray.train
+import ray.util
 import torch
 from datasets import Dataset
 from transformers import set_seed
@@ -60,6 +61,13 @@ class Worker:
         context = ray.train.get_context()
         configure_process(job.run_dir / "logs", context.get_world_rank(), self.recipe.cluster.threads_per_worker)
         self.device = device_for(context.get_local_rank(), on_gpu=job.on_gpu)
+        log.info(
+            "rank %d of %d on %s: %s",
+            context.get_world_rank(),
+            context.get_world_size(),
+            ray.util.get_node_ip_address(),
+            self.device,
+        )
         init_process_group(on_gpu=job.on_gpu)
         self.ranks = Ranks.current()
         self.recorder = Recorder(job) if self.ranks.is_first else None

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from launcher.cluster import accelerator_for
+from launcher.placement import Node
 from uld_ds.errors import UserError
 from uld_ds.recipe import ClusterSettings
 
@@ -18,16 +19,21 @@ from uld_ds.recipe import ClusterSettings
 def test_gpus_when_there_is_one_for_each_worker(accelerator: Any, gpus: int, expected: bool) -> None:
     settings = ClusterSettings(workers=2, accelerator=accelerator)
     total = {"CPU": 2.0, "GPU": float(gpus)} if gpus else {"CPU": 2.0}
-    assert accelerator_for(settings, total) is expected
+    assert accelerator_for(settings, [Node("a", total, {})]) is expected
+
+
+def test_gpus_of_several_nodes_count_together() -> None:
+    nodes = [Node("a", {"CPU": 8, "GPU": 1.0}, {}), Node("b", {"CPU": 8, "GPU": 3.0}, {})]
+    assert accelerator_for(ClusterSettings(workers=4), nodes) is True
 
 
 def test_what_a_cluster_lacks() -> None:
     with pytest.raises(UserError) as caught:
-        accelerator_for(ClusterSettings(workers=4, accelerator="gpu"), {"CPU": 64, "GPU": 2.0})
+        accelerator_for(ClusterSettings(workers=4, accelerator="gpu"), [Node("a", {"CPU": 64, "GPU": 2.0}, {})])
     assert str(caught.value) == "cluster.workers: 4 workers need a GPU each, the cluster has 2; lower it"
     with pytest.raises(UserError) as caught:
-        accelerator_for(ClusterSettings(workers=4, cpus_per_worker=1.5), {"CPU": 5.0})
+        accelerator_for(ClusterSettings(workers=4, cpus_per_worker=1.5), [Node("a", {"CPU": 5.0}, {})])
     assert str(caught.value) == (
         "cluster.workers: 4 workers x cluster.cpus_per_worker 1.5 need 6 CPUs, the cluster has 5; lower one of them"
     )
-    assert accelerator_for(ClusterSettings(workers=4, cpus_per_worker=1.5), {"CPU": 6.0}) is False
+    assert accelerator_for(ClusterSettings(workers=4, cpus_per_worker=1.5), [Node("a", {"CPU": 6.0}, {})]) is False

@@ -1,0 +1,84 @@
+"""Whether every node sees the run's folder: asked of the nodes, not guessed from the path."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from uld_ds.errors import RunError, UserError
+
+_SECONDS = 120.0
+
+
+def check_shared(folder: Path, nodes: Mapping[str, str], key: str = "run.storage") -> None:
+    """Writes a probe file and has a small task on every node look for it.
+
+    Args:
+        folder: where the probe is written; absolute.
+        nodes: node id of Ray -> address, for every node that may get a worker.
+        key: of the recipe, for the message.
+
+    Raises:
+        UserError: a node does not see the folder, or cannot write to it.
+        RunError: a node does not answer.
+    """
+    if len(nodes) < 2:
+        return
+    token = uuid.uuid4().hex
+    probe = folder / f".probe-{token}"
+    probe.write_text(token)
+    try:
+        found = _ask(probe, token, nodes)
+    finally:
+        probe.unlink(missing_ok=True)
+    blind = [f"{nodes[node]} ({reason})" for node, reason in found.items() if reason is not None]
+    if blind:
+        raise UserError(
+            key,
+            f"{str(folder)!r} is not shared by the cluster's {len(nodes)} nodes: {', '.join(sorted(blind))}",
+            "name a folder of storage that every node mounts at the same path",
+        )
+
+
+def _ask(probe: Path, token: str, nodes: Mapping[str, str]) -> dict[str, str | None]:
+    looks = ray.remote(_look)
+    asked = {
+        node: looks.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(str(probe), token)
+        for node in nodes
+    }
+    done, late = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_SECONDS)
+    if late:
+        silent = ", ".join(nodes[node] for node, answer in asked.items() if answer not in done)
+        raise RunError(f"no answer within {_SECONDS:.0f} s from {silent}: is Ray's node process there healthy?")
+    found: dict[str, str | None] = {}
+    for node, answer in asked.items():
+        try:
+            found[node] = ray.get(answer)
+        except ray.exceptions.RayError as error:
+            # Most likely this package is not installed there: the last line names what could not be imported.
+            reason = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+            raise RunError(f"{nodes[node]} cannot run this program: {reason}") from error
+    return found
+
+
+def _look(probe: str, token: str) -> str | None:
+    """Runs on a node: what keeps it from using the folder, or None."""
+    file = Path(probe)
+    try:
+        # A listing first: network file systems may remember that a name did not exist.
+        list(file.parent.iterdir())
+        if file.read_text() != token:
+            return "sees other content"
+        written = file.with_name(f"{file.name}-{os.getpid()}")
+        written.write_text(token)
+        written.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

@@ -1,0 +1,113 @@
+"""Training across Ray nodes: two of them on loopback addresses of this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.ray_nodes import Nodes, clean_environment, ray_nodes
+from tests.tiny import tiny_recipe_in
+
+pytestmark = pytest.mark.cluster
+TRAIN = [sys.executable, "-m", "launcher", "train"]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """Two nodes with one CPU each."""
+    with ray_nodes(2) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def recipe(
+    tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
+) -> dict[str, Any]:
+    recipe = tiny_recipe_in(tmp_path_factory.mktemp("several_nodes"), tiny_teacher, tiny_student, rows)
+    assert recipe["teacher"].get("sharding", "zero3") == "zero3"
+    return recipe
+
+
+def train(nodes: Nodes, recipe: dict[str, Any], name: str, **cluster: Any) -> tuple[Any, Path]:
+    """Runs a variant of the recipe on the cluster: the finished command, the run's folder."""
+    storage = Path(recipe["run"]["storage"])
+    storage.mkdir(exist_ok=True)
+    changed = recipe | {"run": {**recipe["run"], "name": name}, "cluster": recipe["cluster"] | cluster}
+    (file := storage / f"{name}.yaml").write_text(yaml.safe_dump(changed))
+    done = nodes.run(*TRAIN, str(file), "--json", environment={"RAY_ADDRESS": nodes.address})
+    return done, storage / name
+
+
+def places(run_dir: Path) -> list[str]:
+    """The address each rank ran on."""
+    logs = sorted((run_dir / "logs").glob("rank-*.log"))
+    return [re.findall(r"rank \d of \d on (\S+): cpu", log.read_text())[-1] for log in logs]
+
+
+def test_spread_over_nodes_gives_the_loss_of_one_node(nodes: Nodes, recipe: dict[str, Any]) -> None:
+    """One worker per node, the teacher's shards across both, and not one bit different."""
+    done, run_dir = train(nodes, recipe, "spread", placement_strategy="SPREAD")
+    assert done.returncode == 0, done.stderr[-3000:]
+    spread = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(places(run_dir)) == ["127.0.0.2", "127.0.0.3"]
+    # Each rank's share of the student's state was written by its own node.
+    shards = list((run_dir / "checkpoint_000000006" / "state").glob("zero_pp_rank_*_optim_states.pt"))
+    assert len(shards) == 2
+
+    alone = recipe | {"run": {**recipe["run"], "name": "alone"}}
+    (file := run_dir.parent / "alone.yaml").write_text(yaml.safe_dump(alone))
+    done = subprocess.run(
+        [*TRAIN, str(file), "--json"], capture_output=True, text=True, timeout=240, env=clean_environment(), check=True
+    )
+    one_node = json.loads(done.stdout.splitlines()[-1])
+    assert len(set(places(run_dir.parent / "alone"))) == 1
+    assert spread["final_loss"] == one_node["final_loss"]
+    assert spread["bits_per_byte"] == one_node["bits_per_byte"]
+    steps = [
+        [line for line in (folder / "progress.jsonl").read_text().splitlines() if '"step"' in line]
+        for folder in (run_dir, run_dir.parent / "alone")
+    ]
+    losses = [[json.loads(line)["train/loss"] for line in lines if "train/loss" in line] for lines in steps]
+    assert len(losses[0]) == 6
+    assert losses[0] == losses[1]
+
+
+def test_what_can_never_be_placed_is_said_at_once(nodes: Nodes, recipe: dict[str, Any]) -> None:
+    for name, cluster, message in [
+        ("pack", {"placement_strategy": "STRICT_PACK"}, "the roomiest holds 1; use PACK, or lower cluster.workers"),
+        ("gpu", {"accelerator": "gpu"}, "2 workers need a GPU each, the cluster has 0; lower it"),
+        ("label", {"labels": {"pool": "p7"}}, "no node is 'p7': nodes have p0, p1; correct it"),
+        ("one", {"labels": {"pool": "p1"}}, "need 2 CPUs, the cluster has 1; lower one of them"),
+    ]:
+        done, run_dir = train(nodes, recipe, name, **cluster)
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert done.stderr.splitlines()[-1].endswith(message)
+        assert not (run_dir / "mlflow_run_id").exists()
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to give a node file systems of its own")
+def test_storage_that_a_node_does_not_see_is_refused(nodes: Nodes, recipe: dict[str, Any]) -> None:
+    """A third node has another file system where the run's folder should be."""
+    storage = Path(recipe["run"]["storage"])
+    storage.mkdir(exist_ok=True)
+    hide = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {storage} && exec "$@"', "sh"]
+    if subprocess.run([*hide, "true"], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    nodes.join(before=hide)
+    nodes.wait_for(3)
+    done, run_dir = train(nodes, recipe, "local", placement_strategy="SPREAD")
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.splitlines()[-1] == (
+        f"error: run.storage: '{run_dir}' is not shared by the cluster's 3 nodes: 127.0.0.4 (No such file or "
+        "directory); name a folder of storage that every node mounts at the same path"
+    )
+    assert not list(run_dir.glob(".probe-*"))
