@@ -45,6 +45,11 @@ class Encoder:
         start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self._start = [] if start is None else [start]
 
+    def prompt(self, text: str) -> list[int]:
+        """Tokens of a prompt that an answer is to follow; never none."""
+        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return [*self._prefix, *ids] or list(self._start)
+
     def __call__(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
         ids_of, spans_of = batch_token_spans(self._tokenizer, [item.text for item in rendered])
         return [self._one_side(*item) for item in zip(rendered, ids_of, spans_of, strict=True)]

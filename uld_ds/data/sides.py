@@ -45,6 +45,7 @@ class TextSide:
         self._renderer = Renderer(tokenizer, settings, key)
         self._encoder = Encoder(tokenizer, uses_chat_template=self._renderer.uses_chat_template)
         self._settings = settings
+        self.tokenizer = tokenizer
         self._is_teacher = key == "teacher"
         self.tokenizer_digest = tokenizer_digest(tokenizer)
         # A text template has no place for the answers of earlier turns.
@@ -58,6 +59,10 @@ class TextSide:
     def prompt(self, example: Example) -> str:
         """Everything the model reads before it starts the last answer."""
         return self._renderer.prompt(self._own(example))
+
+    def prompt_ids(self, example: Example) -> list[int]:
+        """The tokens of ``prompt``."""
+        return self._encoder.prompt(self.prompt(example))
 
     def render(self, example: Example) -> Rendered:
         """The whole conversation."""

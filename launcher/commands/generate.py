@@ -1,0 +1,51 @@
+"""``uld-ds generate``: a teacher's answers to prompts, as data to distil from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uld_ds.recipe import load_recipe
+
+_SHOWN = ("rows", "unusable", "duplicates", "too_long", "prompts", "tokens", "empty", "truncated", "dropped", "train")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command("generate")(generate)
+
+
+def generate(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
+    output: Annotated[
+        str | None, typer.Option("--output", help="Folder of the answers. Default: the recipe's generation.output.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. data.train.limit=100. Repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one last JSON object.")] = False,
+) -> None:
+    """Let the recipe's teacher answer its prompts, into Parquet files. Run again, it goes on where it stopped."""
+    loaded = load_recipe(recipe, overrides or [])
+    if output is not None:
+        chosen = loaded.generation.model_copy(update={"output": output})
+        loaded = loaded.model_copy(update={"generation": chosen})
+    logging.disable(logging.WARNING)
+    # Ray's core remarks, as an error, on how Ray Data starts its actors.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    from launcher.generate import generate_answers
+
+    logging.disable(logging.NOTSET)
+    facts = generate_answers(loaded)
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(facts["output"])
+    for name in (*_SHOWN, "held_out"):
+        typer.echo(f"  {name.replace('_', ' '):12} {facts[name]:,}")

@@ -1,0 +1,116 @@
+"""Evaluating a model on a recipe's held-out rows, in this process: on its GPU where there is one."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.preflight import writable_folder
+from launcher.progress import ProgressView
+from launcher.quiet import quieten_libraries
+from uld_ds import models
+from uld_ds.data.sides import TextSide
+from uld_ds.data.sources import ExampleReader, load_rows
+from uld_ds.errors import UserError
+from uld_ds.evaluation.evaluate import answer_rows, bits_per_byte_of
+from uld_ds.evaluation.metrics import Prediction, is_unanswerable, score, score_names
+from uld_ds.finish import write_whole
+from uld_ds.generation.decoding import Answer, Decoding, Model
+from uld_ds.generation.prompts import Prompt, collect_prompts
+from uld_ds.recipe import ModelSettings, Recipe
+from uld_ds.report.progress import ProgressWriter
+from uld_ds.tokenizer_files import load_tokenizer
+
+
+def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, Any]:
+    """Lets a model answer the prompts of ``data.eval`` greedily and scores what it says.
+
+    Args:
+        name: a folder, hub id or ``package:NAME``.
+        recipe: its student section says how the model reads prompts.
+        output: folder for ``evaluation.json`` and ``predictions.jsonl``.
+
+    Raises:
+        UserError: no held-out rows, no such model, an unknown metric.
+    """
+    quieten_libraries()
+    if recipe.data.eval is None:
+        raise UserError("data.eval", "is missing", "name the held-out rows to evaluate on")
+    reader = ExampleReader(recipe.data)
+    metrics = recipe.evaluation.metrics or list(reader.task.metrics)
+    score_names(metrics, "evaluation.metrics")
+    folder = writable_folder(Path(output or Path(recipe.run.storage) / f"{recipe.run.name}-evaluation"), "--output")
+    settings = _settings_of(name, recipe)
+    begin = time.monotonic()
+    with ProgressView(folder / "progress.jsonl") as view:
+        view.note("looking at the model and the rows")
+        place = models.locate_model(settings, "MODEL")
+        side = TextSide(load_tokenizer(place, settings.revision, "MODEL"), settings, "student")
+        decoding = Decoding.of(recipe.generation.model_copy(update={"temperature": 0.0}), reader.task, 0)
+        rows = load_rows(recipe.data.eval, "data.eval")
+        reader.check(rows, "data.eval", answered=False)
+        most = settings.max_length - decoding.max_new_tokens
+        prompts = collect_prompts(
+            rows, reader, side, max_tokens=most, on_bad_row=recipe.data.on_bad_row, key="data.eval"
+        )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = Model(place, settings.revision, settings.precision, device)
+        progress = ProgressWriter(folder / "progress.jsonl")
+
+        def note(done: int, total: int) -> None:
+            seconds = (time.monotonic() - begin) / done
+            progress.step(done, total, {"seconds/total": seconds}, text="prompts answered")
+
+        references = [reader.question(rows[prompt.row]).references for prompt in prompts.kept]
+        size = recipe.generation.batch_size
+        answered = answer_rows(model, prompts.kept, references, decoding, batch_size=size, note=note)
+        measured = bits_per_byte_of(
+            model, side, rows, reader, batch_tokens=recipe.teacher.max_tokens_per_forward, device=device
+        )
+    scores = score([prediction for prediction, _ in answered], metrics)
+    facts = {
+        "model": name,
+        "task": reader.task.name,
+        "rows": prompts.rows,
+        "prompts": len(prompts.kept),
+        "duplicates": prompts.duplicates,
+        "too_long": prompts.too_long,
+        "unusable": prompts.unusable,
+        "unanswerable": sum(is_unanswerable(prediction) for prediction, _ in answered),
+        "truncated": sum(answer.finish == "length" for _, answer in answered),
+        "scores": scores.percentages(),
+        "intervals": scores.intervals(),
+        "bits_per_byte": None if measured is None else asdict(measured),
+        "decoding": decoding.to_json(),
+        "wall_seconds": round(time.monotonic() - begin, 1),
+        "output": str(folder),
+    }
+    _write(folder, facts, prompts.kept, answered)
+    return facts
+
+
+def _settings_of(name: str, recipe: Recipe) -> ModelSettings:
+    """The student's way to read, with this model."""
+    fields = recipe.student.model_dump(include={"precision", "prompt_template", "system_prompt", "max_length"})
+    return ModelSettings(**fields, model=name)
+
+
+def _write(
+    folder: Path, facts: dict[str, Any], prompts: list[Prompt], answered: list[tuple[Prediction, Answer]]
+) -> None:
+    rows = [
+        {
+            "prediction_text": prediction.text,
+            "answers": list(prediction.references),
+            "prompt_digest": prompt.question,
+            "finish": answer.finish,
+        }
+        for prompt, (prediction, answer) in zip(prompts, answered, strict=True)
+    ]
+    write_whole(folder / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(folder / "evaluation.json", json.dumps(facts, indent=1))

@@ -1,0 +1,191 @@
+"""A teacher's answers: finds the prompts that have none yet, and lets Ray Data's actors answer them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from launcher.cluster import check_dashboard_port, connected, prepare_cluster
+from launcher.preflight import writable_folder
+from launcher.progress import ProgressView
+from launcher.quiet import quieten_libraries
+from uld_ds import models
+from uld_ds.data.facts import content_digest
+from uld_ds.data.sides import TextSide
+from uld_ds.data.sources import ExampleReader, load_rows
+from uld_ds.errors import RunError, UserError
+from uld_ds.generation.actor import Answerer, write_engine_rows
+from uld_ds.generation.answers import AnswerFolder
+from uld_ds.generation.decoding import Decoding
+from uld_ds.generation.prompts import Prompt, Prompts, batches_by_length, collect_prompts
+from uld_ds.recipe import Recipe
+from uld_ds.report.progress import ProgressWriter
+from uld_ds.tokenizer_files import load_tokenizer
+
+
+def generate_answers(recipe: Recipe) -> dict[str, Any]:
+    """Lets the recipe's teacher answer the prompts of ``data.train``; returns what there is then.
+
+    What was answered before is not asked again.
+
+    Raises:
+        UserError: something in the recipe cannot be done, or the folder holds answers of another teacher.
+        RunError: the workers failed, or no answer is left.
+    """
+    quieten_libraries()
+    settings = recipe.teacher
+    if settings.model is None:
+        raise UserError("teacher.model", "is missing", "name the teacher that is to be asked")
+    if recipe.generation.engine == "vllm" and find_spec("vllm") is None:
+        raise UserError("generation.engine", "'vllm' is not installed", "pip install 'uld-ds[vllm]', on every node")
+    check_dashboard_port(recipe.cluster)
+    folder = writable_folder(Path(recipe.generation.output or recipe.run_dir / "answers"), "generation.output")
+    with ProgressView(folder / "progress.jsonl") as view:
+        view.note("looking at the teacher and the prompts")
+        reader = ExampleReader(recipe.data)
+        decoding = Decoding.of(recipe.generation, reader.task, recipe.run.seed)
+        place = models.locate_model(settings, "teacher")
+        side = TextSide(load_tokenizer(place, settings.revision, "teacher.model"), settings, "teacher")
+        rows = load_rows(recipe.data.train, "data.train")
+        reader.check(rows, "data.train", answered=False)
+        most = settings.max_length - decoding.max_new_tokens
+        prompts = collect_prompts(
+            rows, reader, side, max_tokens=most, on_bad_row=recipe.data.on_bad_row, key="data.train"
+        )
+        answers = AnswerFolder(folder, _identity(recipe, side, decoding))
+        known = answers.known().keys()
+        missing = [prompt for prompt in prompts.kept if prompt.id not in known]
+        view.note(_described(prompts, len(missing)))
+        if missing:
+            with connected(recipe.cluster):
+                on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
+                view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
+                _run(recipe, place, decoding, missing, folder, on_gpu=on_gpu)
+        facts = {
+            **_identity(recipe, side, decoding),
+            "task": reader.task.name,
+            "data_digest": content_digest(rows),
+            "versions": {name: version(name) for name in ("uld-ds", "transformers", "torch", "ray")},
+        }
+        drop, held_out = recipe.generation.drop, recipe.generation.held_out
+        return {**answers.finish(rows, prompts, drop, held_out, facts), "output": str(folder)}
+
+
+def _identity(recipe: Recipe, side: TextSide, decoding: Decoding) -> dict[str, Any]:
+    """All that decides an answer, besides its prompt."""
+    teacher = recipe.teacher
+    return {
+        "teacher": teacher.model,
+        "gguf_file": teacher.gguf_file,
+        "revision": teacher.revision,
+        "tokenizer_digest": side.tokenizer_digest,
+        "precision": teacher.precision,
+        "engine": recipe.generation.engine,
+        **decoding.to_json(),
+    }
+
+
+def _described(prompts: Prompts, missing: int) -> str:
+    left_out = {"asked twice": prompts.duplicates, "too long": prompts.too_long, "unusable": prompts.unusable}
+    reasons = "".join(f", {number:,} {reason}" for reason, number in left_out.items() if number)
+    return f"{prompts.rows:,} rows{reasons}: {len(prompts.kept):,} prompts, {missing:,} of them to be answered"
+
+
+def _run(
+    recipe: Recipe, place: str, decoding: Decoding, missing: Sequence[Prompt], folder: Path, *, on_gpu: bool
+) -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    batches = batches_by_length(missing, recipe.generation.batch_size)
+    tables = [
+        pa.table({"id": [prompt.id for prompt in batch], "prompt": [prompt.ids.tolist() for prompt in batch]})
+        for batch in batches
+    ]
+    source = ray.data.from_arrow(tables)  # a block per batch: what is answered together is what was put together
+    if recipe.generation.engine == "vllm":
+        done = _with_vllm(source, recipe, place, decoding, folder)
+    else:
+        done = _with_transformers(source, recipe, place, decoding, folder, on_gpu=on_gpu)
+    progress = ProgressWriter(folder / "progress.jsonl")
+    begin, answered, tokens = time.perf_counter(), 0, 0
+    try:
+        for row in done.iter_rows():
+            answered += row["prompts"]
+            tokens += row["tokens"]
+            seconds = time.perf_counter() - begin
+            text = f"prompts, {tokens / seconds:,.0f} tokens/s"
+            progress.step(answered, len(missing), {"seconds/total": seconds / answered}, text=text)
+    except Exception as error:  # Ray wraps whatever the actors raised
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = lines[-1] if lines else type(error).__name__
+        raise RunError(f"the teacher's answers failed: {cause} (logs in {folder / 'logs'})") from error
+
+
+def _with_transformers(
+    source: ray.data.Dataset, recipe: Recipe, place: str, decoding: Decoding, folder: Path, *, on_gpu: bool
+) -> ray.data.Dataset:
+    cluster = recipe.cluster
+    return source.map_batches(
+        Answerer,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_constructor_kwargs={
+            "place": place,
+            "revision": recipe.teacher.revision,
+            "precision": recipe.teacher.precision,
+            "decoding": decoding.to_json(),
+            "parts": str(folder / "parts"),
+            "logs": str(folder / "logs"),
+            "on_gpu": on_gpu,
+            "threads": cluster.threads_per_worker,
+        },
+        compute=ray.data.ActorPoolStrategy(size=cluster.workers),
+        num_cpus=cluster.cpus_per_worker,
+        num_gpus=1 if on_gpu else 0,
+    )
+
+
+def _with_vllm(
+    source: ray.data.Dataset, recipe: Recipe, place: str, decoding: Decoding, folder: Path
+) -> ray.data.Dataset:
+    """Through Ray's own integration: prompts come as tokens, answers as text."""
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    settings = recipe.teacher
+    dtype = {"bf16": "bfloat16", "fp32": "float32"}[settings.precision]
+    config = vLLMEngineProcessorConfig(
+        model_source=place,
+        engine_kwargs={"dtype": dtype, "revision": settings.revision, "max_model_len": settings.max_length},
+        batch_size=recipe.generation.batch_size,
+        concurrency=recipe.cluster.workers,
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+    )
+    sampling = {
+        "max_tokens": decoding.max_new_tokens,
+        "temperature": decoding.temperature,
+        "top_p": decoding.top_p,
+        "top_k": decoding.top_k or -1,
+        "stop": list(decoding.stop) or None,
+        "seed": decoding.seed,
+    }
+
+    def ask(row: dict[str, Any]) -> dict[str, Any]:
+        return {"id": row["id"], "tokenized_prompt": row["prompt"], "sampling_params": sampling}
+
+    columns = ("id", "generated_text", "num_generated_tokens")
+    processor = build_processor(config, preprocess=ask, postprocess=lambda row: {name: row[name] for name in columns})
+    write = partial(write_engine_rows, parts=str(folder / "parts"), max_new_tokens=decoding.max_new_tokens)
+    return processor(source).map_batches(write, batch_size=recipe.generation.batch_size, batch_format="pyarrow")

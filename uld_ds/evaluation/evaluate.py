@@ -1,0 +1,118 @@
+"""A model on held-out rows: what it answers, scored against the references, and its bits per byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from uld_ds.data.sides import TextSide
+from uld_ds.data.sources import ExampleReader
+from uld_ds.data.teacher_batches import TeacherBatcher
+from uld_ds.data.teacher_rows import TEACHER_FEATURES, TeacherEncoding
+from uld_ds.engine import bits
+from uld_ds.evaluation.metrics import Prediction, percentile_interval, resampled
+from uld_ds.generation.decoding import Answer, Decoding, Model
+from uld_ds.generation.prompts import Prompt, batches_by_length
+from uld_ds.language_model import RowModel, choose_head_path, log_probs_of
+from uld_ds.process import padding_id
+
+Note = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """How many bits a model needs for each byte of answers it has never seen."""
+
+    mean: float
+    low: float
+    high: float
+    """95 % bootstrap interval over examples."""
+    examples: int
+    answer_bytes: int
+
+
+def answer_rows(
+    model: Model,
+    prompts: Sequence[Prompt],
+    references: Sequence[tuple[str, ...]],
+    decoding: Decoding,
+    *,
+    batch_size: int,
+    note: Note = lambda done, total: None,
+) -> list[tuple[Prediction, Answer]]:
+    """What a model answers, in the order of ``prompts``.
+
+    Args:
+        model: that is asked.
+        prompts: what is asked.
+        references: of each prompt.
+        decoding: how it answers.
+        batch_size: prompts of similar length that are answered together.
+        note: told how many are answered, of how many.
+    """
+    places = {prompt.id: place for place, prompt in enumerate(prompts)}
+    said: list[Answer | None] = [None] * len(prompts)
+    done = 0
+    for batch in batches_by_length(prompts, batch_size):
+        ids = [prompt.id for prompt in batch]
+        for name, answer in zip(ids, model.answer([p.ids.tolist() for p in batch], decoding, ids), strict=True):
+            said[places[name]] = answer
+        done += len(batch)
+        note(done, len(prompts))
+    return [
+        (Prediction(answer.text, texts), answer)
+        for answer, texts in zip(said, references, strict=True)
+        if answer is not None
+    ]
+
+
+@torch.no_grad()
+def bits_per_byte_of(
+    model: Model, side: TextSide, rows: Dataset, reader: ExampleReader, *, batch_tokens: int, device: torch.device
+) -> BitsPerByte | None:
+    """Of a model's own side of the rows' answers; None where no row has one.
+
+    Only tokens that spell an answer count: how a side ends its turn is its own convention and has no bytes.
+
+    Args:
+        model: that is measured.
+        side: how it reads rows.
+        rows: held-out.
+        reader: by the recipe's task.
+        batch_tokens: tokens of a forward.
+        device: of the model.
+    """
+    encode = TeacherEncoding(side, turns="last")
+    examples = []
+    for row in rows:
+        try:
+            examples.append(reader(row))
+        except ValueError:  # a row without an answer can be asked, but not be measured
+            continue
+    encoded = [item for item in encode(examples) if isinstance(item, dict)]
+    if not encoded:
+        return None
+    data = Dataset.from_list(encoded, features=TEACHER_FEATURES)
+    batcher = TeacherBatcher(data, padding=padding_id(side.tokenizer), max_tokens=batch_tokens)
+    wrapped = RowModel(model.lm)
+    choose_head_path(wrapped, wrapped, device, "model")
+    nats = np.zeros(len(encoded))
+    for group in batcher.groups(range(len(encoded))):
+        batch = batcher.batch(group).to(device)
+        found = wrapped(batch, batch.answer_rows, log_probs_of(batch.answer_ids)) * batch.answer_in_text
+        sums = torch.zeros(len(group), device=device).index_add_(0, batch.answer_example, -found)
+        nats[group] = sums.double().cpu().numpy()
+    sizes = np.array([row["answer_bytes"] for row in encoded])
+    return summed_up(nats, sizes)
+
+
+def summed_up(nats: np.ndarray, sizes: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> BitsPerByte:
+    """Of the nats [examples] and bytes [examples] of answers: a ratio of sums, resampled by examples."""
+    drawn = [bits(nats[chosen].sum()) / sizes[chosen].sum() for chosen in resampled(len(nats), resamples, seed)]
+    low, high = percentile_interval(np.array(drawn), 0.95)
+    mean = bits(float(nats.sum())) / float(sizes.sum())
+    return BitsPerByte(mean, float(low), float(high), len(nats), int(sizes.sum()))

@@ -1,0 +1,1 @@
+"""Answers of a model to prompts: decoding, and keeping what was answered."""

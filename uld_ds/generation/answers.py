@@ -1,0 +1,150 @@
+"""Answers on disk: in parts while they are given, as Parquet beside the rows they answer in the end.
+
+A folder holds ``generation.json`` (who answered, how), ``parts/`` (answers by prompt, one file per batch), and, once
+all are there, ``train.parquet``, ``held_out.parquet`` and ``provenance.json``. Answers of the same teacher, decoding
+and prompt are never asked for twice, whatever rows come or go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from uld_ds.errors import RunError, UserError
+from uld_ds.generation.decoding import Answer
+from uld_ds.generation.prompts import Prompt, Prompts
+from uld_ds.tasks.task import TEACHER_ANSWER
+
+SPLITS = ("train", "held_out")
+COLUMNS = (TEACHER_ANSWER, "teacher_model", "teacher_finish", "teacher_tokens", "prompt_digest")
+"""What is put beside a row's own columns."""
+
+
+class AnswerFolder:
+    """The folder of one generation.
+
+    Raises:
+        UserError: it holds answers of another teacher, or given in another way.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self._folder = folder
+        self.parts = folder / "parts"
+        self.parts.mkdir(parents=True, exist_ok=True)
+        known = folder / "generation.json"
+        if known.is_file():
+            there = json.loads(known.read_text())
+            for key in identity | there:
+                if identity.get(key) != there.get(key):
+                    problem = f"{str(folder)!r} holds answers with {key} {there.get(key)!r}, not {identity.get(key)!r}"
+                    raise UserError("generation.output", problem, "name another folder, or remove that one")
+        else:
+            _write_whole(known, json.dumps(identity, indent=1).encode())
+
+    def known(self) -> dict[str, Answer]:
+        """All answers that were given, by the prompt's id. A part that was not written whole is not there."""
+        answers: dict[str, Answer] = {}
+        for file in sorted(self.parts.glob("*.parquet")):
+            for row in pq.read_table(file).to_pylist():
+                answers[row["id"]] = Answer(row["text"], row["tokens"], row["finish"])
+        return answers
+
+    def finish(self, rows: Dataset, prompts: Prompts, drop: Sequence[str], held_out: float, facts: Any) -> Any:
+        """Writes the splits and what they were made of; returns the latter.
+
+        Args:
+            rows: of the data.
+            prompts: all of them answered.
+            drop: which answers are left out: ``empty``, ``truncated``.
+            held_out: share of the questions that are held out.
+            facts: more to note in ``provenance.json``.
+
+        Raises:
+            RunError: no answer is left.
+        """
+        answers = self.known()
+        counts: Counter[str] = Counter()
+        chosen: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
+        for prompt in prompts.kept:
+            answer = answers[prompt.id]
+            flaw = "empty" if not answer.text else "truncated" if answer.finish == "length" else None
+            if flaw is not None:
+                counts[flaw] += 1
+            if flaw not in drop:
+                chosen["held_out" if prompt.is_held_out(held_out) else "train"].append(prompt)
+        if not any(chosen.values()):
+            problem = f"none of {len(prompts.kept)} answers is left ({counts['empty']} empty, {counts['truncated']}"
+            raise RunError(f"{problem} truncated): look at the prompts, or raise generation.max_new_tokens")
+        plain = rows.remove_columns([name for name in COLUMNS if name in rows.column_names])
+        for split, members in chosen.items():
+            self._write_split(split, plain, members, answers, facts)
+        provenance = {
+            **facts,
+            "rows": prompts.rows,
+            "unusable": prompts.unusable,
+            "duplicates": prompts.duplicates,
+            "too_long": prompts.too_long,
+            "prompts": len(prompts.kept),
+            "empty": counts["empty"],
+            "truncated": counts["truncated"],
+            "dropped": len(prompts.kept) - sum(map(len, chosen.values())),
+            "tokens": sum(answers[prompt.id].tokens for prompt in prompts.kept),
+            **{split: len(members) for split, members in chosen.items()},
+            "held_out_share": held_out,
+        }
+        _write_whole(self._folder / "provenance.json", json.dumps(provenance, indent=1).encode())
+        return provenance
+
+    def _write_split(
+        self, split: str, rows: Dataset, members: Sequence[Prompt], answers: dict[str, Answer], facts: Any
+    ) -> None:
+        file = self._folder / f"{split}.parquet"
+        if not members:
+            file.unlink(missing_ok=True)
+            return
+        table = rows.select([prompt.row for prompt in members]).with_format("arrow")[:].replace_schema_metadata(None)
+        given = [answers[prompt.id] for prompt in members]
+        added = (
+            [answer.text for answer in given],
+            [facts["teacher"]] * len(given),
+            [answer.finish for answer in given],
+            [answer.tokens for answer in given],
+            [prompt.question for prompt in members],
+        )
+        for name, values in zip(COLUMNS, added, strict=True):
+            table = table.append_column(name, pa.array(values))
+        aside = file.with_suffix(".tmp")
+        pq.write_table(table.replace_schema_metadata({"uld_ds": json.dumps(facts)}), aside)
+        aside.rename(file)
+
+
+def write_part(parts: Path, ids: Sequence[str], answers: Sequence[Answer]) -> None:
+    """Writes the answers of one batch; whole or not at all."""
+    table = pa.table(
+        {
+            "id": list(ids),
+            "text": [answer.text for answer in answers],
+            "tokens": [answer.tokens for answer in answers],
+            "finish": [answer.finish for answer in answers],
+        }
+    )
+    name = hashlib.sha256("".join(ids).encode()).hexdigest()[:24]
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    _write_whole(parts / f"{name}.parquet", sink.getvalue().to_pybytes())
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    # Two workers may write the same part after one was thought dead: each its own file aside.
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_bytes(content)
+    aside.rename(file)

@@ -1,0 +1,175 @@
+"""How a model answers: greedily or by sampling, and where it stops. For one batch of prompts at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from uld_ds.models import DTYPES
+from uld_ds.process import padding_id
+from uld_ds.recipe import DType, GenerationSettings
+from uld_ds.tasks.task import Task
+from uld_ds.tokenizer_files import load_tokenizer
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What decides an answer, besides the prompt and the model."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps all tokens."""
+    seed: int = 0
+
+    @classmethod
+    def of(cls, settings: GenerationSettings, task: Task, seed: int) -> Decoding:
+        """As the recipe says; what it does not say is the task's."""
+        return cls(
+            max_new_tokens=settings.max_new_tokens or task.max_new_tokens,
+            stop=task.stop if settings.stop is None else tuple(settings.stop),
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            # Greedy answers do not depend on it: another seed must not ask for them again.
+            seed=seed if settings.temperature else 0,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"stop": list(self.stop)}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said."""
+
+    text: str
+    """Without white space around it, and without what stopped it."""
+    tokens: int
+    """Generated, the one that ends the turn included."""
+    finish: Finish
+    """``length``: it was cut off."""
+
+
+class Model:
+    """A causal language model that answers batches of prompts.
+
+    Args:
+        place: directory or hub id.
+        revision: of a hub id.
+        precision: type of the weights.
+        device: where it computes.
+    """
+
+    def __init__(self, place: str, revision: str | None, precision: DType, device: torch.device) -> None:
+        self._tokenizer = load_tokenizer(place, revision, "model")
+        model = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=DTYPES[precision])
+        self.lm: Any = model.eval().to(device)
+        self._device = device
+        ends = self.lm.generation_config.eos_token_id
+        named = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        own = self._tokenizer.eos_token_id
+        self._ends = sorted({*named, *([] if own is None else [int(own)])})
+        self._padding = padding_id(self._tokenizer)
+        # A checkpoint's own sampling options and penalties would be mixed into what is asked for.
+        self.lm.generation_config = GenerationConfig()
+
+    @torch.no_grad()
+    def answer(self, prompts: Sequence[Sequence[int]], decoding: Decoding, ids: Sequence[str]) -> list[Answer]:
+        """One answer per prompt.
+
+        Args:
+            prompts: token ids, of similar lengths; the shorter ones are padded on the left.
+            decoding: how.
+            ids: what a sampled answer depends on besides the seed; not on the other prompts of the batch.
+        """
+        longest = max(map(len, prompts))
+        input_ids = torch.full((len(prompts), longest), self._padding)
+        mask = torch.zeros_like(input_ids)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        processors = LogitsProcessorList()
+        if decoding.temperature > 0:
+            processors.append(SeededSampling(decoding, ids))
+        stops = {"stop_strings": list(decoding.stop), "tokenizer": self._tokenizer} if decoding.stop else {}
+        output = self.lm.generate(
+            input_ids=input_ids.to(self._device),
+            attention_mask=mask.to(self._device),
+            logits_processor=processors,
+            max_new_tokens=decoding.max_new_tokens,
+            do_sample=False,
+            eos_token_id=self._ends or None,
+            pad_token_id=self._padding,
+            **stops,
+        )
+        return [self._read(row, decoding.stop) for row in output[:, longest:].tolist()]
+
+    def _read(self, generated: list[int], stop: Sequence[str]) -> Answer:
+        end = next((place for place, token in enumerate(generated) if token in self._ends), None)
+        said = generated if end is None else generated[:end]
+        text: Any = self._tokenizer.decode(said, skip_special_tokens=True)
+        stops = [place for string in stop if (place := text.find(string)) >= 0]
+        if not stops:
+            return Answer(text.strip(), len(said) + (end is not None), "length" if end is None else "stop")
+        # What was generated after a stop is padding, for other rows of the batch that went on.
+        return Answer(text[: min(stops)].strip(), self._tokens_until_stop(said, stop), "stop")
+
+    def _tokens_until_stop(self, said: list[int], stop: Sequence[str]) -> int:
+        low, high = 1, len(said)
+        while low < high:
+            middle = (low + high) // 2
+            text: Any = self._tokenizer.decode(said[:middle], skip_special_tokens=True)
+            low, high = (low, middle) if any(string in text for string in stop) else (middle + 1, high)
+        return low
+
+
+class SeededSampling(LogitsProcessor):
+    """Sampling as a greedy choice among perturbed logits (the Gumbel-max trick), with noise of each prompt's own.
+
+    What a prompt is answered does not depend on which prompts are in its batch, on how many workers there are, or
+    on what was answered before.
+    """
+
+    def __init__(self, decoding: Decoding, ids: Sequence[str]) -> None:
+        self._decoding = decoding
+        self._draws = [_generator(decoding.seed, name) for name in ids]
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """[B, V] logits -> perturbed ones; those outside top_k and top_p are -inf."""
+        kept = filtered(scores.float() / self._decoding.temperature, self._decoding.top_k, self._decoding.top_p)
+        uniform = torch.stack(
+            [torch.rand(scores.shape[1], generator=draw, dtype=torch.float64) for draw in self._draws]
+        )
+        return kept - torch.log(-torch.log(uniform.clamp_min(1e-300))).to(kept)
+
+
+def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """[B, V] logits with -inf outside the ``top_k`` largest and outside the smallest set of mass ``top_p``."""
+    if 0 < top_k < logits.shape[1]:
+        least = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    if top_p < 1:
+        ordered, places = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        outside = torch.zeros_like(before, dtype=torch.bool).scatter(1, places, before >= top_p)
+        logits = logits.masked_fill(outside, float("-inf"))
+    return logits
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

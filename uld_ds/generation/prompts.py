@@ -1,0 +1,115 @@
+"""The prompts that rows of data ask, each once, whatever order the rows are in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from uld_ds.data.sides import TextSide
+from uld_ds.data.sources import Example, ExampleReader
+from uld_ds.errors import UserError
+from uld_ds.tasks.task import Question
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt for a model."""
+
+    id: str
+    """sha256 of the text that the model reads."""
+    question: str
+    """sha256 of what is asked, without how a teacher is asked."""
+    row: int
+    """Where it is in the data."""
+    ids: np.ndarray
+    """Its tokens."""
+
+    def is_held_out(self, share: float) -> bool:
+        """Whether it is among the ``share`` of all questions that are kept for evaluation.
+
+        A question is or is not, in whatever data it turns up again.
+        """
+        return int(self.question[:13], 16) / 16**13 < share
+
+
+@dataclass
+class Prompts:
+    """Prompts, by question; and what became of the other rows."""
+
+    kept: list[Prompt] = field(default_factory=list)
+    rows: int = 0
+    duplicates: int = 0
+    too_long: int = 0
+    unusable: int = 0
+
+
+def collect_prompts(
+    rows: Dataset, reader: ExampleReader, side: TextSide, *, max_tokens: int, on_bad_row: str, key: str
+) -> Prompts:
+    """What rows ask one side.
+
+    Args:
+        rows: of the data.
+        reader: by the recipe's task.
+        side: the teacher's, or whoever is asked.
+        max_tokens: longest prompt.
+        on_bad_row: ``error`` or ``skip``.
+        key: of the data in the recipe.
+
+    Raises:
+        UserError: an unusable row under ``on_bad_row: error``, or no usable row.
+    """
+    found = Prompts(rows=len(rows))
+    best: dict[str, tuple[str, Prompt]] = {}
+    problem = ""
+    for number, row in enumerate(rows):
+        try:
+            question = reader.question(row)
+            example = as_prompt(question)
+            text = side.prompt(example)
+        except ValueError as error:
+            problem = problem or f"row {number}: {error}"
+            if on_bad_row == "error":
+                fix = "repair the row, or leave such rows out with data.on_bad_row=skip"
+                raise UserError(key, problem, fix) from error
+            found.unusable += 1
+            continue
+        name = _digest([question.messages])
+        # Of rows that ask the same, the first by content: not by place, which may change.
+        content = _digest([question.answer, question.references, json.dumps(row, default=str, sort_keys=True)])
+        if name in best:
+            found.duplicates += 1
+            if best[name][0] <= content:
+                continue
+        ids = np.asarray(side.prompt_ids(example), np.int32)
+        best[name] = content, Prompt(hashlib.sha256(text.encode()).hexdigest(), name, number, ids)
+    prompts = [prompt for _, prompt in best.values()]
+    found.kept = sorted((p for p in prompts if len(p.ids) <= max_tokens), key=lambda prompt: prompt.question)
+    found.too_long = len(prompts) - len(found.kept)
+    if not found.kept:
+        reason = problem or f"every prompt is longer than {max_tokens} tokens (max_length without the answer's)"
+        raise UserError(key, f"no usable row among {len(rows)}: {reason}", "repair the data, or raise max_length")
+    return found
+
+
+def as_prompt(question: Question) -> Example:
+    """An Example whose answer is still to be given."""
+    answer = {"role": "assistant", "content": question.answer or ""}
+    return Example((*question.messages, answer), (len(question.messages),), question.teacher)
+
+
+def batches_by_length(prompts: Iterable[Prompt], batch_size: int) -> list[list[Prompt]]:
+    """Prompts of similar length together, the longest first: what does not fit into memory shows at once."""
+    ordered = sorted(prompts, key=lambda prompt: (-len(prompt.ids), prompt.id))
+    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+
+
+def _digest(content: Any) -> str:
+    plain = json.dumps(content, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
