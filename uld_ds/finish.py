@@ -11,13 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from uld_ds import tracking
 from uld_ds.checkpoint import TrainState
-from uld_ds.data.prepare import DataFacts
+from uld_ds.environment import code_revision, library_versions
 from uld_ds.job import Job
 from uld_ds.models import tokenizer_digest
+from uld_ds.origins import student_base
 from uld_ds.places import write_whole
 from uld_ds.recorder import Recorder
 from uld_ds.redaction import Redactor
-from uld_ds.registry import log_student
+from uld_ds.registry import example_input, log_student
+from uld_ds.report.model_card import chat_template_of, description, model_card
 from uld_ds.report.progress import ProgressWriter
 from uld_ds.run_record import log_plots, record_beginning
 
@@ -42,14 +44,19 @@ def finish(
     recorder.metrics(state.step, {"peak_memory_bytes/largest_rank": float(peak_memory)})
     client = recorder.close()
     record_beginning(client, job)
-    log_plots(client, job.run_id, job.run_dir)
+    plots = log_plots(client, job.run_id, job.run_dir)
     progress.stage("registering the student" if job.recipe.registry.model_name else "logging the student")
     torch.manual_seed(job.recipe.run.seed)
     model = AutoModelForCausalLM.from_pretrained(job.export_dir)
     tokenizer = AutoTokenizer.from_pretrained(job.export_dir)
     sample = _sample_answer(job, model, tokenizer)
+    _with_chat_template(job, tokenizer)
     data = job.split("train").facts
-    facts = _facts(job, state, bits_after, data)
+    facts = _facts(job, state, bits_after, tokenizer)
+    card = model_card(job.recipe, facts, job.teacher)
+    (job.export_dir / "README.md").write_text(Redactor().text(card))
+    # A held-out prompt is rendered already; as a message it would be rendered twice.
+    messages = [{"role": "user", "content": "Hello, what can you do?"}] if tokenizer.chat_template else None
     registered = log_student(
         client,
         job.run_id,
@@ -57,9 +64,11 @@ def finish(
         tokenizer,
         name=job.recipe.registry.model_name,
         alias=job.recipe.registry.alias,
-        example=(sample.prompt, sample.answer),
-        facts={**facts, "student_tokenizer_digest": tokenizer_digest(tokenizer)},
-        description=_description(job, facts),
+        example=example_input(sample.prompt, messages),
+        facts=facts,
+        description=description(job.recipe.run.name, facts, job.run_id, plots),
+        model_card=Redactor().text(card),
+        workspace=job.run_dir,
     )
     result: dict[str, Any] = {
         "run_id": job.run_id,
@@ -99,25 +108,41 @@ def _sample_answer(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     return Sample(prompt, answer)
 
 
-def _facts(job: Job, state: TrainState, bits_after: float | None, data: DataFacts) -> dict[str, Any]:
-    objective = job.recipe.objective
-    return {
-        "teacher": job.recipe.teacher.model or job.teacher,
-        "student": job.recipe.student.model or f"from_config:{(job.recipe.student.from_config or {})['model_type']}",
-        "recipe_digest": job.recipe.digest(),
+def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All that a version says of itself, without secrets."""
+    recipe, objective = job.recipe, job.recipe.objective
+    data = job.split("train").facts
+    held_out = {"eval_data_digest": job.split("eval").facts.digest} if "eval" in job.splits else {}
+    libraries = library_versions()
+    facts = {
+        **job.teacher_facts,
+        "student": student_base(recipe),
+        "student_revision": recipe.student.revision,
+        "student_tokenizer_digest": tokenizer_digest(tokenizer),
+        "recipe_digest": recipe.digest(),
         "data_digest": data.digest,
+        **held_out,
         "alignment": objective.alignment,
         "alignment_rate": round(data.alignment_rate, 6),
         "merge": objective.merge,
         "ce_weight": objective.ce,
         "uld_weight": objective.uld,
+        "student_temperature": objective.student_temperature,
+        "teacher_temperature": objective.teacher_temperature,
+        "normalise": objective.normalise,
         "steps": state.step,
         "bits_per_byte_before": state.bits_before,
         "bits_per_byte_after": bits_after,
         "bits_per_byte_teacher": state.bits_teacher,
+        "code_revision": str(code_revision()),
+        "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items()),
     }
+    return dict(Redactor().tree({key: value for key, value in facts.items() if value is not None}))
 
 
-def _description(job: Job, facts: dict[str, Any]) -> str:
-    rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items())
-    return f"Distilled by uld-ds, run `{job.recipe.run.name}`.\n\n| | |\n|---|---|\n{rows}\n"
+def _with_chat_template(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives a student that was trained on a text template the chat template that says the same."""
+    settings = job.recipe.student
+    if settings.prompt_template != "chat" and not tokenizer.chat_template:
+        tokenizer.chat_template = chat_template_of(settings, tokenizer)
+        tokenizer.save_pretrained(job.export_dir)

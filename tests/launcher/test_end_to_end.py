@@ -90,7 +90,7 @@ def test_registered_model_answers_as_pyfunc(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", facts["tracking_uri"])
     model = mlflow.pyfunc.load_model("models:/tiny-student@candidate")
     assert model.metadata.signature is not None
-    short, long = (model.predict(["What does it do?"], params={"max_new_tokens": n})[0] for n in (1, 40))
+    short, long = (model.predict({"prompt": "What does it do?"}, params={"max_new_tokens": n})[0] for n in (1, 40))
     assert len(short) < len(long)
     version = mlflow.MlflowClient(facts["tracking_uri"]).get_model_version_by_alias("tiny-student", "candidate")
     assert str(version.version) == facts["model_version"]
