@@ -19,6 +19,7 @@ from uld_ds.data.windows import Batcher
 from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.distributed import Ranks
 from uld_ds.engine import DistillationEngine
+from uld_ds.host_memory import hand_back_large_blocks
 from uld_ds.job import Job
 from uld_ds.loading import init_process_group, load_student, load_teacher
 from uld_ds.objective import Objective
@@ -44,6 +45,7 @@ def main() -> None:
     recipe = load_recipe(options.recipe, changes)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     device = torch.device("cpu")
+    hand_back_large_blocks()
     torch.distributed.init_process_group("gloo")
     init_process_group(on_gpu=False)
     ranks = Ranks.current()

@@ -10,9 +10,11 @@ from datasets import disable_progress_bars
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from uld_ds.host_memory import hand_back_large_blocks
+
 
 def configure_process(logs: Path, rank: int, threads: int) -> None:
-    """Logs of this rank in a file of its own, no bars, so many threads of torch."""
+    """Logs of this rank in a file of its own, no bars, so many threads of torch, no freed memory held."""
     logs.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
         filename=logs / f"rank-{rank}.log",
@@ -23,6 +25,7 @@ def configure_process(logs: Path, rank: int, threads: int) -> None:
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
+    hand_back_large_blocks()
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

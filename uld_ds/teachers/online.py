@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.windows import SideBatch
 from uld_ds.distributed import Ranks
+from uld_ds.host_memory import return_free_memory
 from uld_ds.language_model import Consume, Head, log_probs_of
 from uld_ds.spectrum import Spectrum
 from uld_ds.teachers.tokens import TeacherTokens
@@ -56,7 +55,7 @@ class OnlineTeacher:
                 if held is not None:
                     held.data = held.data.new_empty(0)
         self._engine = None
-        _return_free_memory()
+        return_free_memory()
 
     def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
         """What the teacher says about each example. Collective: every rank runs as many forwards as any."""
@@ -84,6 +83,13 @@ class OnlineTeacher:
         batch = self._batcher.batch(group)
         counts = torch.bincount(batch.answer_example, minlength=len(group)).tolist()
         tokens = TeacherTokens.cat(self._forward(batch, self._tokens_of(batch.answer_ids.to(self._device))))
+        bad = (~torch.isfinite(tokens.log_probs)).nonzero()
+        if len(bad):
+            example = group[int(batch.answer_example[int(bad[0])])]
+            raise FloatingPointError(
+                f"the teacher's logits are not finite at an answer token of example {example}: "
+                "check its weights, or try teacher.precision=fp32"
+            )
         stops = torch.tensor(counts).cumsum(0).tolist()
         return [tokens[stop - count : stop] for count, stop in zip(counts, stops, strict=True)]
 
@@ -99,15 +105,10 @@ class OnlineTeacher:
             parts = []
             for chunk in head.chunks(hidden):
                 logits = head.logits(hidden[chunk])
-                spectrum = Spectrum.from_logits(logits, temperature=self._temperature)
+                # Whether all is finite is asked once per batch: to ask here would wait for the device.
+                spectrum = Spectrum.from_logits(logits, temperature=self._temperature, check=False)
                 right = logits.gather(1, ids[chunk, None]).squeeze(1).float()
                 parts.append(TeacherTokens(spectrum, right - logits.float().logsumexp(1)))
             return parts
 
         return consume
-
-
-def _return_free_memory() -> None:
-    """Hands free memory back to the system: glibc keeps what lies below something still in use."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
