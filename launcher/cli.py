@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from launcher.commands import align, evaluate, generate, lineage, promote, recipes, score, store, submit, train
+from launcher.commands import align, evaluate, generate, lineage, promote, recipes, score, store, train
 from uld_ds import __version__
 from uld_ds.errors import RunError, UserError
 
@@ -28,7 +28,6 @@ train.add_to(app)
 align.add_to(app)
 recipes.add_to(app)
 store.add_to(app)
-submit.add_to(app)
 generate.add_to(app)
 evaluate.add_to(app)
 score.add_to(app)
