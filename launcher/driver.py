@@ -26,6 +26,7 @@ from uld_ds.data.prepare import PREPARED_DATA, Preparer, Split
 from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import training_texts
 from uld_ds.deepspeed_config import student_config, teacher_config
+from uld_ds.environment import code_revision
 from uld_ds.errors import UserError
 from uld_ds.job import Job
 from uld_ds.origins import teacher_facts
@@ -109,6 +110,7 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         "tracking_uri": uri,
         "splits": places,
         "teacher_facts": teacher_facts(recipe, teacher),
+        "code_revision": str(code_revision()),
     }
 
 

@@ -23,7 +23,7 @@ def print_summary(facts: dict[str, Any], recipe: Recipe, console: Console | None
     if sample["answer"]:
         console.print(Panel(Text(sample["answer"].strip()), title="the student answers", title_align="left"))
     console.print("look further:", style="bold")
-    console.print(Text(f"  {_program('mlflow')} ui --backend-store-uri {facts['tracking_uri']}"), soft_wrap=True)
+    console.print(Text(f"  {_looking_command(facts['tracking_uri'])}"), soft_wrap=True)
     console.print(Text(f"  {_loading_command(facts, recipe)}"), soft_wrap=True)
 
 
@@ -63,6 +63,11 @@ def _number(value: float | None, form: str = ".4f") -> str:
 def _change(bits: dict[str, float | None]) -> str:
     before, after = bits["before"], bits["after"]
     return "" if before is None or after is None else f" ({(after - before) / before:+.1%})"
+
+
+def _looking_command(uri: str) -> str:
+    """A server has its pages already; a database needs a program that shows it."""
+    return uri if uri.startswith(("http://", "https://")) else f"{_program('mlflow')} ui --backend-store-uri {uri}"
 
 
 def _loading_command(facts: dict[str, Any], recipe: Recipe) -> str:

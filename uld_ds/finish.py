@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from uld_ds import tracking
 from uld_ds.checkpoint import TrainState
-from uld_ds.environment import code_revision, library_versions
+from uld_ds.environment import library_versions
 from uld_ds.job import Job
 from uld_ds.models import tokenizer_digest
 from uld_ds.origins import student_base
@@ -57,6 +57,8 @@ def finish(
     (job.export_dir / "README.md").write_text(Redactor().text(card))
     # A held-out prompt is rendered already; as a message it would be rendered twice.
     messages = [{"role": "user", "content": "Hello, what can you do?"}] if tokenizer.chat_template else None
+    about = description(job.recipe.run.name, facts, job.run_id, plots)
+    client.set_tag(job.run_id, "mlflow.note.content", about)
     registered = log_student(
         client,
         job.run_id,
@@ -66,7 +68,7 @@ def finish(
         alias=job.recipe.registry.alias,
         example=example_input(sample.prompt, messages),
         facts=facts,
-        description=description(job.recipe.run.name, facts, job.run_id, plots),
+        description=about,
         model_card=Redactor().text(card),
         workspace=job.run_dir,
     )
@@ -134,7 +136,7 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "bits_per_byte_before": state.bits_before,
         "bits_per_byte_after": bits_after,
         "bits_per_byte_teacher": state.bits_teacher,
-        "code_revision": str(code_revision()),
+        "code_revision": job.code_revision,
         "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items()),
     }
     return dict(Redactor().tree({key: value for key, value in facts.items() if value is not None}))

@@ -34,6 +34,8 @@ class Job:
     """Folder of each prepared split: ``train``, and ``eval`` where the recipe has one."""
     teacher_facts: dict[str, Any] = field(default_factory=dict)
     """What identifies the teacher: see ``uld_ds.origins``."""
+    code_revision: str = ""
+    """Of the code that started the run: files may change while it runs."""
 
     def split(self, name: str) -> Split:
         """A prepared split."""

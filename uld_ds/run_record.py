@@ -55,7 +55,8 @@ def record_beginning(client: mlflow.MlflowClient, job: Job) -> None:
     code = code_revision()
     tags = {"mlflow.source.git.commit": code.revision} if code.dirty is not None else {}
     digests = {"recipe_digest": job.recipe.digest(), "data_digest": job.split("train").facts.digest}
-    tracking.log_tags(client, run_id, {**tags, "code_revision": str(code), **digests, **job.teacher_facts})
+    known = {key: value for key, value in job.teacher_facts.items() if value is not None}
+    tracking.log_tags(client, run_id, {**tags, "code_revision": job.code_revision, **digests, **known})
     client.log_inputs(run_id, list(_datasets(job)))
     client.log_text(run_id, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "recipe.yaml")
     client.log_dict(run_id, redactor.tree(environment()), "environment.json")

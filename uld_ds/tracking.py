@@ -17,6 +17,8 @@ from typing import Any
 
 # Before mlflow is imported anywhere in the process: it reads this once.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A command's standard output is the command's own.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
 from mlflow.entities import Param, RunTag

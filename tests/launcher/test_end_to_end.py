@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher.driver import run_training
@@ -63,7 +64,25 @@ def test_mlflow_has_every_step_and_the_final_status(finished: tuple[dict[str, An
     held_out = client.get_metric_history(facts["run_id"], "eval/bits_per_byte")
     assert [point.step for point in held_out] == [0, 3, 6]
     assert held_out[-1].value == facts["bits_per_byte"]["after"]
-    assert "recipe.yaml" in [item.path for item in client.list_artifacts(facts["run_id"])]
+    artifacts = {item.path for item in client.list_artifacts(facts["run_id"])}
+    assert {"recipe.yaml", "environment.json", "deepspeed", "alignment", "plots", "result.json"} <= artifacts
+    (trained_on,) = [
+        item.dataset for item in run.inputs.dataset_inputs if [tag.value for tag in item.tags] == ["training"]
+    ]
+    assert run.data.tags["data_digest"].startswith(trained_on.digest)
+    assert json.loads(trained_on.profile)["examples"] == 48
+    source = mlflow.data.get_source(trained_on)
+    assert len(Path(source.load()).read_text().splitlines()) == 48
+
+
+def test_export_is_a_directory_for_transformers_and_the_hub(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    folder = Path(finished[1]["export_dir"])
+    names = {file.name for file in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= names
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.eval_results[0].metric_value == round(finished[1]["bits_per_byte"]["after"], 6)
 
 
 def test_registered_model_gives_the_exported_logits(
@@ -143,5 +162,10 @@ def test_interrupted_run_resumes_to_the_same_weights(
     third = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert json.loads(third.stdout.splitlines()[-1])["model_version"] == again["model_version"]
     client = mlflow.MlflowClient(again["tracking_uri"])
+    # One run, in which no step is missing and none is there twice.
+    (run,) = client.search_runs([client.get_run(again["run_id"]).info.experiment_id])
+    assert (run.info.run_id, run.info.status) == (again["run_id"], "FINISHED")
+    for name, steps in {"train/loss": list(range(1, 7)), "eval/bits_per_byte": [0, 3, 6]}.items():
+        assert [point.step for point in client.get_metric_history(again["run_id"], name)] == steps, name
     assert len(client.search_model_versions("name = 'tiny-student'")) == 1
     assert len(client.search_logged_models([client.get_run(again["run_id"]).info.experiment_id])) == 1

@@ -96,3 +96,8 @@ def test_what_was_not_measured_or_registered() -> None:
     assert any(line.split() == ["held-out", "bits", "per", "byte,", "after", "-"] for line in text)
     assert any(line.split() == ["registered", "as", "not", "registered"] for line in text)
     assert "load_model('models:/m-1')" in text[-1]
+
+
+def test_a_server_is_looked_at_and_not_started() -> None:
+    assert "  http://mlflow:5000" in lines(tracking_uri="http://mlflow:5000")
+    assert any("mlflow ui --backend-store-uri sqlite:////runs/mlflow.db" in line for line in lines())
