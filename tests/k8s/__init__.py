@@ -1,0 +1,1 @@
+"""The manifests in k8s/: rendered, validated, and held to rules of our own."""
