@@ -19,6 +19,7 @@ from launcher.gang import run_gang
 from launcher.preflight import STARTED, check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.progress import ProgressView
 from launcher.quiet import quieten_libraries
+from launcher.stopping import SigtermStops
 from launcher.store import check_store
 from uld_ds import models, tracking
 from uld_ds.data.facts import DataFacts
@@ -27,12 +28,13 @@ from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import training_texts
 from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.environment import code_revision
-from uld_ds.errors import UserError
+from uld_ds.errors import StoppedError, UserError
 from uld_ds.job import Job
 from uld_ds.origins import teacher_facts
 from uld_ds.places import write_whole
 from uld_ds.recipe import Recipe
 from uld_ds.run_record import begun_run, record_beginning, record_end, settle
+from uld_ds.stopping import StopFile
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.stored import held_out_store
 from uld_ds.teachers.stored_side import StoredSide
@@ -51,6 +53,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: something in the recipe cannot be done.
         RunError: the run failed.
+        StoppedError: it was told to stop, by SIGTERM or a file ``STOP`` in its folder.
     """
     begin = time.monotonic()
     quieten_libraries()
@@ -66,9 +69,12 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
             view.note(f"run {recipe.run.name!r} is finished: these are its results (set run.name for another run)")
             return json.loads(finished.read_text())
         client = tracking.client_of_run(uri, run_dir)
+        # What was said to an earlier attempt does not stop this one.
+        stop_file = StopFile(run_dir)
+        stop_file.clear()
         found = prepare(recipe, run_dir, uri, view)
         # The run's record begins when nothing that the user asked for can be refused any more.
-        with connected(recipe.cluster):
+        with connected(recipe.cluster), SigtermStops() as sigterm:
             on_gpu = prepare_cluster(recipe.cluster, run_dir, view.note)
             run_id = tracking.open_run(client, recipe, run_dir)
             view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
@@ -80,8 +86,13 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     student_deepspeed=student_config(recipe, on_gpu=on_gpu),
                     teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
                 )
-                with _recorded_beside(client, job):
+                grace = sigterm.after_a_checkpoint(stop_file, recipe.cluster.grace_seconds)
+                with _recorded_beside(client, job), grace:
                     run_gang(train_worker, job.to_config(), recipe, run_dir, on_gpu=on_gpu)
+                if stop_file.is_asked() and not job.outcome_file.is_file():
+                    raise StoppedError(
+                        f"{recipe.run.name!r} was told to stop; the same command goes on where it left off"
+                    )
         # Only now is the run finished: this file is what says so.
         facts = json.loads(job.outcome_file.read_text()) | {"wall_seconds": time.monotonic() - begin}
         write_whole(finished, json.dumps(facts, indent=1))
@@ -235,7 +246,7 @@ def _status_of(recipe: Recipe, uri: str, run_id: str, run_dir: Path) -> Iterator
     try:
         yield
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError):
         status = "KILLED"
         raise
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -51,6 +52,10 @@ def run_gang(
     )
     try:
         trainer.fit()
+    except KeyboardInterrupt:
+        # The ranks go with the connection: whoever closes the run's record must find nobody writing.
+        ray.shutdown()
+        raise
     except Exception as error:
         raise RunError(f"{folder.name!r} failed: {_cause(error)} (logs in {folder / 'logs'})") from error
 

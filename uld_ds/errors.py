@@ -23,3 +23,9 @@ class RunError(RuntimeError):
     """The request was sound, the run failed: exit status 1."""
 
     exit_status = 1
+
+
+class StoppedError(RunError):
+    """The run was told to stop and did: exit status 143, which a shell shows for a process that SIGTERM ended."""
+
+    exit_status = 143

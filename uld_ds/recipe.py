@@ -371,6 +371,8 @@ class ClusterSettings(Strict):
     """Only on nodes with these Ray labels, e.g. ``{pool: training}``; also ``"!x"``, ``"in(x, y)"``."""
     wait_seconds: Annotated[float, Field(ge=0)] = 0
     """How long to wait for nodes that are still to come (autoscaling), or longer than a minute for busy ones."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 120
+    """How long a run that SIGTERM tells to stop may take for the step it is in and a last checkpoint."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """Restarts from the last checkpoint before the run counts as failed; -1 without end."""
     dashboard_port: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -478,6 +480,7 @@ _MAY_CHANGE_ON_RESUME: Any = {
         "resources_per_worker",
         "labels",
         "wait_seconds",
+        "grace_seconds",
         "max_failures",
         "dashboard_port",
     },

@@ -35,6 +35,7 @@ from uld_ds.objective import Objective
 from uld_ds.process import configure_process, padding_id
 from uld_ds.recorder import Recorder
 from uld_ds.report.progress import ProgressWriter
+from uld_ds.stopping import StopFile
 from uld_ds.system_metrics import NodeMonitor
 from uld_ds.teachers import TeacherSource
 from uld_ds.teachers.online import OnlineTeacher
@@ -70,6 +71,7 @@ class Worker:
         )
         init_process_group(on_gpu=job.on_gpu)
         self.ranks = Ranks.current()
+        self.stop_file = StopFile(job.run_dir)
         self.recorder = Recorder(job) if self.ranks.is_first else None
         self.monitor: NodeMonitor | None = None
         if self.recipe.tracking.system_metrics and context.get_local_rank() == 0:
@@ -106,7 +108,10 @@ class Worker:
             self._log_data()
             state.bits_teacher = self._evaluate(state, "teacher")
             state.bits_before = self._evaluate(state, "before")
+        saved = state.step
         while state.step < self.total_steps:
+            if self.stop_file.is_agreed(self.ranks, self.device):
+                return self._stop(state, saved)
             self._train_step(state)
             # Before the checkpoint: a run that resumes from it does not look back.
             every = self.recipe.evaluation.every
@@ -114,8 +119,17 @@ class Worker:
                 self._evaluate(state, "student")
             if state.step % self.recipe.training.checkpoint_every == 0 or state.step == self.total_steps:
                 self._checkpoint(state)
+                saved = state.step
         bits_after = self._evaluate(state, "after")
         self._finish(state, bits_after)
+
+    def _stop(self, state: TrainState, saved: int) -> None:
+        """Leaves with a checkpoint of this step; ``saved`` is the step of the last one."""
+        self._stage(f"told to stop after step {state.step}")
+        if state.step > saved:
+            self._checkpoint(state)
+        if self.monitor is not None:
+            self.monitor.finish()
 
     def _checkpoint(self, state: TrainState) -> None:
         self._stage("writing a checkpoint")
