@@ -16,9 +16,8 @@ from uld_ds.distributed import Ranks
 from uld_ds.language_model import Head, log_probs_of
 from uld_ds.normalisation import RowWeights, step_weights
 from uld_ds.objective import Objective
-from uld_ds.spectrum import Spectrum
 from uld_ds.teachers import TeacherSource
-from uld_ds.teachers.tokens import TeacherTokens
+from uld_ds.teachers.tokens import TeacherSegments, TeacherTokens
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class StepResult:
     """Share of ``uld`` that lies among the largest probabilities, 0 to 1."""
     uld_bound: float
     """``uld`` is at most this far from the exact distance; NaN where that is not computed."""
+    likelihood: float | None
+    """Divergence of likelihood matching per segment; None where it has no weight."""
     teacher_entropy: float
     """Nats, mean over segments."""
     student_entropy: float
@@ -126,36 +127,38 @@ class DistillationEngine:
         before = self.teacher.tokens_run, self.teacher.bytes_gathered
         learning_rate = self.student.get_lr()[0]
         with clock.phase("teacher"):
-            spectra = self._spectra(window)
+            said = self._said(window)
         weights = step_weights(window, self.objective.settings.normalise, self.ranks.sum)
         sums = _Sums()
         self.student.train()
-        for micro_batch, spectrum, row_weights in zip(window, spectra, weights, strict=True):
-            self._accumulate(micro_batch, spectrum, row_weights, sums, clock)
+        for micro_batch, teacher, row_weights in zip(window, said, weights, strict=True):
+            self._accumulate(micro_batch, teacher, row_weights, sums, clock)
         tokens, gathered = self.teacher.tokens_run - before[0], self.teacher.bytes_gathered - before[1]
         sums.add("teacher_tokens", torch.tensor(tokens, device=self.device))
         sums.add("teacher_bytes", torch.tensor(gathered, device=self.device))
         return self._result(sums, learning_rate, clock)
 
-    def _spectra(self, window: Sequence[MicroBatch]) -> list[Spectrum]:
-        """One Spectrum per micro-batch, one row per segment."""
+    def _said(self, window: Sequence[MicroBatch]) -> list[TeacherSegments]:
+        """What the teacher says of each micro-batch, one row per segment."""
         examples = [example for micro_batch in window for example in micro_batch.examples]
         answers = iter(self.teacher.answers(examples, self.student.global_steps))
-        spectra = []
+        said = []
         for micro_batch in window:
             tokens = TeacherTokens.cat([next(answers) for _ in micro_batch.examples])
-            spectra.append(tokens.to(self.device).segments(micro_batch.teacher_segments))
-        return spectra
+            said.append(tokens.to(self.device).segments(micro_batch.teacher_segments))
+        return said
 
     def _accumulate(
-        self, micro_batch: MicroBatch, spectrum: Spectrum, weights: RowWeights, sums: _Sums, clock: PhaseClock
+        self, micro_batch: MicroBatch, teacher: TeacherSegments, weights: RowWeights, sums: _Sums, clock: PhaseClock
     ) -> None:
         batch = micro_batch.student
         seconds_of_loss = clock.seconds.get("loss", 0.0)
 
         def consume(hidden: Tensor, head: Head) -> Tensor:
             with clock.phase("loss"):
-                loss, parts = self.objective(hidden, head, batch, micro_batch.student_segments, spectrum, weights)
+                loss, parts = self.objective(
+                    hidden, head, batch, micro_batch.student_segments, teacher.spectrum, weights, teacher.log_probs
+                )
                 in_text = batch.answer_in_text * micro_batch.example_weight[batch.answer_example]
                 sums.add("nats", parts.pop("token_nats").double() @ in_text.double())
                 for name, value in {"loss": loss, **parts}.items():
@@ -187,6 +190,7 @@ class DistillationEngine:
             uld=whole["uld"],
             uld_head=whole["uld_head"] / max(whole["uld"], 1e-12),
             uld_bound=whole["uld_bound"],
+            likelihood=whole.get("likelihood"),
             teacher_entropy=whole["teacher_entropy"],
             student_entropy=whole["student_entropy"] / max(whole["student_entropy_rows"], 1.0),
             bits_per_byte=bits(whole["nats"]) / whole["bytes"],

@@ -129,6 +129,7 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "merge": objective.merge,
         "ce_weight": objective.ce,
         "uld_weight": objective.uld,
+        "likelihood_weight": objective.likelihood,
         "student_temperature": objective.student_temperature,
         "teacher_temperature": objective.teacher_temperature,
         "normalise": objective.normalise,

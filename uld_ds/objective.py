@@ -1,9 +1,9 @@
-"""The training objective: cross-entropy on the answer plus the ULD distance to the teacher's spectra.
+"""The training objective: cross-entropy on the answer, the ULD distance to the teacher's spectra, likelihood matching.
 
-``L = ce * sum_i a_i CE_i + uld * sum_s b_s W1(student_s, teacher_s)`` with row weights ``a``, ``b`` from
-normalisation.py (Boizard et al., arXiv 2402.12030, with segments in place of truncated positions). With ``merge:
-chain`` both distributions of a segment are scaled by the probability of the segment's tokens before them, and the
-student's scale is differentiated like everything else.
+``L = ce * sum_i a_i CE_i + uld * sum_s b_s W1(student_s, teacher_s) + likelihood * sum_s b_s D(student_s, teacher_s)``
+with row weights ``a``, ``b`` from normalisation.py and ``D`` from likelihood.py (Boizard et al., arXiv 2402.12030, with
+segments in place of truncated positions). With ``merge: chain`` both distributions of a segment are scaled by the
+probability of the segment's tokens before them, and the student's scale is differentiated like everything else.
 
 Loss and gradients are computed in one pass over chunks of rows: hidden states -> logits -> loss and d loss / d logits
 -> gradients of hidden states and head. Logits exist for a chunk at a time, and autograd never sees a vocabulary.
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from uld_ds.data.windows import SegmentRows, SideBatch
 from uld_ds.language_model import Head, log_probs_of
+from uld_ds.likelihood import LikelihoodTerm, likelihood_term
 from uld_ds.normalisation import RowWeights
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.spectrum import Spectrum
@@ -40,8 +41,8 @@ class _Rows:
     ce_weights: Tensor
     """[A] of each row's cross-entropy in the loss."""
     ce_slopes: Tensor
-    """[A] d loss / d cross-entropy of each row: its weight, and how it scales a distance (``merge: chain``), which
-    is known when the S rows have been seen."""
+    """[A] d loss / d cross-entropy of each row: its weight, what it does to its segment's likelihood, and how it
+    scales a distance (``merge: chain``), which is known when the S rows have been seen."""
     uld_weights: Tensor
     """[S] of each segment's ULD distance in the loss."""
     spectrum: Spectrum
@@ -52,6 +53,8 @@ class _Rows:
     """[P] rows whose probabilities make up the scale,"""
     earlier_segment: Tensor
     """[P] and of which segment."""
+    likelihood_loss: Tensor
+    """Scalar: the loss's part that is known beforehand; its gradient is among the slopes."""
 
     @property
     def num_compared(self) -> int:
@@ -79,6 +82,7 @@ class Objective:
         segments: SegmentRows,
         spectrum: Spectrum,
         weights: RowWeights,
+        teacher_log_probs: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch and its parts.
 
@@ -89,13 +93,14 @@ class Objective:
             segments: S segments among the A rows.
             spectrum: [S] the teacher's, one row per segment, scaled as ``segments`` says for the student.
             weights: of the A and S rows.
+            teacher_log_probs: [S] nats, what the teacher gives to each segment's bytes; for likelihood matching.
 
         Returns:
             A scalar, and detached parts that add up over the micro-batches and ranks of a step: ``ce``, ``uld``
             (without the recipe's weights, so that they compare across recipes), ``uld_head`` (the share of ``uld``
             among the largest probabilities), ``uld_bound`` (how far ``uld`` may be from the exact distance),
             ``teacher_entropy`` (nats, weighed like ``uld``), ``student_entropy`` (nats, summed over a sample of
-            ``student_entropy_rows`` rows). Beside them ``token_nats`` [A].
+            ``student_entropy_rows`` rows); with likelihood matching ``likelihood``. Beside them ``token_nats`` [A].
 
         Raises:
             ValueError: the spectrum has another number of rows than there are segments.
@@ -103,7 +108,8 @@ class Objective:
         if len(spectrum) != len(segments):
             raise ValueError(f"{len(spectrum)} teacher rows for {len(segments)} segments: not aligned")
         order = torch.cat([segments.compared, segments.others])
-        rows = self._rows(hidden, head, batch, segments, order, spectrum, weights)
+        likelihood = self._likelihood(hidden, head, batch, segments, teacher_log_probs)
+        rows = self._rows(hidden, head, batch, segments, order, spectrum, weights, likelihood)
         one_chunk = self._by_autograd if self._needs_autograd() else self._closed_form
         loss, *per_row = _Chunked.apply(hidden[order], *_tensors(head), head, rows, one_chunk)
         in_order, *of_rows = (part.detach() for part in per_row)
@@ -114,7 +120,8 @@ class Objective:
         with torch.no_grad():
             counted = (weights.answers[:_ENTROPY_ROWS] > 0).float()
             student_entropy = entropy(head.logits(hidden[:_ENTROPY_ROWS])) @ counted
-        return loss, {
+        parts = {} if likelihood is None else {"likelihood": likelihood.value @ weights.segments.double()}
+        return loss, parts | {
             "token_nats": nats,
             "ce": nats @ weights.answers.to(nats.dtype),
             "uld": distance @ of_segments,
@@ -125,6 +132,24 @@ class Objective:
             "student_entropy_rows": counted.sum(),
         }
 
+    def _likelihood(
+        self, hidden: Tensor, head: Head, batch: SideBatch, segments: SegmentRows, teacher: Tensor | None
+    ) -> LikelihoodTerm | None:
+        """Of all segments; a pass of its own over their tokens, because the slope of one token's cross-entropy depends
+        on all of them, which may lie in different chunks."""
+        if not self.settings.likelihood:
+            return None
+        if teacher is None:
+            raise ValueError("likelihood matching needs the teacher's log-probabilities of the segments")
+        with torch.no_grad():
+            of_tokens = log_probs_of(batch.answer_ids[segments.members])(hidden[segments.members], head)
+        return likelihood_term(
+            teacher,
+            segments.log_probs(of_tokens),
+            divergence=self.settings.likelihood_divergence,
+            temperature=self.settings.likelihood_temperature,
+        )
+
     def _rows(
         self,
         hidden: Tensor,
@@ -134,25 +159,32 @@ class Objective:
         order: Tensor,
         spectrum: Spectrum,
         weights: RowWeights,
+        likelihood: LikelihoodTerm | None,
     ) -> _Rows:
         log_scale, place = None, segments.earlier
         if self.settings.merge == "chain":
             with torch.no_grad():
                 earlier_ids = batch.answer_ids[segments.earlier]
                 log_scale = segments.log_scale(log_probs_of(earlier_ids)(hidden[segments.earlier], head))
-            where = torch.empty_like(order)
-            where[order] = torch.arange(len(order), device=order.device)
-            place = where[segments.earlier]
+            place = _inverse(order)[segments.earlier]
         ce_weights = weights.answers[order] * self.settings.ce
+        ce_slopes, likelihood_loss = ce_weights.clone(), ce_weights.new_zeros(())
+        if likelihood is not None:
+            of_segments = self.settings.likelihood * weights.segments.double()
+            likelihood_loss = (likelihood.value @ of_segments).to(ce_weights.dtype)
+            # A segment's log-probability is the sum of its tokens': each one's cross-entropy, negated.
+            slopes = (-likelihood.slope * of_segments).to(ce_slopes.dtype)
+            ce_slopes.index_add_(0, _inverse(order)[segments.members], slopes[segments.member_segment])
         return _Rows(
             ids=batch.answer_ids[order],
             ce_weights=ce_weights,
-            ce_slopes=ce_weights.clone(),
+            ce_slopes=ce_slopes,
             uld_weights=weights.segments * self.settings.uld,
             spectrum=spectrum,
             log_scale=log_scale,
             earlier=place,
             earlier_segment=segments.earlier_segment,
+            likelihood_loss=likelihood_loss,
         )
 
     def _needs_autograd(self) -> bool:
@@ -250,6 +282,7 @@ class _Chunked(torch.autograd.Function):
         per_row = [torch.cat(parts) for parts in zip(*results, strict=True)]
         distance = per_row[1][: rows.num_compared]
         loss = per_row[0] @ rows.ce_weights.to(per_row[0].dtype) + distance @ rows.uld_weights.to(distance.dtype)
+        loss = loss + rows.likelihood_loss.to(loss.dtype)
         ctx.save_for_backward(grad_hidden, *gradients.sums)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, down, up)]
         ctx.mark_non_differentiable(*per_row)
@@ -318,6 +351,13 @@ def _tensors(head: Head) -> tuple[Tensor | None, ...]:
     """All that may receive a gradient: weight, bias, down and up matrix."""
     low_rank = (None, None) if head.low_rank is None else (head.low_rank.down, head.low_rank.up)
     return head.weight, head.bias, *low_rank
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """Where each row went: ``_inverse(order)[order] == arange``."""
+    where = torch.empty_like(order)
+    where[order] = torch.arange(len(order), device=order.device)
+    return where
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -243,6 +243,12 @@ class ObjectiveSettings(Strict):
     """Weight of the cross-entropy on the answer."""
     uld: Annotated[float, Field(ge=0)] = 1.5
     """Weight of the ULD distance (the paper's lambda)."""
+    likelihood: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of likelihood matching: what probability do both models give to each segment's bytes?"""
+    likelihood_divergence: Literal["kl", "reverse_kl", "jensen_shannon", "total_variation"] = "kl"
+    """Between those two probabilities, each against "anything else"."""
+    likelihood_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides their logarithms; a high one weighs unlikely segments like likely ones."""
     student_temperature: Annotated[float, Field(gt=0)] = 1.0
     teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
     alignment: Literal["segments", "positional"] = "segments"
@@ -261,14 +267,16 @@ class ObjectiveSettings(Strict):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> ObjectiveSettings:
-        if self.ce == 0 and self.uld == 0:
-            raise ValueError("objective.ce and objective.uld are both 0: nothing to learn")
+        if self.ce == self.uld == self.likelihood == 0:
+            raise ValueError("objective.ce, objective.uld and objective.likelihood are all 0: nothing to learn")
         return self
 
     @model_validator(mode="after")
     def _something_to_merge(self) -> ObjectiveSettings:
         if self.merge == "chain" and self.alignment == "positional":
             raise ValueError("objective.merge 'chain' needs alignment 'segments': positional pairs are single tokens")
+        if self.likelihood and self.alignment == "positional":
+            raise ValueError("objective.likelihood needs alignment 'segments': positional pairs are of different bytes")
         if self.alignment == "segments" and (self.skip_student_end or self.skip_teacher_end):
             raise ValueError("objective.skip_student_end and skip_teacher_end need alignment 'positional'")
         return self

@@ -269,6 +269,7 @@ class Worker:
             "train/uld": result.uld,
             "train/uld_head_share": result.uld_head,
             "train/uld_error_bound": result.uld_bound,
+            **({} if result.likelihood is None else {"train/likelihood": result.likelihood}),
             "train/teacher_entropy": result.teacher_entropy,
             "train/student_entropy": result.student_entropy,
             "train/bits_per_byte": result.bits_per_byte,

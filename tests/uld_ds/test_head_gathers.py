@@ -34,7 +34,7 @@ class Batch:
         ids, nothing = torch.randint(0, vocab_size, (2, 12)), torch.empty(0, dtype=torch.long)
         self.rows = torch.arange(20)
         self.tokens = SideBatch(ids, torch.ones_like(ids), self.rows, ids.flatten()[1:21], nothing, nothing)
-        self.segments = SegmentRows(self.rows[::2], self.rows[1::2], nothing, nothing)
+        self.segments = SegmentRows(self.rows[::2], self.rows[1::2], nothing, nothing, nothing, nothing)
         self.spectrum = Spectrum.from_logits(torch.randn(10, 300))
         self.weights = RowWeights(torch.full((20,), 1 / 20), torch.full((10,), 1 / 10))
 

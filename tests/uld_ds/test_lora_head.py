@@ -37,7 +37,7 @@ def tokens(input_ids: Tensor, answer_rows: Tensor, answer_ids: Tensor) -> SideBa
 def loss_of(settings: ObjectiveSettings, hidden: Tensor, head: Head, ids: Tensor, teacher: Tensor) -> Tensor:
     """The objective where segments begin at SEGMENTS, all rows weighed alike."""
     others = torch.tensor([row for row in range(len(ids)) if row not in SEGMENTS.tolist()])
-    segments = SegmentRows(SEGMENTS, others, NOTHING, NOTHING)
+    segments = SegmentRows(SEGMENTS, others, NOTHING, NOTHING, NOTHING, NOTHING)
     weights = RowWeights(torch.full((len(ids),), 1 / len(ids)), torch.full((len(SEGMENTS),), 1 / len(SEGMENTS)))
     batch = tokens(NOTHING, NOTHING, ids)
     spectrum = Spectrum.from_logits(teacher, temperature=settings.teacher_temperature)

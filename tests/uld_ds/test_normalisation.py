@@ -18,7 +18,7 @@ def micro_batch(examples: list[tuple[float, int, int]]) -> MicroBatch:
     answers = torch.tensor([i for i, (_, tokens, _) in enumerate(examples) for _ in range(tokens)], dtype=torch.long)
     segments = torch.tensor([i for i, (_, _, count) in enumerate(examples) for _ in range(count)], dtype=torch.long)
     side = SideBatch(nothing, nothing, nothing, nothing, nothing, answers)
-    none = SegmentRows(nothing, nothing, nothing, nothing)
+    none = SegmentRows(nothing, nothing, nothing, nothing, nothing, nothing)
     weights = torch.tensor([weight for weight, _, _ in examples])
     return MicroBatch([], side, none, none, segments, weights, nothing)
 

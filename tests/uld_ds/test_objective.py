@@ -34,11 +34,11 @@ def side_batch(ids: Tensor) -> SideBatch:
 def segments_of(starts: Tensor, stops: Tensor, num_answers: int, merge: str = "first") -> SegmentRows:
     compared = starts if merge == "first" else stops - 1
     others = torch.tensor([i for i in range(num_answers) if i not in compared.tolist()], dtype=torch.long)
-    if merge == "first":
-        return SegmentRows(compared, others, NOTHING, NOTHING)
     runs = list(zip(starts.tolist(), stops.tolist(), strict=True))
-    earlier = [(row, n) for n, (start, stop) in enumerate(runs) for row in range(start, stop - 1)]
-    return SegmentRows(compared, others, *torch.tensor(earlier).t())
+    members = [(row, n) for n, (start, stop) in enumerate(runs) for row in range(start, stop)]
+    earlier = [] if merge == "first" else [(row, n) for row, n in members if row < stops[n] - 1]
+    pairs = [torch.tensor(part, dtype=torch.long).reshape(-1, 2).unbind(1) for part in (earlier, members)]
+    return SegmentRows(compared, others, *pairs[0], *pairs[1])
 
 
 class Case:
@@ -52,6 +52,7 @@ class Case:
         self.logit_map = logit_map or LogitMap()
         self.teacher = torch.randn(len(SEGMENTS), TEACHER_VOCAB) * 3
         self.teacher_scale = -torch.rand(len(SEGMENTS)) * (STOPS - SEGMENTS - 1)
+        self.teacher_log_probs = -torch.rand(len(SEGMENTS)) * 4 - 0.01
         self.batch = side_batch(torch.randint(0, VOCAB, (ANSWERS,)))
         self.weights = RowWeights(torch.rand(ANSWERS) / ANSWERS, torch.rand(len(SEGMENTS)) / len(SEGMENTS))
 
@@ -78,8 +79,16 @@ class Case:
         distance = (F.pad(p, (0, TEACHER_VOCAB - VOCAB)) - q).abs().sum(-1)
         loss = settings.ce * (nats @ self.weights.answers.double())
         loss = loss + settings.uld * (distance @ self.weights.segments.double())
+        loss = loss + settings.likelihood * (self.binary_kl(nats, settings) @ self.weights.segments.double())
         loss.backward()
         return loss.item(), [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    def binary_kl(self, nats: Tensor, settings: ObjectiveSettings) -> Tensor:
+        """[S] between the probabilities of each segment's bytes, from their definition."""
+        own = torch.stack([-nats[start:stop].sum() for start, stop in zip(SEGMENTS, STOPS, strict=True)])
+        p = (self.teacher_log_probs.double() / settings.likelihood_temperature).exp()
+        q = (own / settings.likelihood_temperature).exp()
+        return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
 
     def chunked(self, settings: ObjectiveSettings) -> tuple[float, list[Tensor], dict[str, Tensor]]:
         leaves = self.leaves(torch.float32)
@@ -87,7 +96,9 @@ class Case:
         if settings.merge == "chain":
             spectrum = spectrum.shift(self.teacher_scale)
         segments = segments_of(SEGMENTS, STOPS, ANSWERS, settings.merge)
-        loss, parts = Objective(settings)(leaves[0], self.head(leaves), self.batch, segments, spectrum, self.weights)
+        loss, parts = Objective(settings)(
+            leaves[0], self.head(leaves), self.batch, segments, spectrum, self.weights, self.teacher_log_probs
+        )
         (loss * 2).backward()
         return loss.item(), [leaf.grad / 2 for leaf in leaves if leaf.grad is not None], parts
 
@@ -121,8 +132,15 @@ def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         {"merge": "chain"},
         {"merge": "chain", "ce": 0.0},
         {"merge": "chain", "method": "exact", "student_temperature": 2.0},
+        {"ce": 0.0, "uld": 0.0, "likelihood": 1.0},
+        {"uld": 0.3, "likelihood": 0.7, "likelihood_temperature": 100.0},
+        {"merge": "chain", "likelihood": 2.0},
+        {"method": "exact", "likelihood": 2.0},
     ],
-    ids=["closed form", "uld only", "ce only", "exact", "temperatures", "chain", "chain alone", "chain exact"],
+    ids=[
+        *("closed form", "uld only", "ce only", "exact", "temperatures", "chain", "chain alone", "chain exact"),
+        *("likelihood alone", "all three", "chain and likelihood", "exact and likelihood"),
+    ],
 )
 def test_loss_and_gradients_equal_autograd_in_float64(case: dict[str, Any], settings: dict[str, Any]) -> None:
     objective = ObjectiveSettings(**settings)
@@ -137,9 +155,11 @@ def test_loss_and_gradients_equal_autograd_in_float64(case: dict[str, Any], sett
 
 
 def test_parts_add_up_to_the_loss() -> None:
-    settings = ObjectiveSettings(ce=0.7, uld=1.3)
+    settings = ObjectiveSettings(ce=0.7, uld=1.3, likelihood=0.4)
     loss, _, parts = Case().chunked(settings)
-    assert 0.7 * parts["ce"].item() + 1.3 * parts["uld"].item() == pytest.approx(loss, rel=1e-6)
+    weighed = 0.7 * parts["ce"].item() + 1.3 * parts["uld"].item() + 0.4 * parts["likelihood"].item()
+    assert weighed == pytest.approx(loss, rel=1e-6)
+    assert "likelihood" not in Case().chunked(ObjectiveSettings())[2]
     assert 0 < parts["uld_head"].item() <= parts["uld"].item()
     assert 0 <= parts["uld_bound"].item() < 1e-3
     wanted = entropy(Case().teacher) @ Case().weights.segments

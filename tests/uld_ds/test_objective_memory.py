@@ -43,7 +43,7 @@ def loss_of(
     """The objective, with a segment at every position."""
     rows, nothing = torch.arange(len(ids)), torch.empty(0, dtype=torch.long)
     batch = SideBatch(nothing, nothing, nothing, ids, nothing, nothing)
-    segments = SegmentRows(rows, nothing, nothing, nothing)
+    segments = SegmentRows(rows, nothing, nothing, nothing, nothing, nothing)
     weights = RowWeights(*[torch.full((len(ids),), 1 / len(ids))] * 2)
     loss, _ = Objective(settings)(hidden, head, batch, segments, spectrum, weights)
     return loss

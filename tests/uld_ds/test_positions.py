@@ -67,7 +67,7 @@ def test_a_model_that_knows_what_comes_next_has_no_loss(model: RowModel, merge: 
     assert all(tokens.log_probs.abs().max() < 1e-9 * VOCAB for tokens in answers)
 
     # Both sides are certain wherever a segment is compared: no distance; and each token's cross-entropy is nothing.
-    spectrum = type(answers[0]).cat(answers).segments(batch.teacher_segments)
+    spectrum = type(answers[0]).cat(answers).segments(batch.teacher_segments).spectrum
     (weights,) = step_weights([batch], "token", lambda values: values)
     settings = ObjectiveSettings(merge=merge)
 

@@ -251,11 +251,15 @@ def test_a_long_value_is_shown_in_part() -> None:
         ({"training__steps": None}, "training: exactly one of training.epochs and training.steps must be set"),
         (
             {"objective__ce": 0.0, "objective__uld": 0},
-            "objective: objective.ce and objective.uld are both 0: nothing to learn",
+            "objective: objective.ce, objective.uld and objective.likelihood are all 0: nothing to learn",
         ),
         (
             {"objective": {"merge": "chain", "alignment": "positional"}},
             "objective: objective.merge 'chain' needs alignment 'segments': positional pairs are single tokens",
+        ),
+        (
+            {"objective": {"likelihood": 1.0, "alignment": "positional"}},
+            "objective: objective.likelihood needs alignment 'segments': positional pairs are of different bytes",
         ),
         (
             {"objective__skip_teacher_end": True},

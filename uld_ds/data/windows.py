@@ -29,6 +29,10 @@ class SegmentRows:
     probabilities. None with ``merge: first``."""
     earlier_segment: Tensor
     """[P] which of the S segments each of them belongs to."""
+    members: Tensor
+    """[M] rows of all tokens of all segments, segment after segment,"""
+    member_segment: Tensor
+    """[M] and which of the S segments each of them belongs to."""
 
     def __len__(self) -> int:
         return len(self.compared)
@@ -42,6 +46,14 @@ class SegmentRows:
         if len(self.earlier) == 0:
             return None
         return log_probs.new_zeros(len(self)).index_add_(0, self.earlier_segment, log_probs)
+
+    def log_probs(self, log_probs: Tensor) -> Tensor:
+        """[S] natural log-probability of each segment's bytes, by the chain rule.
+
+        Args:
+            log_probs: [M] of the tokens in the ``members`` rows.
+        """
+        return log_probs.new_zeros(len(self)).index_add_(0, self.member_segment, log_probs)
 
     def to(self, device: torch.device) -> SegmentRows:
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in self.__dict__.items()})
@@ -188,14 +200,22 @@ def segment_rows(rows: Sequence[dict[str, Any]], side: str, merge: Merge) -> Seg
     first = np.concatenate([row[f"{side}_segments"] for row in rows]).astype(np.int64) + base
     last = np.concatenate([row[f"{side}_segment_stops"] for row in rows]).astype(np.int64) + base - 1
     compared, before = (first, np.zeros_like(first)) if merge == "first" else (last, last - first)
+    earlier, earlier_segment = _runs(first, before)
+    members, member_segment = _runs(first, last - first + 1)
     others = np.ones(int(num_answers.sum()), bool)
     others[compared] = False
-    # The n-th token before the compared one, counted from the segment's first.
-    owner = np.repeat(np.arange(len(first)), before)
-    within = np.arange(len(owner)) - np.repeat(np.cumsum(before) - before, before)
     return SegmentRows(
         compared=torch.from_numpy(compared),
         others=torch.from_numpy(np.flatnonzero(others)),
-        earlier=torch.from_numpy(first[owner] + within),
-        earlier_segment=torch.from_numpy(owner),
+        earlier=torch.from_numpy(earlier),
+        earlier_segment=torch.from_numpy(earlier_segment),
+        members=torch.from_numpy(members),
+        member_segment=torch.from_numpy(member_segment),
     )
+
+
+def _runs(first: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of runs of given lengths, one run after the other, and the number of each row's run."""
+    owner = np.repeat(np.arange(len(first)), lengths)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return first[owner] + within, owner

@@ -72,7 +72,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | N
 
 A student that [{facts["teacher"]}]({_link(recipe)}) taught by universal logit distillation
 ([arXiv 2402.12030](https://arxiv.org/abs/2402.12030)) with uld-ds: loss = {facts["ce_weight"]} x cross-entropy +
-{facts["uld_weight"]} x ULD distance, alignment `{facts["alignment"]}`.
+{facts["uld_weight"]} x ULD distance{_likelihood(facts)}, alignment `{facts["alignment"]}`.
 
 ## Results
 
@@ -95,6 +95,11 @@ Bits per byte of answers that no training example holds; lower is better, whatev
 {made_from}
 """
     return f"---\n{card_data.to_yaml()}\n---\n\n{text}"
+
+
+def _likelihood(facts: Mapping[str, Any]) -> str:
+    weight = facts.get("likelihood_weight")
+    return f" + {weight} x likelihood matching ([arXiv 2503.20083](https://arxiv.org/abs/2503.20083))" if weight else ""
 
 
 def _link(recipe: Recipe) -> str:

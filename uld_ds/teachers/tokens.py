@@ -39,12 +39,24 @@ class TeacherTokens:
         """Rows of several, one after the other; all of one grid and temperature."""
         return cls(Spectrum.cat([part.spectrum for part in parts]), torch.cat([part.log_probs for part in parts]))
 
-    def segments(self, rows: SegmentRows) -> Spectrum:
-        """[S] the distribution that stands for each segment, scaled by the tokens before it in there."""
+    def segments(self, rows: SegmentRows) -> TeacherSegments:
+        """Of S segments among these tokens: the distribution that stands for each, scaled by the tokens before it in
+        there, and the probability of its bytes."""
         spectrum = self.spectrum[rows.compared]
         scale = rows.log_scale(self.log_probs[rows.earlier])
-        return spectrum if scale is None else spectrum.shift(scale)
+        log_probs = rows.log_probs(self.log_probs[rows.members])
+        return TeacherSegments(spectrum if scale is None else spectrum.shift(scale), log_probs)
 
     def to(self, device: torch.device | str) -> TeacherTokens:
         """On another device."""
         return TeacherTokens(self.spectrum.to(device), self.log_probs.to(device))
+
+
+@dataclass(frozen=True)
+class TeacherSegments:
+    """What a teacher says about S segments."""
+
+    spectrum: Spectrum
+    """S rows."""
+    log_probs: Tensor
+    """[S] float32: natural log-probability, at temperature 1, of each segment's bytes."""

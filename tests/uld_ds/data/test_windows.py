@@ -109,6 +109,18 @@ def test_log_scale_adds_up_the_tokens_before() -> None:
     assert batch_of([0, 1]).teacher_segments.log_scale(torch.zeros(0)) is None
 
 
+@pytest.mark.parametrize("merge", ["first", "chain"])
+def test_a_segments_probability_is_the_product_of_all_its_tokens(merge: str) -> None:
+    batch = batch_of([0, 1], merge)
+    teacher = teacher_batcher().batch(batch.examples)
+    student, other = batch.student_segments, batch.teacher_segments
+    assert tokens_at(batch.student, student.members) == [102, 103, 104, 105, 201, 202, 203]
+    assert student.member_segment.tolist() == [0, 1, 1, 2, 3, 3, 4]
+    assert tokens_at(teacher, other.members) == [1102, 1103, 1104, 1203, 1204, 1205, 1206, 1207, 1208]
+    tokens = TeacherTokens(Spectrum.from_logits(torch.zeros(9, 4)), -torch.arange(1.0, 10.0))
+    assert tokens.segments(other).log_probs.tolist() == [-1, -2, -3, -4 - 5 - 6 - 7 - 8, -9]
+
+
 def test_teacher_tokens_become_one_scaled_spectrum_per_segment() -> None:
     torch.manual_seed(0)
     logits = torch.randn(9, 40)
@@ -118,7 +130,7 @@ def test_teacher_tokens_become_one_scaled_spectrum_per_segment() -> None:
         ("first", [0, 1, 2, 3, 8], 0.0),
         ("chain", [0, 1, 2, 7, 8], float(log_probs[3:7].sum())),
     ):
-        spectrum = tokens.segments(batch_of([0, 1], merge).teacher_segments)
+        spectrum = tokens.segments(batch_of([0, 1], merge).teacher_segments).spectrum
         largest = logits.softmax(-1).max(-1).values[place]
         largest[3] *= np.exp(scale)
         assert spectrum.to_probabilities(1)[:, 0].tolist() == pytest.approx(largest.tolist(), rel=1e-5)
