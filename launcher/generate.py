@@ -33,7 +33,7 @@ from uld_ds.tokenizer_files import load_tokenizer
 
 
 def generate_answers(recipe: Recipe) -> dict[str, Any]:
-    """Lets the recipe's teacher answer the prompts of ``data.train``; returns what there is then.
+    """Lets the recipe's teacher answer its prompts (``generation.prompts`` or ``data.train``) and says what there is.
 
     What was answered before is not asked again.
 
@@ -55,12 +55,11 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
         decoding = Decoding.of(recipe.generation, reader.task, recipe.run.seed)
         place = models.locate_model(settings, "teacher")
         side = TextSide(load_tokenizer(place, settings.revision, "teacher.model"), settings, "teacher")
-        rows = load_rows(recipe.data.train, "data.train")
-        reader.check(rows, "data.train", answered=False)
+        key = "data.train" if recipe.generation.prompts is None else "generation.prompts"
+        rows = load_rows(recipe.generation.prompts or recipe.data.train, key)
+        reader.check(rows, key, answered=False)
         most = settings.max_length - decoding.max_new_tokens
-        prompts = collect_prompts(
-            rows, reader, side, max_tokens=most, on_bad_row=recipe.data.on_bad_row, key="data.train"
-        )
+        prompts = collect_prompts(rows, reader, side, max_tokens=most, on_bad_row=recipe.data.on_bad_row, key=key)
         answers = AnswerFolder(folder, _identity(recipe, side, decoding))
         known = answers.known().keys()
         missing = [prompt for prompt in prompts.kept if prompt.id not in known]

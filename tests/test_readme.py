@@ -1,4 +1,4 @@
-"""What README.md tells people to type exists, and its recipe is one."""
+"""What README.md and docs/ tell people to type exists, and the README's recipe is one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,21 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+def code_blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
 
 
-COMMANDS = [line for block in code_blocks("bash") for line in block.splitlines() if line.strip()]
+def commands(text: str) -> list[str]:
+    return [line for block in code_blocks("bash", text) for line in block.splitlines() if line.strip()]
+
+
+COMMANDS = commands(README)
+IN_DOCS = [
+    pytest.param(line, id=f"{file.stem}: {line}")
+    for file in sorted((ROOT / "docs").glob("*.md"))
+    for line in commands(file.read_text())
+    if line.startswith("uld-ds ")
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -37,6 +47,11 @@ def test_command_exists(command: str) -> None:
         words = ["uld-ds", *words[3:]]
     assert words[0] == "uld-ds", command
     check_arguments(typer.main.get_command(app), words[1:])
+
+
+@pytest.mark.parametrize("command", IN_DOCS)
+def test_command_of_the_documentation_exists(command: str) -> None:
+    check_arguments(typer.main.get_command(app), shlex.split(command)[1:])
 
 
 def check_arguments(command: click.Command, words: list[str]) -> None:

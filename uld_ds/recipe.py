@@ -339,6 +339,8 @@ class EvaluationSettings(Strict):
 class GenerationSettings(Strict):
     """How a model answers prompts: the teacher's in ``uld-ds generate``, any in ``uld-ds evaluate`` (greedily)."""
 
+    prompts: DataSource | None = None
+    """Rows that ``uld-ds generate`` asks about. Default: ``data.train``."""
     output: str | None = None
     """Folder for ``train.parquet`` and ``held_out.parquet``. Default: ``answers`` in the run's folder."""
     engine: Literal["transformers", "vllm"] = "transformers"

@@ -61,8 +61,13 @@ class TextSide:
         return self._renderer.prompt(self._own(example))
 
     def prompt_ids(self, example: Example) -> list[int]:
-        """The tokens of ``prompt``."""
-        return self._encoder.prompt(self.prompt(example))
+        """The tokens of ``prompt``, as they are in front of an answer."""
+        if self._renderer.uses_chat_template:
+            return self._encoder.prompt(self.prompt(example))
+        # A space that ends a plain template is part of the answer's first token, once an answer follows.
+        word = {"role": "assistant", "content": "the"}
+        (encoded,) = self.encode([self.render(replace(example, messages=(*example.prompt, word)))])
+        return encoded.ids[: encoded.turns[-1].first].tolist()
 
     def render(self, example: Example) -> Rendered:
         """The whole conversation."""

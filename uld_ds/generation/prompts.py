@@ -73,6 +73,7 @@ def collect_prompts(
             question = reader.question(row)
             example = as_prompt(question)
             text = side.prompt(example)
+            ids = np.asarray(side.prompt_ids(example), np.int32)
         except ValueError as error:
             problem = problem or f"row {number}: {error}"
             if on_bad_row == "error":
@@ -87,7 +88,6 @@ def collect_prompts(
             found.duplicates += 1
             if best[name][0] <= content:
                 continue
-        ids = np.asarray(side.prompt_ids(example), np.int32)
         best[name] = content, Prompt(hashlib.sha256(text.encode()).hexdigest(), name, number, ids)
     prompts = [prompt for _, prompt in best.values()]
     found.kept = sorted((p for p in prompts if len(p.ids) <= max_tokens), key=lambda prompt: prompt.question)

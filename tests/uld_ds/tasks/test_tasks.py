@@ -11,11 +11,13 @@ import pytest
 from tests.uld_ds.data.toy import CHAT_TEMPLATE, toy
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.rendering import Renderer
+from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import Example, ExampleReader, load_rows
 from uld_ds.errors import UserError
 from uld_ds.evaluation.metrics import METRICS
 from uld_ds.recipe import DataSettings, FilesSource, ModelSettings, Recipe, parse_recipe
 from uld_ds.tasks import Question, get_task, task_names
+from uld_ds.tokenizer_files import load_tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "tasks"
 FEW_SHOT = {"squad": 5, "qed": 5, "fairytaleqa": 3, "pubmedqa": 3, "dialogsum": 3}
@@ -184,3 +186,26 @@ def test_prepared_rows_hold_a_longer_prompt_for_the_teacher(tiny_recipe: dict[st
         assert more["digest"] != row["digest"]
         last = row["teacher_answers"][0], more["teacher_answers"][0]
         assert row["teacher_ids"][last[0] :] == more["teacher_ids"][last[1] :]
+
+
+@pytest.mark.parametrize("template", ["{prompt}\nAnswer:", "{prompt}\nAnswer: "])
+def test_what_is_generated_after_is_what_is_trained_after(
+    template: str, tiny_student: Path, tiny_teacher: Path
+) -> None:
+    for folder in (tiny_student, tiny_teacher):
+        settings = ModelSettings(model="x", prompt_template=template)
+        side = TextSide(load_tokenizer(str(folder), None, "x"), settings, "student")
+        for row in rows_of("squad")[:4]:
+            example = ExampleReader(data("squad"))({**row, "teacher_answer": "the third"})
+            (encoded,) = side.encode([side.render(example)])
+            assert side.prompt_ids(example) == encoded.ids[: encoded.turns[0].first].tolist()
+
+
+def test_a_space_that_ends_the_template_belongs_to_the_answer(tiny_teacher: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_teacher), None, "x")
+    example = ExampleReader(data("squad"))(rows_of("squad")[0])
+    ids = {
+        template: TextSide(tokenizer, ModelSettings(model="x", prompt_template=template), "student").prompt_ids(example)
+        for template in ("{prompt}\nAnswer:", "{prompt}\nAnswer: ")
+    }
+    assert len(set(map(tuple, ids.values()))) == 1
