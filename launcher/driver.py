@@ -33,6 +33,8 @@ from uld_ds.job import Job
 from uld_ds.origins import teacher_facts
 from uld_ds.places import write_whole
 from uld_ds.recipe import Recipe
+from uld_ds.redaction import redacted
+from uld_ds.report.progress import ProgressWriter
 from uld_ds.run_record import begun_run, record_beginning, record_end, settle
 from uld_ds.stopping import StopFile
 from uld_ds.teachers.store import SpectrumStore
@@ -242,12 +244,16 @@ def _settle(uri: str, run_dir: Path) -> None:
 @contextmanager
 def _status_of(recipe: Recipe, uri: str, run_id: str, run_dir: Path) -> Iterator[None]:
     """Ends the MLflow run with what really happened."""
-    status = "FAILED"
+    status, reason = "FAILED", ""
     try:
         yield
         status = "FINISHED"
     except (KeyboardInterrupt, StoppedError):
         status = "KILLED"
         raise
+    except Exception as error:
+        reason = redacted(" ".join(str(error).split()))
+        raise
     finally:
+        ProgressWriter(run_dir / "progress.jsonl").end(status, reason)
         record_end(uri, run_id, run_dir, status, recipe.tracking.patience)

@@ -62,6 +62,8 @@ class ProgressView:
             self.note(event["text"])
         elif event["event"] == "evaluation":
             self.note(f"held-out bits per byte, {event['who']}: {event['bits_per_byte']:.4f}")
+        elif event["event"] != "step":
+            return
         elif self._console.is_terminal:
             self._advance_bar(event)
         else:

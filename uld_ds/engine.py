@@ -51,7 +51,8 @@ class StepResult:
     teacher_bytes: int
     """Of the teacher's weights, received by all ranks together from others."""
     seconds: dict[str, float]
-    """Per phase: ``teacher``, ``student`` (forward), ``loss``, ``backward``, ``step``."""
+    """Per phase: ``data`` (to the device), ``teacher``, ``reduce`` (counts and sums over ranks, and waiting for them),
+    ``student`` (forward), ``loss``, ``backward``, ``step`` (the optimizer). No second is in two of them."""
 
 
 @dataclass
@@ -123,12 +124,14 @@ class DistillationEngine:
         if len(window) != self._gas:
             raise ValueError(f"a window of {len(window)} micro-batches for {self._gas} accumulated ones")
         clock = PhaseClock(self.device)
-        window = [micro_batch.to(self.device) for micro_batch in window]
+        with clock.phase("data"):
+            window = [micro_batch.to(self.device) for micro_batch in window]
         before = self.teacher.tokens_run, self.teacher.bytes_gathered
         learning_rate = self.student.get_lr()[0]
         with clock.phase("teacher"):
             said = self._said(window)
-        weights = step_weights(window, self.objective.settings.normalise, self.ranks.sum)
+        with clock.phase("reduce"):
+            weights = step_weights(window, self.objective.settings.normalise, self.ranks.sum)
         sums = _Sums()
         self.student.train()
         for micro_batch, teacher, row_weights in zip(window, said, weights, strict=True):
@@ -178,7 +181,8 @@ class DistillationEngine:
 
     def _result(self, sums: _Sums, learning_rate: float, clock: PhaseClock) -> StepResult:
         names = sorted(sums.values)
-        total = self.ranks.sum(torch.stack([sums.values[name] for name in names])).tolist()
+        with clock.phase("reduce"):
+            total = self.ranks.sum(torch.stack([sums.values[name] for name in names])).tolist()
         whole = dict(zip(names, total, strict=True))
         if not torch.isfinite(torch.tensor(whole["loss"])):
             raise FloatingPointError(

@@ -11,17 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from uld_ds.host_memory import hand_back_large_blocks
+from uld_ds.rank_log import rank_handlers
 
 
 def configure_process(logs: Path, rank: int, threads: int) -> None:
-    """Logs of this rank in a file of its own, no bars, so many threads of torch, no freed memory held."""
-    logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=logs / f"rank-{rank}.log",
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
+    """Logs of this rank in files of its own, no bars, so many threads of torch, no freed memory held."""
+    logging.basicConfig(level=logging.INFO, handlers=rank_handlers(logs, rank), force=True)
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)

@@ -34,6 +34,7 @@ from uld_ds.models import load_tokenizer
 from uld_ds.objective import Objective
 from uld_ds.process import configure_process, padding_id
 from uld_ds.recorder import Recorder
+from uld_ds.report.phases import with_other
 from uld_ds.report.progress import ProgressWriter
 from uld_ds.stopping import StopFile
 from uld_ds.system_metrics import NodeMonitor
@@ -104,6 +105,8 @@ class Worker:
         """Trains from where the last checkpoint left off, then exports and registers the student."""
         restored = checkpoint.restore(self.engine.student)
         state = restored or TrainState()
+        if self.progress is not None:
+            self.progress.start(state.step, self.total_steps, self.ranks.size)
         if restored is None:
             self._log_data()
             state.bits_teacher = self._evaluate(state, "teacher")
@@ -135,7 +138,12 @@ class Worker:
         self._stage("writing a checkpoint")
         if self.recorder is not None:
             self.recorder.sync()
+        begin = time.perf_counter()
         checkpoint.save(self.engine.student, state, self.job.run_dir, {"loss": state.final_loss})
+        if self.recorder is not None and self.progress is not None:
+            seconds = time.perf_counter() - begin
+            self.recorder.metrics(state.step, {"seconds/checkpoint": seconds})
+            self.progress.checkpoint(state.step, seconds)
 
     def _load_engine(self) -> DistillationEngine:
         # Teacher first: its sharding must not see the student's configuration.
@@ -205,7 +213,8 @@ class Worker:
         state.final_loss = result.loss
         state.tokens += result.student_tokens + result.teacher_tokens
         state.train_seconds += seconds
-        self._log_step(state, result, {"data": data_seconds, **result.seconds}, seconds)
+        phases = result.seconds | {"data": data_seconds + result.seconds.get("data", 0.0)}
+        self._log_step(state, result, with_other(phases, seconds), seconds)
 
     def _window(self, step: int) -> list[MicroBatch]:
         training = self.recipe.training
@@ -224,6 +233,7 @@ class Worker:
         if self.eval_data is None or self.eval_rows is None:
             return None
         self._stage(f"measuring held-out bits per byte ({who})")
+        begin = time.perf_counter()
         if who == "teacher":
             log_probs = self._of_teacher(self.eval_rows)
             if log_probs is None:
@@ -239,7 +249,8 @@ class Worker:
         )
         if self.recorder is not None and self.progress is not None:
             name = "eval/teacher_bits_per_byte" if who == "teacher" else "eval/bits_per_byte"
-            self.recorder.metrics(state.step, {name: bits})
+            seconds = {f"seconds/evaluation_{who}": time.perf_counter() - begin}
+            self.recorder.metrics(state.step, {name: bits, **seconds})
             self.progress.evaluation(state.step, who, bits)
         return bits
 

@@ -23,6 +23,8 @@ from launcher.driver import run_training
 from tests.tiny import tiny_recipe_in
 from uld_ds.errors import UserError
 from uld_ds.recipe import parse_recipe
+from uld_ds.report.phases import OTHER, PHASES
+from uld_ds.report.status import run_status
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +61,10 @@ def test_mlflow_has_every_step_and_the_final_status(finished: tuple[dict[str, An
     assert history[-1].value == facts["final_loss"]
     for name in ["train/ce", "train/uld", "train/learning_rate", "train/gradient_norm", "tokens_per_second"]:
         assert len(client.get_metric_history(facts["run_id"], name)) == 6, name
-    for phase in ("data", "teacher", "student", "loss", "backward", "step"):
-        assert run.data.metrics[f"seconds/{phase}"] >= 0
+    seconds = [run.data.metrics[f"seconds/{phase}"] for phase in (*PHASES, OTHER)]
+    assert min(seconds) >= 0
+    assert sum(seconds) == pytest.approx(run.data.metrics["seconds/total"])
+    assert len(client.get_metric_history(facts["run_id"], "seconds/checkpoint")) == 2
     held_out = client.get_metric_history(facts["run_id"], "eval/bits_per_byte")
     assert [point.step for point in held_out] == [0, 3, 6]
     assert held_out[-1].value == facts["bits_per_byte"]["after"]
@@ -73,6 +77,18 @@ def test_mlflow_has_every_step_and_the_final_status(finished: tuple[dict[str, An
     assert json.loads(trained_on.profile)["examples"] == 48
     source = mlflow.data.get_source(trained_on)
     assert len(Path(source.load()).read_text().splitlines()) == 48
+
+
+def test_its_folder_says_how_it_went(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    recipe, facts = finished
+    status = run_status(Path(recipe["run"]["storage"]) / "tiny")
+    assert (status.state, status.step, status.restarts, status.workers) == ("finished", 6, 0, 2)
+    assert status.held_out_bits_per_byte["after"] == facts["bits_per_byte"]["after"]
+    assert status.last_checkpoint is not None
+    assert status.last_checkpoint["step"] == 6
+    assert sum(status.phase_shares.values()) == pytest.approx(1)
+    # What the phases miss of a step is little, also where a step takes a tenth of a second.
+    assert status.phase_shares[OTHER] < 0.1
 
 
 def test_export_is_a_directory_for_transformers_and_the_hub(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:

@@ -114,7 +114,8 @@ def test_a_gguf_file_that_is_not_there(tmp_path: Path) -> None:
     )
 
 
-def test_a_gguf_file_is_converted_once(tmp_path: Path, tiny_teacher: Path) -> None:
+def test_a_gguf_file_is_converted_once(tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ULD_DS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "m.gguf").write_bytes(b"weights")
     # As an earlier run has left it, under the digest of the file's content.
     converted = cache_dir() / "models" / f"m-{file_digest(tmp_path / 'm.gguf')[:16]}"

@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -256,18 +257,19 @@ class _Batches:
 
 
 def _usable(rows: Dataset, key: str, working: Path, batches: _Batches, data: DataSettings) -> tuple[Dataset, int]:
-    prepared = rows.map(
-        batches,
-        batched=True,
-        batch_size=256,
-        remove_columns=rows.column_names,
-        features=batches.features,
-        load_from_cache_file=False,
-        # Not where datasets would put it: a run with other tokenizers may be there at the same time.
-        cache_file_name=str(working / "rows.arrow"),
-        num_proc=_num_processes(len(rows), data.workers),
-        new_fingerprint=hashlib.sha256(f"{rows._fingerprint}{key}".encode()).hexdigest()[:16],
-    )
+    with _environment_kept():
+        prepared = rows.map(
+            batches,
+            batched=True,
+            batch_size=256,
+            remove_columns=rows.column_names,
+            features=batches.features,
+            load_from_cache_file=False,
+            # Not where datasets would put it: a run with other tokenizers may be there at the same time.
+            cache_file_name=str(working / "rows.arrow"),
+            num_proc=_num_processes(len(rows), data.workers),
+            new_fingerprint=hashlib.sha256(f"{rows._fingerprint}{key}".encode()).hexdigest()[:16],
+        )
     problems = [(i, problem) for i, problem in enumerate(prepared["problem"]) if problem]
     if problems and data.on_bad_row == "error":
         index, problem = problems[0]
@@ -283,6 +285,19 @@ def _usable(rows: Dataset, key: str, working: Path, batches: _Batches, data: Dat
         log.warning("%s: %d of %d rows left out, e.g. row %d: %s", key, len(bad), len(prepared), *problems[0])
         prepared = prepared.select([i for i in range(len(prepared)) if i not in bad])
     return prepared.remove_columns("problem"), len(bad)
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """``datasets`` with several processes leaves a copy in place of ``os.environ``.
+
+    Whoever holds the first one (rich does, for NO_COLOR) would not hear of later changes.
+    """
+    environment = os.environ
+    try:
+        yield
+    finally:
+        os.environ = environment  # noqa: B003 (the very object that was there)
 
 
 def _num_processes(num_rows: int, chosen: int | None) -> int | None:

@@ -9,10 +9,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from uld_ds.report.phases import OTHER, PHASES
+
 History = Mapping[str, Sequence[tuple[int, float]]]
 
-PHASES = ("data", "teacher", "student", "loss", "backward", "step")
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#7f7f7f")
 
 
 def plots(history: History) -> Iterator[tuple[str, Figure]]:
@@ -66,9 +67,9 @@ def _phases(figure: Figure, history: History) -> bool:
     if not steps or not any(known.values()):
         return False
     shares = [[100 * seconds.get(step, 0.0) / total[step] for step in steps] for seconds in known.values()]
-    rest = [max(0.0, 100 - sum(column)) for column in zip(*shares, strict=True)]
+    rest = [max(0.0, 100 - sum(column)) for column in zip(*shares, strict=True)]  # what OTHER says, drawn last
     axes = _axes(figure, "Where a step's time goes", "% of the step's seconds, first worker")
-    labels = [*known, "other"]
+    labels = [*known, OTHER]
     areas = axes.stackplot(steps, *shares, rest, labels=labels, colors=_COLOURS, step="mid")
     axes.legend(areas[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axes.set_ylim(0, 100)

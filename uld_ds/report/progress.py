@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,18 @@ class ProgressWriter:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+
+    def start(self, step: int, total: int, workers: int) -> None:
+        """An attempt begins, or begins again, after so many steps of ``total`` done."""
+        self._write({"event": "start", "step": step, "total": total, "workers": workers})
+
+    def end(self, status: str, reason: str = "") -> None:
+        """The last attempt is over: ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        self._write({"event": "end", "status": status, "reason": reason})
+
+    def checkpoint(self, step: int, seconds: float) -> None:
+        """A checkpoint of a step is committed; writing it took so long."""
+        self._write({"event": "checkpoint", "step": step, "seconds": seconds})
 
     def stage(self, text: str) -> None:
         """What the run is busy with, e.g. ``loading the teacher``."""
@@ -35,6 +48,17 @@ class ProgressWriter:
     def _write(self, event: dict[str, Any]) -> None:
         with self._file.open("a") as file:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
+
+
+def read_events(file: Path) -> Iterator[dict[str, Any]]:
+    """All whole events of a run, in order; a writer that was killed may have left half a line."""
+    if not file.is_file():
+        return
+    with file.open("rb") as stream:
+        for line in stream:
+            if line.endswith(b"\n") and line.startswith(b"{"):
+                with suppress(ValueError):  # half a line, and the next attempt's first behind it
+                    yield json.loads(line)
 
 
 class ProgressReader:

@@ -222,7 +222,6 @@ def test_the_widest_that_a_terminal_may_take_it() -> None:
     ]
 
 
-@pytest.mark.slow  # failed once in a whole run, for a reason not known yet
 def test_colour_is_a_help_not_a_need(monkeypatch: pytest.MonkeyPatch) -> None:
     view = view_of("aé\n")
     monkeypatch.delenv("NO_COLOR", raising=False)

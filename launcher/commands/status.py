@@ -1,0 +1,114 @@
+"""``uld-ds status``: how a run is doing, from another shell."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from launcher.runs import HELP, find_run
+
+if TYPE_CHECKING:
+    from uld_ds.report.status import RunStatus
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "silent": "yellow"}
+_BAR_WIDTH = 24
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command("status")(status)
+
+
+def status(
+    run: Annotated[str, typer.Argument(help=HELP, show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object.")] = False,
+) -> None:
+    """Show how a run is doing: step, loss, throughput, where its time goes, checkpoint, restarts."""
+    from uld_ds.report.status import run_status
+
+    found = run_status(find_run(run))
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+        return
+    console = Console(highlight=False)
+    console.print(_table(found))
+    if found.phase_shares:
+        console.print(_phases(found))
+
+
+def _table(found: RunStatus) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(found).items():
+        style = _COLOURS.get(found.state, "") if name == found.name else ""
+        table.add_row(Text(name), Text(value, style=style))
+    return table
+
+
+def _rows(found: RunStatus) -> dict[str, str]:
+    ago = "" if found.seconds_since_last_sign is None else f", last sign {duration(found.seconds_since_last_sign)} ago"
+    rows = {found.name: found.state + ("" if found.state == "finished" else ago)}
+    if found.doing:
+        rows["doing"] = found.doing
+    if found.reason:
+        rows["reason"] = found.reason
+    if found.step is not None and found.total_steps is not None:
+        left = f", {duration(found.seconds_left)} left" if found.seconds_left is not None else ""
+        rows["step"] = f"{found.step:,} of {found.total_steps:,} ({found.step / found.total_steps:.0%}){left}"
+    if found.loss is not None:
+        rows["loss"] = f"{found.loss:.4f}" + _parts(found)
+    if found.held_out_bits_per_byte:
+        said = ", ".join(f"{who} {value:.4f}" for who, value in found.held_out_bits_per_byte.items())
+        rows["held-out bits per byte"] = said
+    if found.tokens_per_second is not None and found.seconds_per_step is not None:
+        rows["throughput"] = f"{found.tokens_per_second:,.0f} tokens/s, {found.seconds_per_step:.3g} s per step"
+    point = found.last_checkpoint
+    rows["last checkpoint"] = (
+        "none yet"
+        if point is None
+        else f"step {point['step']:,}, {duration(point['seconds_ago'])} ago, written in {point['seconds']:.1f} s"
+    )
+    rows["restarts"] = str(found.restarts)
+    if found.skipped_steps:
+        rows["skipped steps"] = str(found.skipped_steps)
+    return rows
+
+
+def _parts(found: RunStatus) -> str:
+    if found.ce is None or found.uld is None or found.bits_per_byte is None:
+        return ""
+    return f" (cross-entropy {found.ce:.4f}, ULD {found.uld:.4f}; {found.bits_per_byte:.3f} bits per byte)"
+
+
+def _phases(found: RunStatus) -> Table:
+    from uld_ds.report.phases import MEANINGS
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title_justify="left")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim", overflow="fold")
+    table.add_row(Text("time of a step", style="bold"))
+    for phase, share in found.phase_shares.items():
+        bar = "█" * round(share * _BAR_WIDTH)
+        table.add_row(phase, f"{share:.1%}", bar, MEANINGS[phase])
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Two units at most, as a person says it."""
+    seconds = max(0, round(seconds))
+    if seconds < _MINUTE:
+        return f"{seconds} s"
+    if seconds < _HOUR:
+        return f"{seconds // _MINUTE} min {seconds % _MINUTE} s"
+    if seconds < _DAY:
+        return f"{seconds // _HOUR} h {seconds % _HOUR // _MINUTE} min"
+    return f"{seconds // _DAY} d {seconds % _DAY // _HOUR} h"

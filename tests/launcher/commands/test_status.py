@@ -1,0 +1,62 @@
+"""``uld-ds status``, as a person at another shell types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from launcher.cli import app
+from launcher.commands.status import duration
+from launcher.runs import find_run
+from tests.uld_ds.report.test_status import run  # noqa: F401 (a fixture)
+from uld_ds.errors import UserError
+
+
+def test_a_table(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.chdir(run.parent.parent)
+    found = CliRunner().invoke(app, ["status", "first"], env={"COLUMNS": "110"})
+    assert found.exit_code == 0
+    lines = {line.split("  ", 1)[0]: " ".join(line.split()) for line in found.output.splitlines()}
+    assert lines["first"].startswith("first running, last sign 0 s ago")
+    assert lines["step"] == "step 3 of 10 (30%), 1 min 10 s left"
+    assert lines["loss"] == "loss 2.7000 (cross-entropy 2.6000, ULD 0.2000; 2.500 bits per byte)"
+    assert lines["throughput"] == "throughput 300 tokens/s, 10 s per step"
+    assert lines["last checkpoint"] == "last checkpoint step 2, 0 s ago, written in 1.5 s"
+    assert lines["restarts"] == "restarts 0"
+    assert lines["teacher"].startswith("teacher 40.0% ██████████")
+    assert "\x1b" not in found.output
+
+
+def test_json_and_what_it_costs(run: Path) -> None:  # noqa: F811
+    heavy = "{'torch', 'ray', 'deepspeed', 'mlflow', 'transformers', 'numpy'}"
+    code = f"import sys; from launcher.cli import main\ntry: main()\nfinally: print({heavy} & {{*sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "status", str(run), "--json"], capture_output=True, text=True, check=True
+    )
+    facts, imported = done.stdout.splitlines()
+    assert json.loads(facts)["step"] == 3
+    assert imported == "set()"
+
+
+def test_a_run_that_is_not_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    with pytest.raises(UserError, match=r"RUN: no run at '.*runs'; runs there: first"):
+        find_run(str(run.parent))
+    monkeypatch.setenv("ULD_DS__RUN__STORAGE", str(run.parent))
+    assert find_run("first") == run
+    monkeypatch.delenv("ULD_DS__RUN__STORAGE")
+    monkeypatch.chdir(run)
+    with pytest.raises(UserError, match=r"no run at 'first'; give the folder run\.storage/run\.name of one"):
+        find_run("first")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (7260, "2 h 1 min"), (90000, "1 d 1 h")],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
