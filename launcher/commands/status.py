@@ -61,7 +61,7 @@ def _rows(found: RunStatus) -> dict[str, str]:
         rows["reason"] = found.reason
     if found.step is not None and found.total_steps is not None:
         left = f", {duration(found.seconds_left)} left" if found.seconds_left is not None else ""
-        rows["step"] = f"{found.step:,} of {found.total_steps:,} ({found.step / found.total_steps:.0%}){left}"
+        rows["progress"] = f"{found.step:,} of {found.total_steps:,} ({found.step / found.total_steps:.0%}){left}"
     if found.loss is not None:
         rows["loss"] = f"{found.loss:.4f}" + _parts(found)
     if found.held_out_bits_per_byte:
