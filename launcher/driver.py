@@ -28,7 +28,7 @@ from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import training_texts
 from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.environment import code_revision
-from uld_ds.errors import StoppedError, UserError
+from uld_ds.errors import RunError, StoppedError, UserError
 from uld_ds.job import Job
 from uld_ds.origins import teacher_facts
 from uld_ds.places import write_whole
@@ -88,6 +88,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     student_deepspeed=student_config(recipe, on_gpu=on_gpu),
                     teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
                 )
+                job.stopped_file.unlink(missing_ok=True)
                 grace = sigterm.after_a_checkpoint(stop_file, recipe.cluster.grace_seconds)
                 with _recorded_beside(client, job), grace:
                     run_gang(train_worker, job.to_config(), recipe, run_dir, on_gpu=on_gpu)
@@ -95,6 +96,8 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     raise StoppedError(
                         f"{recipe.run.name!r} was told to stop; the same command goes on where it left off"
                     )
+                if job.stopped_file.is_file():
+                    raise RunError(f"{recipe.run.name!r} stopped: {job.stopped_file.read_text()}")
         # Only now is the run finished: this file is what says so.
         facts = json.loads(job.outcome_file.read_text()) | {"wall_seconds": time.monotonic() - begin}
         write_whole(finished, json.dumps(facts, indent=1))

@@ -62,6 +62,10 @@ class ProgressView:
             self.note(event["text"])
         elif event["event"] == "evaluation":
             self.note(f"held-out bits per byte, {event['who']}: {event['bits_per_byte']:.4f}")
+        elif event["event"] == "warning":
+            self.note(f"warning: {event['text']}")
+        elif event["event"] == "skipped":
+            self.note(f"warning: step {event['step']} was skipped: {event['reason']}, {_of(event['examples'])}")
         elif event["event"] != "step":
             return
         elif self._console.is_terminal:
@@ -98,6 +102,11 @@ class ProgressView:
         self._console.print(
             f"step {event['step']}/{event['total']}  {_facts(event)}  {left:.0f} s left", soft_wrap=True
         )
+
+
+def _of(examples: list[int]) -> str:
+    shown = ", ".join(map(str, examples[:8]))
+    return f"training examples {shown}{', ...' if len(examples) > 8 else ''}"
 
 
 def _facts(event: dict[str, Any]) -> str:

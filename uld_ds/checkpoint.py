@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,12 @@ class TrainState:
     """Student and teacher tokens processed."""
     train_seconds: float = 0.0
     """Spent in steps, over all attempts."""
+    skipped: int = 0
+    """Steps that changed nothing, because something in them was not finite."""
+    skipped_in_a_row: int = 0
+    """Of them, those right before the next step."""
+    recent_losses: list[float] = field(default_factory=list)
+    """What loss spikes are measured against, oldest first."""
 
 
 def save(student: Any, state: TrainState, run_dir: Path, metrics: dict[str, Any]) -> None:

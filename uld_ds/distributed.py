@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,14 @@ class Ranks:
     def max(self, values: Tensor) -> Tensor:
         """Elementwise maximum over all ranks."""
         return self._reduced(values, dist.ReduceOp.MAX)
+
+    def union(self, numbers: Sequence[int]) -> list[int]:
+        """What any rank has, sorted, each once. Collective."""
+        if self.size == 1:
+            return sorted(set(numbers))
+        found: list[list[int]] = [[]] * self.size
+        dist.all_gather_object(found, list(numbers))
+        return sorted({number for of_rank in found for number in of_rank})
 
     def barrier(self) -> None:
         """Returns when every rank has called it."""

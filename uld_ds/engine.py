@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from uld_ds.data.windows import MicroBatch
 from uld_ds.distributed import Ranks
+from uld_ds.finite import NonFiniteTeacherError, Watch
 from uld_ds.language_model import Head, log_probs_of
 from uld_ds.normalisation import RowWeights, step_weights
 from uld_ds.objective import Objective
@@ -53,6 +55,12 @@ class StepResult:
     seconds: dict[str, float]
     """Per phase: ``data`` (to the device), ``teacher``, ``reduce`` (counts and sums over ranks, and waiting for them),
     ``student`` (forward), ``loss``, ``backward``, ``step`` (the optimizer). No second is in two of them."""
+    skipped: bool = False
+    """Something was not finite, on whichever rank: no rank has changed its weights or its optimizer's state."""
+    suspects: tuple[int, ...] = ()
+    """Of a skipped step: the examples of all ranks that it came from; where that cannot be told, all of the step."""
+    reason: str = ""
+    """Of a skipped step: what was not finite."""
 
 
 @dataclass
@@ -110,6 +118,7 @@ class DistillationEngine:
         self.ranks = ranks
         self.device = device
         self._gas = student.gradient_accumulation_steps()
+        self._dropped = False
 
     def train_step(self, window: Sequence[MicroBatch]) -> StepResult:
         """Runs the teacher over the window once, then accumulates the student's gradient and updates it.
@@ -117,9 +126,11 @@ class DistillationEngine:
         Args:
             window: exactly ``accumulation`` micro-batches, on any device.
 
+        A step in which anything is not finite, on any rank, is skipped by all of them: weights and optimizer stay
+        as they are, and so does the learning rate's schedule, which counts updates.
+
         Raises:
             ValueError: another number of micro-batches.
-            FloatingPointError: the loss is not finite.
         """
         if len(window) != self._gas:
             raise ValueError(f"a window of {len(window)} micro-batches for {self._gas} accumulated ones")
@@ -129,17 +140,41 @@ class DistillationEngine:
         before = self.teacher.tokens_run, self.teacher.bytes_gathered
         learning_rate = self.student.get_lr()[0]
         with clock.phase("teacher"):
-            said = self._said(window)
+            try:
+                said = self._said(window)
+            except NonFiniteTeacherError as error:
+                return self._without_teacher(error, learning_rate, clock)
         with clock.phase("reduce"):
             weights = step_weights(window, self.objective.settings.normalise, self.ranks.sum)
-        sums = _Sums()
+        sums, watch = _Sums(), Watch()
         self.student.train()
         for micro_batch, teacher, row_weights in zip(window, said, weights, strict=True):
-            self._accumulate(micro_batch, teacher, row_weights, sums, clock)
+            self._accumulate(micro_batch, teacher, row_weights, sums, clock, watch)
         tokens, gathered = self.teacher.tokens_run - before[0], self.teacher.bytes_gathered - before[1]
         sums.add("teacher_tokens", torch.tensor(tokens, device=self.device))
         sums.add("teacher_bytes", torch.tensor(gathered, device=self.device))
-        return self._result(sums, learning_rate, clock)
+        return self._result(sums, learning_rate, clock, watch)
+
+    def _without_teacher(self, error: NonFiniteTeacherError, learning_rate: float, clock: PhaseClock) -> StepResult:
+        # The student has not begun: for DeepSpeed, too, this was a step (the teacher's memory counts them).
+        self.student.global_steps += 1
+        numbers = dict.fromkeys(
+            ("loss", "ce", "uld", "uld_head", "uld_bound", "teacher_entropy", "student_entropy", "bits_per_byte"),
+            float("nan"),
+        )
+        return StepResult(
+            **numbers,
+            likelihood=None,
+            learning_rate=learning_rate,
+            gradient_norm=float("nan"),
+            teacher_tokens=0,
+            student_tokens=0,
+            teacher_bytes=0,
+            seconds=clock.seconds,
+            skipped=True,
+            suspects=error.examples,
+            reason="the teacher's logits are not finite",
+        )
 
     def _said(self, window: Sequence[MicroBatch]) -> list[TeacherSegments]:
         """What the teacher says of each micro-batch, one row per segment."""
@@ -152,18 +187,27 @@ class DistillationEngine:
         return said
 
     def _accumulate(
-        self, micro_batch: MicroBatch, teacher: TeacherSegments, weights: RowWeights, sums: _Sums, clock: PhaseClock
+        self,
+        micro_batch: MicroBatch,
+        teacher: TeacherSegments,
+        weights: RowWeights,
+        sums: _Sums,
+        clock: PhaseClock,
+        watch: Watch,
     ) -> None:
         batch = micro_batch.student
         seconds_of_loss = clock.seconds.get("loss", 0.0)
 
         def consume(hidden: Tensor, head: Head) -> Tensor:
             with clock.phase("loss"):
+                watch.begin(micro_batch, hidden)
                 loss, parts = self.objective(
                     hidden, head, batch, micro_batch.student_segments, teacher.spectrum, weights, teacher.log_probs
                 )
                 in_text = batch.answer_in_text * micro_batch.example_weight[batch.answer_example]
-                sums.add("nats", parts.pop("token_nats").double() @ in_text.double())
+                nats = parts.pop("token_nats")
+                watch.end(loss, nats)
+                sums.add("nats", nats.double() @ in_text.double())
                 for name, value in {"loss": loss, **parts}.items():
                     sums.add(name, value)
             return loss
@@ -174,20 +218,55 @@ class DistillationEngine:
         sums.add("student_tokens", batch.attention_mask.sum())
         sums.add("bytes", micro_batch.answer_bytes @ micro_batch.example_weight.to(torch.int64))
         # DeepSpeed takes the mean over ranks and accumulated micro-batches; the weights are global already.
+        scale: Tensor | int = self.ranks.size * self._gas
+        updates = self.student.is_gradient_accumulation_boundary()
+        if updates:
+            with clock.phase("reduce"):
+                scale = self._agreed(self.ranks.size * self._gas, watch)
         with clock.phase("backward"):
-            self.student.backward(loss * (self.ranks.size * self._gas))
+            self.student.backward(loss * scale)
         with clock.phase("step"):
-            self.student.step()
+            if not (updates and self._drop_non_finite()):
+                self.student.step()
 
-    def _result(self, sums: _Sums, learning_rate: float, clock: PhaseClock) -> StepResult:
+    def _agreed(self, scale: int, watch: Watch) -> Tensor:
+        """``scale``, or NaN when any rank's loss is not finite.
+
+        A non-finite loss need not have a non-finite gradient, and may be on one rank alone. A gradient of NaN is what
+        DeepSpeed looks for, over all ranks, before it updates anything: so it skips the step, on every rank, and
+        clears what it has accumulated. Nothing here waits for the device.
+        """
+        bad = self.ranks.max(watch.bad_loss())
+        return torch.where(bad > 0, float("nan"), float(scale))
+
+    def _drop_non_finite(self) -> bool:
+        """Whether the step was skipped here, because DeepSpeed would take it.
+
+        Without ZeRO and in fp32 it steps whatever the gradient is, which all ranks have whole, and alike, by now.
+        """
+        self._dropped = False
+        if not hasattr(self.student.optimizer, "overflow"):
+            gradients = [p.grad for p in self.student.module.parameters() if p.grad is not None]
+            self._dropped = not all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+        if self._dropped:
+            self.student.module.zero_grad(set_to_none=True)
+            self.student.micro_steps += 1
+            self.student.global_steps += 1
+        return self._dropped
+
+    def _blame(self, watch: Watch, loss: float) -> tuple[tuple[int, ...], str]:
+        """Examples that made a skipped step what it was, and what was not finite. Collective."""
+        by_loss = not math.isfinite(loss)
+        found = self.ranks.union(watch.suspects(by_loss=by_loss)) or self.ranks.union(watch.examples())
+        return tuple(found), f"the loss is {loss}" if by_loss else "the gradient is not finite"
+
+    def _result(self, sums: _Sums, learning_rate: float, clock: PhaseClock, watch: Watch) -> StepResult:
         names = sorted(sums.values)
         with clock.phase("reduce"):
             total = self.ranks.sum(torch.stack([sums.values[name] for name in names])).tolist()
         whole = dict(zip(names, total, strict=True))
-        if not torch.isfinite(torch.tensor(whole["loss"])):
-            raise FloatingPointError(
-                f"the loss is {whole['loss']}: lower training.optimizer.learning_rate or check the data"
-            )
+        skipped = self._dropped or not self.student.was_step_applied()
+        suspects, reason = self._blame(watch, whole["loss"]) if skipped else ((), "")
         return StepResult(
             loss=whole["loss"],
             ce=whole["ce"],
@@ -204,6 +283,9 @@ class DistillationEngine:
             student_tokens=int(whole["student_tokens"]),
             teacher_bytes=int(whole["teacher_bytes"]),
             seconds=clock.seconds,
+            skipped=skipped,
+            suspects=suspects,
+            reason=reason,
         )
 
     def answer_log_probs(self, micro_batch: MicroBatch) -> Tensor:

@@ -84,6 +84,7 @@ def finish(
         "alignment_rate": data.alignment_rate,
         "peak_memory_bytes": peak_memory,
         "steps": state.step,
+        "skipped_steps": state.skipped,
         "final_loss": state.final_loss,
         "sample": asdict(sample),
     }

@@ -11,6 +11,8 @@ from uld_ds.recipe import Recipe, parse_recipe
 
 JOURNALS = "metrics"
 """Folder, in a run's folder, of metrics on their way to MLflow."""
+STOPPED = "stopped.txt"
+"""File, in a run's folder: see ``Job.stopped_file``."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,16 @@ class Job:
     def progress_file(self) -> Path:
         """One JSON line per event, written by rank 0, read by whoever watches."""
         return self.run_dir / "progress.jsonl"
+
+    @property
+    def skipped_file(self) -> Path:
+        """One JSON line per skipped step, with the examples that caused it."""
+        return self.run_dir / "skipped.jsonl"
+
+    @property
+    def stopped_file(self) -> Path:
+        """Why the workers of the last attempt stopped before the end, where a restart would not help."""
+        return self.run_dir / STOPPED
 
     @property
     def outcome_file(self) -> Path:

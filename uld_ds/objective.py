@@ -222,8 +222,11 @@ class Objective:
     def _by_autograd(self, logits: Tensor, rows: _Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
         """The same for any method and temperature, by autograd over one chunk."""
         scale = None
+        # A row that is not finite makes the whole step's loss so, which all ranks then hear of; an error here would
+        # be one rank's alone.
+        broken = (logits.isnan() | (logits == float("inf"))).any(1)
         with torch.enable_grad():
-            z = logits.detach().float().requires_grad_()
+            z = logits.detach().float().masked_fill(broken[:, None], 0.0).requires_grad_()
             nats = F.cross_entropy(z, rows.ids[chunk], reduction="none")
             distance = torch.zeros_like(nats)
             loss = nats @ rows.ce_slopes[chunk]
@@ -240,8 +243,9 @@ class Objective:
             grad, *of_scale = torch.autograd.grad(loss, [z] if scale is None else [z, scale])
         if of_scale:
             rows.note_scale_slopes(chunk, of_scale[0])
-        unknown = torch.full_like(nats.detach(), float("nan"))
-        return [nats.detach(), distance.detach(), unknown, unknown], grad
+        nats, distance = (part.detach().masked_fill(broken, float("nan")) for part in (nats, distance))
+        unknown = torch.full_like(nats, float("nan"))
+        return [nats, distance, unknown, unknown], grad
 
 
 OneChunk = Callable[[Tensor, _Rows, slice], tuple[list[Tensor], Tensor]]

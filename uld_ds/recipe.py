@@ -313,6 +313,10 @@ class TrainingSettings(Strict):
     schedule: ScheduleSettings = ScheduleSettings()
     gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
     """Largest gradient norm; 0 turns clipping off."""
+    max_skipped_steps: Annotated[int, Field(ge=1)] = 10
+    """A step whose loss or gradient is not finite on any rank is skipped; after so many in a row the run stops."""
+    loss_spike: Annotated[float, Field(ge=0)] = 8.0
+    """Warn of a loss so many robust standard deviations above the median of the last 64; 0: never."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     """Steps between checkpoints; the last step always makes one."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
@@ -494,7 +498,7 @@ _MAY_CHANGE_ON_RESUME: Any = {
         "max_failures",
         "dashboard_port",
     },
-    "training": {"checkpoint_every", "keep_checkpoints"},
+    "training": {"checkpoint_every", "keep_checkpoints", "max_skipped_steps", "loss_spike"},
     "data": {"workers"},
 }
 

@@ -28,14 +28,17 @@ from uld_ds.engine import DistillationEngine, StepResult
 from uld_ds.evaluation.bits_per_byte import LogProbs, bits_per_byte, of_stored, of_student, of_teacher
 from uld_ds.export import export_student
 from uld_ds.finish import finish
+from uld_ds.finite import SpikeDetector
 from uld_ds.job import Job
 from uld_ds.loading import init_process_group, load_student, load_teacher
 from uld_ds.models import load_tokenizer
 from uld_ds.objective import Objective
+from uld_ds.places import write_whole
 from uld_ds.process import configure_process, padding_id
 from uld_ds.recorder import Recorder
 from uld_ds.report.phases import with_other
 from uld_ds.report.progress import ProgressWriter
+from uld_ds.skipped import SkippedSteps
 from uld_ds.stopping import StopFile
 from uld_ds.system_metrics import NodeMonitor
 from uld_ds.teachers import TeacherSource
@@ -85,6 +88,7 @@ class Worker:
             )
             self.monitor.start()
         self.progress = ProgressWriter(job.progress_file) if self.ranks.is_first else None
+        self.skipped: SkippedSteps | None = None
 
         self.student_tokenizer = load_tokenizer(job.student, self.recipe.student.revision, "student.model")
         self.teacher_padding = 0
@@ -92,6 +96,8 @@ class Worker:
             tokenizer = load_tokenizer(job.teacher, self.recipe.teacher.revision, "teacher.model")
             self.teacher_padding = padding_id(tokenizer)
         self.train_rows = job.split("train").rows
+        if self.ranks.is_first:
+            self.skipped = SkippedSteps(job.skipped_file, self.train_rows)
         self.eval_rows = job.split("eval").rows if self.recipe.data.eval else None
         self.train_data = self._batcher(self.train_rows)
         self.eval_data = None if self.eval_rows is None else self._batcher(self.eval_rows)
@@ -116,6 +122,8 @@ class Worker:
             if self.stop_file.is_agreed(self.ranks, self.device):
                 return self._stop(state, saved)
             self._train_step(state)
+            if state.skipped_in_a_row >= self.recipe.training.max_skipped_steps:
+                return self._give_up(state)
             # Before the checkpoint: a run that resumes from it does not look back.
             every = self.recipe.evaluation.every
             if every and state.step % every == 0 and state.step < self.total_steps:
@@ -210,11 +218,49 @@ class Worker:
         result = self.engine.train_step(window)
         seconds = time.perf_counter() - begin
         state.step += 1
-        state.final_loss = result.loss
         state.tokens += result.student_tokens + result.teacher_tokens
         state.train_seconds += seconds
+        if result.skipped:
+            self._note_skip(state, result)
+            return
+        state.skipped_in_a_row = 0
+        state.final_loss = result.loss
+        self._warn_of_spike(state, result.loss)
         phases = result.seconds | {"data": data_seconds + result.seconds.get("data", 0.0)}
         self._log_step(state, result, with_other(phases, seconds), seconds)
+
+    def _note_skip(self, state: TrainState, result: StepResult) -> None:
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+        if self.recorder is None or self.progress is None or self.skipped is None:
+            return
+        line = self.skipped.add(state.step, result)
+        log.warning("step %d was skipped: %s (examples %s)", state.step, result.reason, line["examples"])
+        self.recorder.metrics(state.step, {"train/skipped_steps": float(state.skipped)})
+        self.progress.skipped(state.step, self.total_steps, result.reason, line["examples"])
+
+    def _warn_of_spike(self, state: TrainState, loss: float) -> None:
+        height = SpikeDetector(self.recipe.training.loss_spike, state.recent_losses).add(loss)
+        if height is None or self.recorder is None or self.progress is None:
+            return
+        text = f"step {state.step}: loss {loss:.4g} is {height:.1f} standard deviations above the recent median"
+        log.warning("%s", text)
+        self.recorder.metrics(state.step, {"train/loss_spike": height})
+        self.progress.warning(text)
+
+    def _give_up(self, state: TrainState) -> None:
+        """Ends this rank as all others end: a restart would meet the same numbers."""
+        if self.monitor is not None:
+            self.monitor.finish()
+        if self.recorder is not None:
+            self.recorder.sync()
+            text = (
+                f"{state.skipped_in_a_row} steps in a row, up to step {state.step}, were skipped because loss or "
+                f"gradient was not finite (see {self.job.skipped_file}; training.max_skipped_steps): lower "
+                "training.optimizer.learning_rate or correct these examples. The last checkpoint is good: none of "
+                "these steps has changed a weight"
+            )
+            write_whole(self.job.stopped_file, text)
 
     def _window(self, step: int) -> list[MicroBatch]:
         training = self.recipe.training

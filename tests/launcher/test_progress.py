@@ -44,6 +44,18 @@ def test_plain_lines_without_a_terminal(tmp_path: Path, monkeypatch: pytest.Monk
     assert shown(tmp_path / "b.jsonl", terminal=False).count("step ") == 4
 
 
+def test_what_needs_a_look_is_said(tmp_path: Path) -> None:
+    file, out = tmp_path / "a.jsonl", io.StringIO()
+    with ProgressView(file, Console(file=out, width=100, highlight=False)):
+        writer = ProgressWriter(file)
+        writer.skipped(3, 9, "the loss is nan", list(range(10)))
+        writer.warning("loss 7 is high")
+    assert out.getvalue().splitlines() == [
+        "warning: step 3 was skipped: the loss is nan, training examples 0, 1, 2, 3, 4, 5, 6, 7, ...",
+        "warning: loss 7 is high",
+    ]
+
+
 def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
     text = shown(tmp_path / "a.jsonl", terminal=True)
     assert "4/4" in text

@@ -45,6 +45,15 @@ class ProgressWriter:
         """A held-out evaluation."""
         self._write({"event": "evaluation", "step": step, "who": who, "bits_per_byte": bits_per_byte})
 
+    def skipped(self, step: int, total: int, reason: str, examples: list[int]) -> None:
+        """One step of ``total`` that changed nothing."""
+        event = {"event": "skipped", "step": step, "total": total, "reason": reason, "examples": examples}
+        self._write(event)
+
+    def warning(self, text: str) -> None:
+        """Something that a person should look at."""
+        self._write({"event": "warning", "text": text})
+
     def _write(self, event: dict[str, Any]) -> None:
         with self._file.open("a") as file:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")

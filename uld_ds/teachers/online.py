@@ -11,6 +11,7 @@ from torch import Tensor
 from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.windows import SideBatch
 from uld_ds.distributed import Ranks
+from uld_ds.finite import NonFiniteTeacherError
 from uld_ds.host_memory import return_free_memory
 from uld_ds.language_model import Consume, Head, log_probs_of
 from uld_ds.spectrum import Spectrum
@@ -58,15 +59,22 @@ class OnlineTeacher:
         return_free_memory()
 
     def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
-        """What the teacher says about each example. Collective: every rank runs as many forwards as any."""
+        """What the teacher says about each example. Collective: every rank runs as many forwards as any.
+
+        Raises:
+            NonFiniteTeacherError: on every rank, when an example of any has logits that are not finite.
+        """
         groups = self._batcher.groups(sorted(set(examples)))
         number = int(self._ranks.max(torch.tensor(len(groups), device=self._device)))
         said: dict[int, TeacherTokens] = {}
+        bad: set[int] = set()
         for group in groups:
-            said |= zip(group, self._run(group), strict=True)
+            said |= zip(group, self._run(group, bad), strict=True)
         for _ in range(number - len(groups)):
             # Its shards are needed by the others; what it says is not.
             self._forward(self._batcher.batch([self._batcher.shortest]), lambda _hidden, _head: [])
+        if self._ranks.max(torch.tensor(len(bad), device=self._device)):
+            raise NonFiniteTeacherError(self._ranks.union(sorted(bad)))
         return [said[example] for example in examples]
 
     def answer_log_probs(self, batch: SideBatch) -> Tensor:
@@ -79,17 +87,13 @@ class OnlineTeacher:
         rows = batch.answer_rows[:num_rows].to(self._device)
         return torch.cat(self._forward(batch, lambda hidden, head: [head.logits(hidden).clone()], rows))
 
-    def _run(self, group: Sequence[int]) -> list[TeacherTokens]:
+    def _run(self, group: Sequence[int], bad: set[int]) -> list[TeacherTokens]:
+        """Of the examples of a group; those with logits that are not finite are added to ``bad``."""
         batch = self._batcher.batch(group)
         counts = torch.bincount(batch.answer_example, minlength=len(group)).tolist()
         tokens = TeacherTokens.cat(self._forward(batch, self._tokens_of(batch.answer_ids.to(self._device))))
-        bad = (~torch.isfinite(tokens.log_probs)).nonzero()
-        if len(bad):
-            example = group[int(batch.answer_example[int(bad[0])])]
-            raise FloatingPointError(
-                f"the teacher's logits are not finite at an answer token of example {example}: "
-                "check its weights, or try teacher.precision=fp32"
-            )
+        rows = (~torch.isfinite(tokens.log_probs)).cpu()
+        bad.update(group[place] for place in batch.answer_example[rows].unique().tolist())
         stops = torch.tensor(counts).cumsum(0).tolist()
         return [tokens[stop - count : stop] for count, stop in zip(counts, stops, strict=True)]
 
