@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig
 
 from launcher.cluster import check_dashboard_port, connected, prepare_cluster
 from launcher.gang import run_gang
@@ -22,6 +22,7 @@ from launcher.quiet import quieten_libraries
 from launcher.stopping import SigtermStops
 from launcher.store import check_store
 from uld_ds import models, tracking
+from uld_ds.architectures import auto_class
 from uld_ds.data.facts import DataFacts
 from uld_ds.data.prepare import PREPARED_DATA, Preparer, Split
 from uld_ds.data.sides import Side, TextSide
@@ -109,9 +110,9 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     view.note("looking at models and data")
     student = _student_place(recipe, run_dir)
     check_free_disk(run_dir, recipe, _num_parameters(student, recipe.student.revision))
-    tokenizer = models.load_tokenizer(student, recipe.student.revision, "student.model")
-    teacher, sides = _teacher(recipe, tokenizer)
-    splits = _splits(recipe, run_dir, tokenizer, sides)
+    own = TextSide.of_model(student, recipe.student, "student", "student.model")
+    teacher, sides = _teacher(recipe, own)
+    splits = _splits(recipe, run_dir, own, sides)
     if "eval" in splits:
         _warn_of_overlap(splits)
     for name, split in splits.items():
@@ -130,28 +131,25 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     }
 
 
-def _teacher(recipe: Recipe, student: PreTrainedTokenizerBase) -> tuple[str, dict[str, Side]]:
+def _teacher(recipe: Recipe, student: TextSide) -> tuple[str, dict[str, Side]]:
     """Where the teacher is, or whose words are stored, and its side of each split."""
     settings = recipe.teacher
     if settings.source == "online":
         place = models.locate_model(settings, "teacher")
-        side = TextSide(models.load_tokenizer(place, settings.revision, "teacher.model"), settings, "teacher")
+        side = TextSide.of_model(place, settings, "teacher", "teacher.model")
         return place, {"train": side, "eval": side}
     assert settings.path is not None
     store = SpectrumStore.open(settings.path, key="teacher.path")
     check_store(recipe, store)
     held_out = held_out_store(settings.path) if recipe.data.eval is not None else None
     # Without the teacher's words about them, held-out examples are the student's alone.
-    alone = TextSide(student, recipe.student, "student")
     return store.manifest.teacher, {
         "train": StoredSide(store),
-        "eval": alone if held_out is None else StoredSide(held_out),
+        "eval": student if held_out is None else StoredSide(held_out),
     }
 
 
-def _splits(
-    recipe: Recipe, run_dir: Path, tokenizer: PreTrainedTokenizerBase, sides: dict[str, Side]
-) -> dict[str, Split]:
+def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, Side]) -> dict[str, Split]:
     """Prepared data, shared by all runs in ``run.storage`` that prepare the same rows alike.
 
     A run keeps the data it began with: what it was is noted in its folder, and the source is not asked again.
@@ -164,7 +162,7 @@ def _splits(
             return {name: Split.load(folder) for name, folder in folders.items()}
     sources = {"train": recipe.data.train, "eval": recipe.data.eval}
     splits = {
-        name: Preparer(recipe, tokenizer, sides[name]).prepare(source, f"data.{name}", cache)
+        name: Preparer(recipe, student, sides[name]).prepare(source, f"data.{name}", cache)
         for name, source in sources.items()
         if source is not None
     }
@@ -190,7 +188,8 @@ def _num_parameters(place: str, revision: str | None) -> int:
     import torch
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place, revision=revision))
+        config = AutoConfig.from_pretrained(place, revision=revision)
+        model = auto_class(config).from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

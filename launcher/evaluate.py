@@ -24,7 +24,6 @@ from uld_ds.generation.decoding import Answer, Decoding, Model
 from uld_ds.generation.prompts import Prompt, collect_prompts
 from uld_ds.recipe import ModelSettings, Recipe
 from uld_ds.report.progress import ProgressWriter
-from uld_ds.tokenizer_files import load_tokenizer
 
 
 def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
     with ProgressView(folder / "progress.jsonl") as view:
         view.note("looking at the model and the rows")
         place = models.locate_model(settings, "MODEL")
-        side = TextSide(load_tokenizer(place, settings.revision, "MODEL"), settings, "student")
+        side = TextSide.of_model(place, settings, "student", "MODEL")
         decoding = Decoding.of(recipe.generation.model_copy(update={"temperature": 0.0}), reader.task, 0)
         rows = load_rows(recipe.data.eval, "data.eval")
         reader.check(rows, "data.eval", answered=False)

@@ -29,7 +29,6 @@ from uld_ds.generation.decoding import Decoding
 from uld_ds.generation.prompts import Prompt, Prompts, batches_by_length, collect_prompts
 from uld_ds.recipe import Recipe
 from uld_ds.report.progress import ProgressWriter
-from uld_ds.tokenizer_files import load_tokenizer
 
 
 def generate_answers(recipe: Recipe) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
         reader = ExampleReader(recipe.data)
         decoding = Decoding.of(recipe.generation, reader.task, recipe.run.seed)
         place = models.locate_model(settings, "teacher")
-        side = TextSide(load_tokenizer(place, settings.revision, "teacher.model"), settings, "teacher")
+        side = TextSide.of_model(place, settings, "teacher", "teacher.model")
         key = "data.train" if recipe.generation.prompts is None else "generation.prompts"
         rows = load_rows(recipe.generation.prompts or recipe.data.train, key)
         reader.check(rows, key, answered=False)

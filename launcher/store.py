@@ -22,7 +22,6 @@ from uld_ds.teachers.store import CodecFacts, SpectrumStore, StoreIdentity, Stor
 from uld_ds.teachers.store_files import StoreFiles
 from uld_ds.teachers.store_manifest import MANIFEST
 from uld_ds.teachers.stored import held_out_url
-from uld_ds.tokenizer_files import load_tokenizer
 
 
 def build_store(recipe: Recipe) -> StoreManifest:
@@ -46,7 +45,7 @@ def build_store(recipe: Recipe) -> StoreManifest:
     with ProgressView(folder / "progress.jsonl") as view:
         view.note("looking at the teacher and the data")
         place = models.locate_model(settings, "teacher")
-        side = TextSide(load_tokenizer(place, settings.revision, "teacher.model"), settings, "teacher")
+        side = TextSide.of_model(place, settings, "teacher", "teacher.model")
         # Held-out examples first: whoever finds the main store finds all.
         parts = [part_of("data.train", recipe.data.train, settings.path, recipe, side, folder)]
         if recipe.data.eval is not None:

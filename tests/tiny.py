@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, T5Config, T5ForConditionalGeneration
 
 from uld_ds.tokenizer_training import train_tokenizer
 
@@ -44,6 +44,30 @@ def save_tiny_model(
     )
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_t5(folder: Path, tokenizer: Any, *, seed: int, tied: bool = True, **options: Any) -> Path:
+    """A T5 of some 70 thousand parameters with a copy of a tokenizer that has padding and an end of text.
+
+    ``tied`` is T5 as it was, with one matrix for embeddings and output head; otherwise as T5 1.1 and mT5 have it.
+    """
+    kind = {} if tied else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        **{"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0} | kind | options,
+    )
+    torch.manual_seed(seed)
+    model = T5ForConditionalGeneration(config)
+    if not tied:
+        # transformers ties new ones all the same; checkpoints that have two matrices keep them.
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(len(tokenizer), config.d_model) / 4)
+        model.all_tied_weights_keys.pop("lm_head.weight")
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -215,7 +215,7 @@ class DistillationEngine:
         with clock.phase("student"):
             loss = self.student(batch, batch.answer_rows, consume)
         clock.seconds["student"] -= clock.seconds["loss"] - seconds_of_loss
-        sums.add("student_tokens", batch.attention_mask.sum())
+        sums.add("student_tokens", batch.num_tokens())
         sums.add("bytes", micro_batch.answer_bytes @ micro_batch.example_weight.to(torch.int64))
         # DeepSpeed takes the mean over ranks and accumulated micro-batches; the weights are global already.
         scale: Tensor | int = self.ranks.size * self._gas

@@ -6,10 +6,12 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_ds import tracking
+from uld_ds.architectures import auto_class, is_encoder_decoder
 from uld_ds.checkpoint import TrainState
 from uld_ds.environment import library_versions
 from uld_ds.job import Job
@@ -47,10 +49,10 @@ def finish(
     plots = log_plots(client, job.run_id, job.run_dir)
     progress.stage("registering the student" if job.recipe.registry.model_name else "logging the student")
     torch.manual_seed(job.recipe.run.seed)
-    model = AutoModelForCausalLM.from_pretrained(job.export_dir)
+    model = auto_class(AutoConfig.from_pretrained(job.export_dir)).from_pretrained(job.export_dir)
     tokenizer = AutoTokenizer.from_pretrained(job.export_dir)
     sample = _sample_answer(job, model, tokenizer)
-    _with_chat_template(job, tokenizer)
+    _with_chat_template(job, tokenizer, for_encoder=is_encoder_decoder(model.config))
     data = job.split("train").facts
     facts = _facts(job, state, bits_after, tokenizer)
     card = model_card(job.recipe, facts, job.teacher)
@@ -94,21 +96,32 @@ def finish(
 
 def _sample_answer(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sample:
     split = "eval" if job.recipe.data.eval is not None else "train"
-    prompt = job.split(split).rows[0]["prompt"]
+    row = job.split(split).rows[0]
     tokens = job.recipe.evaluation.sample_tokens
     if tokens == 0:
-        return Sample(prompt, "")
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=job.recipe.student.prompt_template != "chat")
+        return Sample(row["prompt"], "")
+    ids = torch.tensor([_asked(row)])
     with torch.no_grad():
         output = model.eval().generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,
             do_sample=False,
             repetition_penalty=1.3,
         )
-    answer: Any = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return Sample(prompt, answer)
+    # A decoder says its first token before the answer, and not the prompt.
+    said = output[0, 1 if model.config.is_encoder_decoder else ids.shape[1] :]
+    answer: Any = tokenizer.decode(said, skip_special_tokens=True)
+    return Sample(row["prompt"], answer)
+
+
+def _asked(row: dict[str, Any]) -> list[int]:
+    """The tokens of a prepared row's prompt, as the student learnt to answer after them."""
+    if row["student_encoder_ids"]:
+        return row["student_encoder_ids"]
+    answers = np.asarray(row["student_answers"])
+    starts = np.flatnonzero(np.diff(answers, prepend=-1) > 1)
+    return row["student_ids"][: int(answers[starts[-1]])]
 
 
 def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -144,9 +157,9 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
     return dict(Redactor().tree({key: value for key, value in facts.items() if value is not None}))
 
 
-def _with_chat_template(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
+def _with_chat_template(job: Job, tokenizer: PreTrainedTokenizerBase, *, for_encoder: bool) -> None:
     """Gives a student that was trained on a text template the chat template that says the same."""
     settings = job.recipe.student
     if settings.prompt_template != "chat" and not tokenizer.chat_template:
-        tokenizer.chat_template = chat_template_of(settings, tokenizer)
+        tokenizer.chat_template = chat_template_of(settings, tokenizer, for_encoder=for_encoder)
         tokenizer.save_pretrained(job.export_dir)

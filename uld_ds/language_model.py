@@ -1,8 +1,8 @@
-"""A causal language model that computes logits only where somebody reads them.
+"""A language model that computes logits only where somebody reads them.
 
 Full logits are [B, L, V]; prompts and padding make most of them useless, and at large vocabularies they dwarf
-everything else. Here the body runs over whole sequences; the output head is handed, with the hidden states of chosen
-positions, to whoever wants logits, and that one makes them in chunks.
+everything else. Here the body (a decoder, or an encoder and a decoder) runs over whole sequences; the output head is
+handed, with the hidden states of chosen positions, to whoever wants logits, and that one makes them in chunks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from uld_ds.architectures import is_encoder_decoder
 from uld_ds.data.windows import SideBatch
 from uld_ds.open_head import HeadWeights, LowRank, lend, open_head, shifted_adapters
 
@@ -89,11 +90,12 @@ Consume = Callable[[Tensor, Head], T]
 
 
 class RowModel(nn.Module):
-    """Wraps a causal language model; the unit that DeepSpeed gets, for teacher and student alike."""
+    """Wraps a language model, with an encoder or without; the unit that DeepSpeed gets, for teacher and student."""
 
     def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
         self.lm = lm
+        self.has_encoder = is_encoder_decoder(lm.config)
         self.logit_map = LogitMap.of(lm.config)
         # A linear head, with or without LoRA, opens itself. Anything else (quantised) keeps its own forward.
         self.direct_head = open_head(lm.get_output_embeddings()) is None
@@ -102,28 +104,45 @@ class RowModel(nn.Module):
         """Calls ``consume(hidden [R, H], head)`` for the positions ``rows`` and returns what it returned.
 
         Args:
-            batch: B sequences of L tokens.
+            batch: B sequences of L tokens; with an encoder, those of the decoder, and E tokens for the encoder.
             rows: [R] indices into the flattened [B * L] positions.
             consume: makes logits with ``head``, in chunks. Runs on every rank alike, also for no rows.
         """
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
         output = self.lm.get_output_embeddings()
         # Adapters may have been switched since, to some that cannot lend their weights.
         if not self.direct_head or open_head(output) is not None:
-            logits = self.lm(**inputs).logits.flatten(0, 1)[rows]
+            logits = self.lm(**self._inputs(batch)).logits.flatten(0, 1)[rows]
             return consume(logits, Head(None, None, LogitMap()))
-        hidden = self._body()(**inputs).last_hidden_state.flatten(0, 1)[rows]
+        hidden = self._hidden(batch).flatten(0, 1)[rows]
 
         def use(hidden: Tensor, whole: HeadWeights) -> T:
             return consume(hidden, Head(whole.weight, whole.bias, self.logit_map, whole.low_rank))
 
         return lend(output, hidden, use)
 
-    def _body(self) -> nn.Module:
+    def _inputs(self, batch: SideBatch) -> dict[str, Any]:
+        """For a forward of the whole model."""
+        own = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if not self.has_encoder:
+            return {**own, "use_cache": False}
+        decoder = {f"decoder_{name}": value for name, value in own.items()}
+        return {**decoder, "input_ids": batch.encoder_ids, "attention_mask": batch.encoder_mask, "use_cache": False}
+
+    def _hidden(self, batch: SideBatch) -> Tensor:
+        """[B, L, H]: what the output head is applied to."""
         # PEFT's wrapper has a base_model too, which is the whole language model.
         wrapped = getattr(self.lm, "get_base_model", None)
         lm: Any = self.lm if wrapped is None else wrapped()
-        return lm.base_model
+        if not self.has_encoder:
+            return lm.base_model(**self._inputs(batch)).last_hidden_state
+        read = lm.get_encoder()(input_ids=batch.encoder_ids, attention_mask=batch.encoder_mask).last_hidden_state
+        return lm.get_decoder()(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            encoder_hidden_states=read,
+            encoder_attention_mask=batch.encoder_mask,
+            use_cache=False,
+        ).last_hidden_state
 
 
 def choose_head_path(model: RowModel, call: Callable[..., Any], device: torch.device, name: str) -> None:
@@ -143,17 +162,31 @@ def choose_head_path(model: RowModel, call: Callable[..., Any], device: torch.de
         model.direct_head = False
         log.warning("%s: its output head %s: logits of whole sequences, with more memory", name, problem)
         return
-    error = _largest_head_error(model, call, device)
-    if not error < 1e-2:
-        model.direct_head = False
-        log.warning("%s: logits are not head(body), off by %.3g: whole sequences, with more memory", name, error)
+    errors = []
+    for logit_map in _possible_maps(model.lm.config):
+        model.logit_map = logit_map
+        errors.append(_largest_head_error(model, call, device))
+        if errors[-1] < 1e-2:
+            return
+    model.direct_head = False
+    log.warning("%s: logits are not head(body), off by %.3g: whole sequences, with more memory", name, min(errors))
+
+
+def _possible_maps(config: Any) -> list[LogitMap]:
+    """What may be done to logits, by what the configuration says; of some encoder-decoder models it does not say."""
+    maps = [LogitMap.of(config)]
+    if is_encoder_decoder(config):
+        # T5 scales what enters a tied head, T5 1.1 and mT5 do not.
+        maps.append(LogitMap(config.hidden_size**-0.5))
+    return maps
 
 
 def _largest_head_error(model: RowModel, call: Callable[..., Any], device: torch.device) -> float:
     """How far the head applied to the body's output is from the model's own logits, relative to their size."""
     ids = torch.arange(1, 5, device=device)[None]
     none = torch.empty(0, dtype=torch.long, device=device)
-    batch = SideBatch(ids, torch.ones_like(ids), none, none, none, none)
+    ones = torch.ones_like(ids)
+    batch = SideBatch(ids, ones, none, none, none, none, *([ids, ones] if model.has_encoder else []))
     rows = torch.arange(4, device=device)
     results = []
     # LoRA's B starts at zero, where its path could be anything.

@@ -1,7 +1,8 @@
 """Loading models into DeepSpeed engines, sharded from the first byte under ZeRO-3.
 
 Host memory: transformers reads a checkpoint's weights on every rank's behalf on rank 0 before they are
-partitioned, so rank 0 needs the whole model once, in its storage type, while loading.
+partitioned, so rank 0 needs the whole model once, in its storage type, while loading. A model with an encoder every
+rank needs whole.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 import deepspeed
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
+from uld_ds.architectures import auto_class, is_encoder_decoder
 from uld_ds.deepspeed_config import zero_stage
 from uld_ds.errors import RunError
 from uld_ds.job import Job
@@ -82,9 +84,13 @@ def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
 
 
 def _from_pretrained(place: str, revision: str | None, dtype: torch.dtype, config: dict[str, Any]) -> PreTrainedModel:
-    # While this object lives, transformers partitions parameters as they are created.
-    sharding = HfDeepSpeedConfig(config) if zero_stage(config) == 3 else None
-    loaded: Any = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype, output_loading_info=True)
+    of_model = AutoConfig.from_pretrained(place, revision=revision)
+    # While this object lives, transformers partitions parameters as they are created. Not those of a model with an
+    # encoder: transformers compares its output head with its embeddings to see whether they are one, and of
+    # partitioned ones it sees nothing and takes them for equal. DeepSpeed partitions that model when it is whole.
+    early = zero_stage(config) == 3 and not is_encoder_decoder(of_model)
+    sharding = HfDeepSpeedConfig(config) if early else None
+    loaded: Any = auto_class(of_model).from_pretrained(place, revision=revision, dtype=dtype, output_loading_info=True)
     del sharding
     lm, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

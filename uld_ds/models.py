@@ -28,6 +28,7 @@ from transformers import (
     set_seed,
 )
 
+from uld_ds.architectures import auto_class
 from uld_ds.errors import UserError
 from uld_ds.places import PACKAGE, build_once, converted_gguf, package_folder
 from uld_ds.recipe import DType, ModelSettings, StudentSettings, TrainedTokenizerSettings
@@ -174,12 +175,14 @@ def _initial_student(settings: StudentSettings, tokenizer: PreTrainedTokenizerBa
     set_seed(seed)
     if settings.from_config is not None:
         return _new_model(settings.from_config, tokenizer)
-    model = AutoModelForCausalLM.from_pretrained(
-        locate_model(settings, "student"), revision=settings.revision, dtype=torch.float32
-    )
+    place = locate_model(settings, "student")
+    kind = auto_class(AutoConfig.from_pretrained(place, revision=settings.revision))
+    model = kind.from_pretrained(place, revision=settings.revision, dtype=torch.float32)
     if model.config.get_text_config().vocab_size < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))
     _speak_for(tokenizer, model.config)
+    # A checkpoint brings its own, with the ids of the tokenizer it had.
+    _speak_for(tokenizer, model.generation_config)
     return model
 
 
@@ -198,7 +201,7 @@ def _new_model(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
         )
     _speak_for(tokenizer, config)
     try:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return auto_class(config).from_config(config, dtype=torch.float32)
     except Exception as error:  # a bad value surfaces wherever the architecture first uses it
         raise _cannot_be_made(options, error) from error
 
@@ -209,7 +212,11 @@ def _cannot_be_made(options: dict[str, Any], error: Exception) -> UserError:
 
 
 def _speak_for(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
-    # generate() stops and pads by the config's ids, so they must be this tokenizer's.
+    # generate() starts, stops and pads by the config's ids, so they must be this tokenizer's.
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "decoder_start_token_id", None) is not None:
+        # As T5 has it: padding comes before all that a decoder says.
+        named = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+        config.decoder_start_token_id = next((token for token in named if token is not None), None)

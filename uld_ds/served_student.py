@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 # What callers may set, with its defaults.
 GENERATION: dict[str, Any] = {"max_new_tokens": 64, "do_sample": False, "temperature": 1.0, "repetition_penalty": 1.0}
@@ -24,7 +24,7 @@ class ServedStudent:
     """Answers requests one row at a time.
 
     Args:
-        model: causal language model.
+        model: language model, decoder-only or with an encoder.
         tokenizer: its own; chat input needs its chat template.
     """
 
@@ -60,11 +60,17 @@ class ServedStudent:
         mask = inputs["attention_mask"].to(self._model.device)
         with torch.no_grad():
             output = self._model.generate(input_ids=ids, attention_mask=mask, **settings)
-        return str(self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+        # A decoder says its first token before the answer, and not the prompt.
+        said = output[0, 1 if self._model.config.is_encoder_decoder else ids.shape[1] :]
+        return str(self._tokenizer.decode(said, skip_special_tokens=True))
 
     def _chat(self, messages: list[dict[str, Any]]) -> Any:
         if not self._tokenizer.chat_template:
             raise ValueError(f"this student knows no conversations: give {PROMPT!r}")
+        if self._model.config.is_encoder_decoder:
+            # The encoder learnt to read text with the special tokens that the tokenizer itself gives it.
+            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return self._tokenizer(text, return_tensors="pt")
         return self._tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
@@ -103,5 +109,6 @@ def _missing(value: Any) -> bool:
 def _load_pyfunc(path: str) -> ServedStudent:
     """What MLflow calls with the folder of the logged model's files."""
     folder = Path(path)
-    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    has_encoder = AutoConfig.from_pretrained(folder / "model").is_encoder_decoder
+    model = (AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM).from_pretrained(folder / "model")
     return ServedStudent(model, AutoTokenizer.from_pretrained(folder / "components" / "tokenizer"))

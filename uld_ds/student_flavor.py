@@ -6,6 +6,7 @@ MLflow's pyfunc of a text-generation model takes plain prompts, or chat messages
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mlflow.types.schema import Array, Object, Property
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_ds import served_student
+from uld_ds.architectures import is_encoder_decoder
 from uld_ds.served_student import GENERATION, MESSAGES, PROMPT
 
 _CODE = "code"
@@ -51,7 +53,9 @@ def save_model(
     pip_requirements: list[str],
     model_card: str | None = None,
 ) -> None:
-    """Writes the folder of an MLflow model.
+    """Writes the folder of an MLflow model: transformers' flavor and the pyfunc.
+
+    A model with an encoder has the pyfunc alone: transformers has no pipeline for it any more.
 
     Args:
         path: the folder, not there yet.
@@ -62,15 +66,22 @@ def save_model(
         pip_requirements: pinned.
         model_card: Markdown with metadata. MLflow would ask the hub for one.
     """
+    card = ModelCard(model_card or "", ignore_metadata_errors=True)
+    about: dict[str, Any] = {
+        "mlflow_model": mlflow_model,
+        "signature": signature(),
+        "input_example": input_example,
+        "pip_requirements": pip_requirements,
+    }
+    if is_encoder_decoder(model.config):
+        _save_with_pyfunc_alone(path, model, tokenizer, card, about)
+        return
     mlflow.transformers.save_model(
         transformers_model={"model": model, "tokenizer": tokenizer},
         path=path,
         task="text-generation",
-        mlflow_model=mlflow_model,
-        signature=signature(),
-        input_example=input_example,
-        pip_requirements=pip_requirements,
-        model_card=ModelCard(model_card or "", ignore_metadata_errors=True),
+        model_card=card,
+        **about,
     )
     code = Path(path) / _CODE
     code.mkdir()
@@ -80,3 +91,16 @@ def save_model(
         mlflow_model, loader_module=_LOADER, data=".", code=_CODE, env=pyfunc.get("env"), model_config=None
     )
     mlflow_model.save(str(Path(path) / MLMODEL_FILE_NAME))
+
+
+def _save_with_pyfunc_alone(
+    path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: ModelCard, about: dict[str, Any]
+) -> None:
+    """The same files, in the places where the other flavor has them."""
+    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
+        data, loader = Path(folder) / "data", Path(folder) / f"{_LOADER}.py"
+        model.save_pretrained(data / "model")
+        tokenizer.save_pretrained(data / "components" / "tokenizer")
+        card.save(data / "model_card.md")
+        shutil.copy(served_student.__file__, loader)
+        mlflow.pyfunc.save_model(path, loader_module=_LOADER, data_path=str(data), code_paths=[str(loader)], **about)

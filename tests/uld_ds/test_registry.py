@@ -9,9 +9,13 @@ from typing import Any
 import mlflow
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
+from tests import tokenizers_zoo as zoo
+from tests.tiny import save_tiny_t5
+from uld_ds.recipe import ModelSettings
 from uld_ds.registry import RegisteredModel, log_student
+from uld_ds.report.model_card import chat_template_of
 from uld_ds.served_student import ServedStudent
 
 CHAT = [{"role": "user", "content": "What does it do?"}]
@@ -21,13 +25,13 @@ FACTS = {"teacher": "org/large", "data_digest": "0" * 64, "alignment_rate": 0.75
 class Registered:
     """A run with a registered student, in a database of its own."""
 
-    def __init__(self, folder: Path, student: Path) -> None:
+    def __init__(self, folder: Path, student: Path, kind: Any = AutoModelForCausalLM) -> None:
         self.uri = f"sqlite:///{folder}/mlflow.db"
         self.client = mlflow.MlflowClient(self.uri, registry_uri=self.uri)
         self.experiment = self.client.create_experiment("e", artifact_location=(folder / "artifacts").as_uri())
         self.run_id = self.client.create_run(self.experiment).info.run_id
         self.student = student
-        self.model = AutoModelForCausalLM.from_pretrained(student)
+        self.model = kind.from_pretrained(student)
         self.tokenizer = AutoTokenizer.from_pretrained(student)
         self.folder = folder
 
@@ -142,6 +146,25 @@ def test_pyfunc_answers_chats_and_prompts(registered: tuple[Registered, int], se
     assert served.predict({"prompt": prompt}, params=parameters) == [expected]
     assert served.predict({"prompt": [prompt, prompt]}, params=parameters) == [expected] * 2
     assert served.metadata.signature is not None
+
+
+def test_a_student_with_an_encoder_answers_as_a_pyfunc(tmp_path: Path) -> None:
+    it = Registered(tmp_path, save_tiny_t5(tmp_path / "t5", zoo.unigram_t5(), seed=3), AutoModelForSeq2SeqLM)
+    asked = ModelSettings(model="x", prompt_template="Answer: {prompt}")
+    it.tokenizer.chat_template = chat_template_of(asked, it.tokenizer, for_encoder=True)
+    it.log()
+    ids = it.tokenizer("Answer: What does it do?", return_tensors="pt")
+    with torch.no_grad():
+        whole = it.model.generate(**ids, max_new_tokens=5, do_sample=False)
+    expected = it.tokenizer.decode(whole[0, 1:], skip_special_tokens=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", it.uri)
+        served = mlflow.pyfunc.load_model("models:/student@candidate")
+    assert list(served.metadata.flavors) == ["python_function"]
+    for request in ({"messages": CHAT}, {"prompt": "Answer: What does it do?"}):
+        assert served.predict(request, params={"max_new_tokens": 5}) == [expected]
+    (card,) = it.folder.glob("artifacts/models/*/artifacts/data/model_card.md")
+    assert card.read_text().strip().endswith("# A card")
 
 
 def test_pyfunc_obeys_its_parameters(served: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -33,6 +33,8 @@ class EncodedSide:
 
     ids: np.ndarray
     turns: tuple[EncodedTurn, ...]
+    encoder_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), kw_only=True)
+    """What an encoder reads beside ``ids``, which are then its decoder's; none without an encoder."""
 
 
 class Encoder:
@@ -72,6 +74,37 @@ class Encoder:
         ]
         shifted.append(EncodedTurn(last.first + len(prefix), last.stop + len(prefix), len(whole), last.spans))
         return EncodedSide(whole, tuple(shifted))
+
+
+class SplitEncoder:
+    """The same for a model with an encoder: a prompt's tokens there, an answer's tokens in the decoder.
+
+    The encoder's tokens are those that the tokenizer itself makes of a text, special ones included. The decoder's are
+    its first token, those of the answer alone, and the end of text, as transformers makes labels.
+
+    Args:
+        tokenizer: of both.
+        start: the decoder's first token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int) -> None:
+        self._tokenizer = tokenizer
+        self._start = start
+
+    def prompt(self, text: str) -> list[int]:
+        """Tokens for the encoder; never none, because attention needs something to look at."""
+        return list(self._tokenizer(text)["input_ids"]) or [self._start]
+
+    def __call__(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
+        answers = [item.shown()[-1] for item in rendered]
+        sides = []
+        for item, ids, spans in zip(rendered, *batch_token_spans(self._tokenizer, answers), strict=True):
+            assert item.context is not None
+            end = self._tokenizer.eos_token_id
+            whole = np.concatenate([[self._start], ids, [] if end is None else [end]]).astype(np.int32)
+            turn = EncodedTurn(1, 1 + len(ids), len(whole), spans)
+            sides.append(EncodedSide(whole, (turn,), encoder_ids=np.asarray(self.prompt(item.context), np.int32)))
+        return sides
 
 
 def encoded_turn(text: str, turn: RenderedTurn, spans: np.ndarray, earliest: int) -> EncodedTurn:

@@ -21,16 +21,19 @@ class PairRow(TypedDict):
     ``*_answers`` are the places in ``*_ids`` of the tokens that a model is to learn, in order: those that spell an
     answer, and those that end its turn (``*_in_text`` tells them apart). Segment n is the half-open range
     ``*_segments[n]`` to ``*_segment_stops[n]`` of *them*, the same bytes on both sides; the end of a turn is a
-    segment too where both sides have one.
+    segment too where both sides have one. A model with an encoder has its prompt in ``*_encoder_ids``, and ``*_ids``
+    are its decoder's; ``*_length`` counts both.
     """
 
     student_ids: np.ndarray
+    student_encoder_ids: np.ndarray
     student_length: int
     student_answers: np.ndarray
     student_in_text: np.ndarray
     student_segments: np.ndarray
     student_segment_stops: np.ndarray
     teacher_ids: np.ndarray
+    teacher_encoder_ids: np.ndarray
     teacher_length: int
     teacher_answers: np.ndarray
     teacher_in_text: np.ndarray
@@ -74,7 +77,9 @@ def pair(
     """
     if any(len(turn.spans) == 0 for side in (student, teacher) for turn in side.turns):
         raise ValueError("the answer has no tokens")
-    sides = _Side(student.ids), _Side(teacher.ids)
+    for name, side, most in zip(SIDES, (student, teacher), (student_max, teacher_max), strict=True):
+        check_encoder_length(side, most, name)
+    sides = _Side(student), _Side(teacher)
     num_bytes = 0
     for student_turn, teacher_turn in zip(student.turns, teacher.turns, strict=True):
         starts = segment_boundaries(student_turn.spans, teacher_turn.spans)
@@ -86,10 +91,10 @@ def pair(
                 runs = _segment_runs(starts, kept, ends)
             else:
                 runs = _positional_runs(kept, ends, skip_ends)
-            for side, turn, count, ending, run in zip(
+            for collected, turn, count, ending, run in zip(
                 sides, (student_turn, teacher_turn), kept.tokens, ends, runs, strict=True
             ):
-                side.add(turn.first, count, ending, run)
+                collected.add(turn.first, count, ending, run)
         if not kept.whole:
             break
     if num_bytes == 0:
@@ -98,9 +103,15 @@ def pair(
             f"{teacher.turns[0].first} of {teacher_max} teacher tokens (max_length)"
         )
     row: Any = {"answer_bytes": num_bytes}
-    for name, side in zip(SIDES, sides, strict=True):
-        row |= {f"{name}_{column}": values for column, values in side.columns().items()}
+    for name, collected in zip(SIDES, sides, strict=True):
+        row |= {f"{name}_{column}": values for column, values in collected.columns().items()}
     return cast("PairRow", row)
+
+
+def check_encoder_length(side: EncodedSide, most: int, name: str) -> None:
+    """Raises ValueError when a prompt does not fit into an encoder: one that is cut asks something else."""
+    if len(side.encoder_ids) > most:
+        raise ValueError(f"the prompt takes {len(side.encoder_ids)} of {most} {name} tokens (max_length)")
 
 
 def _fitting(
@@ -145,8 +156,9 @@ def _positional_runs(kept: _Kept, ends: Sequence[int], skip_ends: tuple[bool, bo
 class _Side:
     """Collects one side's answer tokens, turn by turn."""
 
-    def __init__(self, ids: np.ndarray) -> None:
-        self._ids = ids
+    def __init__(self, encoded: EncodedSide) -> None:
+        self._ids = encoded.ids
+        self._encoder_ids = encoded.encoder_ids
         self._answers: list[np.ndarray] = []
         self._in_text: list[np.ndarray] = []
         self._segments: list[np.ndarray] = []
@@ -165,7 +177,8 @@ class _Side:
         ids = self._ids[: answers[-1] + 1]
         return {
             "ids": ids,
-            "length": len(ids),
+            "encoder_ids": self._encoder_ids,
+            "length": len(ids) + len(self._encoder_ids),
             "answers": answers,
             "in_text": np.concatenate(self._in_text),
             "segments": segments[:, 0],

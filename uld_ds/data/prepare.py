@@ -30,13 +30,14 @@ from uld_ds.recipe import DataSettings, DataSource, Recipe
 log = logging.getLogger(__name__)
 
 # Changes whenever the same rows would be prepared otherwise.
-PREPARED_FORMAT = 4
+PREPARED_FORMAT = 5
 ROWS_PER_PROCESS = 2_000
 # In run.storage; a run's name cannot begin like this.
 PREPARED_DATA = ".prepared"
 IDS = List(Value("int32"))
 _OF_SIDE = {
     "ids": IDS,
+    "encoder_ids": IDS,
     "answers": IDS,
     "in_text": List(Value("bool")),
     "segments": IDS,
@@ -154,18 +155,20 @@ class Preparer:
 
     Args:
         recipe: what to do.
-        student: its tokenizer.
-        teacher: its tokenizer, or a side that was stored.
+        student: its side, or the tokenizer of a decoder-only model.
+        teacher: the same of the teacher; a side may be one that was stored.
     """
 
     def __init__(
-        self, recipe: Recipe, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase | Side
+        self, recipe: Recipe, student: PreTrainedTokenizerBase | Side, teacher: PreTrainedTokenizerBase | Side
     ) -> None:
+        if isinstance(student, PreTrainedTokenizerBase):
+            student = TextSide(student, recipe.student, "student")
         if isinstance(teacher, PreTrainedTokenizerBase):
             teacher = TextSide(teacher, recipe.teacher, "teacher")
         self._data = recipe.data
         self._work = Pairing(
-            TextSide(student, recipe.student, "student"),
+            student,
             teacher,
             alignment=recipe.objective.alignment,
             turns=recipe.data.turns,

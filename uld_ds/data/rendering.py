@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -33,6 +33,8 @@ class Rendered:
 
     text: str
     turns: tuple[RenderedTurn, ...]
+    context: str | None = field(default=None, kw_only=True)
+    """What an encoder reads, where ``text`` is its decoder's alone."""
 
     def shown(self) -> list[str]:
         """Each answer's text as this side reads it."""

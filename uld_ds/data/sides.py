@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from uld_ds.data.encoding import EncodedSide, Encoder
+from uld_ds.architectures import decoder_start
+from uld_ds.data.encoding import EncodedSide, Encoder, SplitEncoder
 from uld_ds.data.rendering import Rendered, RenderedTurn, Renderer
 from uld_ds.data.sources import Example
 from uld_ds.models import tokenizer_digest
 from uld_ds.recipe import ModelSettings
+from uld_ds.tokenizer_files import load_tokenizer
 
 
 class Side(Protocol):
@@ -39,30 +41,65 @@ class Side(Protocol):
 
 
 class TextSide:
-    """A side with a tokenizer."""
+    """A side with a tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings, key: str) -> None:
+    Args:
+        tokenizer: the model's.
+        settings: the recipe's.
+        key: ``teacher`` or ``student``.
+        decoder_start: what the decoder of an encoder-decoder model begins with; None for decoder-only models.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ModelSettings,
+        key: str,
+        *,
+        decoder_start: int | None = None,
+    ) -> None:
         self._renderer = Renderer(tokenizer, settings, key)
-        self._encoder = Encoder(tokenizer, uses_chat_template=self._renderer.uses_chat_template)
+        self._encoder: Encoder | SplitEncoder
+        if decoder_start is None:
+            self._encoder = Encoder(tokenizer, uses_chat_template=self._renderer.uses_chat_template)
+        else:
+            self._encoder = SplitEncoder(tokenizer, decoder_start)
+        self._decoder_start = decoder_start
         self._settings = settings
         self.tokenizer = tokenizer
         self._is_teacher = key == "teacher"
         self.tokenizer_digest = tokenizer_digest(tokenizer)
-        # A text template has no place for the answers of earlier turns.
-        self.shows_all_answers = self._renderer.uses_chat_template
+        # A text template has no place for the answers of earlier turns, and a decoder reads the last one alone.
+        self.shows_all_answers = self._renderer.uses_chat_template and decoder_start is None
+
+    @classmethod
+    def of_model(cls, place: str, settings: ModelSettings, role: Literal["teacher", "student"], key: str) -> TextSide:
+        """The side of the model at a place: a directory or hub id.
+
+        Args:
+            place: of model and tokenizer.
+            settings: the recipe's.
+            role: of the model.
+            key: what the user gave the place with, for messages.
+
+        Raises:
+            UserError: no tokenizer there, no template for it, or a decoder that does not say how it begins.
+        """
+        tokenizer = load_tokenizer(place, settings.revision, key)
+        return cls(tokenizer, settings, role, decoder_start=decoder_start(place, settings.revision, key))
 
     def identity(self) -> dict[str, Any]:
         """Tokenizer, templates and length."""
         chosen = self._settings.model_dump(include={"prompt_template", "system_prompt", "max_length"})
-        return {"tokenizer": self.tokenizer_digest, **chosen}
+        return {"tokenizer": self.tokenizer_digest, "decoder_start": self._decoder_start, **chosen}
 
     def prompt(self, example: Example) -> str:
         """Everything the model reads before it starts the last answer."""
         return self._renderer.prompt(self._own(example))
 
     def prompt_ids(self, example: Example) -> list[int]:
-        """The tokens of ``prompt``, as they are in front of an answer."""
-        if self._renderer.uses_chat_template:
+        """The tokens of ``prompt``, as they are in front of an answer, or in an encoder."""
+        if self._renderer.uses_chat_template or self._decoder_start is not None:
             return self._encoder.prompt(self.prompt(example))
         # A space that ends a plain template is part of the answer's first token, once an answer follows.
         word = {"role": "assistant", "content": "the"}
@@ -70,8 +107,12 @@ class TextSide:
         return encoded.ids[: encoded.turns[-1].first].tolist()
 
     def render(self, example: Example) -> Rendered:
-        """The whole conversation."""
-        return self._renderer(self._own(example))
+        """The whole conversation; of a model with an encoder, the last answer and what its encoder reads."""
+        own = self._own(example)
+        if self._decoder_start is None:
+            return self._renderer(own)
+        length = len(own.answer)
+        return Rendered(own.answer, (RenderedTurn(0, length, length),), context=self._renderer.prompt(own))
 
     def _own(self, example: Example) -> Example:
         if not self._is_teacher:

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from uld_ds.data.windows import SideBatch, read_rows, side_batch
 
-_COLUMNS = ["teacher_ids", "teacher_answers", "teacher_in_text", "teacher_length"]
+_COLUMNS = ["teacher_ids", "teacher_encoder_ids", "teacher_answers", "teacher_in_text", "teacher_length"]
 
 
 class TeacherBatcher:

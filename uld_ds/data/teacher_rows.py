@@ -10,6 +10,7 @@ from datasets import Features, List, Value
 
 from uld_ds.alignment import AlignmentError
 from uld_ds.data.encoding import EncodedSide
+from uld_ds.data.pairing import check_encoder_length
 from uld_ds.data.prepare import IDS
 from uld_ds.data.rendering import Rendered
 from uld_ds.data.sides import TextSide
@@ -18,6 +19,7 @@ from uld_ds.data.sources import Example
 TEACHER_FEATURES = Features(
     {
         "teacher_ids": IDS,
+        "teacher_encoder_ids": IDS,
         "teacher_answers": IDS,
         "teacher_in_text": List(Value("bool")),
         "teacher_length": Value("int32"),
@@ -90,6 +92,7 @@ def teacher_row(side: EncodedSide, sizes: Sequence[int], max_length: int) -> dic
     Raises:
         ValueError: nothing of the first answer fits.
     """
+    check_encoder_length(side, max_length, "teacher")
     answers: list[np.ndarray] = []
     in_text: list[np.ndarray] = []
     turns: list[list[int]] = []
@@ -113,7 +116,8 @@ def teacher_row(side: EncodedSide, sizes: Sequence[int], max_length: int) -> dic
     covered = np.concatenate(token_bytes)
     return {
         "teacher_ids": side.ids[: places[-1] + 1],
-        "teacher_length": int(places[-1]) + 1,
+        "teacher_encoder_ids": side.encoder_ids,
+        "teacher_length": int(places[-1]) + 1 + len(side.encoder_ids),
         "teacher_answers": places,
         "teacher_in_text": np.concatenate(in_text),
         "turns": np.array(turns, np.int32).flatten(),

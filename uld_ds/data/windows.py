@@ -14,6 +14,7 @@ from torch import Tensor
 from uld_ds.data.order import IGNORED
 
 Merge = Literal["first", "chain"]
+_NOT_OF_STUDENT = ("teacher_ids", "teacher_encoder_ids", "prompt")
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,19 @@ class SideBatch:
     """[A] bool; False where the token ends a turn instead of spelling an answer."""
     answer_example: Tensor
     """[A] which of the B examples."""
+    encoder_ids: Tensor | None = None
+    """[B, E] int64, padded on the right: the prompts of a model with an encoder, whose decoder has ``input_ids``."""
+    encoder_mask: Tensor | None = None
+    """[B, E] int64."""
+
+    def num_tokens(self) -> Tensor:
+        """A scalar: all that the model reads, without padding."""
+        decoder = self.attention_mask.sum()
+        return decoder if self.encoder_mask is None else decoder + self.encoder_mask.sum()
 
     def to(self, device: torch.device) -> SideBatch:
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in self.__dict__.items()})
+        there = {name: value for name, value in self.__dict__.items() if value is not None}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in there.items()})
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ class Batcher:
     """
 
     def __init__(self, rows: Dataset, *, padding: int, merge: Merge = "first") -> None:
-        self._rows = rows.remove_columns([n for n in ("teacher_ids", "prompt") if n in rows.column_names])
+        self._rows = rows.remove_columns([name for name in _NOT_OF_STUDENT if name in rows.column_names])
         self._rows = self._rows.with_format("numpy")
         self._padding = padding
         self._merge: Merge = merge
@@ -169,17 +180,14 @@ def side_batch(rows: Sequence[dict[str, Any]], side: str, padding: int) -> SideB
     """One side of some rows, padded to the longest.
 
     Args:
-        rows: with ``{side}_ids``, ``{side}_answers`` and ``{side}_in_text``.
+        rows: with ``{side}_ids``, ``{side}_encoder_ids``, ``{side}_answers`` and ``{side}_in_text``.
         side: ``student`` or ``teacher``.
         padding: token id.
     """
-    ids_of = [row[f"{side}_ids"] for row in rows]
-    length = max(len(ids) for ids in ids_of)
-    input_ids = np.full((len(rows), length), padding, dtype=np.int64)
-    attention_mask = np.zeros((len(rows), length), dtype=np.int64)
-    for i, ids in enumerate(ids_of):
-        input_ids[i, : len(ids)] = ids
-        attention_mask[i, : len(ids)] = 1
+    input_ids, attention_mask = _padded([row[f"{side}_ids"] for row in rows], padding)
+    length = input_ids.shape[1]
+    encoder_ids, encoder_mask = _padded([row[f"{side}_encoder_ids"] for row in rows], padding)
+    has_encoder = encoder_ids.shape[1] > 0
     tokens = np.concatenate([row[f"{side}_answers"] for row in rows]).astype(np.int64)
     example = np.repeat(np.arange(len(rows)), [len(row[f"{side}_answers"]) for row in rows])
     return SideBatch(
@@ -189,7 +197,19 @@ def side_batch(rows: Sequence[dict[str, Any]], side: str, padding: int) -> SideB
         answer_ids=torch.from_numpy(input_ids[example, tokens]),
         answer_in_text=torch.from_numpy(np.concatenate([row[f"{side}_in_text"] for row in rows]).astype(bool)),
         answer_example=torch.from_numpy(example),
+        encoder_ids=torch.from_numpy(encoder_ids) if has_encoder else None,
+        encoder_mask=torch.from_numpy(encoder_mask) if has_encoder else None,
     )
+
+
+def _padded(ids_of: Sequence[np.ndarray], padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [B, L] and their mask."""
+    ids = np.full((len(ids_of), max(map(len, ids_of))), padding, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for i, own in enumerate(ids_of):
+        ids[i, : len(own)] = own
+        mask[i, : len(own)] = 1
+    return ids, mask
 
 
 def segment_rows(rows: Sequence[dict[str, Any]], side: str, merge: Merge) -> SegmentRows:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from uld_ds.architectures import auto_class, decoder_start
 from uld_ds.models import DTYPES
 from uld_ds.process import padding_id
 from uld_ds.recipe import DType, GenerationSettings
@@ -65,7 +66,7 @@ class Answer:
 
 
 class Model:
-    """A causal language model that answers batches of prompts.
+    """A language model that answers batches of prompts.
 
     Args:
         place: directory or hub id.
@@ -76,8 +77,9 @@ class Model:
 
     def __init__(self, place: str, revision: str | None, precision: DType, device: torch.device) -> None:
         self._tokenizer = load_tokenizer(place, revision, "model")
-        model = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=DTYPES[precision])
-        self.lm: Any = model.eval().to(device)
+        kind = auto_class(AutoConfig.from_pretrained(place, revision=revision))
+        self.lm: Any = kind.from_pretrained(place, revision=revision, dtype=DTYPES[precision]).eval().to(device)
+        self._start = decoder_start(place, revision, "model")
         self._device = device
         ends = self.lm.generation_config.eos_token_id
         named = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
@@ -92,7 +94,8 @@ class Model:
         """One answer per prompt.
 
         Args:
-            prompts: token ids, of similar lengths; the shorter ones are padded on the left.
+            prompts: token ids, of similar lengths; the shorter ones are padded on the left, for an encoder on the
+                right.
             decoding: how.
             ids: what a sampled answer depends on besides the seed; not on the other prompts of the batch.
         """
@@ -100,8 +103,9 @@ class Model:
         input_ids = torch.full((len(prompts), longest), self._padding)
         mask = torch.zeros_like(input_ids)
         for row, prompt in enumerate(prompts):
-            input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
+            place = slice(longest - len(prompt), None) if self._start is None else slice(len(prompt))
+            input_ids[row, place] = torch.tensor(prompt)
+            mask[row, place] = 1
         processors = LogitsProcessorList()
         if decoding.temperature > 0:
             processors.append(SeededSampling(decoding, ids))
@@ -114,9 +118,11 @@ class Model:
             do_sample=False,
             eos_token_id=self._ends or None,
             pad_token_id=self._padding,
+            decoder_start_token_id=self._start,
             **stops,
         )
-        return [self._read(row, decoding.stop) for row in output[:, longest:].tolist()]
+        said = output[:, longest if self._start is None else 1 :]
+        return [self._read(row, decoding.stop) for row in said.tolist()]
 
     def _read(self, generated: list[int], stop: Sequence[str]) -> Answer:
         end = next((place for place, token in enumerate(generated) if token in self._ends), None)

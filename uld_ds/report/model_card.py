@@ -160,10 +160,16 @@ def teacher_licence(folder: str | None) -> str | None:
     return None
 
 
-def chat_template_of(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A text template as a chat template: who asks with messages gives the student what it was trained on."""
+def chat_template_of(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, *, for_encoder: bool = False) -> str:
+    """A text template as a chat template: who asks with messages gives the student what it was trained on.
+
+    Args:
+        settings: the student's.
+        tokenizer: its own.
+        for_encoder: an encoder reads what comes of it, after the tokenizer has put its special tokens around.
+    """
     before, _, after = settings.prompt_template.partition("{prompt}")
-    bos = "{{ bos_token }}" if _begins_with_bos(tokenizer) else ""
+    bos = "{{ bos_token }}" if _begins_with_bos(tokenizer) and not for_encoder else ""
     system = json.dumps((settings.system_prompt or "") + "\n\n") if settings.system_prompt else '""'
     return (
         bos

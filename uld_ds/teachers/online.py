@@ -99,7 +99,7 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def _forward(self, batch: SideBatch, consume: Consume[Any], rows: Tensor | None = None) -> Any:
-        self.tokens_run += int(batch.attention_mask.sum())
+        self.tokens_run += int(batch.num_tokens())
         batch = batch.to(self._device)
         return self._engine(batch, batch.answer_rows if rows is None else rows, consume)
 
