@@ -38,7 +38,7 @@ def decoder_start(place: str, revision: str | None, key: str) -> int | None:
     if not is_encoder_decoder(config):
         return None
     try:
-        generation = GenerationConfig.from_pretrained(place, revision=revision)
+        generation = GenerationConfig.from_pretrained(place, revision=revision or "main")
     except OSError:  # an older checkpoint: it is in config.json
         generation = GenerationConfig.from_model_config(config)
     start = named_start(generation)

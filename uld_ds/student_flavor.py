@@ -98,7 +98,7 @@ def _save_with_pyfunc_alone(
 ) -> None:
     """The same files, in the places where the other flavor has them."""
     with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
-        data, loader = Path(folder) / "data", Path(folder) / f"{_LOADER}.py"
+        data, loader = Path(folder) / "student", Path(folder) / f"{_LOADER}.py"
         model.save_pretrained(data / "model")
         tokenizer.save_pretrained(data / "components" / "tokenizer")
         card.save(data / "model_card.md")

@@ -200,7 +200,7 @@ def one_step(config: dict[str, Any], examples: list[int], target: str) -> dict[s
 
 def steps(configs: dict[str, dict[str, Any]], examples: list[int], target: str) -> dict[str, dict[str, Any]]:
     """Several configurations in one process: most of a process's life is importing."""
-    return {name: one_step(config, examples, f"{target}/{name}") for name, config in configs.items()}
+    return {name: one_step(config, examples, f"{target}/{name}-export") for name, config in configs.items()}
 
 
 def written_out(job: Job, rows: list[dict[str, str]], examples: list[int]) -> tuple[Any, float, int]:
@@ -259,7 +259,9 @@ def test_a_sharded_step_is_the_formula_on_transformers_own_model(
             error = (gradient.double() - wanted).norm() / wanted.norm()
             assert error < 2e-3, (kind, name, float(error))
         torch.testing.assert_close(found["before"], whole_logits(t5[kind], found["side"]), rtol=0, atol=2e-5)
-        torch.testing.assert_close(found["after"], whole_logits(tmp_path / kind, found["side"]), rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            found["after"], whole_logits(tmp_path / f"{kind}-export", found["side"]), rtol=0, atol=2e-5
+        )
         assert torch.equal(found["after"], second[kind]["after"])
         assert (found["after"] - found["before"]).abs().max() > 1e-3, "the step changed nothing"
 

@@ -163,7 +163,7 @@ def test_a_student_with_an_encoder_answers_as_a_pyfunc(tmp_path: Path) -> None:
     assert list(served.metadata.flavors) == ["python_function"]
     for request in ({"messages": CHAT}, {"prompt": "Answer: What does it do?"}):
         assert served.predict(request, params={"max_new_tokens": 5}) == [expected]
-    (card,) = it.folder.glob("artifacts/models/*/artifacts/data/model_card.md")
+    (card,) = it.folder.glob("artifacts/models/*/artifacts/data/student/model_card.md")
     assert card.read_text().strip().endswith("# A card")
 
 

@@ -160,7 +160,7 @@ class Preparer:
     """
 
     def __init__(
-        self, recipe: Recipe, student: PreTrainedTokenizerBase | Side, teacher: PreTrainedTokenizerBase | Side
+        self, recipe: Recipe, student: PreTrainedTokenizerBase | TextSide, teacher: PreTrainedTokenizerBase | Side
     ) -> None:
         if isinstance(student, PreTrainedTokenizerBase):
             student = TextSide(student, recipe.student, "student")

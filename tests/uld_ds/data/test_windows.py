@@ -30,6 +30,7 @@ def row(number: int, student: list[Any], teacher: list[Any]) -> dict[str, Any]:
     for name, (length, answers, num_in_text, segments), base in (("student", student, 0), ("teacher", teacher, 1000)):
         row |= {
             f"{name}_ids": np.arange(length) + 100 * number + base,
+            f"{name}_encoder_ids": [],
             f"{name}_length": length,
             f"{name}_answers": answers,
             f"{name}_in_text": [i < num_in_text for i in range(len(answers))],
@@ -179,10 +180,28 @@ def test_a_window_is_its_micro_batches_in_order() -> None:
     assert window[1].student.input_ids[1].tolist() == list(range(300, 308))
 
 
-def test_moving_a_micro_batch_moves_every_tensor() -> None:
-    moved = batch_of([0, 1], "chain").to(torch.device("meta"))
+def test_a_model_with_an_encoder_has_its_prompts_beside() -> None:
+    prompts = [[51, 52, 53], [54]]
+    data = Dataset.from_list(
+        [ROWS[i] | {"student_encoder_ids": prompt} for i, prompt in enumerate(prompts)], features=FEATURES
+    )
+    (micro_batch,) = Batcher(data, padding=7).window([np.array([0, 1])])
+    side = micro_batch.student
+    assert side.encoder_ids is not None and side.encoder_mask is not None
+    assert side.encoder_ids.tolist() == [[51, 52, 53], [54, 7, 7]]
+    assert side.encoder_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert side.input_ids.tolist() == batch_of([0, 1]).student.input_ids.tolist()
+    assert int(side.num_tokens()) == 10 + 4
+    assert batch_of([0, 1]).student.encoder_ids is None
+
+
+@pytest.mark.parametrize("prompts", [[], [5, 6]], ids=["decoder-only", "with an encoder"])
+def test_moving_a_micro_batch_moves_every_tensor(prompts: list[int]) -> None:
+    data = Dataset.from_list([row | {"student_encoder_ids": prompts} for row in ROWS], features=FEATURES)
+    (micro_batch,) = Batcher(data, padding=7, merge="chain").window([np.array([0, 1])])
+    moved = micro_batch.to(torch.device("meta"))
     parts = [part for part in vars(moved).values() if isinstance(part, SideBatch | SegmentRows)]
     assert len(parts) == 3
-    tensors = [tensor for part in parts for tensor in vars(part).values()]
+    tensors = [tensor for part in parts for tensor in vars(part).values() if tensor is not None]
     tensors += [moved.segment_example, moved.example_weight, moved.answer_bytes]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
