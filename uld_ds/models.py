@@ -199,6 +199,10 @@ def _new_model(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
         raise UserError(
             f"student.from_config.{min(unknown)}", f"unknown to {config.model_type!r} models", "remove or correct it"
         )
+    if getattr(config, "num_decoder_layers", 0) > config.num_hidden_layers:
+        problem = f"{config.num_decoder_layers} is more than num_layers {config.num_hidden_layers}"
+        # The cache of generate() has as many layers as the encoder.
+        raise UserError("student.from_config.num_decoder_layers", problem, "transformers cannot generate with it")
     _speak_for(tokenizer, config)
     try:
         return auto_class(config).from_config(config, dtype=torch.float32)

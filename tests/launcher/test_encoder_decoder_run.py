@@ -17,7 +17,7 @@ from tests.tiny import tiny_recipe_in
 from uld_ds.recipe import parse_recipe
 
 SHIPPED = Path(str(resources.files("launcher.recipes") / "encoder_decoder.yaml"))
-SMALLER = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 2}
+SMALLER = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_decoder_layers": 2}
 
 
 @pytest.mark.slow

@@ -40,11 +40,20 @@ from uld_ds.generation.decoding import Decoding, Model
 from uld_ds.job import Job
 from uld_ds.language_model import RowModel, choose_head_path
 from uld_ds.loading import load_student, load_teacher
+from uld_ds.models import make_student
 from uld_ds.objective import Objective
-from uld_ds.recipe import DataSettings, FilesSource, ModelSettings, parse_recipe
+from uld_ds.recipe import (
+    DataSettings,
+    FilesSource,
+    ModelSettings,
+    StudentSettings,
+    TrainedTokenizerSettings,
+    parse_recipe,
+)
 from uld_ds.teachers.online import OnlineTeacher
 
 CPU = torch.device("cpu")
+BPE = TrainedTokenizerSettings(train="bpe", vocab_size=300)
 TEMPLATE = "summarize: {prompt}"
 
 
@@ -95,6 +104,22 @@ def test_a_model_must_say_what_its_decoder_begins_with(tmp_path: Path) -> None:
         file.write_text(file.read_text().replace("decoder_start_token_id", "nothing"))
     with pytest.raises(UserError, match=r"^student.model: .*does not say what its decoder begins with; give it"):
         side_of(folder)
+
+
+T5: dict[str, Any] = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "num_layers": 2}
+
+
+def test_a_new_student_begins_with_its_padding_and_can_generate(tmp_path: Path) -> None:
+    settings = StudentSettings(from_config=T5 | {"num_decoder_layers": 1}, tokenizer=BPE)
+    folder = make_student(settings, lambda: ["some words to learn from"], 0, tmp_path / "student")
+    side = side_of(folder)
+    (encoded,) = side.encode([side.render(EXAMPLES[0])])
+    assert encoded.ids[0] == side.tokenizer.pad_token_id
+    (answer,) = Model(str(folder), None, "fp32", CPU).answer([[5, 6]], Decoding(max_new_tokens=3), ["a"])
+    assert answer.tokens <= 3
+    deeper = StudentSettings(from_config=T5 | {"num_decoder_layers": 3}, tokenizer=BPE)
+    with pytest.raises(UserError, match=r"^student.from_config.num_decoder_layers: 3 is more than num_layers 2; "):
+        make_student(deeper, lambda: ["some words"], 0, tmp_path / "deeper")
 
 
 def sides_of(folder: Path, examples: list[Example]) -> tuple[Any, SideBatch]:
