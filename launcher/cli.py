@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from launcher.commands import align, evaluate, generate, lineage, promote, recipes, score, status, store, train
+from launcher.commands import align, evaluate, generate, lineage, promote, recipes, report, score, status, store, train
 from uld_ds import __version__
 from uld_ds.errors import RunError, UserError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 train.add_to(app)
 status.add_to(app)
+report.add_to(app)
 align.add_to(app)
 recipes.add_to(app)
 store.add_to(app)

@@ -7,19 +7,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from uld_ds.data.windows import MicroBatch
+from uld_ds.data.windows import MicroBatch, SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.finite import NonFiniteTeacherError, Watch
-from uld_ds.language_model import Head, log_probs_of
+from uld_ds.language_model import Consume, Head, scores_of
 from uld_ds.normalisation import RowWeights, step_weights
 from uld_ds.objective import Objective
 from uld_ds.teachers import TeacherSource
 from uld_ds.teachers.tokens import TeacherSegments, TeacherTokens
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -288,12 +290,16 @@ class DistillationEngine:
             reason=reason,
         )
 
-    def answer_log_probs(self, micro_batch: MicroBatch) -> Tensor:
-        """[A] natural log-probability that the student gives each answer token. No gradient."""
+    def answer_scores(self, micro_batch: MicroBatch) -> Tensor:
+        """[A, 2] natural log-probability that the student gives each answer token, and its likeliest token there."""
         batch = micro_batch.student
+        return self.look(batch, batch.answer_rows, scores_of(batch.answer_ids))
+
+    def look(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
+        """What ``consume`` makes of the student's hidden states at some positions. No gradient. Collective."""
         self.student.eval()
         with torch.no_grad():
-            return self.student(batch, batch.answer_rows, log_probs_of(batch.answer_ids))
+            return self.student(batch, rows, consume)
 
 
 def bits(nats: float) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from uld_ds import tracking
 from uld_ds.architectures import auto_class, is_encoder_decoder
@@ -21,9 +22,16 @@ from uld_ds.places import write_whole
 from uld_ds.recorder import Recorder
 from uld_ds.redaction import Redactor
 from uld_ds.registry import example_input, log_student
+from uld_ds.report.keeper import sample_answers, shown_rows, write_answers
 from uld_ds.report.model_card import chat_template_of, description, model_card
 from uld_ds.report.progress import ProgressWriter
+from uld_ds.report.run_report import write_report
+from uld_ds.report.snapshots_folder import FOLDER, REPORT
 from uld_ds.run_record import log_plots, record_beginning
+
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,10 @@ def finish(
     torch.manual_seed(job.recipe.run.seed)
     model = auto_class(AutoConfig.from_pretrained(job.export_dir)).from_pretrained(job.export_dir)
     tokenizer = AutoTokenizer.from_pretrained(job.export_dir)
-    sample = _sample_answer(job, model, tokenizer)
+    rows = shown_rows(job)
+    after = sample_answers(model.eval(), tokenizer, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
+    sample = Sample(rows[0]["prompt"], after[0] if after else "")
+    write_answers(job, tokenizer, {"before": _answers_before(job, tokenizer, rows), "after": after})
     _with_chat_template(job, tokenizer, for_encoder=is_encoder_decoder(model.config))
     data = job.split("train").facts
     facts = _facts(job, state, bits_after, tokenizer)
@@ -91,37 +102,27 @@ def finish(
         "sample": asdict(sample),
     }
     client.log_dict(job.run_id, Redactor().tree(result), "result.json")
+    _report(job, facts, result)
+    client.log_artifact(job.run_id, str(job.run_dir / REPORT))
     write_whole(job.outcome_file, json.dumps(result, indent=1))
 
 
-def _sample_answer(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sample:
-    split = "eval" if job.recipe.data.eval is not None else "train"
-    row = job.split(split).rows[0]
-    tokens = job.recipe.evaluation.sample_tokens
-    if tokens == 0:
-        return Sample(row["prompt"], "")
-    ids = torch.tensor([_asked(row)])
-    with torch.no_grad():
-        output = model.eval().generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            do_sample=False,
-            repetition_penalty=1.3,
-        )
-    # A decoder says its first token before the answer, and not the prompt.
-    said = output[0, 1 if model.config.is_encoder_decoder else ids.shape[1] :]
-    answer: Any = tokenizer.decode(said, skip_special_tokens=True)
-    return Sample(row["prompt"], answer)
+def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> list[str]:
+    """What the student would have answered before it was taught; nothing where it cannot be had any more."""
+    settings = job.recipe.student
+    try:
+        config = AutoConfig.from_pretrained(job.student, revision=settings.revision)
+        model = auto_class(config).from_pretrained(job.student, revision=settings.revision)
+    except Exception as error:  # its folder may be gone; a report without it is still one
+        log.warning("no answers of the student before: %s", " ".join(str(error).split())[:160])
+        return []
+    return sample_answers(model.eval(), tokenizer, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
 
 
-def _asked(row: dict[str, Any]) -> list[int]:
-    """The tokens of a prepared row's prompt, as the student learnt to answer after them."""
-    if row["student_encoder_ids"]:
-        return row["student_encoder_ids"]
-    answers = np.asarray(row["student_answers"])
-    starts = np.flatnonzero(np.diff(answers, prepend=-1) > 1)
-    return row["student_ids"][: int(answers[starts[-1]])]
+def _report(job: Job, facts: dict[str, Any], result: dict[str, Any]) -> None:
+    """The page of the run, beside everything else it leaves."""
+    write_whole(job.run_dir / FOLDER / "lineage.json", json.dumps(facts))
+    write_report(job.run_dir, job.run_dir / REPORT, result=result)
 
 
 def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -198,6 +198,20 @@ def _largest_head_error(model: RowModel, call: Callable[..., Any], device: torch
     return float((results[0] - results[1]).abs().max() / results[1].abs().max().clamp_min(1e-6))
 
 
+def scores_of(ids: Tensor) -> Consume[Tensor]:
+    """Consumer: [R, 2] natural log-probability of token ``ids`` [R] and of the likeliest token. No gradient."""
+
+    def consume(hidden: Tensor, head: Head) -> Tensor:
+        parts = []
+        for chunk in head.chunks(hidden):
+            logits = head.logits(hidden[chunk]).float()
+            right = -F.cross_entropy(logits, ids[chunk], reduction="none")
+            parts.append(torch.stack([right, logits.max(1).values - logits.logsumexp(1)], 1))
+        return torch.cat(parts)
+
+    return consume
+
+
 def log_probs_of(ids: Tensor) -> Consume[Tensor]:
     """Consumer: natural log-probability [R] of token ``ids`` [R] at each row. No gradient."""
 

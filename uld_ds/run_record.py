@@ -28,8 +28,8 @@ from uld_ds.models import load_tokenizer
 from uld_ds.places import write_whole
 from uld_ds.recipe import DataSource, FilesSource, HubSource, Recipe
 from uld_ds.redaction import Redactor
-from uld_ds.report.alignment_view import AlignmentView, SideView
 from uld_ds.report.plots import plots
+from uld_ds.report.snapshots import alignments
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ _CONTEXTS = {"train": "training", "eval": "evaluation"}
 # MLflow's own bound is 36 characters.
 _DIGEST_LENGTH = 32
 _SHOWN_EXAMPLES = 3
-_SHOWN_CHARACTERS = 600
 _SECONDS_FOR_A_FAILURE = 60.0
 _SECONDS_WHEN_KILLED = 10.0
 
@@ -135,19 +134,10 @@ def _alignment_pages(job: Job) -> Iterator[tuple[str, str]]:
     student = load_tokenizer(job.student, recipe.student.revision, "student.model")
     teacher = load_tokenizer(job.teacher, recipe.teacher.revision, "teacher.model")
     rows = job.split("eval" if "eval" in job.splits else "train").rows
-    for number, row in enumerate(rows.select(range(min(_SHOWN_EXAMPLES, len(rows)))), 1):
-        spelling = [
-            row["student_ids"][place]
-            for place, spells in zip(row["student_answers"], row["student_in_text"], strict=True)
-            if spells
-        ]
-        text = str(student.decode(spelling, clean_up_tokenization_spaces=False))[:_SHOWN_CHARACTERS]
-        try:
-            names = (recipe.student.model or "student", recipe.teacher.model or "teacher")
-            sides = [SideView.of(side, text, name) for side, name in zip((student, teacher), names, strict=True)]
-            yield f"example-{number}.html", AlignmentView.of(text, *sides).to_html()
-        except ValueError as error:  # a picture; the figures are there without it
-            log.info("no page of example %d: %s", number, error)
+    names = (recipe.student.model or "student", recipe.teacher.model or "teacher")
+    views = alignments(rows.select(range(min(_SHOWN_EXAMPLES, len(rows)))), student, teacher, names)
+    for number, view in enumerate(views, 1):
+        yield f"example-{number}.html", view.to_html()
 
 
 def log_plots(client: mlflow.MlflowClient, run_id: str, run_dir: Path) -> list[str]:

@@ -16,7 +16,7 @@ import ray.train
 import ray.util
 import torch
 from datasets import Dataset
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from uld_ds import checkpoint
 from uld_ds.checkpoint import TrainState
@@ -25,7 +25,8 @@ from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.windows import Batcher, MicroBatch
 from uld_ds.distributed import Ranks, device_for
 from uld_ds.engine import DistillationEngine, StepResult
-from uld_ds.evaluation.bits_per_byte import LogProbs, bits_per_byte, of_stored, of_student, of_teacher
+from uld_ds.evaluation.bits_per_byte import Scores, bits_per_byte, of_stored, of_student, of_teacher
+from uld_ds.evaluation.calibration import Calibration
 from uld_ds.export import export_student
 from uld_ds.finish import finish
 from uld_ds.finite import SpikeDetector
@@ -36,6 +37,7 @@ from uld_ds.objective import Objective
 from uld_ds.places import write_whole
 from uld_ds.process import configure_process, padding_id
 from uld_ds.recorder import Recorder
+from uld_ds.report.keeper import ReportKeeper, shown_rows
 from uld_ds.report.phases import with_other
 from uld_ds.report.progress import ProgressWriter
 from uld_ds.skipped import SkippedSteps
@@ -92,9 +94,10 @@ class Worker:
 
         self.student_tokenizer = load_tokenizer(job.student, self.recipe.student.revision, "student.model")
         self.teacher_padding = 0
+        self.teacher_tokenizer: PreTrainedTokenizerBase | None = None
         if self.recipe.teacher.source == "online":
-            tokenizer = load_tokenizer(job.teacher, self.recipe.teacher.revision, "teacher.model")
-            self.teacher_padding = padding_id(tokenizer)
+            self.teacher_tokenizer = load_tokenizer(job.teacher, self.recipe.teacher.revision, "teacher.model")
+            self.teacher_padding = padding_id(self.teacher_tokenizer)
         self.train_rows = job.split("train").rows
         if self.ranks.is_first:
             self.skipped = SkippedSteps(job.skipped_file, self.train_rows)
@@ -106,6 +109,11 @@ class Worker:
             len(self.train_data), training.batch_size, epochs=training.epochs, steps=training.steps
         )
         self.engine = self._load_engine()
+        shown = self.train_data if self.eval_data is None else self.eval_data
+        self.report = ReportKeeper(
+            job, shown_rows(job), shown, self.student_tokenizer, ranks=self.ranks, device=self.device
+        )
+        self.calibrations: dict[str, dict[str, Any] | None] = {}
 
     def run(self) -> None:
         """Trains from where the last checkpoint left off, then exports and registers the student."""
@@ -115,8 +123,11 @@ class Worker:
             self.progress.start(state.step, self.total_steps, self.ranks.size)
         if restored is None:
             self._log_data()
+            self.report.beginning(self.teacher_tokenizer)
             state.bits_teacher = self._evaluate(state, "teacher")
+            self._show_teacher()
             state.bits_before = self._evaluate(state, "before")
+            self.report.student("before", self.engine, self.calibrations.get("before"))
         saved = state.step
         while state.step < self.total_steps:
             if self.stop_file.is_agreed(self.ranks, self.device):
@@ -132,6 +143,7 @@ class Worker:
                 self._checkpoint(state)
                 saved = state.step
         bits_after = self._evaluate(state, "after")
+        self.report.student("after", self.engine, self.calibrations.get("after"))
         self._finish(state, bits_after)
 
     def _stop(self, state: TrainState, saved: int) -> None:
@@ -281,18 +293,21 @@ class Worker:
         self._stage(f"measuring held-out bits per byte ({who})")
         begin = time.perf_counter()
         if who == "teacher":
-            log_probs = self._of_teacher(self.eval_rows)
-            if log_probs is None:
+            scores = self._of_teacher(self.eval_rows)
+            if scores is None:
                 return None
         else:
-            log_probs = of_student(self.engine)
+            scores = of_student(self.engine)
+        calibration = Calibration(self.device)
         bits = bits_per_byte(
-            log_probs,
+            scores,
             self.eval_data,
             ranks=self.ranks,
             micro_batch_size=self.recipe.evaluation.micro_batch_size,
             device=self.device,
+            calibration=calibration,
         )
+        self.calibrations[who] = calibration.to_json(self.ranks)
         if self.recorder is not None and self.progress is not None:
             name = "eval/teacher_bits_per_byte" if who == "teacher" else "eval/bits_per_byte"
             seconds = {f"seconds/evaluation_{who}": time.perf_counter() - begin}
@@ -300,7 +315,20 @@ class Worker:
             self.progress.evaluation(state.step, who, bits)
         return bits
 
-    def _of_teacher(self, rows: Dataset) -> LogProbs | None:
+    def _show_teacher(self) -> None:
+        """Keeps what the report says of the teacher, as far as there is one to ask."""
+        rows, calibration = shown_rows(self.job), self.calibrations.get("teacher")
+        if self.teacher_tokenizer is not None:
+            batcher = self._teacher_batcher(rows)
+            self.report.teacher(self.engine.teacher, batcher, self.teacher_tokenizer, calibration)
+            return
+        path = self.recipe.teacher.path
+        assert path is not None
+        store = SpectrumStore.open(path, key="teacher.path") if self.eval_rows is None else held_out_store(path)
+        if store is not None:
+            self.report.stored_teacher(StoredTeacher(store, rows), calibration)
+
+    def _of_teacher(self, rows: Dataset) -> Scores | None:
         """How the teacher scores held-out answers; None when nobody asked it about them."""
         batcher = self._teacher_batcher(rows)
         if self.recipe.teacher.source == "online":

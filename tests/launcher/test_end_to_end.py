@@ -24,6 +24,7 @@ from tests.tiny import tiny_recipe_in
 from uld_ds.errors import UserError
 from uld_ds.recipe import parse_recipe
 from uld_ds.report.phases import OTHER, PHASES
+from uld_ds.report.run_report import RunReport
 from uld_ds.report.status import run_status
 
 
@@ -89,6 +90,31 @@ def test_its_folder_says_how_it_went(finished: tuple[dict[str, Any], dict[str, A
     assert sum(status.phase_shares.values()) == pytest.approx(1)
     # What the phases miss of a step is little, also where a step takes a tenth of a second.
     assert status.phase_shares[OTHER] < 0.1
+
+
+def test_it_leaves_a_report(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    recipe, facts = finished
+    folder = Path(recipe["run"]["storage"]) / "tiny"
+    page = (folder / "report.html").read_text()
+    report = RunReport.of(folder)
+    assert f"{facts['bits_per_byte']['after']:.4f} bits per byte of held-out answers" in page
+    assert set(report.snapshots) == {"before", "teacher", "after"}
+    spectra = {who: content["spectra"] for who, content in report.snapshots.items()}
+    assert {len(found) for found in spectra.values()} == {len(report.places)}
+    assert len(report.places) >= 6
+    assert spectra["before"] != spectra["after"]
+    for found in spectra.values():
+        for item in found:
+            p = [value for _, value in item["points"]]
+            assert p == sorted(p, reverse=True)
+            assert item["likeliest"][0][1] == pytest.approx(p[0], rel=1e-3)
+    tokens = {who: content["calibration"]["tokens"] for who, content in report.snapshots.items()}
+    # All held-out answer tokens of each side, ends of turns left out.
+    assert tokens["before"] == tokens["after"] != tokens["teacher"]
+    assert len(report.alignments) == 4
+    assert [set(item) for item in report.answers] == [{"prompt", "given", "before", "after", "teacher"}] * 2
+    client = mlflow.MlflowClient(facts["tracking_uri"])
+    assert "report.html" in {item.path for item in client.list_artifacts(facts["run_id"])}
 
 
 def test_export_is_a_directory_for_transformers_and_the_hub(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:

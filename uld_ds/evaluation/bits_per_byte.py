@@ -14,30 +14,43 @@ from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.windows import Batcher, MicroBatch, SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.engine import bits
+from uld_ds.evaluation.calibration import Calibration
 from uld_ds.teachers import TeacherSource
+from uld_ds.teachers.tokens import TeacherTokens
 
-LogProbs = Callable[[MicroBatch], tuple[SideBatch, Tensor]]
+Scores = Callable[[MicroBatch], tuple[SideBatch, Tensor]]
 
 
 def bits_per_byte(
-    log_probs: LogProbs, batcher: Batcher, *, ranks: Ranks, micro_batch_size: int, device: torch.device
+    scores: Scores,
+    batcher: Batcher,
+    *,
+    ranks: Ranks,
+    micro_batch_size: int,
+    device: torch.device,
+    calibration: Calibration | None = None,
 ) -> float:
     """-sum log2 p(answer tokens) / answer bytes, over all ranks and all examples. Collective.
 
     Only tokens that spell the answer count. How a side ends its turn is its own convention and has no bytes.
 
     Args:
-        log_probs: gives a side and the natural log-probabilities [A] of its answer tokens.
+        scores: gives a side and, of its answer tokens, [A, 2] the natural log-probability of the token and of the
+            likeliest one there.
         batcher: the held-out examples.
         micro_batch_size: examples per forward on one rank.
+        device: of the model.
+        calibration: is told the same tokens, if given.
     """
     total = torch.zeros(2, dtype=torch.float64, device=device)
     for indices in _dealt(batcher, ranks, micro_batch_size):
         (micro_batch,) = batcher.window([indices])
         micro_batch = micro_batch.to(device)
-        side, nats = log_probs(micro_batch)
+        side, found = scores(micro_batch)
         counted = side.answer_in_text * micro_batch.example_weight[side.answer_example]
-        total[0] -= nats.double() @ counted.double()
+        total[0] -= found[:, 0].double() @ counted.double()
+        if calibration is not None:
+            calibration.add(found[:, 0], found[:, 1], counted)
         total[1] += (micro_batch.answer_bytes * micro_batch.example_weight).sum()
     total = ranks.sum(total)
     return bits(float(total[0])) / float(total[1])
@@ -51,27 +64,28 @@ def _dealt(batcher: Batcher, ranks: Ranks, micro_batch_size: int) -> Iterator[np
     yield from deal(indices, batcher.lengths, rank=ranks.rank, ranks=ranks.size, micro_batch_size=micro_batch_size)
 
 
-def of_student(engine: Any) -> LogProbs:
-    """Log-probabilities by a DistillationEngine's student."""
-    return lambda micro_batch: (micro_batch.student, engine.answer_log_probs(micro_batch))
+def of_student(engine: Any) -> Scores:
+    """By a DistillationEngine's student."""
+    return lambda micro_batch: (micro_batch.student, engine.answer_scores(micro_batch))
 
 
-def of_teacher(teacher: Any, batcher: TeacherBatcher, device: torch.device) -> LogProbs:
-    """Log-probabilities by an OnlineTeacher; ``batcher`` holds its side of the held-out examples."""
+def of_teacher(teacher: Any, batcher: TeacherBatcher, device: torch.device) -> Scores:
+    """By an OnlineTeacher; ``batcher`` holds its side of the held-out examples."""
 
-    def log_probs(micro_batch: MicroBatch) -> tuple[SideBatch, Tensor]:
+    def scores(micro_batch: MicroBatch) -> tuple[SideBatch, Tensor]:
         side = batcher.batch(micro_batch.examples).to(device)
-        return side, teacher.answer_log_probs(side)
+        return side, teacher.answer_scores(side)
 
-    return log_probs
+    return scores
 
 
-def of_stored(teacher: TeacherSource, batcher: TeacherBatcher, device: torch.device) -> LogProbs:
-    """Log-probabilities that are in a store of the held-out examples."""
+def of_stored(teacher: TeacherSource, batcher: TeacherBatcher, device: torch.device) -> Scores:
+    """Out of a store of the held-out examples; its likeliest tokens are known at temperature 1 alone."""
 
-    def log_probs(micro_batch: MicroBatch) -> tuple[SideBatch, Tensor]:
+    def scores(micro_batch: MicroBatch) -> tuple[SideBatch, Tensor]:
         side = batcher.batch(micro_batch.examples).to(device)
-        answers = teacher.answers(micro_batch.examples, 0)
-        return side, torch.cat([tokens.log_probs for tokens in answers]).to(device)
+        said = TeacherTokens.cat(teacher.answers(micro_batch.examples, 0))
+        tops = said.spectrum.head[:, 0].log() if said.spectrum.temperature == 1 else said.log_probs * float("nan")
+        return side, torch.stack([said.log_probs, tops.to(said.log_probs)], 1).to(device)
 
-    return log_probs
+    return scores

@@ -22,9 +22,17 @@ def alignment_page(view: AlignmentView) -> str:
         num_teacher=_tokens(view.teacher),
         figures="\n".join(_figure(*figure) for figure in _figures(view)),
         warning=f'<p class="warning">{escape(view.warning.capitalize())}.</p>' if view.warning else "",
-        direction=_direction(view.text),
-        segments="\n".join(_segment(view, number, segment) for number, segment in enumerate(view.segments)),
+        colours=COLOURS,
+        rows=ROWS,
+        key=KEY,
+        text=alignment_text(view),
     )
+
+
+def alignment_text(view: AlignmentView) -> str:
+    """The two rows of tokens, for a page that has the styles COLOURS and ROWS."""
+    segments = "\n".join(_segment(view, number, segment) for number, segment in enumerate(view.segments))
+    return f'<div class="text" dir="{_direction(view.text)}">\n{segments}\n</div>'
 
 
 def _tokens(side: SideView) -> str:
@@ -66,6 +74,41 @@ def _token(token: TokenView) -> str:
     return f'<bdi{kind} title="{escape(title)}">{escape(token.shown)}</bdi>'
 
 
+COLOURS = """:root {
+  color-scheme: light dark;
+  --page: #ffffff; --ink: #1b1f24; --faint: #5b6470; --bar: #1b1f24; --line: #d5dae0; --alarm: #a33a00;
+  --hue0: #d3eaf5; --hue1: #f8eabf; --hue2: #f4dbf0; --hue3: #d9f0da;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #14171b; --ink: #eceff3; --faint: #a3adb8; --bar: #eceff3; --line: #343b44; --alarm: #ffb37f;
+    --hue0: #12394a; --hue1: #45390d; --hue2: #45203e; --hue3: #1c3f1e;
+  }
+}"""
+
+ROWS = """.text {
+  display: flex; flex-wrap: wrap; row-gap: 1rem; margin: 1.25rem 0; padding: 1.25rem 0;
+  border: solid var(--line); border-width: 1px 0;
+  font: 1.2rem/1.75 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", "Noto Sans Mono", monospace;
+}
+.segment { border-inline-start: 3px solid var(--bar); max-width: 100%; }
+.segment:last-child { border-inline-end: 3px solid var(--bar); }
+.segment > div { display: flex; flex-wrap: wrap; }
+.segment > div + div { border-top: 1px solid var(--page); }
+.segment bdi { flex: 1 0 auto; max-width: 100%; padding: 0 .3em; text-align: center; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+/* Not border-inline-start: each token has a direction of its own. */
+[dir=ltr] bdi + bdi { border-left: 1px dashed var(--faint); }
+[dir=rtl] bdi + bdi { border-right: 1px dashed var(--faint); }
+.segment .nothing { color: var(--faint); }
+.hue0 { background: var(--hue0); } .hue1 { background: var(--hue1); }
+.hue2 { background: var(--hue2); } .hue3 { background: var(--hue3); }"""
+
+KEY = """<p class="key">A solid bar is a boundary both tokenizers share: a segment begins there. A dashed line is a
+boundary of one side only. <kbd>·</kbd> is a space,
+<kbd>↵</kbd> a line feed, <kbd>⇥</kbd> a tab, <kbd>⟨F0 9F⟩</kbd> part of
+a character, <kbd>∅</kbd> a token that covers no bytes.</p>"""
+
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -73,17 +116,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Alignment of {student} and {teacher}</title>
 <style>
-:root {{
-  color-scheme: light dark;
-  --page: #ffffff; --ink: #1b1f24; --faint: #5b6470; --bar: #1b1f24; --line: #d5dae0; --alarm: #a33a00;
-  --hue0: #d3eaf5; --hue1: #f8eabf; --hue2: #f4dbf0; --hue3: #d9f0da;
-}}
-@media (prefers-color-scheme: dark) {{
-  :root {{
-    --page: #14171b; --ink: #eceff3; --faint: #a3adb8; --bar: #eceff3; --line: #343b44; --alarm: #ffb37f;
-    --hue0: #12394a; --hue1: #45390d; --hue2: #45203e; --hue3: #1c3f1e;
-  }}
-}}
+{colours}
 * {{ box-sizing: border-box; }}
 body {{
   margin: 2rem auto; max-width: 76rem; padding: 0 1.5rem; background: var(--page); color: var(--ink);
@@ -99,23 +132,7 @@ p {{ margin: .5rem 0; }}
 .sides dt {{ font-weight: 600; }}
 .sides dd {{ margin: 0; overflow-wrap: anywhere; }}
 .sides span, .key {{ color: var(--faint); }}
-.text {{
-  display: flex; flex-wrap: wrap; row-gap: 1rem; margin: 1.25rem 0; padding: 1.25rem 0;
-  border: solid var(--line); border-width: 1px 0;
-  font: 1.2rem/1.75 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", "Noto Sans Mono", monospace;
-}}
-.segment {{ border-inline-start: 3px solid var(--bar); max-width: 100%; }}
-.segment:last-child {{ border-inline-end: 3px solid var(--bar); }}
-.segment > div {{ display: flex; flex-wrap: wrap; }}
-.segment > div + div {{ border-top: 1px solid var(--page); }}
-.segment bdi {{ flex: 1 0 auto; max-width: 100%; padding: 0 .3em; text-align: center; white-space: pre-wrap;
-  overflow-wrap: anywhere; }}
-/* Not border-inline-start: each token has a direction of its own. */
-[dir=ltr] bdi + bdi {{ border-left: 1px dashed var(--faint); }}
-[dir=rtl] bdi + bdi {{ border-right: 1px dashed var(--faint); }}
-.segment .nothing {{ color: var(--faint); }}
-.hue0 {{ background: var(--hue0); }} .hue1 {{ background: var(--hue1); }}
-.hue2 {{ background: var(--hue2); }} .hue3 {{ background: var(--hue3); }}
+{rows}
 .key {{ font-size: .9rem; }}
 .key kbd {{ font: inherit; font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   color: var(--ink); }}
@@ -135,12 +152,8 @@ p {{ margin: .5rem 0; }}
 <dt>upper row</dt><dd>student: {student} <span>({num_student})</span></dd>
 <dt>lower row</dt><dd>teacher: {teacher} <span>({num_teacher})</span></dd>
 </dl>
-<div class="text" dir="{direction}">
-{segments}
-</div>
-<p class="key">A solid bar is a boundary both tokenizers share: a segment begins there. A dashed line is a boundary
-of one side only. <kbd>·</kbd> is a space, <kbd>↵</kbd> a line feed, <kbd>⇥</kbd> a tab, <kbd>⟨F0 9F⟩</kbd> part of
-a character, <kbd>∅</kbd> a token that covers no bytes.</p>
+{text}
+{key}
 </body>
 </html>
 """

@@ -97,6 +97,12 @@ class AlignmentView:
         segments = align(*([token.span for token in side.tokens] for side in (student, teacher)))
         return cls(text, student, teacher, segments)
 
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> AlignmentView:
+        """What ``to_json`` made."""
+        segments = [Segment(range(*item["student"]), range(*item["teacher"])) for item in record["segments"]]
+        return cls(record["text"], _side_of(record["student"]), _side_of(record["teacher"]), segments)
+
     @property
     def alignment_rate(self) -> float:
         """The share of student tokens that begin a segment."""
@@ -195,6 +201,12 @@ def _side_json(side: SideView) -> dict[str, Any]:
         "bytes": [token.covered.hex() for token in side.tokens],
         "spans": [list(token.span) for token in side.tokens],
     }
+
+
+def _side_of(record: dict[str, Any]) -> SideView:
+    rows = zip(record["ids"], record["tokens"], record["spans"], record["bytes"], strict=True)
+    tokens = [TokenView(number, token, (span[0], span[1]), bytes.fromhex(data)) for number, token, span, data in rows]
+    return SideView(record["name"], tokens)
 
 
 def visible(data: bytes) -> str:

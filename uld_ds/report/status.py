@@ -74,7 +74,7 @@ def run_status(folder: Path, *, now: float | None = None) -> RunStatus:
     """
     now = time.time() if now is None else now
     events = list(read_events(folder / "progress.jsonl"))
-    steps = _steps(events)
+    steps = steps_of(events)
     recent = steps[-RECENT_STEPS:]
     last = recent[-1] if recent else {}
     starts = [event for event in events if event["event"] == "start"]
@@ -109,7 +109,7 @@ def run_status(folder: Path, *, now: float | None = None) -> RunStatus:
     )
 
 
-def _steps(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def steps_of(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """One event per step, in order: what was done again counts as it was the last time."""
     latest: dict[int, dict[str, Any]] = {}
     for event in events:

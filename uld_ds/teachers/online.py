@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,10 +13,12 @@ from uld_ds.data.windows import SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.finite import NonFiniteTeacherError
 from uld_ds.host_memory import return_free_memory
-from uld_ds.language_model import Consume, Head, log_probs_of
+from uld_ds.language_model import Consume, Head, scores_of
 from uld_ds.spectrum import Spectrum
 from uld_ds.teachers.tokens import TeacherTokens
 from uld_ds.teachers.traffic import GatherCounter
+
+T = TypeVar("T")
 
 
 class OnlineTeacher:
@@ -77,9 +79,21 @@ class OnlineTeacher:
             raise NonFiniteTeacherError(self._ranks.union(sorted(bad)))
         return [said[example] for example in examples]
 
-    def answer_log_probs(self, batch: SideBatch) -> Tensor:
-        """[A] natural log-probability of each answer token of any teacher's side. Collective."""
-        return self._forward(batch, log_probs_of(batch.answer_ids))
+    def answer_scores(self, batch: SideBatch) -> Tensor:
+        """[A, 2] natural log-probability of each answer token of any teacher's side, and of the likeliest one there.
+
+        Collective.
+        """
+        return self._forward(batch, scores_of(batch.answer_ids.to(self._device)))
+
+    def look(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
+        """What ``consume`` makes of the teacher's hidden states at some positions. Collective."""
+        return self._forward(batch, consume, rows)
+
+    @property
+    def language_model(self) -> Any:
+        """The transformers model, for ``generate``; its weights are gathered as it runs."""
+        return getattr(self._engine, "module", self._engine).lm
 
     def logits(self, examples: Sequence[int], num_rows: int) -> Tensor:
         """[num_rows or fewer, V] of the first answer tokens of some examples. Collective: all ranks ask the same."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from uld_ds.data.windows import SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.errors import RunError
 from uld_ds.teachers.online import OnlineTeacher
@@ -79,10 +80,15 @@ class RememberingTeacher:
         self._free_when_done()
         return found
 
-    def answer_log_probs(self, batch: object) -> torch.Tensor:
-        """Of the teacher itself, while it is there."""
+    @property
+    def asked(self) -> OnlineTeacher:
+        """The teacher itself, while it is there."""
         assert self._teacher is not None, "the teacher is gone"
-        return self._teacher.answer_log_probs(batch)  # type: ignore[arg-type]
+        return self._teacher
+
+    def answer_scores(self, batch: SideBatch) -> torch.Tensor:
+        """Of the teacher itself, while it is there."""
+        return self.asked.answer_scores(batch)
 
     def _free_when_done(self) -> None:
         if self._teacher is None:
