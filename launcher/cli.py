@@ -11,7 +11,21 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from launcher.commands import align, evaluate, generate, lineage, promote, recipes, report, score, status, store, train
+from launcher.commands import (
+    align,
+    evaluate,
+    generate,
+    jobs,
+    lineage,
+    promote,
+    recipes,
+    report,
+    score,
+    status,
+    store,
+    submit,
+    train,
+)
 from uld_ds import __version__
 from uld_ds.errors import RunError, UserError
 
@@ -27,6 +41,8 @@ app = typer.Typer(
 train.add_to(app)
 status.add_to(app)
 report.add_to(app)
+submit.add_to(app)
+jobs.add_to(app)
 align.add_to(app)
 recipes.add_to(app)
 store.add_to(app)

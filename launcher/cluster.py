@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray.job_config import JobConfig
 
 from launcher.placement import Node, can_hold_one, check_fits
 from launcher.preflight import check_port
@@ -19,13 +20,20 @@ from launcher.shared_storage import check_shared
 from uld_ds.errors import RunError, UserError
 from uld_ds.recipe import ClusterSettings
 
+RUN_NAME = "uld_ds.run"
+RUN_DIR = "uld_ds.run_dir"
+"""Metadata of a job of Ray: which run it is, and where that run's folder is."""
 _SECONDS_FOR_ROOM = 60.0
 AUTHENTICATION_FIX = "set RAY_AUTH_MODE as the cluster has it, and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to its token"
 
 
 @contextmanager
-def connected(settings: ClusterSettings) -> Iterator[None]:
+def connected(settings: ClusterSettings, folder: Path) -> Iterator[None]:
     """Connected to the cluster of RAY_ADDRESS, or to one that this process starts on loopback and ends.
+
+    Args:
+        settings: the recipe's.
+        folder: of the run; ``uld-ds jobs`` finds it in what Ray knows of this command.
 
     Raises:
         UserError: nobody answers at RAY_ADDRESS, or the dashboard's port is taken.
@@ -35,7 +43,7 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        _join(address)
+        _join(address, folder)
     else:
         _start(settings)
     try:
@@ -44,9 +52,11 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
         ray.shutdown()
 
 
-def _join(address: str) -> None:
+def _join(address: str, folder: Path) -> None:
+    # Ray lets the metadata of a job that was submitted win.
+    about = JobConfig(metadata={RUN_NAME: folder.name, RUN_DIR: str(folder)})
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, job_config=about)
     except ray.exceptions.AuthenticationError as error:
         problem = f"the Ray cluster at {address!r} refuses this process"
         raise UserError("RAY_ADDRESS", problem, AUTHENTICATION_FIX) from error

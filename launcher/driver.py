@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 from launcher.cluster import check_dashboard_port, connected, prepare_cluster
 from launcher.gang import run_gang
+from launcher.jobs.inside import short_stop
 from launcher.preflight import STARTED, check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.progress import ProgressView
 from launcher.quiet import quieten_libraries
@@ -77,10 +78,12 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
         stop_file.clear()
         found = prepare(recipe, run_dir, uri, view)
         # The run's record begins when nothing that the user asked for can be refused any more.
-        with connected(recipe.cluster), SigtermStops() as sigterm:
+        with connected(recipe.cluster, run_dir), SigtermStops() as sigterm:
             on_gpu = prepare_cluster(recipe.cluster, run_dir, view.note)
             run_id = tracking.open_run(client, recipe, run_dir)
             view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
+            if warning := short_stop(recipe.cluster.grace_seconds):
+                view.note(warning)
             with _status_of(recipe, uri, run_id, run_dir):
                 job = Job(
                     **found,
@@ -94,6 +97,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                 with _recorded_beside(client, job), grace:
                     run_gang(train_worker, job.to_config(), recipe, run_dir, on_gpu=on_gpu)
                 if stop_file.is_asked() and not job.outcome_file.is_file():
+                    stop_file.clear()
                     raise StoppedError(
                         f"{recipe.run.name!r} was told to stop; the same command goes on where it left off"
                     )

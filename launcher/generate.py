@@ -64,7 +64,7 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
         missing = [prompt for prompt in prompts.kept if prompt.id not in known]
         view.note(_described(prompts, len(missing)))
         if missing:
-            with connected(recipe.cluster):
+            with connected(recipe.cluster, folder):
                 on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
                 _run(recipe, place, decoding, missing, folder, on_gpu=on_gpu)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -107,6 +109,25 @@ class ProgressView:
 def _of(examples: list[int]) -> str:
     shown = ", ".join(map(str, examples[:8]))
     return f"training examples {shown}{', ...' if len(examples) > 8 else ''}"
+
+
+@dataclass(frozen=True)
+class PrintedStep:
+    """What a plain line says of a step."""
+
+    step: int
+    total: int
+    loss: float | None
+    seconds_left: float
+
+
+def parse_line(line: str) -> PrintedStep | None:
+    """A step as it was printed where there is no terminal; None for any other line."""
+    found = re.fullmatch(r"step (\d+)/(\d+)  (?:loss (\S+)  )?.*  (\d+) s left", line.strip())
+    if found is None:
+        return None
+    step, total, loss, left = found.groups()
+    return PrintedStep(int(step), int(total), None if loss is None else float(loss), float(left))
 
 
 def _facts(event: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ def build_store(recipe: Recipe) -> StoreManifest:
             url = held_out_url(settings.path)
             parts.insert(0, part_of("data.eval", recipe.data.eval, url, recipe, side, folder))
         if any(not _is_whole(part) for part in parts):
-            with connected(recipe.cluster):
+            with connected(recipe.cluster, folder):
                 on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
                 job = StoreJob(recipe, folder, place, on_gpu, teacher_config(recipe, on_gpu=on_gpu), parts)
