@@ -13,6 +13,7 @@ from rich.text import Text
 
 from launcher.commands import (
     align,
+    compare,
     evaluate,
     generate,
     jobs,
@@ -43,6 +44,7 @@ status.add_to(app)
 report.add_to(app)
 submit.add_to(app)
 jobs.add_to(app)
+compare.add_to(app)
 align.add_to(app)
 recipes.add_to(app)
 store.add_to(app)

@@ -22,8 +22,11 @@ from uld_ds.evaluation.metrics import Prediction, is_unanswerable, score, score_
 from uld_ds.finish import write_whole
 from uld_ds.generation.decoding import Answer, Decoding, Model
 from uld_ds.generation.prompts import Prompt, collect_prompts
+from uld_ds.job import EXPORT
 from uld_ds.recipe import ModelSettings, Recipe
+from uld_ds.report.comparison import evaluation_of
 from uld_ds.report.progress import ProgressWriter
+from uld_ds.report.status import is_run
 
 
 def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, Any]:
@@ -32,7 +35,8 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
     Args:
         name: a folder, hub id or ``package:NAME``.
         recipe: its student section says how the model reads prompts.
-        output: folder for ``evaluation.json`` and ``predictions.jsonl``.
+        output: folder for ``evaluation.json`` and ``predictions.jsonl``; by default NAME-evaluation beside the run
+            whose export the model is, or beside the recipe's.
 
     Raises:
         UserError: no held-out rows, no such model, an unknown metric.
@@ -43,7 +47,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
     reader = ExampleReader(recipe.data)
     metrics = recipe.evaluation.metrics or list(reader.task.metrics)
     score_names(metrics, "evaluation.metrics")
-    folder = writable_folder(Path(output or Path(recipe.run.storage) / f"{recipe.run.name}-evaluation"), "--output")
+    folder = writable_folder(Path(output) if output else evaluation_of(_run_of(name, recipe)), "--output")
     settings = _settings_of(name, recipe)
     begin = time.monotonic()
     with ProgressView(folder / "progress.jsonl") as view:
@@ -74,6 +78,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
     scores = score([prediction for prediction, _ in answered], metrics)
     facts = {
         "model": name,
+        "held_out": recipe.data.eval.model_dump(mode="json"),
         "task": reader.task.name,
         "rows": prompts.rows,
         "prompts": len(prompts.kept),
@@ -91,6 +96,12 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
     }
     _write(folder, facts, prompts.kept, answered)
     return facts
+
+
+def _run_of(name: str, recipe: Recipe) -> Path:
+    place = Path(name).expanduser().resolve()
+    is_export = place.name == EXPORT and is_run(place.parent)
+    return place.parent if is_export else Path(recipe.run.storage) / recipe.run.name
 
 
 def _settings_of(name: str, recipe: Recipe) -> ModelSettings:

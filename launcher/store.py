@@ -106,7 +106,9 @@ def check_store(recipe: Recipe, store: SpectrumStore) -> None:
     }
     for field, (key, value) in said.items():
         there = getattr(manifest, field)
-        if key in settings.model_fields_set and value != there:
+        # No model, or no revision, is none named; no system prompt is something said.
+        named = value is not None or key == "system_prompt"
+        if key in settings.model_fields_set and named and value != there:
             raise _differs(recipe, f"teacher.{key}", field, value, there)
     if "codec" in settings.model_fields_set:
         ours, theirs = settings.codec.model_dump(), manifest.codec.precision

@@ -9,6 +9,8 @@ from typing import Any
 from uld_ds.data.prepare import Split
 from uld_ds.recipe import Recipe, parse_recipe
 
+EXPORT = "export"
+"""Folder in a run's: the student as a Hugging Face directory."""
 JOURNALS = "metrics"
 """Folder, in a run's folder, of metrics on their way to MLflow."""
 STOPPED = "stopped.txt"
@@ -46,7 +48,7 @@ class Job:
     @property
     def export_dir(self) -> Path:
         """The trained student in Hugging Face layout."""
-        return self.run_dir / "export"
+        return self.run_dir / EXPORT
 
     @property
     def journals(self) -> Path:

@@ -363,6 +363,8 @@ class Worker:
             "tokens_per_second": (result.student_tokens + result.teacher_tokens) / seconds,
             "seconds/total": seconds,
             **{f"seconds/{phase}": value for phase, value in phases.items()},
+            "student_tokens": float(result.student_tokens),
+            "teacher_tokens": float(result.teacher_tokens),
             "teacher_bytes_gathered": float(result.teacher_bytes),
             "peak_memory_bytes": float(peak_memory_bytes(self.device)),
         }

@@ -22,7 +22,7 @@ def evaluate(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
     output: Annotated[
         str | None,
-        typer.Option("--output", help="Folder for what is found. Default: beside the run, NAME-evaluation."),
+        typer.Option("--output", help="Folder for what is found. Default: NAME-evaluation beside the run."),
     ] = None,
     overrides: Annotated[
         list[str] | None,

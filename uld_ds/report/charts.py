@@ -34,9 +34,20 @@ class Series:
     name: str
     points: Sequence[Point]
     style: int
-    """Which colour, dash and marker, from 0 to 3: the same one for the same thing in every chart."""
+    """Which colour, dash and marker: the same one for the same thing in every chart. From 4 on, colours come with other
+    dashes; 16 are told apart."""
     markers: bool | None = None
     """On its points; by default where they are few."""
+
+    @property
+    def colour(self) -> int:
+        """Of the page's four; the marker goes with it."""
+        return self.style % len(_MARKERS)
+
+    @property
+    def dash(self) -> str:
+        """As SVG has it; empty for a whole line."""
+        return _DASHES[(self.style + self.style // len(_MARKERS)) % len(_DASHES)]
 
 
 @dataclass(frozen=True)
@@ -188,12 +199,12 @@ def _minus(number: str) -> str:
 
 def _line(series: Series, across: _Ruler, up: _Ruler) -> str:
     places = [(across.at(a), up.at(b)) for a, b in series.points]
-    dash = _DASHES[series.style]
+    dash = series.dash
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
-    line = f'<path class="line s{series.style}"{dashed} d="{_path(places)}"/>'
+    line = f'<path class="line s{series.colour}"{dashed} d="{_path(places)}"/>'
     wanted = len(places) <= _FEW_POINTS if series.markers is None else series.markers
     marked = places if wanted else []
-    return line + "".join(_marker(series.style, *place) for place in marked)
+    return line + "".join(_marker(series.colour, *place) for place in marked)
 
 
 def _path(places: Sequence[Point]) -> str:
@@ -209,8 +220,8 @@ def _marker(style: int, x: float, y: float) -> str:
 
 
 def _sample(series: Series) -> str:
-    dash = f' stroke-dasharray="{_DASHES[series.style]}"' if _DASHES[series.style] else ""
+    dash = f' stroke-dasharray="{series.dash}"' if series.dash else ""
     return (
-        f'<svg class="sample" viewBox="0 0 34 10" aria-hidden="true"><path class="line s{series.style}"{dash} '
-        f'd="M1 5L33 5"/>{_marker(series.style, 17, 5)}</svg>'
+        f'<svg class="sample" viewBox="0 0 34 10" aria-hidden="true"><path class="line s{series.colour}"{dash} '
+        f'd="M1 5L33 5"/>{_marker(series.colour, 17, 5)}</svg>'
     )

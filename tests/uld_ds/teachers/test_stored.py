@@ -316,3 +316,5 @@ def test_what_a_recipe_says_must_be_so(tmp_path: Path, change: dict[str, Any], m
     tree["teacher"] = {"source": "stored", "path": "p", "model": "t", "max_length": 99, "codec": {"num_exact": 64}}
     tree["objective"] = {}
     check_store(parse_recipe(tree), store)
+    tree["teacher"] = {"source": "stored", "path": "p", "model": None, "revision": None}
+    check_store(parse_recipe(tree), store)

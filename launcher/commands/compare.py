@@ -1,0 +1,69 @@
+"""``uld-ds compare``: students of several runs beside each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launcher.runs import HELP, find_run
+from uld_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from uld_ds.report.comparison import ComparedRun
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command("compare")(compare)
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help=HELP, show_default=False)],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write one self-contained page, with pictures.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object.")] = False,
+) -> None:
+    """Put runs side by side, as a Markdown table: objective, tokens used, time, held-out scores with intervals.
+
+    Scores of answers are there for runs whose student `uld-ds evaluate` has measured (into NAME-evaluation, its
+    default). Its folder for another model, e.g. the teacher, may be named like a run.
+    """
+    if len(runs) < 2:
+        raise UserError("RUN", f"only {runs[0]!r} to compare", "name two runs or more")
+    from uld_ds.report.comparison import ComparedRun, cautions, markdown
+
+    compared = [ComparedRun.of(_found(run)) for run in runs]
+    if html is not None:
+        _write_page(html, compared)
+    if as_json:
+        typer.echo(json.dumps({"runs": [run.to_json() for run in compared], "cautions": cautions(compared)}))
+    else:
+        typer.echo(markdown(compared))
+
+
+def _found(run: str) -> Path:
+    from uld_ds.report.comparison import is_evaluation
+
+    place = Path(run).expanduser()
+    if is_evaluation(place):
+        return place
+    folder = find_run(run)
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError("RUN", f"{run!r} has no recipe.yaml", "name the folder of a training run or of an evaluation")
+    return folder
+
+
+def _write_page(file: Path, compared: list[ComparedRun]) -> None:
+    from uld_ds.places import write_whole
+    from uld_ds.report.comparison_page import comparison_page
+
+    if not file.parent.is_dir():
+        raise UserError("--html", f"no folder {str(file.parent)!r}", "make it, or choose another file")
+    try:
+        write_whole(file, comparison_page(compared))
+    except OSError as error:
+        raise UserError("--html", f"cannot write {str(file)!r} ({error.strerror})", "choose another file") from error

@@ -1,0 +1,153 @@
+"""Runs side by side: what is read from their folders, what is marked as best, what a reader is warned of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import yaml
+
+from uld_ds.report.charts import Axis, Series, line_chart
+from uld_ds.report.comparison import BITS, ComparedRun, best_of, cautions, markdown, rows_of
+from uld_ds.report.comparison_page import comparison_page
+from uld_ds.report.progress import ProgressWriter
+
+
+def make_run(
+    folder: Path,
+    name: str,
+    *,
+    bits: float = 2.5,
+    f1: tuple[float, float, float] | None = None,
+    tokens: int | None = 100,
+    finished: bool = True,
+    **recipe: Any,
+) -> Path:
+    place = folder / name
+    place.mkdir()
+    tree = {
+        "teacher": {"model": "org/large"},
+        "student": {"model": None, "from_config": {"model_type": "llama"}},
+        "objective": {"ce": 1.0, "uld": 0.3, "likelihood": 0.0, "alignment": "segments"},
+        "data": {"eval": {"path": "held_out.jsonl"}},
+    }
+    (place / "recipe.yaml").write_text(yaml.safe_dump(tree | recipe))
+    writer = ProgressWriter(place / "progress.jsonl")
+    writer.start(0, 4, 2)
+    writer.evaluation(0, "teacher", 1.2)
+    writer.evaluation(0, "before", 4.0)
+    for step in (1, 2):
+        writer.step(step, 4, {"seconds/total": 1.0, **({} if tokens is None else {"student_tokens": tokens})})
+    writer.evaluation(2, "student", 3.0)
+    # Killed and gone on from the checkpoint of step 1: step 2 is done again.
+    writer.start(1, 4, 2)
+    for step in (2, 3, 4):
+        writer.step(step, 4, {"seconds/total": 1.0, **({} if tokens is None else {"student_tokens": tokens})})
+    writer.evaluation(2, "student", 3.0)
+    writer.evaluation(4, "after", bits)
+    if finished:
+        result = {"bits_per_byte": {"before": 4.0, "after": bits, "teacher": 1.2}, "steps": 4, "wall_seconds": 61.4}
+        (place / "result.json").write_text(json.dumps(result))
+        writer.end("FINISHED")
+    if f1 is not None:
+        beside = folder / f"{name}-evaluation"
+        beside.mkdir()
+        facts = {
+            "scores": {"f1": f1[0]},
+            "intervals": {"f1": list(f1[1:])},
+            "bits_per_byte": {"mean": bits + 0.01, "low": bits - 0.1, "high": bits + 0.1},
+        }
+        (beside / "evaluation.json").write_text(json.dumps(facts))
+    return place
+
+
+def test_what_a_run_folder_says(tmp_path: Path) -> None:
+    found = ComparedRun.of(make_run(tmp_path, "a", f1=(40.0, 35.0, 45.0)))
+    assert (found.name, found.state, found.steps, found.student_tokens) == ("a", "finished", 4, 400)
+    assert (found.teacher, found.student, found.objective) == ("org/large", "a new llama", "1 ce + 0.3 uld, segments")
+    assert (found.wall_seconds, found.bits_before, found.bits_teacher) == (61.4, 4.0, 1.2)
+    assert found.curve == [(0.0, 4.0), (200.0, 3.0), (400.0, 2.5)]
+    assert found.scores[BITS].value == 2.51
+    assert (found.scores["f1"].value, found.scores["f1"].low, found.scores["f1"].high) == (40.0, 35.0, 45.0)
+
+
+def test_an_evaluation_alone(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", f1=(40.0, 35.0, 45.0))
+    beside = tmp_path / "a-evaluation"
+    facts = json.loads((beside / "evaluation.json").read_text()) | {"model": "org/base", "held_out": {"path": "x"}}
+    (beside / "evaluation.json").write_text(json.dumps(facts))
+    found = ComparedRun.of(beside)
+    assert (found.name, found.student, found.teacher, found.steps) == ("a-evaluation", "org/base", "-", None)
+    assert found.scores["f1"].value == 40.0
+    both = [ComparedRun.of(tmp_path / "a"), found]
+    assert cautions(both) == ["the runs' held-out rows differ: their figures do not compare"]
+
+
+def test_without_an_evaluation_and_token_counts(tmp_path: Path) -> None:
+    found = ComparedRun.of(make_run(tmp_path, "a", tokens=None))
+    assert found.student_tokens is None
+    assert found.scores[BITS].value == 2.5
+    assert found.scores[BITS].low is None
+    assert found.curve == [(0.0, 4.0), (2.0, 3.0), (4.0, 2.5)]
+
+
+def test_the_best_and_what_is_not_told_apart_from_it(tmp_path: Path) -> None:
+    runs = [
+        ComparedRun.of(make_run(tmp_path, "far", bits=3.0, f1=(20.0, 15.0, 25.0))),
+        ComparedRun.of(make_run(tmp_path, "near", bits=2.6, f1=(40.0, 35.0, 45.0))),
+        ComparedRun.of(make_run(tmp_path, "best", bits=2.5, f1=(44.0, 39.0, 49.0))),
+    ]
+    assert best_of(runs, BITS) == {1, 2}
+    assert best_of(runs, "f1") == {1, 2}
+    assert best_of(runs[:1], "f1") == set()
+    texts = dict(rows_of(runs))
+    assert texts["**f1**"] == ["20.00 [15.00, 25.00]", "40.00 [35.00, 45.00] *", "44.00 [39.00, 49.00] *"]
+    assert texts["student tokens"] == ["400"] * 3
+
+
+def test_values_without_intervals_have_one_best(tmp_path: Path) -> None:
+    runs = [ComparedRun.of(make_run(tmp_path, name, bits=bits)) for name, bits in (("a", 2.5), ("b", 2.4))]
+    assert best_of(runs, BITS) == {1}
+
+
+def test_cautions(tmp_path: Path) -> None:
+    one = ComparedRun.of(make_run(tmp_path, "one"))
+    same = ComparedRun.of(make_run(tmp_path, "same"))
+    other = ComparedRun.of(
+        make_run(tmp_path, "other", finished=False, teacher={"path": "store"}, data={"eval": {"path": "else.jsonl"}})
+    )
+    assert cautions([one, same]) == []
+    said = " ".join(cautions([one, other]))
+    assert "held-out rows differ" in said
+    assert "different teachers" in said
+    assert "not finished: other" in said
+
+
+def test_markdown_is_a_table(tmp_path: Path) -> None:
+    runs = [ComparedRun.of(make_run(tmp_path, name)) for name in ("a|b", "c")]
+    lines = markdown(runs).splitlines()
+    assert lines[0] == "|  | a\\|b | c |"
+    assert lines[1] == "|---|---|---|"
+    assert "| **bits per byte** | 2.5000 * | 2.5000 * |" in lines
+
+
+def test_the_page_is_well_formed_and_escapes(tmp_path: Path) -> None:
+    names = ["<b>&", "two", "three", "four", "five"]
+    runs = [
+        ComparedRun.of(make_run(tmp_path, name, bits=2 + n / 10, f1=(40.0, 35.0, 45.0))) for n, name in enumerate(names)
+    ]
+    page = comparison_page(runs)
+    assert "<b>&" not in page.replace("<b>&lt;", "")
+    for svg in page.split("<svg ")[1:]:
+        ElementTree.fromstring("<svg " + svg.split("</svg>")[0] + "</svg>")
+    assert page.count("<figure>") == 3
+    assert "http" not in page
+
+
+def test_the_fifth_line_differs_from_the_first() -> None:
+    points = [(0.0, 1.0), (1.0, 2.0)]
+    chart = line_chart("t", Axis("x"), Axis("y"), [Series(str(n), points, n, markers=False) for n in range(16)])
+    lines = [part.split(" d=")[0] for part in chart.split('<path class="line ')[1:17]]
+    assert len(set(lines)) == 16
