@@ -49,6 +49,7 @@ TOKENS, EXAMPLES = 256, 8
 # (arm, against, at least this many times faster), and the share of TRL's memory a store may take.
 TARGETS = [("stored", "trl positional", 2.0), ("stored", "trl extended", 5.0)]
 MEMORY_TARGET = 0.6
+ARMS = ["online 8x1", "online 1x8", "online 2 ranks", "stored", "trl positional", "trl extended"]
 
 
 @dataclass
@@ -142,7 +143,7 @@ def measure(pair: dict[str, Any], folder: Path, options: argparse.Namespace, trl
     begin = time.perf_counter()
     build_store(folder)
     building = time.perf_counter() - begin
-    arms = arms_of(pair, folder, trl)
+    arms = [arm for arm in arms_of(pair, folder, trl) if not options.only or arm.name in options.only]
     try:
         for arm in arms:
             print(f"{pair['name']}: starting {arm.name}", file=sys.stderr, flush=True)
@@ -302,7 +303,7 @@ def table(results: list[dict[str, Any]]) -> str:
             f"each, built in {result['store_seconds']:.0f} s (start-up included)"
         )
         for fast, slow, wanted in TARGETS:
-            if slow in arms:
+            if slow in arms and fast in arms:
                 middle, said = compared(arms[slow], arms[fast])
                 verdict = "" if middle != middle else (" - reached" if middle >= wanted else " - missed")
                 lines.append(f"- {fast} against {slow}: {said} times faster (goal {wanted:g}){verdict}")
@@ -318,6 +319,7 @@ def main() -> int:
     parser.add_argument("--pair", action="append", choices=["demo", "bytes", "gemma"], help="default: all there are")
     parser.add_argument("--gemma", type=Path, help="folder of Gemma 3 270M in Hugging Face layout")
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each arm (default: 5)")
+    parser.add_argument("--only", action="append", choices=ARMS, help="measure only these arms; repeatable")
     parser.add_argument("--no-trl", dest="with_trl", action="store_false", help="leave TRL out")
     parser.add_argument("--quick", action="store_true", help="the demo pair, three steps")
     parser.add_argument("--output", type=Path, help="write everything measured to this JSON file")

@@ -88,16 +88,19 @@ class ComparedRun:
     def _evaluated(cls, folder: Path) -> ComparedRun:
         """Of a model that no run of ours made: a teacher, or a student before training."""
         facts = _evaluation(folder)
-        unknown = dict.fromkeys(("steps", "student_tokens", "wall_seconds", "bits_before", "bits_teacher"))
         return cls(
             name=folder.resolve().name,
             state="finished",
             teacher="-",
             student=Redactor().text(str(facts["model"])),
             objective="-",
+            steps=None,
+            student_tokens=None,
+            wall_seconds=None,
+            bits_before=None,
+            bits_teacher=None,
             scores=_scores(None, facts),
             held_out=json.dumps(facts.get("held_out"), sort_keys=True),
-            **unknown,
         )
 
 
