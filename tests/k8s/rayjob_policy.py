@@ -138,7 +138,7 @@ def _cores(quantity: str) -> float:
 
 def _grace(recipe: Recipe, cluster: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
     """A run that is told to stop needs its grace period, and everything around it must wait longer."""
-    grace = getattr(recipe.cluster, "grace_seconds", 120)
+    grace = recipe.cluster.grace_seconds
     wait = float(environment.get("RAY_JOB_STOP_WAIT_TIME_S", 3))
     if wait <= grace:
         yield f"RAY_JOB_STOP_WAIT_TIME_S {wait:g} is not more than cluster.grace_seconds {grace:g}"
