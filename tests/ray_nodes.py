@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Nodes:
     dashboard: str
     environment: dict[str, str]
     cpus: int
+    working_dir: Path | None = None
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
 
@@ -55,7 +56,12 @@ class Nodes:
         command += ["--object-store-memory", str(80 * 2**20), "--log-color", "false", *arguments]
         with (folder / "out").open("w") as out:
             process = subprocess.Popen(
-                command, env=self.environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=self.environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=self.working_dir,
             )
         self.processes.append(process)
 
@@ -108,18 +114,32 @@ def clean_environment(token: str | None = None) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def ray_nodes(number: int, *, cpus: int = 1, token: str | None = None, dashboard: bool = False) -> Iterator[Nodes]:
+def ray_nodes(
+    number: int,
+    *,
+    cpus: int = 1,
+    head_cpus: int | None = None,
+    token: str | None = None,
+    dashboard: bool = False,
+    environment: Mapping[str, str] | None = None,
+    working_dir: Path | None = None,
+) -> Iterator[Nodes]:
     """A cluster; node i is at 127.0.0.(2 + i) and has the label pool=p<i>.
 
     Args:
         number: of nodes, the head included.
         cpus: of each node.
+        head_cpus: of the head. Default: ``cpus``.
         token: turns token authentication on.
         dashboard: serve the job API.
+        environment: more of it, for nodes and what runs on them.
+        working_dir: that nodes are started in, and jobs that bring none.
     """
     port, dashboard_port = free_port(), free_port()
-    nodes = Nodes(f"127.0.0.2:{port}", f"http://127.0.0.2:{dashboard_port}", clean_environment(token), cpus)
-    head = ["--head", "--node-ip-address", "127.0.0.2", "--port", str(port), "--num-cpus", str(cpus)]
+    variables = {**clean_environment(token), **(environment or {})}
+    nodes = Nodes(f"127.0.0.2:{port}", f"http://127.0.0.2:{dashboard_port}", variables, cpus, working_dir)
+    of_head = cpus if head_cpus is None else head_cpus
+    head = ["--head", "--node-ip-address", "127.0.0.2", "--port", str(port), "--num-cpus", str(of_head)]
     head += ["--labels", "pool=p0", "--include-dashboard", str(dashboard).lower()]
     head += ["--dashboard-host", "127.0.0.2", "--dashboard-port", str(dashboard_port)]
     try:

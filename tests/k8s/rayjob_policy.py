@@ -14,6 +14,7 @@ from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, load_recipe
 
 ENTRYPOINT = "python -m launcher train recipe.yaml"
+PRE_STOP = ["python", "-m", "launcher.drain", "recipe.yaml"]
 GPU = "nvidia.com/gpu"
 QUEUE = "kueue.x-k8s.io/queue-name"
 _CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
@@ -148,3 +149,6 @@ def _grace(recipe: Recipe, cluster: Mapping[str, Any], environment: Mapping[str,
         seconds = group["template"]["spec"].get("terminationGracePeriodSeconds", 30)
         if seconds <= wait:
             yield f"{name}: terminationGracePeriodSeconds {seconds} is not more than RAY_JOB_STOP_WAIT_TIME_S {wait:g}"
+        hook = group["template"]["spec"]["containers"][0].get("lifecycle", {}).get("preStop", {})
+        if hook.get("exec", {}).get("command") != PRE_STOP:
+            yield f"{name}: the first signal ends Ray before a last checkpoint: preStop is not {' '.join(PRE_STOP)!r}"

@@ -170,6 +170,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
         lambda o: worker(o).update(terminationGracePeriodSeconds=30),
         "workers: terminationGracePeriodSeconds 30 is not more than",
     ),
+    "signal before a last checkpoint": (lambda o: container(o).pop("lifecycle"), "workers: the first signal ends Ray"),
     # The recipe.
     "key that does not exist": (lambda o: recipe(o, "batch_size: 16", "batchsize: 16"), "recipe: training.batchsize"),
     "more workers than cores": (
