@@ -20,14 +20,19 @@ from tests.ray_nodes import RAY, TOKEN, Nodes, ray_nodes
 from uld_ds.errors import UserError
 from uld_ds.places import package_folder
 
-pytestmark = [pytest.mark.cluster, needs_kubectl]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), needs_kubectl]
 # The demo teacher on two cores: fewer steps and rows, the recipe and the command as they are.
 SHORTER = {
-    "ULD_DS__TRAINING__STEPS": "8",
-    "ULD_DS__TRAINING__BATCH_SIZE": "4",
-    "ULD_DS__TRAINING__MICRO_BATCH_SIZE": "2",
-    "ULD_DS__DATA__TRAIN__LIMIT": "32",
-    "ULD_DS__DATA__EVAL__LIMIT": "4",
+    "ULD_DS__TRAINING__STEPS": "6",
+    "ULD_DS__TRAINING__BATCH_SIZE": "2",
+    "ULD_DS__TRAINING__MICRO_BATCH_SIZE": "1",
+    "ULD_DS__TEACHER__MAX_LENGTH": "96",
+    "ULD_DS__STUDENT__MAX_LENGTH": "96",
+    "ULD_DS__DATA__TRAIN__LIMIT": "24",
+    "ULD_DS__DATA__EVAL__LIMIT": "2",
+    "ULD_DS__DATA__ON_BAD_ROW": "skip",
+    "ULD_DS__EVALUATION__SAMPLE_TOKENS": "0",
+    "ULD_DS__TRACKING__SYSTEM_METRICS": "false",
 }
 
 
@@ -72,7 +77,13 @@ def nodes(objects: list[dict[str, object]], mounted: Path, storage: Path) -> Ite
 def submit(nodes: Nodes, entrypoint: str, job: str, *options: str) -> subprocess.CompletedProcess[str]:
     """As the operator's submitter does it: a shell, the entrypoint's text spliced in."""
     words = [RAY, "job", "submit", "--address", nodes.dashboard, "--submission-id", job, *options]
-    return nodes.run("bash", "-c", f"{shlex.join(words)} -- {entrypoint}", timeout=280)
+    for _ in range(60):
+        done = nodes.run("bash", "-c", f"{shlex.join(words)} -- {entrypoint}", timeout=600)
+        # A head that has only just started; the submitter's backoffLimit is for that.
+        if "No available agent" not in done.stderr:
+            break
+        time.sleep(1)
+    return done
 
 
 def status(nodes: Nodes, job: str) -> str:
@@ -96,7 +107,7 @@ def test_stopped_pods_lose_nothing_and_a_retry_registers_the_student(
     run_dir = storage / "runs" / "demo"
 
     assert submit(nodes, entrypoint, "first", "--no-wait").returncode == 0
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 500
     while 2 not in steps_made(run_dir):
         assert "FAILED" not in status(nodes, "first"), nodes.run(
             RAY, "job", "logs", "--address", nodes.dashboard, "first"
@@ -107,7 +118,7 @@ def test_stopped_pods_lose_nothing_and_a_retry_registers_the_student(
     hook = nodes.run(*PRE_STOP, cwd=mounted)
     assert (hook.returncode, hook.stderr) == (0, "")
     stopped_at = steps_made(run_dir)[-1]
-    assert 2 <= stopped_at < 8
+    assert 2 <= stopped_at < 6
     assert (run_dir / f"checkpoint_{stopped_at:09d}").is_dir()
     for _ in range(60):
         if "FAILED" in (said := status(nodes, "first")):
@@ -118,11 +129,11 @@ def test_stopped_pods_lose_nothing_and_a_retry_registers_the_student(
     # The operator's retry: a new job, the same run.
     done = submit(nodes, entrypoint, "second")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert steps_made(run_dir) == list(range(1, 9))
+    assert steps_made(run_dir) == list(range(1, 7))
     logs = "".join(log.read_text() for log in (run_dir / "logs").glob("rank-?.log"))
     assert "on 127.0.0.3" in logs
     assert "on 127.0.0.2" not in logs
     version = mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}").get_model_version_by_alias(
         "uld-ds-demo", "candidate"
     )
-    assert version.version == "1" or version.version == 1
+    assert int(version.version) == 1
