@@ -119,7 +119,7 @@ def role(objects: list[Object]) -> None:
 
 def connection_string(objects: list[Object]) -> None:
     data = only(objects, "ConfigMap", "mlflow-environment")["data"]
-    data["MLFLOW_BACKEND_STORE_URI"] = "postgresql://mlflow:hunter2@mlflow-postgres:5432/mlflow"
+    data["MLFLOW_BACKEND_STORE_URI"] = "postgresql+psycopg2://mlflow:hunter2@mlflow-postgres:5432/mlflow"
 
 
 BROKEN: dict[str, tuple[Break, str]] = {
