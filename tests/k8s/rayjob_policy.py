@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ ENTRYPOINT = "python -m launcher train recipe.yaml"
 PRE_STOP = ["python", "-m", "launcher.drain", "recipe.yaml"]
 GPU = "nvidia.com/gpu"
 QUEUE = "kueue.x-k8s.io/queue-name"
+_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 
@@ -124,7 +126,11 @@ def worker_nodes(cluster: Mapping[str, Any]) -> list[Node]:
     return [
         Node(
             address=f"{group['groupName']}-{index}",
-            resources={"CPU": math.ceil(_cores(limits.get("cpu", "0"))), "GPU": float(limits.get(GPU, 0))},
+            resources={
+                "CPU": math.ceil(_amount(limits.get("cpu", "0"))),
+                "GPU": _amount(limits.get(GPU, "0")),
+                "memory": _amount(limits.get("memory", "0")),
+            },
             labels=group.get("labels") or {},
         )
         for group in cluster["workerGroupSpecs"]
@@ -133,8 +139,10 @@ def worker_nodes(cluster: Mapping[str, Any]) -> list[Node]:
     ]
 
 
-def _cores(quantity: str) -> float:
-    return float(quantity[:-1]) / 1000 if str(quantity).endswith("m") else float(quantity)
+def _amount(quantity: str) -> float:
+    """A Kubernetes quantity, e.g. ``500m`` or ``6Gi``, as a number."""
+    number, unit = re.fullmatch(r"([\d.]+)(\w*)", str(quantity)).groups()  # type: ignore[union-attr]
+    return float(number) * _UNITS[unit]
 
 
 def _grace(recipe: Recipe, cluster: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[str]:

@@ -179,6 +179,10 @@ BROKEN: dict[str, tuple[Break, str]] = {
         lambda o: recipe(o, "  workers: 2", "  workers: 2\n  cpus_per_worker: 2"),
         "2 workers x cluster.cpus_per_worker 2 need 4 CPUs, the cluster has 2",
     ),
+    "more memory than the pod has": (
+        lambda o: recipe(o, "  workers: 2", "  workers: 2\n  resources_per_worker: {memory: 4.0e+9}"),
+        "2 workers x 4e+09 need 8e+09, the cluster has 6.44245e+09",
+    ),
     "GPUs that are not there": (
         lambda o: recipe(o, "  workers: 2", "  workers: 2\n  accelerator: gpu"),
         "2 workers need a GPU each, the cluster has 0",
