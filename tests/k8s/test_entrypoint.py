@@ -23,6 +23,7 @@ from uld_ds.places import package_folder
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), needs_kubectl]
 # The demo teacher on two cores: fewer steps and rows, the recipe and the command as they are.
 SHORTER = {
+    "ULD_DS__TRAINING__EPOCHS": "null",
     "ULD_DS__TRAINING__STEPS": "6",
     "ULD_DS__TRAINING__BATCH_SIZE": "2",
     "ULD_DS__TRAINING__MICRO_BATCH_SIZE": "1",
