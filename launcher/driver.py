@@ -20,6 +20,7 @@ from launcher.jobs.inside import short_stop
 from launcher.preflight import STARTED, check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.progress import ProgressView
 from launcher.quiet import quieten_libraries
+from launcher.recovery import repair_checkpoint_list
 from launcher.stopping import SigtermStops
 from launcher.store import check_store
 from uld_ds import models, tracking
@@ -93,6 +94,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
                 )
                 job.stopped_file.unlink(missing_ok=True)
+                repair_checkpoint_list(run_dir, view.note)
                 grace = sigterm.after_a_checkpoint(stop_file, recipe.cluster.grace_seconds)
                 with _recorded_beside(client, job), grace:
                     run_gang(train_worker, job.to_config(), recipe, run_dir, on_gpu=on_gpu)

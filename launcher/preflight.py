@@ -83,7 +83,7 @@ def _difference(stored: Path, recipe: Recipe) -> str | None:
 
 def check_free_disk(run_dir: Path, recipe: Recipe, num_parameters: int) -> None:
     """Raises UserError when the checkpoints of a student of this size will not fit."""
-    # One more than is kept: a checkpoint is complete before an older one goes; and the staged copy of one.
+    # One more than is kept, because a checkpoint is complete before an older one goes; and the best one.
     needed = num_parameters * (CHECKPOINT_BYTES_PER_PARAMETER * (recipe.training.keep_checkpoints + 2) + 8)
     free = shutil.disk_usage(run_dir).free
     if free < needed:

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-import shutil
+import json
+import logging
 import tempfile
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray.train
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
-from uld_ds.errors import RunError
+from uld_ds.checkpoint_files import (
+    HostState,
+    best_name,
+    folder_name,
+    keep_best,
+    num_ranks,
+    on_host,
+    problem_of,
+    remove_others,
+    step_of,
+    write_shard,
+)
+from uld_ds.distributed import Ranks
+from uld_ds.errors import FinalError, RunError
 
+log = logging.getLogger(__name__)
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray's own list, in the run's folder, of what it has taken."""
 _TAG = "state"
 
 
@@ -34,48 +56,191 @@ class TrainState:
     """Of them, those right before the next step."""
     recent_losses: list[float] = field(default_factory=list)
     """What loss spikes are measured against, oldest first."""
+    best_bits: float | None = None
+    """Lowest held-out bits per byte at a checkpoint."""
+    best_step: int | None = None
 
 
-def save(student: Any, state: TrainState, run_dir: Path, metrics: dict[str, Any]) -> None:
-    """Writes every rank's shard aside and hands it to Ray. Collective.
+class _HostCopy(CheckpointEngine):
+    """Takes what DeepSpeed would write to files, as copies on the host."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self._folder = Path(folder)
+        self.state: HostState = {}
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        """There is nothing to make."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self.state[str(Path(path).relative_to(self._folder))] = on_host(state_dict)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        raise NotImplementedError("copies are taken, not read")
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        return True
+
+
+@dataclass
+class _Write:
+    """One checkpoint on its way to storage."""
+
+    best: bool
+    done: threading.Event = field(default_factory=threading.Event)
+    folder: Path | None = None
+    error: BaseException | None = None
+
+
+class Checkpoints:
+    """A run's checkpoints, written while training goes on.
+
+    A step is held up while the state is copied to the host's memory, and while an earlier checkpoint is still being
+    written. Each rank writes its own shard to where it stays, then tells Ray, which counts a checkpoint once all have.
 
     Args:
-        student: the DeepSpeed engine.
-        state: saved beside it.
-        run_dir: on shared storage; the shard is written there first so that it fits where it must go.
-        metrics: reported with the checkpoint.
+        run_dir: on storage that every rank sees.
+        ranks: the process group.
+        on_written: called, on this rank's writing thread, with the step and the seconds its shard took.
+        on_failed: the same, with what went wrong.
     """
-    staging = run_dir / "staging"
-    staging.mkdir(exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=staging))
-    try:
-        # DeepSpeed makes folders on rank 0 only, but every rank here writes to its own.
-        (aside / _TAG).mkdir()
-        student.save_checkpoint(str(aside), tag=_TAG, client_state={"uld_ds": asdict(state)})
+
+    def __init__(
+        self,
+        run_dir: Path,
+        ranks: Ranks,
+        on_written: Callable[[int, float], None],
+        on_failed: Callable[[BaseException], None],
+    ) -> None:
+        self._run_dir = run_dir
+        self._ranks = ranks
+        self._on_written = on_written
+        self._on_failed = on_failed
+        self._write: _Write | None = None
+
+    def save(self, student: Any, state: TrainState, metrics: dict[str, Any], *, best: bool = False) -> None:
+        """Copies the state and begins to write it. Collective.
+
+        Args:
+            student: the DeepSpeed engine.
+            state: saved beside it.
+            metrics: reported with the checkpoint.
+            best: keep it as the best one, too.
+
+        Raises:
+            RunError: the checkpoint before it could not be written.
+        """
+        self.wait()
+        copied = host_state(student, state)
+        step = state.step
+        self._write = write = _Write(best)
+
+        def upload(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            begin = time.perf_counter()
+            write.folder = self._run_dir / name
+            try:
+                write_shard(write.folder, self._ranks.rank, self._ranks.size, copied)
+            except BaseException as error:
+                write.error = error
+                self._on_failed(error)
+                raise
+            finally:
+                copied.clear()
+                write.done.set()
+            self._on_written(step, time.perf_counter() - begin)
+            return ray.train.Checkpoint.from_directory(str(write.folder))
+
         ray.train.report(
-            {**metrics, "step": state.step},
-            checkpoint=ray.train.Checkpoint.from_directory(str(aside)),
-            checkpoint_dir_name=f"checkpoint_{state.step:09d}",
+            {**metrics, "step": step},
+            # What is written is not in a folder yet; where it will be, ``upload`` says.
+            checkpoint=ray.train.Checkpoint.from_directory(str(self._run_dir)),
+            checkpoint_dir_name=folder_name(step, self._run_dir),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=False,
         )
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
+    def wait(self) -> None:
+        """Returns when every rank's part of the checkpoint that was begun is on storage. Collective."""
+        write, self._write = self._write, None
+        if write is None:
+            return
+        write.done.wait()
+        if write.error is not None:
+            raise RunError(f"a checkpoint could not be written: {write.error}") from write.error
+        self._ranks.barrier()
+        if write.best and self._ranks.is_first and write.folder is not None:
+            keep_best(write.folder)
 
-def restore(student: Any) -> TrainState | None:
-    """Loads the latest checkpoint into the engine; None when there is none. Collective.
+    def restore(self, student: Any, warn: Callable[[str], None]) -> TrainState | None:
+        """Loads the latest whole checkpoint into the engine; None when there is none at all. Collective.
 
-    Raises:
-        RunError: it was made by another number of workers, or cannot be read.
-    """
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        ranks = len(list((Path(folder) / _TAG).glob("zero_pp_rank_*_optim_states.pt")))
-        here = ray.train.get_context().get_world_size()
-        if ranks not in (0, here):
-            raise RunError(f"{folder} was made by {ranks} workers, this run has {here}: set cluster.workers={ranks}")
-        path, client = student.load_checkpoint(folder, tag=_TAG)
+        Args:
+            student: the DeepSpeed engine.
+            warn: told, on every rank, of each checkpoint that is damaged.
+
+        Raises:
+            FinalError: it was made by another number of workers, or every one is damaged.
+        """
+        names = committed(self._run_dir)
+        if self._ranks.is_first and names is not None:
+            # What an attempt left half written; nobody else is writing now.
+            remove_others(self._run_dir, names)
+        self._ranks.barrier()
+        latest = ray.train.get_checkpoint()
+        if latest is None:
+            return None
+        names = sorted({*(names or []), Path(latest.path).name}, key=step_of, reverse=True)
+        found = self._whole([name for name in names if (self._run_dir / name).is_dir()], warn)
+        path, client = student.load_checkpoint(str(found), tag=_TAG)
         if path is None:
-            raise RunError(f"{folder}: cannot be read as a checkpoint of this student")
-    return TrainState(**client["uld_ds"])
+            raise FinalError(f"{found}: cannot be read as a checkpoint of this student")
+        state = TrainState(**client["uld_ds"])
+        if self._ranks.is_first and state.best_step == state.step and best_name(self._run_dir) != found.name:
+            keep_best(found)
+        return state
+
+    def _whole(self, names: list[str], warn: Callable[[str], None]) -> Path:
+        damaged: list[str] = []
+        for name in names:
+            folder = self._run_dir / name
+            made_by = num_ranks(folder)
+            if made_by not in (None, self._ranks.size):
+                raise FinalError(
+                    f"{folder} was made by {made_by} workers, this run has {self._ranks.size}: "
+                    f"set cluster.workers={made_by}"
+                )
+            mine = problem_of(folder, [self._ranks.rank])
+            problems = [problem for problem in self._ranks.gather(mine) if problem is not None]
+            if not problems:
+                return folder
+            damaged.append(f"{name}/{problems[0]}")
+            warn(f"checkpoint {name} is damaged ({'; '.join(problems)}): the one before it is used")
+        raise FinalError(
+            f"no checkpoint in {self._run_dir} is whole: {'; '.join(damaged)}. "
+            "Remove the folder to start again, or restore its files"
+        )
+
+
+def host_state(student: Any, state: TrainState) -> HostState:
+    """A copy, on the host, of all that this rank's shard of a checkpoint holds. Collective."""
+    # DeepSpeed leaves scripts beside what it writes; neither is kept.
+    with tempfile.TemporaryDirectory() as folder:
+        taken = _HostCopy(folder)
+        writer, student.checkpoint_engine = student.checkpoint_engine, taken
+        try:
+            student.save_checkpoint(folder, tag=_TAG, client_state={"uld_ds": asdict(state)}, save_latest=False)
+        finally:
+            student.checkpoint_engine = writer
+    return taken.state
+
+
+def committed(run_dir: Path) -> list[str] | None:
+    """Names of the checkpoints that Ray has taken and kept, oldest first; None when its list cannot be read."""
+    try:
+        listed = json.loads((run_dir / SNAPSHOT).read_text())
+        return [entry["checkpoint_dir_name"] for entry in listed["checkpoint_results"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,15 @@ class Ranks:
 
     def union(self, numbers: Sequence[int]) -> list[int]:
         """What any rank has, sorted, each once. Collective."""
+        return sorted({number for of_rank in self.gather(list(numbers)) for number in of_rank})
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in order of rank. Collective."""
         if self.size == 1:
-            return sorted(set(numbers))
-        found: list[list[int]] = [[]] * self.size
-        dist.all_gather_object(found, list(numbers))
-        return sorted({number for of_rank in found for number in of_rank})
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
 
     def barrier(self) -> None:
         """Returns when every rank has called it."""

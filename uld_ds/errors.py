@@ -25,6 +25,10 @@ class RunError(RuntimeError):
     exit_status = 1
 
 
+class FinalError(RunError):
+    """A run failed in a way that would be the same after a restart of its workers: there is none."""
+
+
 class StoppedError(RunError):
     """The run was told to stop and did: exit status 143, which a shell shows for a process that SIGTERM ended."""
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from uld_ds import tracking
 from uld_ds.architectures import auto_class, is_encoder_decoder
 from uld_ds.checkpoint import TrainState
+from uld_ds.checkpoint_files import BEST
 from uld_ds.environment import library_versions
 from uld_ds.job import Job
 from uld_ds.models import tokenizer_digest
@@ -98,6 +99,7 @@ def finish(
         "peak_memory_bytes": peak_memory,
         "steps": state.step,
         "skipped_steps": state.skipped,
+        "best_checkpoint": None if state.best_step is None else _best(job, state),
         "final_loss": state.final_loss,
         "sample": asdict(sample),
     }
@@ -105,6 +107,10 @@ def finish(
     _report(job, facts, result)
     client.log_artifact(job.run_id, str(job.run_dir / REPORT))
     write_whole(job.outcome_file, json.dumps(result, indent=1))
+
+
+def _best(job: Job, state: TrainState) -> dict[str, Any]:
+    return {"step": state.best_step, "bits_per_byte": state.best_bits, "folder": str(job.run_dir / BEST)}
 
 
 def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> list[str]:

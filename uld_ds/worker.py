@@ -18,8 +18,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from uld_ds import checkpoint
-from uld_ds.checkpoint import TrainState
+from uld_ds.checkpoint import Checkpoints, TrainState
 from uld_ds.data.order import deal, num_run_examples, num_steps, step_examples
 from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.windows import Batcher, MicroBatch
@@ -30,6 +29,7 @@ from uld_ds.evaluation.calibration import Calibration
 from uld_ds.export import export_student
 from uld_ds.finish import finish
 from uld_ds.finite import SpikeDetector
+from uld_ds.giving_up import giving_up, note_if_final
 from uld_ds.job import Job
 from uld_ds.loading import init_process_group, load_student, load_teacher
 from uld_ds.models import load_tokenizer
@@ -56,7 +56,11 @@ log = logging.getLogger(__name__)
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of every rank; ``config`` is ``Job.to_config()``."""
     job = Job.from_config(config)
-    Worker(job).run()
+    if job.stopped_file.is_file():
+        # The attempt before this one has found out that another one is no use.
+        return
+    with giving_up(job.stopped_file):
+        Worker(job).run()
 
 
 class Worker:
@@ -91,6 +95,12 @@ class Worker:
             self.monitor.start()
         self.progress = ProgressWriter(job.progress_file) if self.ranks.is_first else None
         self.skipped: SkippedSteps | None = None
+        self.checkpoints = Checkpoints(
+            job.run_dir,
+            self.ranks,
+            on_written=self._checkpoint_written,
+            on_failed=lambda error: note_if_final(job.stopped_file, error),
+        )
 
         self.student_tokenizer = load_tokenizer(job.student, self.recipe.student.revision, "student.model")
         self.teacher_padding = 0
@@ -117,7 +127,7 @@ class Worker:
 
     def run(self) -> None:
         """Trains from where the last checkpoint left off, then exports and registers the student."""
-        restored = checkpoint.restore(self.engine.student)
+        restored = self.checkpoints.restore(self.engine.student, self._warn)
         state = restored or TrainState()
         if self.progress is not None:
             self.progress.start(state.step, self.total_steps, self.ranks.size)
@@ -137,10 +147,11 @@ class Worker:
                 return self._give_up(state)
             # Before the checkpoint: a run that resumes from it does not look back.
             every = self.recipe.evaluation.every
+            bits = None
             if every and state.step % every == 0 and state.step < self.total_steps:
-                self._evaluate(state, "student")
+                bits = self._evaluate(state, "student")
             if state.step % self.recipe.training.checkpoint_every == 0 or state.step == self.total_steps:
-                self._checkpoint(state)
+                self._checkpoint(state, bits)
                 saved = state.step
         bits_after = self._evaluate(state, "after")
         self.report.student("after", self.engine, self.calibrations.get("after"))
@@ -151,19 +162,31 @@ class Worker:
         self._stage(f"told to stop after step {state.step}")
         if state.step > saved:
             self._checkpoint(state)
+        self.checkpoints.wait()
         if self.monitor is not None:
             self.monitor.finish()
 
-    def _checkpoint(self, state: TrainState) -> None:
-        self._stage("writing a checkpoint")
+    def _checkpoint(self, state: TrainState, bits: float | None = None) -> None:
+        """Begins to write a checkpoint; ``bits`` are the held-out bits per byte of this very step, where known."""
+        best = bits is not None and (state.best_bits is None or bits < state.best_bits)
+        if best:
+            state.best_bits, state.best_step = bits, state.step
         if self.recorder is not None:
             self.recorder.sync()
         begin = time.perf_counter()
-        checkpoint.save(self.engine.student, state, self.job.run_dir, {"loss": state.final_loss})
-        if self.recorder is not None and self.progress is not None:
-            seconds = time.perf_counter() - begin
-            self.recorder.metrics(state.step, {"seconds/checkpoint": seconds})
-            self.progress.checkpoint(state.step, seconds)
+        self.checkpoints.save(self.engine.student, state, {"loss": state.final_loss}, best=best)
+        if self.recorder is not None:
+            # How long training was held up; what is written meanwhile is no part of it.
+            self.recorder.metrics(state.step, {"seconds/checkpoint": time.perf_counter() - begin})
+
+    def _checkpoint_written(self, step: int, seconds: float) -> None:
+        if self.progress is not None:
+            self.progress.checkpoint(step, seconds)
+
+    def _warn(self, text: str) -> None:
+        log.warning("%s", text)
+        if self.progress is not None:
+            self.progress.warning(text)
 
     def _load_engine(self) -> DistillationEngine:
         # Teacher first: its sharding must not see the student's configuration.
@@ -253,15 +276,15 @@ class Worker:
 
     def _warn_of_spike(self, state: TrainState, loss: float) -> None:
         height = SpikeDetector(self.recipe.training.loss_spike, state.recent_losses).add(loss)
-        if height is None or self.recorder is None or self.progress is None:
+        if height is None or self.recorder is None:
             return
         text = f"step {state.step}: loss {loss:.4g} is {height:.1f} standard deviations above the recent median"
-        log.warning("%s", text)
+        self._warn(text)
         self.recorder.metrics(state.step, {"train/loss_spike": height})
-        self.progress.warning(text)
 
     def _give_up(self, state: TrainState) -> None:
         """Ends this rank as all others end: a restart would meet the same numbers."""
+        self.checkpoints.wait()
         if self.monitor is not None:
             self.monitor.finish()
         if self.recorder is not None:
@@ -372,6 +395,7 @@ class Worker:
         self.progress.step(state.step, self.total_steps, metrics)
 
     def _finish(self, state: TrainState, bits_after: float | None) -> None:
+        self.checkpoints.wait()
         # Before the export's barrier: then the first rank finds every node's last sample.
         if self.monitor is not None:
             self.monitor.finish()

@@ -29,7 +29,7 @@ class ProgressWriter:
         self._write({"event": "end", "status": status, "reason": reason})
 
     def checkpoint(self, step: int, seconds: float) -> None:
-        """A checkpoint of a step is committed; writing it took so long."""
+        """The first rank's part of a step's checkpoint is on storage; writing it took so long, beside training."""
         self._write({"event": "checkpoint", "step": step, "seconds": seconds})
 
     def stage(self, text: str) -> None:

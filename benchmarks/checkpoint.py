@@ -1,0 +1,86 @@
+"""How long a checkpoint holds training up: the copy to the host's memory, against writing it there and then.
+
+    python benchmarks/checkpoint.py --parameters 60e6 --repeats 5
+
+One rank, ZeRO-3, AdamW in fp32 (16 bytes per parameter). ``copy`` is what a step waits for; ``write`` (serialise, hash,
+fsync) goes on beside training, ``synchronous`` is both, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def engine_of(num_parameters: int) -> Any:
+    """A student engine of about so many parameters, after one update, so that Adam has its moments."""
+    import deepspeed
+
+    from uld_ds.deepspeed_config import read_config
+    from uld_ds.loading import init_process_group
+
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+    init_process_group(on_gpu=False)
+    width = 512
+    layers = max(1, round((num_parameters - 2 * 16_384 * width) / (12 * width * width)))
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width * 2 // 3, "num_hidden_layers": layers}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=16_384, num_attention_heads=8, **sizes))
+    config = read_config(None, "student", on_gpu=False) | {
+        "train_micro_batch_size_per_gpu": 1,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
+    }
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
+    ids = torch.arange(16)[None]
+    engine.backward(engine(input_ids=ids, labels=ids).loss)
+    engine.step()
+    return engine
+
+
+def measure(engine: Any, folder: Path, repeats: int) -> dict[str, float]:
+    """Seconds of both parts, medians, and the bytes they are about."""
+    from uld_ds.checkpoint import TrainState, host_state
+    from uld_ds.checkpoint_files import write_shard
+
+    copies, writes, size = [], [], 0
+    for repeat in range(repeats + 1):
+        begin = time.perf_counter()
+        state = host_state(engine, TrainState(step=repeat))
+        copied = time.perf_counter()
+        write_shard(folder / f"checkpoint_{repeat:09d}", 0, 1, state)
+        written = time.perf_counter()
+        size = sum(file.stat().st_size for file in (folder / f"checkpoint_{repeat:09d}").rglob("*") if file.is_file())
+        shutil.rmtree(folder / f"checkpoint_{repeat:09d}")
+        if repeat:  # the first one also faults the memory in
+            copies.append(copied - begin)
+            writes.append(written - copied)
+    copy, write = statistics.median(copies), statistics.median(writes)
+    return {"bytes": size, "copy_seconds": copy, "write_seconds": write, "synchronous_seconds": copy + write}
+
+
+def main() -> None:
+    """Prints one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=float, default=60e6, help="of the student")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=None, help="where checkpoints are written; default: temporary")
+    options = parser.parse_args()
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29517")
+    engine = engine_of(int(options.parameters))
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        found = measure(engine, Path(folder), options.repeats)
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+    print(json.dumps({"parameters": parameters, **found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""A checkpoint's files: copied in memory, written aside with checksums, and looked at before they are believed.
+
+A rank writes its files, then, last of all, a *manifest* that names them with their sizes and sha256. A checkpoint is
+whole when every rank's manifest is there and every file is as its manifest says.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAME = re.compile(r"^checkpoint_(\d{9})(?:_(\d+))?$")
+BEST = "best"
+"""Folder with the checkpoint of the best held-out evaluation."""
+_FORMAT = 1
+_CHUNK = 1 << 20
+
+HostState = dict[str, Any]
+"""Of one rank: what each file (a path inside the checkpoint) will hold, on the host and nobody else's."""
+
+
+def folder_name(step: int, run_dir: Path) -> str:
+    """A name for the checkpoint of a step that no folder has: one that turned out to be damaged keeps its own."""
+    name = f"checkpoint_{step:09d}"
+    number = 0
+    while (run_dir / (name if number == 0 else f"{name}_{number}")).exists():
+        number += 1
+    return name if number == 0 else f"{name}_{number}"
+
+
+def step_of(name: str) -> tuple[int, int]:
+    """Step and number of a checkpoint's folder, which sort by age; (-1, -1) for another folder."""
+    found = NAME.match(name)
+    return (-1, -1) if found is None else (int(found[1]), int(found[2] or 0))
+
+
+def on_host(tree: Any) -> Any:
+    """A copy of nested containers that shares nothing with them: what training goes on to change stays as it was."""
+    if isinstance(tree, Tensor):
+        # A view is saved with all it is a view of: a copy holds what is seen alone.
+        return tree.detach().to("cpu", copy=True).contiguous()
+    if isinstance(tree, dict):
+        fresh = type(tree)()
+        fresh.update((on_host(key), on_host(value)) for key, value in tree.items())
+        return fresh
+    if type(tree) in (list, tuple):
+        return type(tree)(on_host(value) for value in tree)
+    return copy.deepcopy(tree)
+
+
+class _Hashing:
+    """A file that is written from its beginning to its end, and hashed on the way."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        self.size += len(data)
+        return int(self._file.write(data))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def write_shard(target: Path, rank: int, ranks: int, state: HostState) -> None:
+    """Writes one rank's files and manifest into a checkpoint's folder; each is whole, and on the disk, or not there.
+
+    Raises:
+        OSError: a full disk, for one. Nothing of this rank is left then.
+    """
+    made: list[Path] = []
+    try:
+        files = {name: _write(target / name, content, made) for name, content in state.items()}
+        manifest = {"format": _FORMAT, "rank": rank, "ranks": ranks, "files": files}
+        _write_bytes(target / _manifest(rank), json.dumps(manifest, indent=1).encode(), made)
+    except BaseException:
+        for file in made:
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _manifest(rank: int) -> str:
+    return f"manifest-{rank:05d}.json"
+
+
+def _write(file: Path, content: Any, made: list[Path]) -> dict[str, Any]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(file.name + ".part")
+    made += [aside, file]
+    with aside.open("wb") as out:
+        hashing = _Hashing(out)
+        torch.save(content, hashing)  # type: ignore[arg-type]  # writes, and never seeks
+        out.flush()
+        os.fsync(out.fileno())
+    aside.rename(file)
+    sync_folder(file.parent)
+    return {"bytes": hashing.size, "sha256": hashing.hexdigest()}
+
+
+def _write_bytes(file: Path, data: bytes, made: list[Path]) -> None:
+    aside = file.with_name(file.name + ".part")
+    made += [aside, file]
+    with aside.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    aside.rename(file)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the names in a folder are on the disk, where its file system can say so."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def num_ranks(folder: Path) -> int | None:
+    """How many ranks wrote a checkpoint; None when no manifest says."""
+    for file in sorted(folder.glob("manifest-*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return int(json.loads(file.read_text())["ranks"])
+    return None
+
+
+def problem_of(folder: Path, ranks: Iterable[int]) -> str | None:
+    """What is wrong with the files of some ranks, or None. Reads every byte of them."""
+    for rank in ranks:
+        try:
+            manifest = json.loads((folder / _manifest(rank)).read_text())
+            files = manifest["files"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"{_manifest(rank)} cannot be read ({_reason(error)})"
+        for name, facts in files.items():
+            problem = _file_problem(folder / name, facts)
+            if problem is not None:
+                return f"{name} {problem}"
+    return None
+
+
+def _file_problem(file: Path, facts: Mapping[str, Any]) -> str | None:
+    try:
+        size = file.stat().st_size
+        if size != facts["bytes"]:
+            return f"has {size} of {facts['bytes']} bytes"
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        return f"cannot be read ({_reason(error)})"
+    return None if digest == facts["sha256"] else "does not have the bytes that were written (sha256 differs)"
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every rank wrote its manifest, and every file has its size. Reads no contents."""
+    ranks = num_ranks(folder)
+    if ranks is None:
+        return False
+    try:
+        manifests = [json.loads((folder / _manifest(rank)).read_text()) for rank in range(ranks)]
+        files = [(folder / name, facts["bytes"]) for manifest in manifests for name, facts in manifest["files"].items()]
+        return all(file.stat().st_size == size for file, size in files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def remove_others(run_dir: Path, names: Iterable[str]) -> None:
+    """Removes the checkpoints' folders that are not among ``names``."""
+    kept = set(names)
+    for folder in run_dir.iterdir():
+        if NAME.match(folder.name) and folder.name not in kept and folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_best(folder: Path) -> None:
+    """Makes ``best`` beside a checkpoint's folder hold the same files, by links where the file system has them."""
+    best = folder.parent / BEST
+    aside, before = best.with_name(f".{BEST}-new"), best.with_name(f".{BEST}-old")
+    for left in (aside, before):
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree(folder, aside, copy_function=_link)
+    (aside / "name").write_text(folder.name)
+    if best.exists():
+        best.rename(before)
+    aside.rename(best)
+    sync_folder(best.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def best_name(run_dir: Path) -> str | None:
+    """The name of the checkpoint that ``best`` holds."""
+    with suppress(OSError):
+        return (run_dir / BEST / "name").read_text()
+    return None
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # object storage behind a mount has no links
+        shutil.copy2(source, target)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else " ".join(str(error).split())[:120]

@@ -1,0 +1,55 @@
+"""Failures that a restart of the workers would meet again: said once, in the run's folder, instead of tried again."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from uld_ds.errors import FinalError
+
+log = logging.getLogger(__name__)
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def giving_up(stopped_file: Path) -> Iterator[None]:
+    """Notes what of its body's failures is final, and lets them pass on."""
+    try:
+        yield
+    except (FinalError, OSError) as error:
+        note_if_final(stopped_file, error)
+        raise
+
+
+def note_if_final(stopped_file: Path, error: BaseException) -> None:
+    """Writes down why the run stops, if no restart can help; the first rank to say so is heard."""
+    text = str(error) if isinstance(error, FinalError) else _of_full_disk(error, stopped_file.parent)
+    if text is None:
+        return
+    log.error("%s", text)
+    aside = stopped_file.with_name(f"{stopped_file.name}.{os.getpid()}")
+    try:
+        aside.write_text(text)
+        os.link(aside, stopped_file)
+    except OSError as problem:
+        # Said already, or there is no room even for this: Ray then tries again, as for any other failure.
+        log.info("%s is not written: %s", stopped_file, problem)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _of_full_disk(error: BaseException, run_dir: Path) -> str | None:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return (
+                f"no space is left for {run_dir} ({cause.strerror}): the last checkpoint is whole; free some space or "
+                "move run.storage, and run the same command again"
+            )
+        cause = cause.__cause__
+    return None
