@@ -25,6 +25,7 @@ from launcher.stopping import SigtermStops
 from launcher.store import check_store
 from uld_ds import models, tracking
 from uld_ds.architectures import auto_class
+from uld_ds.data.bad_examples import FILE, bad_examples
 from uld_ds.data.facts import DataFacts
 from uld_ds.data.prepare import PREPARED_DATA, Preparer, Split
 from uld_ds.data.sides import Side, TextSide
@@ -123,6 +124,7 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         _warn_of_overlap(splits)
     for name, split in splits.items():
         view.note(_described(name, split))
+    write_whole(run_dir / FILE, json.dumps({name: bad_examples(s.folder) for name, s in splits.items()}, indent=1))
     _warn_of_poor_alignment(splits["train"].facts)
     places = {name: str(split.folder) for name, split in splits.items()}
     return {
@@ -216,13 +218,18 @@ def _warn_of_poor_alignment(facts: DataFacts) -> None:
 
 def _described(name: str, split: Split) -> str:
     facts = split.facts
-    skipped = f", {facts.skipped} rows left out" if facts.skipped else ""
+    skipped = f", {facts.skipped} rows left out ({_reasons(split)})" if facts.skipped else ""
     return (
         f"{name}: {facts.examples:,} examples, {facts.answer_bytes / 1e6:.2f} MB of answers, "
         f"{facts.student_tokens:,} student / {facts.teacher_tokens:,} teacher tokens, "
         f"{facts.alignment_rate:.0%} aligned ({facts.student_tokens_per_segment:.2f} / "
         f"{facts.teacher_tokens_per_segment:.2f} tokens per segment){skipped}"
     )
+
+
+def _reasons(split: Split) -> str:
+    counts = bad_examples(split.folder)["by_reason"].items()
+    return "; ".join(f"{count} x {reason}" for reason, count in list(counts)[:3])
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
         reader.check(rows, "data.eval", answered=False)
         most = settings.max_length - decoding.max_new_tokens
         prompts = collect_prompts(
-            rows, reader, side, max_tokens=most, on_bad_row=recipe.data.on_bad_row, key="data.eval"
+            rows, reader, side, max_tokens=most, on_bad_example=recipe.data.on_bad_example, key="data.eval"
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = Model(place, settings.revision, settings.precision, device)

@@ -58,7 +58,9 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
         rows = load_rows(recipe.generation.prompts or recipe.data.train, key)
         reader.check(rows, key, answered=False)
         most = settings.max_length - decoding.max_new_tokens
-        prompts = collect_prompts(rows, reader, side, max_tokens=most, on_bad_row=recipe.data.on_bad_row, key=key)
+        prompts = collect_prompts(
+            rows, reader, side, max_tokens=most, on_bad_example=recipe.data.on_bad_example, key=key
+        )
         answers = AnswerFolder(folder, _identity(recipe, side, decoding))
         known = answers.known().keys()
         missing = [prompt for prompt in prompts.kept if prompt.id not in known]

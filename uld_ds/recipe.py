@@ -223,8 +223,9 @@ class DataSettings(Strict):
     """Which assistant turns of a conversation are answers. Where a side has a text template: the last alone."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Processes that prepare examples. Default: as many as there are cores, where there is work for them."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """What an unusable row (no answer, nothing that fits into max_length) does: stop, or be counted and left out."""
+    on_bad_example: Literal["error", "skip"] = "error"
+    """What an unusable example (not JSON, no answer, nothing that fits into max_length) does: stop the run before it
+    begins, or be left out, counted by reason and listed in ``bad_examples.json``."""
 
     @model_validator(mode="after")
     def _task_is_known(self) -> DataSettings:

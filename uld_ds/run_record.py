@@ -20,6 +20,7 @@ from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from uld_ds import tracking
+from uld_ds.data.bad_examples import FILE, bad_examples
 from uld_ds.data.facts import DataFacts
 from uld_ds.environment import code_revision, environment
 from uld_ds.job import JOURNALS, Job
@@ -63,6 +64,8 @@ def record_beginning(client: mlflow.MlflowClient, job: Job) -> None:
     if job.recipe.teacher.source == "online":
         client.log_dict(run_id, redactor.tree(job.teacher_deepspeed), "deepspeed/teacher.json")
     client.log_dict(run_id, alignment_report(job), "alignment/report.json")
+    left_out = {name: bad_examples(Path(folder)) for name, folder in job.splits.items()}
+    client.log_dict(run_id, redactor.tree(left_out), f"data/{FILE}")
     for name, page in _alignment_pages(job):
         client.log_text(run_id, redactor.text(page), f"alignment/{name}")
     client.set_tag(run_id, _RECORDED, "true")

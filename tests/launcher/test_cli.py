@@ -141,7 +141,7 @@ BAD_INPUTS: dict[str, tuple[list[str], str]] = {
     "held-out path": (["data.eval.path=none.jsonl"], "data.eval.path: no file matches 'none.jsonl'; correct the path"),
     "empty answer": (["data.train.path=empty.jsonl"], "data.train: row 1: the answer is empty (2 unusable of 3); rep"),
     "no usable row": (
-        ["data.train.path=unusable.jsonl", "data.on_bad_row=skip"],
+        ["data.train.path=unusable.jsonl", "data.on_bad_example=skip"],
         "data.train: none of 2 rows is usable: the answer is empty; repair the data",
     ),
     "template": (["student.prompt_template=x"], "student: prompt_template 'x' is neither 'chat' nor contains {prompt}"),

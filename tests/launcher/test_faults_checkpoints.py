@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,10 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(recipe: dict[str, An
     # The file system is the run's own: it is seen through the process that has it.
     training.run_dir = Path(f"/proc/{training.pid}/root{training.run_dir}")
     assert training.wait_until(lambda: training.committed("checkpoint_000000002")), training.errors()[-3000:]
-    filler = training.run_dir / "filler"
-    with filler.open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-                file.flush()
-        except OSError:
-            pass
+    with suppress(OSError), (training.run_dir / "filler").open("wb") as file:
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
     whole: list[str] = []
 
     def ended() -> bool:

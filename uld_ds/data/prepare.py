@@ -18,6 +18,7 @@ from datasets import Dataset, Features, List, Value, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.alignment import AlignmentError
+from uld_ds.data.bad_examples import note_bad_examples
 from uld_ds.data.facts import DataFacts, content_digest, facts_of
 from uld_ds.data.pairing import SIDES, Alignment, pair
 from uld_ds.data.rendering import Rendered
@@ -119,9 +120,12 @@ class Pairing:
             except ValueError as error:
                 results[place] = str(error)
         for place, row in self._pairs(good):
-            if isinstance(row, dict):
-                row |= {"prompt": self._student.prompt(chosen[place]), "digest": chosen[place].digest()}
             results[place] = row
+            if isinstance(row, dict):
+                try:
+                    row |= {"prompt": self._student.prompt(chosen[place]), "digest": chosen[place].digest()}
+                except ValueError as error:  # a conversation that begins with its answer, for one
+                    results[place] = str(error)
         return results
 
     def _pairs(self, good: Sequence[tuple[int, Rendered, Rendered]]) -> list[tuple[int, dict[str, Any] | str]]:
@@ -179,7 +183,7 @@ class Preparer:
         """The split, made now unless ``cache`` holds what these rows, tokenizers and settings give.
 
         Raises:
-            UserError: a missing column, an unusable row under ``on_bad_row: error``, or no usable row.
+            UserError: a missing column, an unusable row under ``on_bad_example: error``, or no usable row.
         """
 
         def note_facts(rows: Dataset, skipped: int, folder: Path) -> None:
@@ -213,23 +217,24 @@ def prepare_rows(
         note_facts: called once the rows are there, if given.
 
     Raises:
-        UserError: a missing column, an unusable row under ``on_bad_row: error``, or no usable row.
+        UserError: a missing column, an unusable row under ``on_bad_example: error``, or no usable row.
     """
     rows = load_rows(source, key)
     reader = ExampleReader(data)
     reader.check(rows, key)
-    settings = {**reader.identity(), "on_bad_row": data.on_bad_row}
+    settings = {**reader.identity(), "on_bad_example": data.on_bad_example}
     identity = json.dumps([PREPARED_FORMAT, work.identity(), settings], sort_keys=True)
     name = hashlib.sha256(f"{identity}{content_digest(rows)}".encode()).hexdigest()[:32]
 
     def build(aside: Path) -> None:
         working = aside / "working"
         working.mkdir()
-        usable, skipped = _usable(rows, key, working, _Batches(work, reader), data)
+        usable, problems = _usable(rows, key, working, _Batches(work, reader), data)
         usable.save_to_disk(aside / "rows")
         shutil.rmtree(working)
+        note_bad_examples(aside, problems, len(rows))
         if note_facts is not None:
-            note_facts(usable, skipped, aside)
+            note_facts(usable, len(problems), aside)
 
     return build_once(cache / name, build)
 
@@ -255,11 +260,14 @@ class _Batches:
         for (place, _), result in zip(examples, self._work([example for _, example in examples]), strict=True):
             results[place] = result
         blank = {name: _blank(feature) for name, feature in self.features.items()}
-        filled = [blank | ({"problem": item} if isinstance(item, str) else item) for item in results]
+        filled = [blank | ({"problem": _sayable(item)} if isinstance(item, str) else item) for item in results]
         return {name: [row[name] for row in filled] for name in self.features}
 
 
-def _usable(rows: Dataset, key: str, working: Path, batches: _Batches, data: DataSettings) -> tuple[Dataset, int]:
+def _usable(
+    rows: Dataset, key: str, working: Path, batches: _Batches, data: DataSettings
+) -> tuple[Dataset, list[tuple[int, str]]]:
+    """The rows that can be used, and of the others which they are and what is wrong."""
     with _environment_kept():
         prepared = rows.map(
             batches,
@@ -274,12 +282,12 @@ def _usable(rows: Dataset, key: str, working: Path, batches: _Batches, data: Dat
             new_fingerprint=hashlib.sha256(f"{rows._fingerprint}{key}".encode()).hexdigest()[:16],
         )
     problems = [(i, problem) for i, problem in enumerate(prepared["problem"]) if problem]
-    if problems and data.on_bad_row == "error":
+    if problems and data.on_bad_example == "error":
         index, problem = problems[0]
         raise UserError(
             key,
             f"row {index}: {problem} ({len(problems)} unusable of {len(prepared)})",
-            "repair the row, or leave such rows out with data.on_bad_row=skip",
+            "repair the row, or leave such rows out with data.on_bad_example=skip",
         )
     bad = {index for index, _ in problems}
     if len(bad) == len(prepared):
@@ -287,7 +295,7 @@ def _usable(rows: Dataset, key: str, working: Path, batches: _Batches, data: Dat
     if bad:
         log.warning("%s: %d of %d rows left out, e.g. row %d: %s", key, len(bad), len(prepared), *problems[0])
         prepared = prepared.select([i for i in range(len(prepared)) if i not in bad])
-    return prepared.remove_columns("problem"), len(bad)
+    return prepared.remove_columns("problem"), problems
 
 
 @contextmanager
@@ -301,6 +309,11 @@ def _environment_kept() -> Iterator[None]:
         yield
     finally:
         os.environ = environment  # noqa: B003 (the very object that was there)
+
+
+def _sayable(problem: str) -> str:
+    """A message that can be written, whatever of an example is in it."""
+    return problem.encode("utf-8", "backslashreplace").decode() or "it cannot be used"
 
 
 def _num_processes(num_rows: int, chosen: int | None) -> int | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from datasets import Dataset, load_dataset, load_from_disk
 
+from uld_ds.data.json_rows import are_closed, closed_rows, is_utf8, opened
 from uld_ds.errors import UserError
 from uld_ds.recipe import ColumnSettings, DataSettings, DataSource, FilesSource, GeneratorSource, HubSource
 from uld_ds.tasks.registry import get_task
@@ -111,13 +112,26 @@ def _from_files(source: FilesSource, key: str) -> Dataset:
     kinds = {str(reader) for reader in readers.values()}
     if len(kinds) > 1:
         raise UserError(f"{key}.path", f"files of several kinds: {', '.join(sorted(kinds))}", "give files of one kind")
+    kind = kinds.pop()
+    if kind == "json" and not all(is_utf8(Path(file)) for file in files):
+        return _row_by_row(files, key)
     try:
-        return load_dataset(kinds.pop(), data_files=[glob.escape(file) for file in files], split="train")
+        return load_dataset(kind, data_files=[glob.escape(file) for file in files], split="train")
     except Exception as error:
         # datasets has no exception of its own for files without a row.
         if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
             raise _no_rows(source, key) from error
+        if kind == "json":
+            return _row_by_row(files, key)
         raise UserError(f"{key}.path", f"{files[0]!r}: {_first_cause(error)}", "repair the file") from error
+
+
+def _row_by_row(files: list[str], key: str) -> Dataset:
+    """What no table can be made of: each row has its own problem, or none."""
+    try:
+        return closed_rows([Path(file) for file in files])
+    except ValueError as error:
+        raise UserError(f"{key}.path", f"{files[0]!r}: {error}", "repair the file") from error
 
 
 def _matching(pattern: str) -> list[str]:
@@ -197,9 +211,9 @@ def as_example(row: dict[str, Any], columns: ColumnSettings) -> Example:
         ValueError: no answer, or messages that do not hold an assistant turn.
     """
     if columns.messages is None:
-        example = Example.of(_text(row[columns.prompt], columns.prompt), _text(row[columns.answer], columns.answer))
+        example = Example.of(_text_of(row, columns.prompt), _text_of(row, columns.answer))
     else:
-        turns = _turns(row[columns.messages], columns.messages)
+        turns = _turns(_value_of(row, columns.messages), columns.messages)
         spoken = (i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"].strip())
         example = Example(tuple(turns), tuple(spoken))
     if not example.answer.strip():
@@ -226,6 +240,8 @@ class ExampleReader:
 
     def check(self, rows: Dataset, key: str, *, answered: bool = True) -> None:
         """Raises UserError when rows lack a column that they need."""
+        if are_closed(rows):
+            return  # each row has columns of its own
         if not self._named and answered:
             check_columns(rows, self._columns, key)
         missing = self.task.missing_column(rows.column_names, answered=answered)
@@ -238,10 +254,11 @@ class ExampleReader:
 
     def question(self, row: dict[str, Any]) -> Question:
         """What a row asks, whether it has an answer or not. Raises ValueError for a row that cannot be used."""
-        return self.task.question(row, self._shots)
+        return self.task.question(opened(row), self._shots)
 
     def __call__(self, row: dict[str, Any]) -> Example:
         """The row's Example. Raises ValueError for a row that cannot be used."""
+        row = dict(opened(row))
         if not self._named or (self.task.reads_columns_of_recipe and row.get(TEACHER_ANSWER) is None):
             return as_example(row, self._columns)
         question = self.question(row)
@@ -287,9 +304,24 @@ def _turns(value: Any, column: str) -> list[dict[str, str]]:
     return turns
 
 
+def _value_of(row: dict[str, Any], column: str) -> Any:
+    if column not in row:
+        raise ValueError(f"there is no column {column!r}")
+    return row[column]
+
+
+def _text_of(row: dict[str, Any], column: str) -> str:
+    return _text(_value_of(row, column), column)
+
+
 def _text(value: Any, column: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"column {column!r} holds {type(value).__name__}, not text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # half of a character, which JSON can spell
+            raise ValueError(f"column {column!r} holds a lone surrogate, which is no text") from error
     return value
 
 

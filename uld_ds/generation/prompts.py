@@ -50,7 +50,7 @@ class Prompts:
 
 
 def collect_prompts(
-    rows: Dataset, reader: ExampleReader, side: TextSide, *, max_tokens: int, on_bad_row: str, key: str
+    rows: Dataset, reader: ExampleReader, side: TextSide, *, max_tokens: int, on_bad_example: str, key: str
 ) -> Prompts:
     """What rows ask one side.
 
@@ -59,11 +59,11 @@ def collect_prompts(
         reader: by the recipe's task.
         side: the teacher's, or whoever is asked.
         max_tokens: longest prompt.
-        on_bad_row: ``error`` or ``skip``.
+        on_bad_example: ``error`` or ``skip``.
         key: of the data in the recipe.
 
     Raises:
-        UserError: an unusable row under ``on_bad_row: error``, or no usable row.
+        UserError: an unusable row under ``on_bad_example: error``, or no usable row.
     """
     found = Prompts(rows=len(rows))
     best: dict[str, tuple[str, Prompt]] = {}
@@ -76,8 +76,8 @@ def collect_prompts(
             ids = np.asarray(side.prompt_ids(example), np.int32)
         except ValueError as error:
             problem = problem or f"row {number}: {error}"
-            if on_bad_row == "error":
-                fix = "repair the row, or leave such rows out with data.on_bad_row=skip"
+            if on_bad_example == "error":
+                fix = "repair the row, or leave such rows out with data.on_bad_example=skip"
                 raise UserError(key, problem, fix) from error
             found.unusable += 1
             continue

@@ -66,7 +66,7 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
 
 def test_facts_add_up(tmp_path: Path) -> None:
     split = prepare(
-        tmp_path, [GOOD, {"prompt": "q", "answer": "dü"}, {"prompt": "q", "answer": ""}], data__on_bad_row="skip"
+        tmp_path, [GOOD, {"prompt": "q", "answer": "dü"}, {"prompt": "q", "answer": ""}], data__on_bad_example="skip"
     )
     facts = split.facts
     assert (facts.examples, facts.skipped, facts.answer_bytes) == (2, 1, 3 + 3)
@@ -87,7 +87,7 @@ def test_a_template_that_trims_on_one_side_narrows_both(tmp_path: Path) -> None:
 
 def test_what_is_prepared_is_not_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare(tmp_path, [GOOD])
-    assert sorted(item.name for item in first.folder.iterdir()) == ["facts.json", "rows"]
+    assert sorted(item.name for item in first.folder.iterdir()) == ["bad_examples.json", "facts.json", "rows"]
     other = prepare(tmp_path, [GOOD, GOOD])
     assert (other.facts.examples, first.folder == other.folder) == (2, False)
     # The same content is found again, from wherever it comes and whatever else the recipe says.
@@ -106,7 +106,7 @@ def test_what_is_prepared_is_not_prepared_again(tmp_path: Path, monkeypatch: pyt
         {"teacher__system_prompt": "s"},
         {"student__prompt_template": "{prompt}"},
         {"objective__alignment": "positional"},
-        {"data__on_bad_row": "skip"},
+        {"data__on_bad_example": "skip"},
     ],
     ids=str,
 )
@@ -133,7 +133,7 @@ def test_several_processes_prepare_the_same(tmp_path: Path) -> None:
     assert together.folder == alone.folder
     assert together.rows.to_list() == alone.rows.to_list()
     assert together.facts == alone.facts
-    assert sorted(item.name for item in together.folder.iterdir()) == ["facts.json", "rows"]
+    assert sorted(item.name for item in together.folder.iterdir()) == ["bad_examples.json", "facts.json", "rows"]
 
 
 def test_content_digest_sees_values_and_nothing_else() -> None:
@@ -157,22 +157,22 @@ def test_an_unusable_row_stops_the_run(tmp_path: Path) -> None:
     rows = [GOOD, {"prompt": "q", "answer": " "}, {"prompt": "q", "answer": None}]
     assert refusal(tmp_path, rows) == (
         "data.train: row 1: the answer is empty (2 unusable of 3); "
-        "repair the row, or leave such rows out with data.on_bad_row=skip"
+        "repair the row, or leave such rows out with data.on_bad_example=skip"
     )
 
 
 def test_an_unusable_row_is_left_out_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    split = prepare(tmp_path, [{"prompt": "q", "answer": " "}, GOOD], data__on_bad_row="skip")
+    split = prepare(tmp_path, [{"prompt": "q", "answer": " "}, GOOD], data__on_bad_example="skip")
     assert (len(split.rows), split.facts.examples, split.facts.skipped) == (1, 1, 1)
     assert caplog.messages == ["data.train: 1 of 2 rows left out, e.g. row 0: the answer is empty"]
 
 
-@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
-def test_no_usable_row_at_all(tmp_path: Path, on_bad_row: str) -> None:
-    text = refusal(tmp_path, [{"prompt": "q", "answer": ""}] * 2, data__on_bad_row=on_bad_row)
+@pytest.mark.parametrize("on_bad_example", ["error", "skip"])
+def test_no_usable_row_at_all(tmp_path: Path, on_bad_example: str) -> None:
+    text = refusal(tmp_path, [{"prompt": "q", "answer": ""}] * 2, data__on_bad_example=on_bad_example)
     assert text.startswith(
         "data.train: row 0: the answer is empty (2 unusable of 2); "
-        if on_bad_row == "error"
+        if on_bad_example == "error"
         else "data.train: none of 2 rows is usable: the answer is empty; repair the data"
     )
 

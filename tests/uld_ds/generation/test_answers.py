@@ -27,9 +27,13 @@ def reader(task: str | None = None, **options: Any) -> ExampleReader:
     return ExampleReader(DataSettings(train=FilesSource(source="files", path="x"), task=task, **options))
 
 
-def collect(rows: Dataset, task: str | None = None, *, max_tokens: int = 5000, on_bad_row: str = "error") -> Prompts:
+def collect(
+    rows: Dataset, task: str | None = None, *, max_tokens: int = 5000, on_bad_example: str = "error"
+) -> Prompts:
     side = TextSide(toy(chat_template=CHAT_TEMPLATE), ModelSettings(model="x"), "teacher")
-    return collect_prompts(rows, reader(task), side, max_tokens=max_tokens, on_bad_row=on_bad_row, key="data.train")
+    return collect_prompts(
+        rows, reader(task), side, max_tokens=max_tokens, on_bad_example=on_bad_example, key="data.train"
+    )
 
 
 def asking(*prompts: Any) -> Dataset:
@@ -55,7 +59,7 @@ def test_the_teachers_prompt_decides_the_answer_the_question_what_is_held_out() 
     side = TextSide(toy(chat_template=CHAT_TEMPLATE), ModelSettings(model="x"), "teacher")
     few, none = (
         collect_prompts(
-            rows, reader("squad", shots=shots), side, max_tokens=9999, on_bad_row="error", key="data.train"
+            rows, reader("squad", shots=shots), side, max_tokens=9999, on_bad_example="error", key="data.train"
         ).kept
         for shots in (3, 0)
     )
@@ -78,7 +82,7 @@ def test_held_out_is_a_share_of_all_questions() -> None:
 
 
 def test_rows_that_are_not_asked_are_counted() -> None:
-    found = collect(asking("a", "b" * 50, "a", None, "c"), max_tokens=40, on_bad_row="skip")
+    found = collect(asking("a", "b" * 50, "a", None, "c"), max_tokens=40, on_bad_example="skip")
     assert (found.rows, found.duplicates, found.too_long, found.unusable, len(found.kept)) == (5, 1, 1, 1, 2)
     with pytest.raises(UserError, match=r"^data.train: row 1: column 'prompt' holds NoneType, not text; repair"):
         collect(asking("a", None))

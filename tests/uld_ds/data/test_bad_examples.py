@@ -1,0 +1,180 @@
+"""Input that is wrong in every way we could think of, and in those that hypothesis finds."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import disable_progress_bars
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from uld_ds.data.bad_examples import bad_examples, reason_of
+from uld_ds.data.prepare import Preparer, Split
+from uld_ds.errors import UserError
+from uld_ds.recipe import parse_recipe
+
+GOOD = b'{"prompt": "What does it do?", "answer": "Return the sum of both."}'
+# Each of these lines is one bad example, and what is said about it.
+BAD: dict[str, bytes] = {
+    "line N of a file is not JSON": b'{"prompt": "q", "answer": "cut o',
+    "line N of a file holds list, not an object": b'["prompt", "answer"]',
+    "line N of a file holds int, not an object": b"7",
+    "line N of a file is not UTF-N": b'{"prompt": "q", "answer": "caf\xe9"}',
+    "column holds int, not text": b'{"prompt": "q", "answer": 7}',
+    "column holds list, not text": b'{"prompt": ["q"], "answer": "a"}',
+    "column holds NoneType, not text": b'{"prompt": "q", "answer": null}',
+    "column holds a lone surrogate, which is no text": b'{"prompt": "q", "answer": "\\ud83d"}',
+    "there is no column": b'{"prompt": "q"}',
+    "the answer is empty": b'{"prompt": "q", "answer": " \\n\\t "}',
+    "nothing of the answer fits: the prompt takes N of N student tokens, N of N teacher tokens": (
+        b'{"prompt": "' + b"a long question " * 400 + b'", "answer": "a"}'
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tiny_student: Path, tiny_teacher: Path) -> tuple[Any, Any]:
+    disable_progress_bars()
+    return tuple(AutoTokenizer.from_pretrained(folder) for folder in (tiny_student, tiny_teacher))  # type: ignore[return-value]
+
+
+def prepare(tokenizers: tuple[Any, Any], folder: Path, data: bytes, policy: str, **changes: Any) -> Split:
+    (file := folder / "train.jsonl").write_bytes(data)
+    recipe = parse_recipe(
+        {
+            "run": {"name": "a"},
+            "teacher": {"model": "t", "max_length": 256},
+            "student": {"model": "s", "max_length": 256},
+            "data": {
+                "train": {"source": "files", "path": str(file)},
+                "on_bad_example": policy,
+                "workers": 1,
+                **changes,
+            },
+            "training": {"steps": 1},
+        }
+    )
+    return Preparer(recipe, *tokenizers).prepare(recipe.data.train, "data.train", folder / "prepared")
+
+
+def test_every_kind_is_counted_and_listed(tokenizers: tuple[Any, Any], tmp_path: Path) -> None:
+    lines = [line for bad in BAD.values() for line in (GOOD, bad, b"   ")]
+    split = prepare(tokenizers, tmp_path, b"\n".join(lines) + b"\n", "skip")
+    found = bad_examples(split.folder)
+    assert found["by_reason"] == dict.fromkeys(BAD, 1)
+    assert found["rows"] == 2 * len(BAD)
+    assert found["left_out"] == split.facts.skipped == len(BAD)
+    assert [item["row"] for item in found["examples"]] == list(range(1, 2 * len(BAD), 2))
+    assert found["examples"][0]["problem"].startswith("line 2 of train.jsonl is not JSON (")
+    assert split.facts.examples == len(BAD)
+    assert len(set(split.rows["digest"])) == 1, "the same example any number of times is no mistake"
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_under_error_the_first_one_is_named(tokenizers: tuple[Any, Any], tmp_path: Path, reason: str) -> None:
+    with pytest.raises(UserError) as caught:
+        prepare(tokenizers, tmp_path, GOOD + b"\n" + BAD[reason] + b"\n" + GOOD, "error")
+    text = str(caught.value)
+    assert text.startswith("data.train: row 1: ")
+    found = reason_of(text.removeprefix("data.train: row 1: ").split(" (1 unusable")[0])
+    # In a table, what is not there is null.
+    assert found == ("column holds NoneType, not text" if reason == "there is no column" else reason)
+    assert text.endswith("repair the row, or leave such rows out with data.on_bad_example=skip")
+
+
+def test_an_array_of_rows_of_several_types(tokenizers: tuple[Any, Any], tmp_path: Path) -> None:
+    rows = [json.loads(GOOD), {"prompt": 1, "answer": {"a": 2}}, "text", json.loads(GOOD)]
+    split = prepare(tokenizers, tmp_path, json.dumps(rows).encode(), "skip")
+    assert (split.facts.examples, split.facts.skipped) == (2, 2)
+    with pytest.raises(UserError, match=r"data.train.path: '.*train.jsonl': is not JSON \(.*; repair the file$"):
+        prepare(tokenizers, tmp_path, json.dumps(rows, indent=1).encode()[:-5], "skip")
+
+
+def test_a_conversation_that_begins_with_its_answer(tokenizers: tuple[Any, Any], tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Return the sum."}]
+    data = b"\n".join(json.dumps({"messages": messages}).encode() for messages in (turns, turns[1:]))
+    split = prepare(tokenizers, tmp_path, data, "skip", columns={"messages": "messages"})
+    assert (split.facts.examples, split.facts.skipped) == (1, 1)
+    (reason,) = bad_examples(split.folder)["by_reason"]
+    assert reason == "Cannot apply chat template to an empty conversation. Provide at least one message."
+
+
+def test_what_is_large_takes_seconds_and_is_cut(tokenizers: tuple[Any, Any], tmp_path: Path) -> None:
+    """A megabyte of answer, ten thousand turns, nesting without end."""
+    turn = [{"role": "user", "content": "q?"}, {"role": "assistant", "content": "Return the sum."}]
+    huge = {"messages": [turn[0], {"role": "assistant", "content": "Return the sum of both. " * 50_000}]}
+    long = {"messages": turn * 5_000}
+    nested = b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    lines = [json.dumps(huge).encode(), json.dumps(long).encode(), nested]
+    begin = time.monotonic()
+    split = prepare(tokenizers, tmp_path, b"\n".join(lines), "skip", columns={"messages": "messages"})
+    assert time.monotonic() - begin < 60
+    assert split.facts.examples == 2
+    assert max(split.rows["student_length"]) <= 256
+    assert list(bad_examples(split.folder)["by_reason"]) == ["line N of a file is not JSON"]
+
+
+text = st.text(st.characters(codec="utf-8"), max_size=40)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=6,
+)
+wild = st.text(st.characters(), max_size=30)  # surrogates, too
+conversation = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool", ""]), "content": wild})
+    | anything,
+    max_size=5,
+)
+row = st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt": wild | anything,
+        "answer": wild | anything,
+        "messages": conversation | anything,
+        "id": anything,
+    },
+).map(lambda value: json.dumps(value).encode())
+line = st.one_of(
+    row,
+    row.flatmap(lambda whole: st.integers(0, len(whole)).map(lambda stop: whole[:stop])),
+    st.binary(max_size=40),
+    st.sampled_from([GOOD, *BAD.values(), b"\x00", b"\xff\xfe", b"{}", b"null"]),
+).map(lambda data: data.replace(b"\n", b" ").replace(b"\r", b" "))
+
+
+def check_any_input(tokenizers: tuple[Any, Any], lines: list[bytes], messages: bool) -> None:
+    """Nothing but a UserError, all rows accounted for, and the good ones kept whatever stands beside them."""
+    columns = {"columns": {"messages": "messages"}} if messages else {}
+    asked = json.dumps([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]).encode()
+    data = b"\n".join([GOOD.replace(b"}", b', "messages": ' + asked + b"}"), *lines])
+    with tempfile.TemporaryDirectory() as folder:
+        split = prepare(tokenizers, Path(folder), data, "skip", **columns)
+        found = bad_examples(split.folder)
+        assert split.facts.examples + found["left_out"] == found["rows"]
+        assert sum(found["by_reason"].values()) == found["left_out"] == len(found["examples"])
+        assert found["rows"] >= 1 + sum(line == GOOD for line in lines)
+        if not messages:
+            assert split.facts.examples >= 1 + sum(line == GOOD for line in lines)
+        if found["left_out"]:
+            with pytest.raises(UserError, match=r"data\.on_bad_example=skip"):
+                prepare(tokenizers, Path(folder), data, "error", **columns)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(line, max_size=6), messages=st.booleans())
+def test_any_input(tokenizers: tuple[Any, Any], lines: list[bytes], messages: bool) -> None:
+    check_any_input(tokenizers, lines, messages)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(line, max_size=8), messages=st.booleans())
+def test_any_input_at_length(tokenizers: tuple[Any, Any], lines: list[bytes], messages: bool) -> None:
+    check_any_input(tokenizers, lines, messages)

@@ -1,0 +1,43 @@
+"""Examples that were left out: how many for which reason, and which rows they are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FILE = "bad_examples.json"
+# A corpus can be all wrong; a list that nobody can open helps nobody.
+_MOST_LISTED = 10_000
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+
+
+def reason_of(problem: str) -> str:
+    """A problem without what differs from row to row: numbers, names of columns and files, details in brackets.
+
+    >>> reason_of("line 7 of train.jsonl is not JSON (Expecting value: line 1 column 1 (char 0))")
+    'line N of a file is not JSON'
+    >>> reason_of("column 'answer' holds int, not text")
+    'column holds int, not text'
+    """
+    text = re.sub(r"\s*\(.*$", "", problem, flags=re.S)
+    text = re.sub(r"(line|element) \d+ of .+? (is not|holds)", r"\1 N of a file \2", text)
+    text = re.sub(r"\d+", "N", _QUOTED.sub("", text))
+    return " ".join(text.split())[:160]
+
+
+def note_bad_examples(folder: Path, problems: Sequence[tuple[int, str]], num_rows: int) -> None:
+    """Writes the file into a folder of prepared data."""
+    counts = Counter(reason_of(problem) for _, problem in problems)
+    listed = [{"row": row, "problem": problem[:300]} for row, problem in problems[:_MOST_LISTED]]
+    content = {"rows": num_rows, "left_out": len(problems), "by_reason": dict(counts.most_common()), "examples": listed}
+    (folder / FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def bad_examples(folder: Path) -> dict[str, Any]:
+    """What ``note_bad_examples`` has written there."""
+    content: dict[str, Any] = json.loads((folder / FILE).read_text())
+    return content
