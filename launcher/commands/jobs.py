@@ -49,11 +49,11 @@ def _print_table(found: list[Listed]) -> None:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("job", "status", "step", "loss", "left", "said by", "doing"):
+    for name in ("job", "run", "status", "step", "loss", "left", "said by", "doing"):
         table.add_column(name, no_wrap=name != "doing")
     for listed in found:
         progress = listed.progress
-        cells = [listed.job, listed.status.lower()]
+        cells = [listed.job, listed.run or "-", listed.status.lower()]
         if progress is None:
             cells += ["-"] * 5
         else:

@@ -55,8 +55,8 @@ def api_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ConnectionError, requests.RequestException) as error:
-        if isinstance(error, RunError | UserError):
+    except (AuthenticationError, RuntimeError, ConnectionError, requests.RequestException) as error:
+        if isinstance(error, RunError):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # The server answers with a traceback; its last line says what happened.

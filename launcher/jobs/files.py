@@ -53,14 +53,12 @@ def secret_files(root: Path, files: Mapping[str, Path]) -> list[str]:
 
 
 def _git_files(root: Path) -> list[str] | None:
-    """None when ``root`` is in no git work tree, or there is no git."""
-    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        done = subprocess.run(command, capture_output=True, check=True)  # noqa: S603 (no shell, fixed words)
-    except (OSError, subprocess.CalledProcessError):
+    """None when ``root`` is in no git work tree, or is ignored by the one it is in, or there is no git."""
+    listing = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if listing is None or _git(root, "check-ignore", "-q", ".") is not None:
         return None
     found: list[str] = []
-    for entry in done.stdout.split(b"\0"):
+    for entry in listing.split(b"\0"):
         name = os.fsdecode(entry).rstrip("/")
         path = root / name
         if name and path.is_file():
@@ -70,6 +68,14 @@ def _git_files(root: Path) -> list[str] | None:
             inner = _git_files(path) if (path / ".git").exists() else None
             found.extend(f"{name}/{file}" for file in inner or ())
     return found
+
+
+def _git(root: Path, *words: str) -> bytes | None:
+    """What git prints; None when it fails, or is not there."""
+    try:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True).stdout  # noqa: S603, S607
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _walk(root: Path) -> Iterator[str]:

@@ -51,6 +51,11 @@ def test_a_work_tree_inside_brings_its_own_files(work_tree: Path) -> None:
     assert "code.py" not in travelling_files(work_tree, [])
 
 
+def test_a_folder_that_git_ignores_is_no_part_of_its_work_tree(work_tree: Path) -> None:
+    assert list(travelling_files(work_tree / "ignored", [])) == ["big.bin"]
+    assert list(travelling_files(work_tree / "figures", [])) == ["a.png"]
+
+
 def test_elsewhere_all_but_what_programs_make(root: Path) -> None:
     assert list(travelling_files(root, ["figures/*.png"])) == [
         "code.py",
