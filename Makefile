@@ -8,7 +8,7 @@ LINT_K8S := .cache/lint-k8s
 TORCH := 2.13.0
 RUN ?= demo
 
-.PHONY: help install demo test test-all lint lint-k8s format clean
+.PHONY: help install demo test test-all lint lint-k8s format docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -58,6 +58,10 @@ lint-k8s: install $(LINT_K8S)/.installed  ## Static analysis of k8s/: checkov an
 format: install  ## Put code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install  ## The documentation as pages in site/, strictly
+	$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## Remove the environment and caches (runs stay)
 	rm -rf $(VENV) $(LINT_K8S) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -27,6 +27,7 @@ from launcher.commands import (
     submit,
     train,
 )
+from launcher.panels import group
 from uld_ds import __version__
 from uld_ds.errors import RunError, UserError
 
@@ -53,6 +54,7 @@ evaluate.add_to(app)
 score.add_to(app)
 promote.add_to(app)
 lineage.add_to(app)
+group(app)
 
 
 @app.callback()

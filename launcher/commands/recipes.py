@@ -37,6 +37,14 @@ def list_recipes(as_json: Annotated[bool, typer.Option("--json", help="As a JSON
         typer.echo(f"{name:12} {purpose}")
 
 
+@recipes.command("reference")
+def print_reference() -> None:
+    """Print every key of a recipe with its type, default and meaning, as Markdown."""
+    from launcher.recipe_reference import recipe_reference
+
+    typer.echo(recipe_reference(), nl=False)
+
+
 @recipes.command("copy")
 def copy_recipe(
     name: Annotated[str, typer.Argument(help="A name that `recipes list` shows.")],

@@ -1,0 +1,35 @@
+"""For mkdocs: the recipe reference is made when the pages are built, so that it is never out of date.
+
+Pages that mkdocs.yml does not name in its menu are put behind those that it does, by their own titles.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+from launcher.recipe_reference import recipe_reference
+
+REFERENCE = "recipe.md"
+
+
+def on_config(config: Any) -> Any:
+    """Completes the menu."""
+    named = {page for entry in config["nav"] for page in entry.values()}
+    others = {file.name: _title(file) for file in Path(config["docs_dir"]).glob("*.md") if file.name not in named}
+    config["nav"] += [{title: name} for name, title in sorted(others.items(), key=lambda item: item[1])]
+    config["nav"].append({"Recipe reference": REFERENCE})
+    return config
+
+
+def _title(file: Path) -> str:
+    """The page's first heading."""
+    return file.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the reference."""
+    files.append(File.generated(config, REFERENCE, content=recipe_reference()))
+    return files

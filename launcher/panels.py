@@ -1,0 +1,23 @@
+"""Verbs in groups, as `uld-ds --help` shows them."""
+
+from __future__ import annotations
+
+import typer
+
+PANELS = {
+    "Before a run": ("recipes", "plan", "align", "generate", "store"),
+    "A run": ("train", "submit", "jobs"),
+    "While it runs, and afterwards": ("status", "report"),
+    "How good is it?": ("evaluate", "score", "compare"),
+    "The registry": ("promote", "lineage"),
+}
+OTHERS = "More"
+
+
+def group(app: typer.Typer) -> None:
+    """Puts every verb of a finished program into its panel."""
+    of = {verb: panel for panel, verbs in PANELS.items() for verb in verbs}
+    for info in (*app.registered_commands, *app.registered_groups):
+        info.rich_help_panel = of.get(str(info.name), OTHERS)
+    order = list(of)
+    app.registered_commands.sort(key=lambda info: order.index(str(info.name)) if info.name in of else len(order))
