@@ -17,7 +17,9 @@ OTHERS = "More"
 def group(app: typer.Typer) -> None:
     """Puts every verb of a finished program into its panel."""
     of = {verb: panel for panel, verbs in PANELS.items() for verb in verbs}
-    for info in (*app.registered_commands, *app.registered_groups):
-        info.rich_help_panel = of.get(str(info.name), OTHERS)
+    for command in app.registered_commands:
+        command.rich_help_panel = of.get(str(command.name), OTHERS)
+    for verbs in app.registered_groups:
+        verbs.rich_help_panel = of.get(str(verbs.name), OTHERS)
     order = list(of)
     app.registered_commands.sort(key=lambda info: order.index(str(info.name)) if info.name in of else len(order))

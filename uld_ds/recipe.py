@@ -413,6 +413,11 @@ class TrackingSettings(Strict):
     """Seconds between two samples."""
 
 
+class ProfileSettings(Strict):
+    steps: list[Annotated[int, Field(ge=1)]] = []
+    """Optimizer steps that PyTorch's profiler records on the first worker, into ``profile`` in the run's folder."""
+
+
 class RegistrySettings(Strict):
     model_name: Annotated[str, Field(pattern=r"^[^/:'\"]+$")] | None = None
     """Registered model's name; leave it out to export without registering."""
@@ -437,6 +442,7 @@ class Recipe(Strict):
     generation: GenerationSettings = GenerationSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
+    profile: ProfileSettings = ProfileSettings()
     registry: RegistrySettings = RegistrySettings()
 
     @model_validator(mode="after")
@@ -483,6 +489,7 @@ class Recipe(Strict):
 _MAY_CHANGE_ON_RESUME: Any = {
     "run": {"storage"},
     "tracking": True,
+    "profile": True,
     "teacher": {"max_tokens_per_forward"},
     "student": {"gradient_checkpointing"},
     "evaluation": {"micro_batch_size", "metrics"},

@@ -1,4 +1,4 @@
-"""The first rank's pen: metrics of a run, on disk at once and at the server when it takes them."""
+"""The first rank's pen: metrics of a run, on disk at once, at the server when it takes them, and among Ray's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from uld_ds import tracking
 from uld_ds.errors import RunError
 from uld_ds.job import Job
 from uld_ds.journal import Delivery, DeliveryThread, Journal
+from uld_ds.ray_metrics import RayGauges
 
 
 class Recorder:
@@ -18,11 +19,13 @@ class Recorder:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._journal = Journal(job.journals, "train")
+        self._gauges = RayGauges(job.recipe.run.name)
         self._thread = DeliveryThread(Delivery(job.journals, job.run_id, lambda: tracking.client_for(job.tracking_uri)))
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Of one global step; steps that an earlier attempt recorded stay as they are."""
         self._journal.write(step, metrics)
+        self._gauges.set(step, metrics)
 
     def sync(self) -> None:
         """Before a checkpoint: what is on disk by then will not be computed again."""

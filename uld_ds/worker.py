@@ -36,6 +36,7 @@ from uld_ds.models import load_tokenizer
 from uld_ds.objective import Objective
 from uld_ds.places import write_whole
 from uld_ds.process import configure_process, padding_id
+from uld_ds.profiling import StepProfiler
 from uld_ds.recorder import Recorder
 from uld_ds.report.keeper import ReportKeeper, shown_rows
 from uld_ds.report.phases import with_other
@@ -94,6 +95,8 @@ class Worker:
             )
             self.monitor.start()
         self.progress = ProgressWriter(job.progress_file) if self.ranks.is_first else None
+        profiled = self.recipe.profile.steps if self.ranks.is_first else []
+        self.profiler = StepProfiler(profiled, job.run_dir / "profile", self.device)
         self.skipped: SkippedSteps | None = None
         self.checkpoints = Checkpoints(
             job.run_dir,
@@ -250,7 +253,8 @@ class Worker:
         set_seed(step_seed(self.recipe.run.seed, state.step, self.ranks.rank))
         window = self._window(state.step)
         data_seconds = time.perf_counter() - begin
-        result = self.engine.train_step(window)
+        with self.profiler.step(state.step + 1):
+            result = self.engine.train_step(window)
         seconds = time.perf_counter() - begin
         state.step += 1
         state.tokens += result.student_tokens + result.teacher_tokens
