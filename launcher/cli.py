@@ -18,6 +18,7 @@ from launcher.commands import (
     generate,
     jobs,
     lineage,
+    plan,
     promote,
     recipes,
     report,
@@ -41,6 +42,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 train.add_to(app)
+plan.add_to(app)
 status.add_to(app)
 report.add_to(app)
 submit.add_to(app)

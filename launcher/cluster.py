@@ -16,6 +16,7 @@ from ray.job_config import JobConfig
 
 from launcher.placement import Node, can_hold_one, check_fits
 from launcher.preflight import check_port
+from launcher.same_versions import check_versions
 from launcher.shared_storage import check_shared
 from uld_ds.errors import RunError, UserError
 from uld_ds.recipe import ClusterSettings
@@ -94,12 +95,15 @@ def prepare_cluster(settings: ClusterSettings, folder: Path, note: Callable[[str
         note: told what is being waited for.
 
     Raises:
-        UserError: the cluster can never hold the gang, or the folder is not shared by its nodes.
+        UserError: the cluster can never hold the gang, the folder is not shared by its nodes, or they have other
+            versions of libraries.
         RunError: what the gang needs stayed busy, or a node does not answer.
     """
     on_gpu = _wait_for_nodes(settings, note)
     _wait_for_room(settings, note, on_gpu=on_gpu)
-    check_shared(folder, _hosts(settings, on_gpu=on_gpu))
+    hosts = _hosts(settings, on_gpu=on_gpu)
+    check_shared(folder, hosts)
+    check_versions(hosts)
     return on_gpu
 
 

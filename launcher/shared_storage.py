@@ -7,12 +7,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from uld_ds.errors import RunError, UserError
-
-_SECONDS = 120.0
+from launcher.nodes import ask_nodes
+from uld_ds.errors import UserError
 
 
 def check_shared(folder: Path, nodes: Mapping[str, str], key: str = "run.storage") -> None:
@@ -33,7 +29,7 @@ def check_shared(folder: Path, nodes: Mapping[str, str], key: str = "run.storage
     probe = folder / f".probe-{token}"
     probe.write_text(token)
     try:
-        found = _ask(probe, token, nodes)
+        found = ask_nodes(_look, nodes, str(probe), token)
     finally:
         probe.unlink(missing_ok=True)
     blind = [f"{nodes[node]} ({reason})" for node, reason in found.items() if reason is not None]
@@ -43,29 +39,6 @@ def check_shared(folder: Path, nodes: Mapping[str, str], key: str = "run.storage
             f"{str(folder)!r} is not shared by the cluster's {len(nodes)} nodes: {', '.join(sorted(blind))}",
             "name a folder of storage that every node mounts at the same path",
         )
-
-
-def _ask(probe: Path, token: str, nodes: Mapping[str, str]) -> dict[str, str | None]:
-    looks = ray.remote(_look)
-    asked = {
-        node: looks.options(
-            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote(str(probe), token)
-        for node in nodes
-    }
-    done, late = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_SECONDS)
-    if late:
-        silent = ", ".join(nodes[node] for node, answer in asked.items() if answer not in done)
-        raise RunError(f"no answer within {_SECONDS:.0f} s from {silent}: is Ray's node process there healthy?")
-    found: dict[str, str | None] = {}
-    for node, answer in asked.items():
-        try:
-            found[node] = ray.get(answer)
-        except ray.exceptions.RayError as error:
-            # Most likely this package is not installed there: the last line names what could not be imported.
-            reason = [line for line in str(error).splitlines() if line.strip()][-1].strip()
-            raise RunError(f"{nodes[node]} cannot run this program: {reason}") from error
-    return found
 
 
 def _look(probe: str, token: str) -> str | None:

@@ -1,0 +1,183 @@
+"""Bytes per rank: what a recipe holds all the time, and what comes on top at its highest moment.
+
+Counted, not measured: every line is a formula below, and ``benchmarks/plan.py`` compares their sum with what ranks
+really took. Activations follow what transformers' decoder layers keep for the backward pass (their norms compute in
+fp32, attention is PyTorch's fused one, which keeps no scores); compare Korthikanti et al., arXiv 2205.05198.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from launcher.plan.shapes import Shape
+from uld_ds.level_counts import LevelGrid
+from uld_ds.recipe import DType
+from uld_ds.spectrum import DEFAULT_NUM_HEAD
+
+Place = Literal["device", "host", "disk"]
+BYTES: dict[DType, int] = {"fp32": 4, "bf16": 2}
+# A worker before it has any model: Python with its libraries, or a CUDA context with NCCL's buffers.
+BASE = {"cpu": 750 * 10**6, "gpu": 1_500 * 10**6}
+HOST_BASE = 2_500 * 10**6
+"""Host memory of a process beside a GPU: libraries with CUDA's kernels."""
+# Elements of logits at a time (language_model.py), and of the scratch that counts levels in them (spectrum.py).
+_HEAD_ELEMENTS = {"cpu": 1 << 23, "gpu": 1 << 27}
+_SPECTRUM_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 25}
+_SPECTRUM_SCRATCH = 28
+_SPECTRUM_BYTES = 4 * (DEFAULT_NUM_HEAD + 2 * LevelGrid.below_head(DEFAULT_NUM_HEAD).num_bins + 1)
+_SUB_GROUP = 1_000_000_000
+CHECKPOINT_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Line:
+    """Something that takes memory on one rank."""
+
+    role: Literal["worker", "student", "teacher"]
+    what: str
+    bytes: int
+    place: Place = "device"
+    moment: Literal["always", "loading", "teacher", "student", "step"] = "always"
+    """When it is there. Of the moments, one is at a time."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model, and how it is held."""
+
+    shape: Shape
+    precision: DType
+    zero: dict[str, Any]
+    """``zero_optimization`` of its DeepSpeed configuration; empty for a model that is whole everywhere."""
+    ranks: int
+    kind: Literal["cpu", "gpu"]
+
+    @property
+    def width(self) -> int:
+        """Bytes of an element."""
+        return BYTES[self.precision]
+
+    @property
+    def stage(self) -> int:
+        return int(self.zero.get("stage", 0))
+
+    @property
+    def weights(self) -> int:
+        """Of all ranks together, once."""
+        return self.shape.parameters * self.width
+
+    def offload(self, what: Literal["param", "optimizer"]) -> Place:
+        """Where parameters or optimizer states rest."""
+        device = (self.zero.get(f"offload_{what}") or {}).get("device", "none")
+        return {"none": "device", "cpu": "host", "nvme": "disk"}[device]  # type: ignore[return-value]
+
+    def share(self, size: int, from_stage: int) -> int:
+        """Of something that is split over ranks from a ZeRO stage on."""
+        return -(-size // self.ranks) if self.stage >= from_stage else size
+
+    def gathered(self, *, backward: bool) -> int:
+        """Bytes of whole parameters at a time, beside the shards."""
+        if self.stage < 3 or (self.ranks == 1 and self.offload("param") == "device"):
+            return 0
+        live = max(self.shape.largest, self.shape.layer_parameters) + int(
+            self.zero.get("stage3_prefetch_bucket_size", 50_000_000)
+        )
+        # The backward pass comes back to what the forward has gathered, where that is kept so long.
+        if backward and int(self.zero.get("stage3_max_reuse_distance", 1e9)) >= self.shape.parameters:
+            live = self.shape.parameters
+        most = max(self.shape.largest, int(self.zero.get("stage3_max_live_parameters", 1e9)))
+        return min(live, most, self.shape.parameters) * self.width
+
+
+def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) -> Iterator[Line]:
+    """Of a student that is trained.
+
+    Args:
+        role: the student.
+        tokens: of one micro-batch, padding included.
+        rows: answer tokens of it.
+        checkpointing: whether layers are computed again in the backward pass.
+    """
+    number = role.shape.parameters
+    yield Line("student", "weights", role.share(role.weights, 3), role.offload("param"))
+    yield Line("student", "gradients", role.share(role.weights, 2), role.offload("optimizer"))
+    # fp32 weights and two moments; without ZeRO an fp32 model is its own fp32 copy.
+    states = 8 if role.stage == 0 and role.precision == "fp32" else 12
+    yield Line("student", "optimizer states", role.share(number * states, 1), role.offload("optimizer"))
+    yield Line("student", "gathered layers", role.gathered(backward=True), moment="student")
+    yield Line("student", "activations", activations(role, tokens, checkpointing=checkpointing), moment="student")
+    yield Line("student", "head chunk", head_bytes(role, rows, backward=True), moment="student")
+    yield Line("student", "communication buffers", _bucket(role), moment="student")
+    fp32_gradients = 4 * min(role.share(number, 1), _SUB_GROUP)
+    yield Line("student", "fp32 gradients of the update", fp32_gradients, role.offload("optimizer"), "step")
+    yield Line("student", "whole weights on the first rank", loading_bytes(role), "host", "loading")
+
+
+def teacher_lines(role: Role, *, tokens: int, rows: int, window_rows: int) -> Iterator[Line]:
+    """Of a frozen teacher.
+
+    Args:
+        role: the teacher.
+        tokens: of one forward, padding included.
+        rows: answer tokens of it.
+        window_rows: answer tokens of a rank's window, whose spectra are held.
+    """
+    yield Line("teacher", "weights", role.share(role.weights, 3), role.offload("param"))
+    yield Line("teacher", "gathered layers", role.gathered(backward=False), moment="teacher")
+    yield Line("teacher", "activations", forward_bytes(role, tokens), moment="teacher")
+    yield Line("teacher", "head chunk", head_bytes(role, rows, backward=False), moment="teacher")
+    yield Line("teacher", "spectra of a window", window_rows * _SPECTRUM_BYTES)
+    yield Line("teacher", "whole weights on the first rank", loading_bytes(role), "host", "loading")
+
+
+def activations(role: Role, tokens: int, *, checkpointing: bool) -> int:
+    """What the forward keeps for the backward pass.
+
+    Per token and layer: two norms (each its input in fp32, twice, and its output), the inputs of seven projections,
+    queries, keys and values before and after rotation, and what the gated MLP multiplies.
+    """
+    layers = role.shape.layers
+    whole = tokens * _kept_per_token(role)
+    if not checkpointing:
+        return layers * whole + tokens * role.shape.hidden * (8 + role.width)
+    return layers * tokens * role.shape.hidden * role.width + whole
+
+
+def _kept_per_token(role: Role) -> int:
+    shape, width = role.shape, role.width
+    norms = 2 * shape.hidden * (8 + width)
+    products = width * (2 * shape.hidden + 4 * shape.intermediate + 4 * shape.queries + 6 * shape.keys)
+    return norms + products
+
+
+def forward_bytes(role: Role, tokens: int) -> int:
+    """What a forward without a backward pass has at its highest: one layer's MLP, beside the stream."""
+    shape, width = role.shape, role.width
+    stream = shape.hidden * (2 * width + 8)
+    mlp = width * 3 * shape.intermediate
+    attention = width * (3 * shape.queries + 4 * shape.keys)
+    return tokens * (stream + max(mlp, attention))
+
+
+def head_bytes(role: Role, rows: int, *, backward: bool) -> int:
+    """Logits of one chunk, with their gradient in a backward pass, and the scratch that counts levels in them."""
+    vocab = role.shape.vocab
+    elements = min(rows * vocab, max(_HEAD_ELEMENTS[role.kind], vocab))
+    scratch = min(rows * vocab, max(_SPECTRUM_ELEMENTS[role.kind], vocab)) * _SPECTRUM_SCRATCH
+    weight_gradient = vocab * role.shape.hidden * role.width if backward else 0
+    return elements * (role.width + (8 if backward else 0)) + scratch + weight_gradient
+
+
+def _bucket(role: Role) -> int:
+    if role.ranks == 1 and role.stage < 2:
+        return 0
+    size = int(role.zero.get("reduce_bucket_size", 5e8)) * (2 if role.zero.get("overlap_comm") else 1)
+    # On a CPU, pages that nothing has been written to take no memory.
+    return min(size, role.shape.parameters if role.kind == "cpu" else size) * role.width
+
+
+def loading_bytes(role: Role) -> int:
+    """What transformers reads on the first rank before it is spread over all."""
+    return max(role.weights, role.shape.file_bytes or 0)

@@ -1,0 +1,245 @@
+"""A recipe's plan: memory per rank, traffic and time per step, whether it fits, and which change would make it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from launcher.plan.memory import BASE, CHECKPOINT_BYTES, HOST_BASE, Line, Role, student_lines, teacher_lines
+from launcher.plan.shapes import Shape
+from launcher.plan.speed import Hardware, Traffic, forward_operations, student_traffic, teacher_traffic
+from uld_ds.deepspeed_config import read_config
+from uld_ds.errors import UserError
+from uld_ds.recipe import Recipe, parse_recipe
+
+USABLE = 0.94
+"""Share of a device's memory that allocations can fill before its fragments stop them."""
+_MOST_DEVICES = 1024
+_MOMENTS = ("loading", "teacher", "student", "step")
+# What a single change of a recipe may be, in the order in which it hurts least.
+_CHANGES: tuple[dict[str, Any], ...] = (
+    {"teacher.sharding": "zero3"},
+    {"student.gradient_checkpointing": True},
+    {"training.micro_batch_size": 1},
+    {"teacher.max_tokens_per_forward": "half"},
+    {"student.deepspeed": "student_zero3_{kind}.json"},
+    {"teacher.source": "stored", "teacher.path": "STORE"},
+    {"teacher.deepspeed": "teacher_zero3_gpu_offload.json"},
+    {"student.deepspeed": "student_zero3_gpu_offload.json"},
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one recipe on one kind of hardware."""
+
+    recipe: Recipe
+    hardware: Hardware
+    student_shape: Shape
+    teacher_shape: Shape | None
+    """None where the recipe's stored teacher names no model: it takes no memory either way."""
+    student_tokens: float
+    """Per example, mean."""
+    teacher_tokens: float
+
+    @property
+    def ranks(self) -> int:
+        return self.recipe.cluster.workers
+
+    @property
+    def kind(self) -> Literal["cpu", "gpu"]:
+        return "gpu" if self.hardware.kind == "gpu" else "cpu"
+
+    @cached_property
+    def student(self) -> Role:
+        settings = self.recipe.student
+        zero = read_config(settings.deepspeed, "student", on_gpu=self.kind == "gpu").get("zero_optimization", {})
+        return Role(self.student_shape, settings.precision, zero, self.ranks, self.kind)
+
+    @cached_property
+    def teacher(self) -> Role | None:
+        """None where it does not run."""
+        settings = self.recipe.teacher
+        if settings.source == "stored" or self.teacher_shape is None:
+            return None
+        config = read_config(settings.deepspeed, "teacher", on_gpu=self.kind == "gpu")
+        zero = config.get("zero_optimization", {}) if settings.sharding == "zero3" else {}
+        return Role(self.teacher_shape, settings.precision, zero, self.ranks, self.kind)
+
+    @property
+    def examples_per_rank(self) -> float:
+        """Of a window."""
+        return self.recipe.training.batch_size / self.ranks
+
+    @property
+    def teacher_forwards(self) -> int:
+        """Sub-batches of a window: each gathers the teacher once."""
+        if self.teacher is None:
+            return 0
+        window = self.examples_per_rank * self.teacher_tokens
+        return max(1, -int(-window // self.recipe.teacher.max_tokens_per_forward))
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """Everything that takes memory on the rank that needs most."""
+        training, settings = self.recipe.training, self.recipe.student
+        tokens = training.micro_batch_size * settings.max_length
+        lines = [Line("worker", "libraries and device context", BASE[self.kind])]
+        if self.kind == "gpu":
+            lines.append(Line("worker", "libraries", HOST_BASE, "host"))
+        lines += student_lines(self.student, tokens=tokens, rows=tokens, checkpointing=settings.gradient_checkpointing)
+        if self.teacher is not None:
+            longest = self.recipe.teacher.max_length
+            forward = min(
+                max(self.recipe.teacher.max_tokens_per_forward, longest), int(self.examples_per_rank * longest)
+            )
+            window = int(self.examples_per_rank * self.teacher_tokens)
+            lines += teacher_lines(self.teacher, tokens=max(forward, 1), rows=max(forward, 1), window_rows=window)
+        return [line for line in lines if line.bytes > 0]
+
+    def bytes_at(self, moment: str, place: str) -> int:
+        """On the first rank, in device or host memory; on a CPU both are the same memory."""
+        places = ("device", "host") if self.kind == "cpu" else (place,)
+        here = [line for line in self.lines if line.place in places]
+        always = sum(line.bytes for line in here if line.moment == "always")
+        if moment == "loading":
+            return self._loading(here)
+        return always + sum(line.bytes for line in here if line.moment == moment)
+
+    def _loading(self, lines: list[Line]) -> int:
+        """Teacher first, then the student; optimizer and gradients come after that."""
+        held = sum(line.bytes for line in lines if line.role == "worker")
+        peaks = [held]
+        for role in ("teacher", "student"):
+            whole = sum(line.bytes for line in lines if line.role == role and line.moment == "loading")
+            held += sum(line.bytes for line in lines if line.role == role and line.what == "weights")
+            peaks.append(held + whole)
+        return max(peaks)
+
+    @property
+    def device_peak(self) -> int:
+        return max(self.bytes_at(moment, "device") for moment in _MOMENTS)
+
+    @property
+    def host_peak(self) -> int:
+        """Of the first rank, which loads."""
+        return max(self.bytes_at(moment, "host") for moment in _MOMENTS)
+
+    @property
+    def disk(self) -> dict[str, int]:
+        """Checkpoints (one is complete before an older one goes, and one is staged) and the exported student."""
+        number = self.student_shape.parameters
+        kept = self.recipe.training.keep_checkpoints + 2
+        export = number * self.student.width
+        return {"checkpoints": number * CHECKPOINT_BYTES * kept, "export": export}
+
+    @property
+    def fits(self) -> bool:
+        return self.device_peak <= USABLE * self.hardware.memory
+
+    def traffic(self) -> dict[str, Traffic]:
+        """Per optimizer step."""
+        student = student_traffic(self.student, self.hardware, self.recipe.accumulation)
+        if self.teacher is None:
+            return {"student": student}
+        return {"teacher": teacher_traffic(self.teacher, self.hardware, self.teacher_forwards), "student": student}
+
+    def seconds(self) -> dict[str, dict[str, float]]:
+        """Per optimizer step and role: computing, on the wire, and the longer of them (gathers run ahead)."""
+        traffic = self.traffic()
+        work = {"student": self._student_operations()}
+        if self.teacher is not None:
+            tokens = self.examples_per_rank * self.teacher_tokens
+            work["teacher"] = forward_operations(self.teacher, tokens, tokens)
+        found = {}
+        for role, moved in traffic.items():
+            compute = self.hardware.seconds(work[role])
+            wire = self.hardware.wire_seconds(moved.per_device, moved.per_node)
+            found[role] = {"compute": compute, "wire": wire, "longer": max(compute, wire)}
+        return found
+
+    def _student_operations(self) -> float:
+        tokens = self.examples_per_rank * self.student_tokens
+        passes = 4 if self.recipe.student.gradient_checkpointing else 3
+        return passes * forward_operations(self.student, tokens, tokens)
+
+    def changed(self, changes: Mapping[str, Any]) -> Plan:
+        """The same with some keys of the recipe changed.
+
+        Raises:
+            UserError: a recipe cannot be like that.
+        """
+        tree = self.recipe.model_dump(mode="json")
+        for key, value in changes.items():
+            section, _, name = key.partition(".")
+            tree[section][name] = value
+        return replace(self, recipe=parse_recipe(tree))
+
+    def helpful_changes(self) -> list[dict[str, Any]]:
+        """Single changes that make it fit, the least painful first; none where it fits."""
+        return [] if self.fits else [change for change in self._possible_changes() if self._would_fit(change)]
+
+    def _possible_changes(self) -> Iterator[dict[str, Any]]:
+        tree = self.recipe.model_dump(mode="json")
+        for change in _CHANGES:
+            values = {key: self._value(key, value) for key, value in change.items()}
+            if any(tree[key.partition(".")[0]][key.partition(".")[2]] != value for key, value in values.items()):
+                yield values
+
+    def _value(self, key: str, value: Any) -> Any:
+        if value == "half":
+            return max(1, self.recipe.teacher.max_tokens_per_forward // 2)
+        if key == "teacher.path":
+            return self.recipe.teacher.path or value
+        return value.format(kind=self.kind) if isinstance(value, str) else value
+
+    def _would_fit(self, change: dict[str, Any]) -> bool:
+        try:
+            return self.changed(change).fits
+        except UserError:
+            return False
+
+    def devices_needed(self) -> int | None:
+        """The smallest power of two of devices that hold it; None where more do not help."""
+        number = 1
+        while number <= _MOST_DEVICES:
+            if self._on(number).fits:
+                return number
+            number *= 2
+        return None
+
+    def _on(self, number: int) -> Plan:
+        # The batch per rank stays: other sizes of it are another question.
+        training = self.recipe.training
+        per_rank = training.batch_size // self.ranks
+        cluster = self.recipe.cluster.model_copy(update={"workers": number})
+        training = training.model_copy(update={"batch_size": per_rank * number})
+        return replace(self, recipe=self.recipe.model_copy(update={"cluster": cluster, "training": training}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: bytes, seconds, tokens."""
+        seconds, places = self.seconds(), ("device", "host")
+        tokens = {
+            "student": self.examples_per_rank * self.student_tokens,
+            "teacher": self.examples_per_rank * self.teacher_tokens,
+        }
+        return {
+            "workers": self.ranks,
+            "hardware": asdict(self.hardware),
+            "student": asdict(self.student_shape),
+            "teacher": None if self.teacher is None else asdict(self.teacher.shape),
+            "lines": [asdict(line) for line in self.lines],
+            "moments": {place: {moment: self.bytes_at(moment, place) for moment in _MOMENTS} for place in places},
+            "device_peak_bytes": self.device_peak,
+            "host_peak_bytes": self.host_peak,
+            "disk_bytes": self.disk,
+            "tokens_per_window": tokens,
+            "teacher_forwards_per_step": self.teacher_forwards,
+            "traffic_bytes": {role: asdict(moved) for role, moved in self.traffic().items()},
+            "seconds": {**seconds, "step": sum(role["longer"] for role in seconds.values())},
+            "fits": self.fits,
+            "devices_needed": self.devices_needed(),
+            "changes_that_fit": self.helpful_changes(),
+        }

@@ -1,0 +1,148 @@
+"""The sizes of a model, from its configuration and the headers of its files: no weights are read."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from uld_ds.errors import UserError
+from uld_ds.places import PACKAGE, converted_gguf, package_folder
+from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
+from uld_ds.tokenizer_files import load_tokenizer, one_line
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory, traffic and time depend on."""
+
+    name: str
+    parameters: int
+    """All of them, a tied head counted once."""
+    largest: int
+    """Elements of the largest parameter: what ZeRO-3 gathers at least."""
+    layers: int
+    layer_parameters: int
+    """Of one layer."""
+    hidden: int
+    intermediate: int
+    queries: int
+    """Width of all query heads together."""
+    keys: int
+    """Width of all key heads together; as much again for the values."""
+    heads: int
+    vocab: int
+    file_bytes: int | None
+    """Of its weights on disk; None where they are not here."""
+
+    @property
+    def body_parameters(self) -> int:
+        """Those that every token is multiplied with, embedding and head left out."""
+        return self.layers * self.layer_parameters
+
+
+def shape_of(config: PreTrainedConfig, name: str, file_bytes: int | None = None) -> Shape:
+    """Of a model that a configuration describes; it is built without memory for its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # a bad value surfaces wherever the architecture first uses it
+        raise UserError("model", f"{name!r}: no model can be made of it ({one_line(error)})", "correct it") from error
+    text: Any = config.get_text_config()
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    layers = _layers(model)
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return Shape(
+        name=name,
+        parameters=sum(sizes),
+        largest=max(sizes),
+        layers=len(layers),
+        layer_parameters=sum(p.numel() for layer in layers for p in layer.parameters()) // len(layers),
+        hidden=text.hidden_size,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        queries=heads * head_dim,
+        keys=(getattr(text, "num_key_value_heads", None) or heads) * head_dim,
+        heads=heads,
+        vocab=text.vocab_size,
+        file_bytes=file_bytes,
+    )
+
+
+def _layers(model: Any) -> list[Any]:
+    """The longest list of modules of one kind: that is what a transformer's layers are."""
+    from torch import nn
+
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len) if lists else [model]
+
+
+def teacher_shape(settings: ModelSettings) -> Shape:
+    """Of the recipe's teacher.
+
+    Raises:
+        UserError: its configuration is not to be had.
+    """
+    return _existing(settings, "teacher")
+
+
+def student_shape(settings: StudentSettings) -> Shape:
+    """Of the recipe's student, one that is made anew included.
+
+    Raises:
+        UserError: its configuration is not to be had.
+    """
+    if settings.from_config is None:
+        return _existing(settings, "student")
+    tokenizer = settings.tokenizer
+    if isinstance(tokenizer, TrainedTokenizerSettings):
+        vocab = tokenizer.vocab_size
+    else:
+        assert tokenizer is not None
+        vocab = len(load_tokenizer(tokenizer, None, "student.tokenizer"))
+    options = settings.from_config
+    try:
+        config = AutoConfig.for_model(**options, vocab_size=vocab)
+    except Exception as error:  # each architecture checks its options in its own way
+        problem = f"no {options['model_type']!r} model can be made of it ({one_line(error)})"
+        raise UserError("student.from_config", problem, "correct its options") from error
+    return shape_of(config, f"a new {options['model_type']}")
+
+
+def _existing(settings: ModelSettings, role: str) -> Shape:
+    place = str(settings.model)
+    folder = package_folder(place, f"{role}.model") if place.startswith(PACKAGE) else Path(place).expanduser()
+    gguf = settings.gguf_file
+    if gguf is not None and (folder / gguf).is_file():
+        converted = converted_gguf(folder / gguf, "models")
+        if (converted / "config.json").is_file():
+            folder, gguf = converted, None
+    source = str(folder) if folder.is_dir() else place
+    options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
+    try:
+        config = AutoConfig.from_pretrained(source, revision=settings.revision, **options)
+    except Exception as error:  # the hub, its client and transformers raise whatever they ran into
+        problem = f"no configuration of {place!r} ({one_line(error)})"
+        raise UserError(f"{role}.model", problem, "correct it, or name a folder that holds its config.json") from error
+    return shape_of(config, place, tensor_bytes(folder) if folder.is_dir() else None)
+
+
+def tensor_bytes(folder: Path) -> int | None:
+    """Bytes of all tensors in a folder's safetensors files, by their headers; None where there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    return sum(map(_tensor_bytes, files)) if files else None
+
+
+def _tensor_bytes(file: Path) -> int:
+    """The format begins with the length of a JSON header, 8 bytes little endian."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    return max((item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"), default=0)

@@ -1,0 +1,180 @@
+"""Plans against sums done by hand: those of the design for a 70B teacher on two nodes, and small ones."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from launcher.cli import app
+from launcher.commands.recipes import shipped_recipes
+from launcher.plan.memory import BYTES, CHECKPOINT_BYTES, Role
+from launcher.plan.plan import Plan
+from launcher.plan.shapes import student_shape, teacher_shape, tensor_bytes
+from launcher.plan.speed import Hardware, student_traffic
+from tests.launcher.plan.models import stand_in
+from uld_ds.errors import UserError
+from uld_ds.recipe import Recipe, load_recipe
+
+TEACHER, STUDENT = 70_553_706_496, 1_235_814_400  # Llama 3.3 70B and Llama 3.2 1B, as their cards say
+# 400 TFLOP/s reached.
+H100 = Hardware("gpu", 80 * 10**9, 8, 1000.0, 0.4, 400.0, 3600.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "recipe.yaml").write_text(shipped_recipes()["two-node-70b"])
+    stand_in(folder / "teacher", "meta-llama/Llama-3.3-70B-Instruct")
+    stand_in(folder / "student", "meta-llama/Llama-3.2-1B")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(folder: Path) -> Plan:
+    """The shipped recipe for two nodes."""
+    recipe = recipe_of(folder)
+    shapes = student_shape(recipe.student), teacher_shape(recipe.teacher)
+    return Plan(recipe, H100, *shapes, student_tokens=2048, teacher_tokens=2048)
+
+
+def recipe_of(folder: Path, *changes: str) -> Recipe:
+    models = [f"{role}.model={folder / role}" for role in ("teacher", "student")]
+    return load_recipe(folder / "recipe.yaml", [*models, *changes], environment={})
+
+
+def lines_of(plan: Plan) -> dict[tuple[str, str], int]:
+    return {(line.role, line.what): line.bytes for line in plan.lines}
+
+
+def test_shapes_come_from_configurations(plan: Plan) -> None:
+    assert plan.student_shape.parameters == STUDENT
+    assert plan.teacher_shape is not None
+    assert plan.teacher_shape.parameters == TEACHER
+    assert plan.teacher_shape.largest == 128256 * 8192
+    assert plan.teacher_shape.layers == 80
+    attention, mlp, norms = 2 * 8192**2 + 2 * 8192 * 1024, 3 * 8192 * 28672, 2 * 8192
+    assert plan.teacher_shape.layer_parameters == attention + mlp + norms
+
+
+def test_weights_gradients_and_states_are_shared_by_sixteen(plan: Plan) -> None:
+    lines = lines_of(plan)
+    assert lines["teacher", "weights"] == TEACHER * 2 // 16  # 8.8 GB
+    assert lines["student", "weights"] == lines["student", "gradients"] == STUDENT * 2 // 16
+    assert lines["student", "optimizer states"] == STUDENT * 12 // 16
+    # The head is 2.1 GB: more than what ZeRO-3 lets be whole at a time, but it has to be.
+    assert lines["teacher", "gathered layers"] == 128256 * 8192 * 2
+    assert lines["teacher", "whole weights on the first rank"] == TEACHER * 2
+    assert plan.disk["checkpoints"] == STUDENT * CHECKPOINT_BYTES * 4
+
+
+def test_the_designs_arithmetic(plan: Plan) -> None:
+    """One gather per window of 32,768 tokens: 70 GB into each node, 1.4 s; 11.5 s of forward."""
+    assert plan.teacher_forwards == 1
+    teacher = plan.traffic()["teacher"]
+    assert teacher.per_node == pytest.approx(70e9, rel=0.01)
+    assert teacher.per_device == pytest.approx(TEACHER * 2 * 15 / 16)
+    seconds = plan.seconds()["teacher"]
+    assert seconds["wire"] == pytest.approx(1.4, rel=0.02)
+    assert seconds["compute"] == pytest.approx(11.5, rel=0.02)
+    # Gathered per 2,048 tokens, the wire takes twice as long as the forward.
+    often = plan.changed({"teacher.max_tokens_per_forward": 2048})
+    assert often.teacher_forwards == 16
+    assert often.seconds()["teacher"]["wire"] == pytest.approx(16 * 1.4, rel=0.02)
+
+
+def test_one_node_has_no_traffic_from_others(plan: Plan) -> None:
+    one = replace(plan, hardware=replace(H100, per_node=16))
+    assert one.traffic()["teacher"].per_node == 0
+    assert one.traffic()["teacher"].per_device > 0
+
+
+def test_stages_share_what_they_share(plan: Plan) -> None:
+    sizes = {}
+    for stage in range(4):
+        role = Role(plan.student_shape, "bf16", {"stage": stage}, 4, "gpu")
+        sizes[stage] = [role.share(100, first) for first in (3, 2, 1)]  # weights, gradients, states
+    assert sizes == {0: [100, 100, 100], 1: [100, 100, 25], 2: [100, 25, 25], 3: [25, 25, 25]}
+
+
+def test_stage_three_gathers_per_micro_batch(plan: Plan) -> None:
+    far = Role(plan.student_shape, "bf16", {"stage": 3, "stage3_max_reuse_distance": 0}, 16, "gpu")
+    assert student_traffic(far, H100, 4).per_device == pytest.approx(4 * 3 * STUDENT * 2 * 15 / 16)
+    assert student_traffic(replace(far, ranks=1), H100, 4).per_device == 0
+
+
+def test_checkpointing_and_smaller_micro_batches_take_less(plan: Plan) -> None:
+    with_it = lines_of(plan)["student", "activations"]
+    without = lines_of(plan.changed({"student.gradient_checkpointing": False}))["student", "activations"]
+    assert without > 6 * with_it
+    half = lines_of(plan.changed({"training.micro_batch_size": 2}))["student", "activations"]
+    assert half == pytest.approx(with_it / 2, rel=1e-3)
+
+
+def test_a_stored_teacher_takes_nothing(plan: Plan) -> None:
+    stored = plan.changed({"teacher.source": "stored", "teacher.path": "x"})
+    assert {line.role for line in stored.lines} == {"worker", "student"}
+    assert set(stored.traffic()) == set(stored.seconds()) == {"student"}
+    assert stored.device_peak < plan.device_peak
+
+
+def test_what_does_not_fit_says_what_would(plan: Plan) -> None:
+    assert plan.fits
+    assert plan.helpful_changes() == []
+    alone = plan._on(1)
+    assert not alone.fits
+    assert alone.devices_needed() in (4, 8)
+    changes = alone.helpful_changes()
+    assert {"teacher.source": "stored", "teacher.path": "STORE"} in changes
+    for change in changes:
+        assert alone.changed(change).fits
+    whole = plan.changed({"teacher.sharding": "none"})
+    assert not whole.fits
+    assert {"teacher.sharding": "zero3"} in whole.helpful_changes()
+
+
+def test_offloaded_parameters_are_on_the_host(plan: Plan) -> None:
+    off = plan.changed({"teacher.deepspeed": "teacher_zero3_gpu_offload.json"})
+    assert plan.device_peak - off.device_peak == pytest.approx(TEACHER * 2 / 16, rel=1e-6)
+    line = next(line for line in off.lines if (line.role, line.what) == ("teacher", "weights"))
+    assert line.place == "host"
+
+
+def test_headers_tell_bytes(tmp_path: Path) -> None:
+    header = {"a": {"dtype": "BF16", "shape": [5], "data_offsets": [0, 10]}, "__metadata__": {"format": "pt"}}
+    data = json.dumps(header).encode()
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.safetensors").write_bytes(struct.pack("<Q", len(data)) + data)  # no tensors behind it
+    assert tensor_bytes(tmp_path) == 20
+    assert tensor_bytes(tmp_path / "nowhere") is None
+
+
+def test_the_command(folder: Path) -> None:
+    words = ["plan", str(folder / "recipe.yaml")]
+    words += [word for role in ("teacher", "student") for word in ("--set", f"{role}.model={folder / role}")]
+    result = CliRunner().invoke(app, words, env={"COLUMNS": "120"})
+    assert result.exit_code == 0
+    assert "16 x 80 GB GPU, 2 nodes" in result.stdout
+    assert "70.6 billion parameters, vocabulary 128,256" in result.stdout
+    assert "It fits: " in result.stdout
+    result = CliRunner().invoke(app, [*words, "--memory", "16", "--json"])
+    facts: dict[str, Any] = json.loads(result.stdout)
+    assert facts["fits"] is False
+    assert facts["hardware"]["memory"] == 16 * 10**9
+    assert sum(line["bytes"] for line in facts["lines"] if line["moment"] == "always") > 0
+    assert facts["moments"]["device"]["teacher"] <= facts["device_peak_bytes"]
+    assert BYTES["bf16"] * STUDENT // 16 in [line["bytes"] for line in facts["lines"]]
+
+
+def test_what_cannot_be_planned(folder: Path, tmp_path: Path) -> None:
+    words = ["plan", str(folder / "recipe.yaml"), "--set", f"teacher.model={tmp_path}"]
+    error = CliRunner().invoke(app, [*words, "--set", f"student.model={folder / 'student'}"]).exception
+    assert isinstance(error, UserError)
+    assert str(error).startswith(f"teacher.model: no configuration of '{tmp_path}' (")
+    error = CliRunner().invoke(app, [*words, "--on", "tpu"]).exception
+    assert str(error) == "--on: 'tpu' is no kind of device; write gpu or cpu"
