@@ -48,11 +48,12 @@ class Shape:
 def shape_of(config: PreTrainedConfig, name: str, file_bytes: int | None = None) -> Shape:
     """Of a model that a configuration describes; it is built without memory for its weights."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from uld_ds.architectures import auto_class
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = auto_class(config).from_config(config)
     except Exception as error:  # a bad value surfaces wherever the architecture first uses it
         raise UserError("model", f"{name!r}: no model can be made of it ({one_line(error)})", "correct it") from error
     text: Any = config.get_text_config()
@@ -67,7 +68,7 @@ def shape_of(config: PreTrainedConfig, name: str, file_bytes: int | None = None)
         layers=len(layers),
         layer_parameters=sum(p.numel() for layer in layers for p in layer.parameters()) // len(layers),
         hidden=text.hidden_size,
-        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        intermediate=getattr(text, "intermediate_size", None) or getattr(text, "d_ff", None) or 4 * text.hidden_size,
         queries=heads * head_dim,
         keys=(getattr(text, "num_key_value_heads", None) or heads) * head_dim,
         heads=heads,
@@ -77,11 +78,17 @@ def shape_of(config: PreTrainedConfig, name: str, file_bytes: int | None = None)
 
 
 def _layers(model: Any) -> list[Any]:
-    """The longest list of modules of one kind: that is what a transformer's layers are."""
+    """The layers of a transformer: its longest list of modules, and those like it (an encoder's beside a decoder's)."""
     from torch import nn
 
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len) if lists else [model]
+    lists = {name: list(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    # Not the lists inside a layer.
+    outer = [found for name, found in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    if not outer:
+        return [model]
+    longest = max(outer, key=len)
+    kind = type(longest[0])
+    return [layer for found in outer if len(found) == len(longest) or isinstance(found[0], kind) for layer in found]
 
 
 def teacher_shape(settings: ModelSettings) -> Shape:
