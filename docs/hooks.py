@@ -5,6 +5,7 @@ Pages that mkdocs.yml does not name in its menu are put behind those that it doe
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the reference."""
     files.append(File.generated(config, REFERENCE, content=recipe_reference()))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Files beside ``docs`` are no pages: what links to them keeps its words."""
+    return re.sub(r"\[([^\]]*)\]\(\.\./[^)]+\)", r"\1", markdown)

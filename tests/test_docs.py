@@ -17,7 +17,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 def test_links_lead_to_pages() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
+        for target in re.findall(r"\]\((?!http|#|\.\./)([^)#]+)", page.read_text()):
             assert target == "recipe.md" or (page.parent / target).exists(), (page.name, target)
 
 
