@@ -24,7 +24,7 @@ from launcher.recovery import repair_checkpoint_list
 from launcher.stopping import SigtermStops
 from launcher.store import check_store
 from uld_ds import models, tracking
-from uld_ds.architectures import auto_class
+from uld_ds.architectures import NO_CODE, auto_class
 from uld_ds.data.bad_examples import FILE, bad_examples
 from uld_ds.data.facts import DataFacts
 from uld_ds.data.prepare import PREPARED_DATA, Preparer, Split
@@ -196,7 +196,7 @@ def _num_parameters(place: str, revision: str | None) -> int:
     import torch
 
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(place, revision=revision)
+        config = AutoConfig.from_pretrained(place, revision=revision, **NO_CODE)
         model = auto_class(config).from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
 

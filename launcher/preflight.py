@@ -12,6 +12,7 @@ from launcher.jobs.inside import is_job
 from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, load_recipe
+from uld_ds.redaction import Redactor
 
 # fp32 weights and two Adam moments, and the weights themselves: bytes of a checkpoint per parameter.
 CHECKPOINT_BYTES_PER_PARAMETER = 16
@@ -63,7 +64,7 @@ def _claim(recipe: Recipe, run_dir: Path) -> None:
         # It never got to training: most likely it stopped at a mistake that this recipe corrects.
         for made in MADE_BEFORE_THE_START:
             _remove(run_dir / made)
-    stored.write_text(recipe.to_yaml())
+    stored.write_text(_text(recipe))
 
 
 def _remove(path: Path) -> None:
@@ -73,10 +74,22 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _text(recipe: Recipe) -> str:
+    """What the run's folder keeps of a recipe: secrets that came in by reference do not lie there in the open."""
+    return Redactor().text(recipe.to_yaml())
+
+
+def _without_secrets(recipe: Recipe) -> Recipe:
+    # As the stored one was read: a secret that has been renewed makes no other run.
+    with tempfile.TemporaryDirectory() as folder:
+        (file := Path(folder) / "recipe.yaml").write_text(_text(recipe))
+        return load_recipe(file, environment={})
+
+
 def _difference(stored: Path, recipe: Recipe) -> str | None:
     try:
         # Without this process's environment: it may be what has changed.
-        return load_recipe(stored, environment={}).first_difference(recipe)
+        return load_recipe(stored, environment={}).first_difference(_without_secrets(recipe))
     except UserError as error:
         return f"of another version: {error}"
 

@@ -12,6 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from uld_ds.errors import UserError
 
+# Nothing that comes with a model is run: no code of its own, and no pickle, which is code.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+SAFE_WEIGHTS: dict[str, Any] = {**NO_CODE, "use_safetensors": True}
+
 
 def auto_class(config: PreTrainedConfig) -> Any:
     """The class of transformers that loads such a model with its output head."""
@@ -34,7 +38,7 @@ def decoder_start(place: str, revision: str | None, key: str) -> int | None:
     Raises:
         UserError: an encoder-decoder model that does not say it.
     """
-    config = AutoConfig.from_pretrained(place, revision=revision)
+    config = AutoConfig.from_pretrained(place, revision=revision, **NO_CODE)
     if not is_encoder_decoder(config):
         return None
     try:

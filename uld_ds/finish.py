@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from uld_ds import tracking
-from uld_ds.architectures import auto_class, is_encoder_decoder
+from uld_ds.architectures import NO_CODE, SAFE_WEIGHTS, auto_class, is_encoder_decoder
 from uld_ds.checkpoint import TrainState
 from uld_ds.checkpoint_files import BEST
 from uld_ds.environment import library_versions
@@ -117,8 +117,8 @@ def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset)
     """What the student would have answered before it was taught; nothing where it cannot be had any more."""
     settings = job.recipe.student
     try:
-        config = AutoConfig.from_pretrained(job.student, revision=settings.revision)
-        model = auto_class(config).from_pretrained(job.student, revision=settings.revision)
+        config = AutoConfig.from_pretrained(job.student, revision=settings.revision, **NO_CODE)
+        model = auto_class(config).from_pretrained(job.student, revision=settings.revision, **SAFE_WEIGHTS)
     except Exception as error:  # its folder may be gone; a report without it is still one
         log.warning("no answers of the student before: %s", " ".join(str(error).split())[:160])
         return []

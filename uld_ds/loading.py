@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
-from uld_ds.architectures import auto_class, is_encoder_decoder
+from uld_ds.architectures import NO_CODE, SAFE_WEIGHTS, auto_class, is_encoder_decoder
 from uld_ds.deepspeed_config import zero_stage
 from uld_ds.errors import RunError
 from uld_ds.job import Job
@@ -84,13 +84,15 @@ def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
 
 
 def _from_pretrained(place: str, revision: str | None, dtype: torch.dtype, config: dict[str, Any]) -> PreTrainedModel:
-    of_model = AutoConfig.from_pretrained(place, revision=revision)
+    of_model = AutoConfig.from_pretrained(place, revision=revision, **NO_CODE)
     # While this object lives, transformers partitions parameters as they are created. Not those of a model with an
     # encoder: transformers compares its output head with its embeddings to see whether they are one, and of
     # partitioned ones it sees nothing and takes them for equal. DeepSpeed partitions that model when it is whole.
     early = zero_stage(config) == 3 and not is_encoder_decoder(of_model)
     sharding = HfDeepSpeedConfig(config) if early else None
-    loaded: Any = auto_class(of_model).from_pretrained(place, revision=revision, dtype=dtype, output_loading_info=True)
+    loaded: Any = auto_class(of_model).from_pretrained(
+        place, revision=revision, dtype=dtype, output_loading_info=True, **SAFE_WEIGHTS
+    )
     del sharding
     lm, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

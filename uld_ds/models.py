@@ -28,7 +28,7 @@ from transformers import (
     set_seed,
 )
 
-from uld_ds.architectures import auto_class
+from uld_ds.architectures import NO_CODE, SAFE_WEIGHTS, auto_class
 from uld_ds.errors import UserError
 from uld_ds.places import PACKAGE, build_once, converted_gguf, package_folder
 from uld_ds.recipe import DType, ModelSettings, StudentSettings, TrainedTokenizerSettings
@@ -64,6 +64,7 @@ def locate_model(settings: ModelSettings, key: str) -> str:
     elif (folder / "config.json").is_file():
         place = str(folder.resolve())
         config = _folder_config(place, key)
+        _check_weights(folder, key)
     else:
         raise UserError(f"{key}.model", f"{place!r} has no config.json", "name a folder in Hugging Face layout")
     _check_length(config, settings, key)
@@ -72,21 +73,33 @@ def locate_model(settings: ModelSettings, key: str) -> str:
 
 def _folder_config(place: str, key: str) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(place)
+        return AutoConfig.from_pretrained(place, **NO_CODE)
     except Exception as error:  # transformers raises whatever its parsing ran into
+        if "trust_remote_code" in str(error):
+            problem = f"{place!r} needs code of its own, and uld-ds runs none that comes with a model"
+            raise UserError(f"{key}.model", problem, "use a model that transformers knows") from error
         problem = f"{place!r}: config.json describes no model ({one_line(error)})"
         raise UserError(f"{key}.model", problem, "name a folder in Hugging Face layout") from error
 
 
 def _hub_config(name: str, revision: str | None, key: str) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(name, revision=revision)
+        return AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{key}.model",
             f"{name!r} is no folder, and the hub does not give it ({one_line(error)})",
             "correct the name, or the network or token that the hub needs",
         ) from error
+
+
+def _check_weights(folder: Path, key: str) -> None:
+    pickles = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in folder.glob(kind))
+    if not list(folder.glob("*.safetensors")):
+        problem = f"{str(folder)!r} has no *.safetensors"
+        if pickles:
+            problem += f", only {pickles[0]}: a pickle, which runs code when it is read"
+        raise UserError(f"{key}.model", problem, "save the model again as safetensors")
 
 
 def _check_length(config: PreTrainedConfig, settings: ModelSettings, key: str) -> None:
@@ -100,6 +113,8 @@ def _converted_gguf(folder: Path, gguf_file: str, key: str) -> Path:
     if not folder.is_dir():
         problem = f"no folder {str(folder)!r} that could hold {gguf_file!r}"
         raise UserError(f"{key}.model", problem, "download the file and name its folder")
+    if Path(gguf_file).is_absolute() or ".." in Path(gguf_file).parts:
+        raise UserError(f"{key}.gguf_file", f"{gguf_file!r} leads out of {str(folder)!r}", "name a file inside it")
     source = folder / gguf_file
     if not source.is_file():
         raise UserError(f"{key}.gguf_file", f"no file {gguf_file!r} in {str(folder)!r}", "correct the file's name")
@@ -176,8 +191,8 @@ def _initial_student(settings: StudentSettings, tokenizer: PreTrainedTokenizerBa
     if settings.from_config is not None:
         return _new_model(settings.from_config, tokenizer)
     place = locate_model(settings, "student")
-    kind = auto_class(AutoConfig.from_pretrained(place, revision=settings.revision))
-    model = kind.from_pretrained(place, revision=settings.revision, dtype=torch.float32)
+    kind = auto_class(AutoConfig.from_pretrained(place, revision=settings.revision, **NO_CODE))
+    model = kind.from_pretrained(place, revision=settings.revision, dtype=torch.float32, **SAFE_WEIGHTS)
     if model.config.get_text_config().vocab_size < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))
     _speak_for(tokenizer, model.config)

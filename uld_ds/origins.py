@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from uld_ds.architectures import NO_CODE
 from uld_ds.models import tokenizer_digest
 from uld_ds.places import cache_dir, file_digest
 from uld_ds.recipe import ModelSettings, Recipe
@@ -78,7 +79,7 @@ def model_identity(place: str, revision: str | None) -> tuple[str | None, str]:
     folder = Path(place)
     if folder.is_dir():
         return revision, f"sha256:{weights_digest(folder)}"
-    commit = getattr(AutoConfig.from_pretrained(place, revision=revision), "_commit_hash", None)
+    commit = getattr(AutoConfig.from_pretrained(place, revision=revision, **NO_CODE), "_commit_hash", None)
     return commit or revision, f"commit:{commit}"
 
 

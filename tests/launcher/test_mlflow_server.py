@@ -124,7 +124,14 @@ def test_the_record_is_complete(outlived: tuple[dict[str, Any], Path], server: S
 
 def test_no_secret_is_in_the_record(outlived: tuple[dict[str, Any], Path], server: Server) -> None:
     facts, folder = outlived
-    assert SECRET in (folder / "runs" / "tiny" / "recipe.yaml").read_text()
+    run_dir = folder / "runs" / "tiny"
+    for file in [
+        run_dir / "recipe.yaml",
+        run_dir / "progress.jsonl",
+        *run_dir.glob("logs/*"),
+        *run_dir.glob("metrics/*"),
+    ]:
+        assert SECRET not in file.read_text(), file
     client = mlflow.MlflowClient(server.uri)
     run = client.get_run(facts["run_id"])
     assert run.data.params["student.system_prompt"] == "***"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from uld_ds.architectures import auto_class, decoder_start
+from uld_ds.architectures import NO_CODE, SAFE_WEIGHTS, auto_class, decoder_start
 from uld_ds.models import DTYPES
 from uld_ds.process import padding_id
 from uld_ds.recipe import DType, GenerationSettings
@@ -77,8 +77,10 @@ class Model:
 
     def __init__(self, place: str, revision: str | None, precision: DType, device: torch.device) -> None:
         self._tokenizer = load_tokenizer(place, revision, "model")
-        kind = auto_class(AutoConfig.from_pretrained(place, revision=revision))
-        self.lm: Any = kind.from_pretrained(place, revision=revision, dtype=DTYPES[precision]).eval().to(device)
+        kind = auto_class(AutoConfig.from_pretrained(place, revision=revision, **NO_CODE))
+        self.lm: Any = (
+            kind.from_pretrained(place, revision=revision, dtype=DTYPES[precision], **SAFE_WEIGHTS).eval().to(device)
+        )
         self._start = decoder_start(place, revision, "model")
         self._device = device
         ends = self.lm.generation_config.eos_token_id

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from uld_ds.errors import UserError
 from uld_ds.spectrum_codec import CODEC_VERSION, Precision
@@ -85,7 +85,8 @@ class StoreIdentity(_Strict):
 class ShardFacts(_Strict):
     """One Parquet file."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """In the store's own folder: a manifest that leads elsewhere is none."""
     examples: int
     tokens: int
     bytes: int
