@@ -1,5 +1,7 @@
 """The two ways a run ends badly, and the exit status each has on the command line."""
 
+from __future__ import annotations
+
 
 class UserError(ValueError):
     """What the user asked for cannot be done as asked: exit status 2.
@@ -16,7 +18,12 @@ class UserError(ValueError):
 
     def __init__(self, key: str, problem: str, fix: str) -> None:
         self.key = key
+        self._parts = (key, problem, fix)
         super().__init__(f"{key}: {problem}; {fix}")
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        """Workers raise it, too: it crosses processes as what it was made of, not as its message."""
+        return type(self), self._parts
 
 
 class RunError(RuntimeError):

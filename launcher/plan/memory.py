@@ -100,7 +100,7 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
         rows: answer tokens of it.
         checkpointing: whether layers are computed again in the backward pass.
     """
-    number = role.shape.parameters
+    number, width = role.shape.parameters, role.width
     yield Line("student", "weights", role.share(role.weights, 3), role.offload("param"))
     yield Line("student", "gradients", role.share(role.weights, 2), role.offload("optimizer"))
     # fp32 weights and two moments; without ZeRO an fp32 model is its own fp32 copy.
@@ -110,6 +110,9 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
     yield Line("student", "activations", activations(role, tokens, checkpointing=checkpointing), moment="student")
     yield Line("student", "head chunk", head_bytes(role, rows, backward=True), moment="student")
     yield Line("student", "communication buffers", _bucket(role), moment="student")
+    # Written beside training, from a copy: all states of this rank, and its weights.
+    copied = role.share(number * (states + width), 3 if role.stage == 3 else 1)
+    yield Line("student", "checkpoint on its way", copied, "host")
     fp32_gradients = 4 * min(role.share(number, 1), _SUB_GROUP)
     yield Line("student", "fp32 gradients of the update", fp32_gradients, role.offload("optimizer"), "step")
     yield Line("student", "whole weights on the first rank", loading_bytes(role), "host", "loading")
@@ -179,5 +182,6 @@ def _bucket(role: Role) -> int:
 
 
 def loading_bytes(role: Role) -> int:
-    """What transformers reads on the first rank before it is spread over all."""
-    return max(role.weights, role.shape.file_bytes or 0)
+    """What the first rank has of a model before it is spread over all: in the files' type and in its own."""
+    files = role.shape.file_bytes or role.weights
+    return role.weights + (0 if files == role.weights else files)

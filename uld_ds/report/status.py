@@ -153,9 +153,10 @@ def _state(folder: Path, end: dict[str, Any] | None, silence: float | None, pace
 def _checkpoint(folder: Path, events: Sequence[dict[str, Any]], now: float) -> dict[str, Any] | None:
     for event in reversed(events):
         if event["event"] == "checkpoint":
-            place = folder / f"checkpoint_{event['step']:09d}"
-            if place.is_dir():
-                ago = {"seconds_ago": now - event["time"], "folder": str(place)}
+            # A step may have been written again, beside a folder that turned out to be damaged.
+            places = sorted(folder.glob(f"checkpoint_{event['step']:09d}*"), key=lambda place: place.stat().st_mtime)
+            if places:
+                ago = {"seconds_ago": now - event["time"], "folder": str(places[-1])}
                 return {"step": event["step"], "seconds": event["seconds"], **ago}
     return None
 
