@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,22 @@ def _join(address: str, folder: Path) -> None:
         raise UserError("RAY_ADDRESS", problem, AUTHENTICATION_FIX) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
+        if _answers(address):
+            # Ray gives up alike on a wrong token and on a server that is none of its own.
+            problem = f"something answers at {address!r}, but no Ray cluster lets this process in ({reason})"
+            raise UserError("RAY_ADDRESS", problem, f"{AUTHENTICATION_FIX}; or correct the address") from error
         raise UserError("RAY_ADDRESS", f"no Ray cluster at {address!r} ({reason})", "correct or unset it") from error
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return False
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=3):
+            return True
+    except (OSError, OverflowError):
+        return False
 
 
 def check_dashboard_port(settings: ClusterSettings) -> None:

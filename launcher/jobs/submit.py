@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from uld_ds.recipe import Recipe, load_recipe
 
 _UNKNOWN_HERE = "/set-on-the-cluster"
 _MOST_JOBS_OF_A_RUN = 1000
+# A dashboard takes requests some seconds before the nodes' agents, which start jobs, are there.
+_SECONDS_FOR_AN_AGENT = 120.0
 
 
 @dataclass(frozen=True)
@@ -120,21 +123,42 @@ def send(client: JobSubmissionClient, submission: Submission, note: Callable[[st
         write_archive(submission.files, archive)
         if archive.stat().st_size > MAX_BYTES:
             raise UserError("--working-dir", "is too large", "leave more out with --exclude")
-        environment = {"working_dir": str(archive), "env_vars": submission.environment}
+        environment: dict[str, object] = {"working_dir": str(archive), "env_vars": submission.environment}
         for job_id in _ids(name, {job.submission_id for job in jobs}):
             try:
-                with api_errors():
-                    return client.submit_job(
-                        entrypoint=submission.command,
-                        submission_id=job_id,
-                        runtime_env=environment,
-                        metadata=_metadata(submission.recipe),
-                    )
+                return _submit(client, submission, job_id, environment, note)
             except RunError as error:
                 # Somebody took the name since the list was made.
                 if "already exists" not in str(error):
                     raise
     raise RunError(f"{_MOST_JOBS_OF_A_RUN} jobs are named {name!r}; set another run.name")
+
+
+def _submit(
+    client: JobSubmissionClient,
+    submission: Submission,
+    job_id: str,
+    environment: dict[str, object],
+    note: Callable[[str], None],
+) -> str:
+    deadline = time.monotonic() + _SECONDS_FOR_AN_AGENT
+    waiting = False
+    while True:
+        try:
+            with api_errors():
+                return client.submit_job(
+                    entrypoint=submission.command,
+                    submission_id=job_id,
+                    runtime_env=environment,
+                    metadata=_metadata(submission.recipe),
+                )
+        except RunError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        if not waiting:
+            note("waiting for the cluster: it has only just started")
+        waiting = True
+        time.sleep(1)
 
 
 def _ids(name: str, used: set[str | None]) -> Iterator[str]:
