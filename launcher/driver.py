@@ -36,10 +36,11 @@ from uld_ds.errors import RunError, StoppedError, UserError
 from uld_ds.job import Job
 from uld_ds.origins import teacher_facts
 from uld_ds.places import write_whole
-from uld_ds.recipe import Recipe
+from uld_ds.recipe import Recipe, StudentSettings
 from uld_ds.redaction import redacted
 from uld_ds.report.progress import ProgressWriter
 from uld_ds.run_record import begun_run, record_beginning, record_end, settle
+from uld_ds.shaping import shaped
 from uld_ds.stopping import StopFile
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.stored import held_out_store
@@ -116,7 +117,7 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     """Finds or makes models, tokenizers and paired data: the fields of a Job that are known before it has a run."""
     view.note("looking at models and data")
     student = _student_place(recipe, run_dir)
-    check_free_disk(run_dir, recipe, _num_parameters(student, recipe.student.revision))
+    check_free_disk(run_dir, recipe, _num_parameters(student, recipe.student))
     own = TextSide.of_model(student, recipe.student, "student", "student.model")
     teacher, sides = _teacher(recipe, own)
     splits = _splits(recipe, run_dir, own, sides)
@@ -184,7 +185,8 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
 
 
 def _student_place(recipe: Recipe, run_dir: Path) -> str:
-    if recipe.student.from_config is None and recipe.student.tokenizer is None:
+    own = recipe.student.from_config, recipe.student.tokenizer, recipe.student.keep_layers
+    if own == (None, None, None):
         return models.locate_model(recipe.student, "student")
     place = models.make_student(
         recipe.student, lambda: training_texts(recipe.data), recipe.run.seed, run_dir / "student"
@@ -192,13 +194,18 @@ def _student_place(recipe: Recipe, run_dir: Path) -> str:
     return str(place)
 
 
-def _num_parameters(place: str, revision: str | None) -> int:
+def _num_parameters(place: str, settings: StudentSettings) -> int:
+    """Of the student, as far as a checkpoint's size goes: one that does not learn has no optimizer state.
+
+    Raises:
+        UserError: the recipe freezes or adapts something that is not there.
+    """
     import torch
 
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(place, revision=revision, **NO_CODE)
-        model = auto_class(config).from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+        config = AutoConfig.from_pretrained(place, revision=settings.revision, **NO_CODE)
+        model = shaped(auto_class(config).from_config(config), settings)
+    return sum(parameter.numel() // (1 if parameter.requires_grad else 4) for parameter in model.parameters())
 
 
 def _warn_of_overlap(splits: dict[str, Split]) -> None:

@@ -1,4 +1,7 @@
-"""The student out of its engine, as a Hugging Face directory whose logits are the engine's, bit for bit."""
+"""The student out of its engine, as a Hugging Face directory whose logits are the engine's.
+
+They are the engine's bit for bit. Adapters are merged into the weights they adapt: there, logits differ by rounding.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from uld_ds.distributed import Ranks
+from uld_ds.shaping import is_adapted, merged
 
 _PREFIX = "lm."
 
@@ -24,9 +28,11 @@ def export_student(student: Any, tokenizer: PreTrainedTokenizerBase, target: Pat
     """
     weights = _whole_state_dict(student, ranks)
     if weights is not None:
-        lm: PreTrainedModel = student.module.lm
+        lm: Any = student.module.lm
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        if is_adapted(lm):
+            lm, weights = lm.get_base_model(), merged(lm, weights)
         lm.save_pretrained(aside, state_dict=weights)
         tokenizer.save_pretrained(aside)
         aside.chmod(0o755)

@@ -137,9 +137,11 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
     data = job.split("train").facts
     held_out = {"eval_data_digest": job.split("eval").facts.digest} if "eval" in job.splits else {}
     libraries = library_versions()
+    shape = recipe.student.model_dump(mode="json", include={"keep_layers", "freeze", "lora"}, exclude_defaults=True)
     facts = {
         **job.teacher_facts,
         "student": student_base(recipe),
+        **{f"student_{name}": json.dumps(value) for name, value in shape.items()},
         "student_revision": recipe.student.revision,
         "student_tokenizer_digest": tokenizer_digest(tokenizer),
         "recipe_digest": recipe.digest(),

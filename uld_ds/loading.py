@@ -14,7 +14,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.integrations import HfDeepSpeedConfig
 
 from uld_ds.architectures import NO_CODE, SAFE_WEIGHTS, auto_class, is_encoder_decoder
@@ -24,6 +24,7 @@ from uld_ds.job import Job
 from uld_ds.language_model import RowModel, choose_head_path
 from uld_ds.models import DTYPES
 from uld_ds.recipe import ScheduleSettings, TeacherSettings
+from uld_ds.shaping import shaped
 
 
 def init_process_group(*, on_gpu: bool) -> None:
@@ -67,10 +68,11 @@ def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
     """The student in an engine with optimizer and learning-rate schedule."""
     config = job.student_deepspeed
     settings = job.recipe.student
-    lm = _from_pretrained(job.student, settings.revision, DTYPES[settings.precision], config)
+    lm: Any = _from_pretrained(job.student, settings.revision, DTYPES[settings.precision], config)
     if settings.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = RowModel(lm)
+    set_seed(job.recipe.run.seed)
+    model = RowModel(shaped(lm, settings))
     factor = learning_rate_factor(job.recipe.training.schedule, total_steps)
     engine, *_ = deepspeed.initialize(
         model=model,

@@ -32,6 +32,7 @@ from uld_ds.architectures import NO_CODE, SAFE_WEIGHTS, auto_class
 from uld_ds.errors import UserError
 from uld_ds.places import PACKAGE, build_once, converted_gguf, package_folder
 from uld_ds.recipe import DType, ModelSettings, StudentSettings, TrainedTokenizerSettings
+from uld_ds.shaping import with_layers
 from uld_ds.tokenizer_files import load_tokenizer, one_line
 from uld_ds.tokenizer_training import train_tokenizer
 
@@ -160,15 +161,15 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def make_student(settings: StudentSettings, texts: Callable[[], Iterable[str]], seed: int, target: Path) -> Path:
-    """Makes ``target`` the directory a student with a tokenizer or weights of its own starts from, once.
+    """Makes ``target`` the directory a student with a tokenizer, layers or weights of its own starts from, once.
 
     Args:
-        settings: with ``from_config``, or with ``model`` and another ``tokenizer``.
+        settings: with ``from_config``, or with ``model`` and another ``tokenizer`` or some of its layers.
         texts: gives the training text, read only when a tokenizer is trained.
         seed: fixes the initial weights.
 
     Raises:
-        UserError: an architecture or option that transformers does not know.
+        UserError: an architecture or option that transformers does not know, or layers that are not there.
     """
 
     def build(aside: Path) -> None:
@@ -182,7 +183,8 @@ def make_student(settings: StudentSettings, texts: Callable[[], Iterable[str]], 
 def _student_tokenizer(settings: StudentSettings, texts: Callable[[], Iterable[str]]) -> PreTrainedTokenizerBase:
     if isinstance(settings.tokenizer, TrainedTokenizerSettings):
         return train_tokenizer(settings.tokenizer.train, settings.tokenizer.vocab_size, texts())
-    assert settings.tokenizer is not None
+    if settings.tokenizer is None:
+        return load_tokenizer(locate_model(settings, "student"), settings.revision, "student.model")
     return load_tokenizer(settings.tokenizer, None, "student.tokenizer")
 
 
@@ -192,7 +194,13 @@ def _initial_student(settings: StudentSettings, tokenizer: PreTrainedTokenizerBa
         return _new_model(settings.from_config, tokenizer)
     place = locate_model(settings, "student")
     kind = auto_class(AutoConfig.from_pretrained(place, revision=settings.revision, **NO_CODE))
-    model = kind.from_pretrained(place, revision=settings.revision, dtype=torch.float32, **SAFE_WEIGHTS)
+    model: PreTrainedModel = kind.from_pretrained(
+        place, revision=settings.revision, dtype=torch.float32, **SAFE_WEIGHTS
+    )
+    if settings.keep_layers is not None:
+        model = with_layers(model, settings.keep_layers)
+    if settings.tokenizer is None:
+        return model
     if model.config.get_text_config().vocab_size < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))
     _speak_for(tokenizer, model.config)

@@ -141,6 +141,18 @@ class TrainedTokenizerSettings(Strict):
     """Entries, the 256 bytes and the special tokens included."""
 
 
+class LoraSettings(Strict):
+    """Low-rank adapters beside frozen weights (arXiv 2106.09685); merged into them at export."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Of each adapter: what is learnt of a matrix [m, n] is ``rank * (m + n)`` numbers."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """An adapter counts ``alpha / rank`` times."""
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Names of the linear layers that get one, e.g. ``[q_proj, v_proj]``; ``all-linear``: all but the output head."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
 class StudentSettings(ModelSettings):
     model: Annotated[str, Field(min_length=1)] | None = None  # type: ignore[assignment]
     """Where the student starts from; leave it out when ``from_config`` makes a new one."""
@@ -148,8 +160,25 @@ class StudentSettings(ModelSettings):
     """A new student: ``model_type`` and that architecture's options, as in transformers' config.json."""
     tokenizer: str | TrainedTokenizerSettings | None = None
     """Default: the model's own. A directory, a hub id, or ``{train: unigram, vocab_size: 4096}``."""
+    keep_layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """Start from these layers of ``model`` alone, numbered from 0. Default: all of them."""
+    freeze: list[Annotated[str, Field(min_length=1)]] = []
+    """Parameters that stay as they are, by patterns of their names: ``[model.embed_tokens.*, model.layers.0.*]``."""
+    lora: LoraSettings | None = None
+    """Learn low-rank adapters instead of the model's own parameters; ``{}`` for the defaults."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+
+    @model_validator(mode="after")
+    def _shape_fits(self) -> StudentSettings:
+        if self.keep_layers is not None:
+            if self.from_config is not None:
+                raise ValueError("student.keep_layers needs student.model: a new model has the layers it is given")
+            if self.keep_layers != sorted(set(self.keep_layers)):
+                raise ValueError(f"student.keep_layers {self.keep_layers} must name each layer once, in order")
+        if self.lora is not None and self.freeze:
+            raise ValueError("student.freeze has no effect with student.lora, which freezes all but its adapters")
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> StudentSettings:

@@ -250,6 +250,18 @@ def test_a_long_value_is_shown_in_part() -> None:
         ({"training__epochs": 1.0}, "training: exactly one of training.epochs and training.steps must be set"),
         ({"training__steps": None}, "training: exactly one of training.epochs and training.steps must be set"),
         (
+            {"student__keep_layers": [2, 1]},
+            "student: student.keep_layers [2, 1] must name each layer once, in order",
+        ),
+        (
+            {"student": {"from_config": {"model_type": "llama"}, "tokenizer": "t", "keep_layers": [0]}},
+            "student: student.keep_layers needs student.model: a new model has the layers it is given",
+        ),
+        (
+            {"student__lora": {}, "student__freeze": ["lm_head.*"]},
+            "student: student.freeze has no effect with student.lora, which freezes all but its adapters",
+        ),
+        (
             {"objective__ce": 0.0, "objective__uld": 0},
             "objective: objective.ce, objective.uld and objective.likelihood are all 0: nothing to learn",
         ),
@@ -346,6 +358,9 @@ SHAPES = {
     "teacher__system_prompt": "Be brief.",
     "student__max_length": 99,
     "student__precision": "fp32",
+    "student__keep_layers": [0],
+    "student__freeze": ["lm_head.*"],
+    "student__lora": {"rank": 4},
     "data__train__path": "e.jsonl",
     "data__columns__answer": "reply",
     "objective__uld": 0.5,

@@ -1,0 +1,44 @@
+"""A whole run of a student with a layer less, learning low-rank adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from launcher.driver import run_training
+from tests.tiny import tiny_recipe_in
+from uld_ds.errors import UserError
+from uld_ds.recipe import parse_recipe
+
+
+@pytest.mark.slow
+def test_adapters_are_learnt_and_merged(
+    tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
+) -> None:
+    recipe: dict[str, Any] = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)
+    recipe["student"] |= {"keep_layers": [1], "lora": {"rank": 4}}
+    facts = run_training(parse_recipe(recipe))
+    assert facts["bits_per_byte"]["after"] < facts["bits_per_byte"]["before"]
+    exported = AutoModelForCausalLM.from_pretrained(facts["export_dir"])
+    large = AutoModelForCausalLM.from_pretrained(tiny_student).state_dict()
+    assert len(exported.model.layers) == 1
+    for name, weight in exported.state_dict().items():
+        same = torch.equal(weight, large[name.replace("layers.0.", "layers.1.")])
+        assert same is not ("proj" in name), name
+    version = mlflow.MlflowClient(facts["tracking_uri"]).get_model_version_by_alias("tiny-student", "candidate")
+    assert version.tags["student_keep_layers"] == "[1]"
+    assert '"rank": 4' in version.tags["student_lora"]
+
+
+def test_what_is_not_there_is_said_before_anything_starts(
+    tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
+) -> None:
+    recipe: dict[str, Any] = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)
+    recipe["student"]["freeze"] = ["transformer.h.0.*"]
+    with pytest.raises(UserError, match=r"^student.freeze: 'transformer.h.0.\*' names no parameter; "):
+        run_training(parse_recipe(recipe))
