@@ -360,7 +360,6 @@ SHAPES = {
     "student__precision": "fp32",
     "student__keep_layers": [0],
     "student__freeze": ["lm_head.*"],
-    "student__lora": {"rank": 4},
     "data__train__path": "e.jsonl",
     "data__columns__answer": "reply",
     "objective__uld": 0.5,
