@@ -128,6 +128,10 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     write_whole(run_dir / FILE, json.dumps({name: bad_examples(s.folder) for name, s in splits.items()}, indent=1))
     _warn_of_poor_alignment(splits["train"].facts)
     places = {name: str(split.folder) for name, split in splits.items()}
+    of_teacher = teacher_facts(recipe, teacher)
+    shared = _share_a_tokenizer(own, sides["train"], of_teacher)
+    if shared:
+        view.note("teacher and student have one tokenizer")
     return {
         "recipe": recipe,
         "run_dir": run_dir,
@@ -135,7 +139,7 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         "student": student,
         "tracking_uri": uri,
         "splits": places,
-        "teacher_facts": teacher_facts(recipe, teacher),
+        "teacher_facts": of_teacher | {"same_tokenizer": shared},
         "code_revision": str(code_revision()),
     }
 
@@ -156,6 +160,13 @@ def _teacher(recipe: Recipe, student: TextSide) -> tuple[str, dict[str, Side]]:
         "train": StoredSide(store),
         "eval": student if held_out is None else StoredSide(held_out),
     }
+
+
+def _share_a_tokenizer(student: TextSide, teacher: Side, of_teacher: dict[str, Any]) -> bool:
+    """Whether a token's number means the same on both sides, whatever their chat templates."""
+    if isinstance(teacher, TextSide):
+        return teacher.tokenizer.get_vocab() == student.tokenizer.get_vocab()
+    return bool(of_teacher["teacher_tokenizer_digest"] == student.tokenizer_digest)
 
 
 def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, Side]) -> dict[str, Split]:

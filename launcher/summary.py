@@ -43,7 +43,8 @@ def _table(facts: dict[str, Any]) -> Table:
         "held-out bits per byte, after": _number(bits["after"]) + _change(bits),
         "held-out bits per byte, teacher": _number(bits["teacher"]),
         "tokens per second": _number(facts["tokens_per_second"], ",.0f"),
-        "alignment rate": _number(facts["alignment_rate"], ".1%"),
+        "alignment rate": _number(facts["alignment_rate"], ".1%")
+        + (", one tokenizer on both sides" if facts.get("same_tokenizer") else ""),
         "peak memory of a worker": f"{facts['peak_memory_bytes'] / 2**30:.2f} GiB",
         "steps, final loss": f"{facts['steps']}, {_number(facts['final_loss'])}",
         "wall time": _number(facts.get("wall_seconds"), ".0f") + " s",
@@ -72,7 +73,7 @@ def _looking_command(uri: str) -> str:
 
 def _loading_command(facts: dict[str, Any], recipe: Recipe) -> str:
     uri = f"models:/{facts['model_name']}@{recipe.registry.alias}" if facts["model_name"] else facts["model_uri"]
-    return (
-        f"MLFLOW_TRACKING_URI={facts['tracking_uri']} {_program('python')} -c "
-        f"\"import mlflow; print(mlflow.transformers.load_model('{uri}')('Hello', max_new_tokens=20))\""
-    )
+    ask = f"mlflow.transformers.load_model('{uri}')('Hello', max_new_tokens=20)"
+    if facts.get("has_encoder"):  # transformers has no pipeline for it
+        ask = f"mlflow.pyfunc.load_model('{uri}').predict({{'prompt': 'Hello'}})"
+    return f'MLFLOW_TRACKING_URI={facts["tracking_uri"]} {_program("python")} -c "import mlflow; print({ask})"'

@@ -96,6 +96,8 @@ def finish(
         "bits_per_byte": {"before": state.bits_before, "after": bits_after, "teacher": state.bits_teacher},
         "tokens_per_second": state.tokens / state.train_seconds if state.train_seconds else None,
         "alignment_rate": data.alignment_rate,
+        "same_tokenizer": job.teacher_facts.get("same_tokenizer"),
+        "has_encoder": is_encoder_decoder(model.config),
         "peak_memory_bytes": peak_memory,
         "steps": state.step,
         "skipped_steps": state.skipped,

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from launcher.driver import run_training
+from launcher.driver import _share_a_tokenizer, run_training
 from tests.tiny import tiny_recipe_in
+from uld_ds.data.sides import TextSide
 from uld_ds.errors import UserError
-from uld_ds.recipe import parse_recipe
+from uld_ds.recipe import ModelSettings, parse_recipe
 
 
 @pytest.mark.slow
@@ -23,6 +24,7 @@ def test_adapters_are_learnt_and_merged(
     recipe: dict[str, Any] = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)
     recipe["student"] |= {"keep_layers": [1], "lora": {"rank": 4}}
     facts = run_training(parse_recipe(recipe))
+    assert facts["same_tokenizer"] is False
     assert facts["bits_per_byte"]["after"] < facts["bits_per_byte"]["before"]
     exported = AutoModelForCausalLM.from_pretrained(facts["export_dir"])
     large = AutoModelForCausalLM.from_pretrained(tiny_student).state_dict()
@@ -33,6 +35,14 @@ def test_adapters_are_learnt_and_merged(
     version = mlflow.MlflowClient(facts["tracking_uri"]).get_model_version_by_alias("tiny-student", "candidate")
     assert version.tags["student_keep_layers"] == "[1]"
     assert '"rank": 4' in version.tags["student_lora"]
+
+
+def test_vocabularies_that_are_one(tiny_teacher: Path, tiny_student: Path) -> None:
+    settings = ModelSettings(model="x")
+    places = tiny_teacher, tiny_student
+    teacher, student = (TextSide.of_model(str(place), settings, "teacher", "x") for place in places)
+    assert _share_a_tokenizer(teacher, teacher, {})
+    assert not _share_a_tokenizer(student, teacher, {})
 
 
 def test_what_is_not_there_is_said_before_anything_starts(

@@ -65,6 +65,16 @@ def test_table() -> None:
         assert row.removeprefix(name).strip() == value
 
 
+def test_one_tokenizer_on_both_sides_is_said() -> None:
+    (row,) = [line for line in lines(same_tokenizer=True) if line.startswith("alignment rate ")]
+    assert row.endswith("87.6%, one tokenizer on both sides")
+
+
+def test_a_student_with_an_encoder_is_asked_as_a_pyfunc() -> None:
+    (row,) = [line for line in lines(has_encoder=True) if "load_model" in line]
+    assert row.endswith("print(mlflow.pyfunc.load_model('models:/m@best').predict({'prompt': 'Hello'}))\"")
+
+
 def test_an_answer_is_shown_as_it_is_whatever_it_looks_like() -> None:
     (row,) = [line for line in lines() if "Returns" in line]
     assert row.strip("│ ") == "Returns [/bold] x[0] :100:"
