@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def run_gang(
         RunError: it failed for good.
     """
     cluster = recipe.cluster
+    # Ray Train reads this where the command runs, and hands it to whoever watches the workers.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.hang_seconds)
     trainer = TorchTrainer(
         worker,
         train_loop_config=config,

@@ -83,6 +83,10 @@ class Training:
         file = self.run_dir / "progress.jsonl"
         return file.read_text().count('"event": "step"') if file.is_file() else 0
 
+    def has_steps(self, number: int) -> bool:
+        """Waits for so many; whether they came before the command ended."""
+        return self.wait_until(lambda: self.steps() >= number)
+
     def committed(self, name: str) -> bool:
         """Whether Ray has taken a checkpoint."""
         file = self.run_dir / "checkpoint_manager_snapshot.json"

@@ -419,6 +419,8 @@ class ClusterSettings(Strict):
     """How long a run that SIGTERM tells to stop may take for the step it is in and a last checkpoint."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """Restarts from the last checkpoint before the run counts as failed; -1 without end."""
+    hang_seconds: Annotated[float, Field(ge=1)] = 300
+    """A worker that answers nothing for so long (stopped, swapped out, its node frozen) counts as one that failed."""
     dashboard_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Serve Ray's dashboard here when this command starts Ray itself."""
 
@@ -533,6 +535,7 @@ _MAY_CHANGE_ON_RESUME: Any = {
         "wait_seconds",
         "grace_seconds",
         "max_failures",
+        "hang_seconds",
         "dashboard_port",
     },
     "training": {"checkpoint_every", "keep_checkpoints", "max_skipped_steps", "loss_spike"},

@@ -375,6 +375,7 @@ RUNS_IT = {
     "run__storage": "elsewhere",
     "tracking__uri": "http://mlflow",
     "tracking__experiment": "e",
+    "cluster__hang_seconds": 60,
     "cluster__cpus_per_worker": 2,
     "cluster__threads_per_worker": 2,
     "cluster__placement_strategy": "SPREAD",
