@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from launcher.placement import worker_resources
 from uld_ds.errors import RunError
 from uld_ds.recipe import Recipe
+
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)(?::|$)")
+_MOST_CHARACTERS = 600
 
 
 def run_gang(
@@ -60,10 +64,15 @@ def run_gang(
         ray.shutdown()
         raise
     except Exception as error:
-        raise RunError(f"{folder.name!r} failed: {_cause(error)} (logs in {folder / 'logs'})") from error
+        raise RunError(f"{folder.name!r} failed: {cause(error)} (logs in {folder / 'logs'})") from error
 
 
-def _cause(error: BaseException) -> str:
-    # Ray's message holds the worker's traceback; its last line says what happened.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def cause(error: BaseException) -> str:
+    """What happened, in one line."""
+    # Ray's message holds the worker's traceback, whose last unindented line names the exception. Its text may have
+    # more lines, with quoted input and a caret under it.
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    named = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
+    if named:
+        return " ".join(line.strip() for line in lines[named[-1] :])[:_MOST_CHARACTERS]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -106,8 +106,8 @@ def finish(
         "sample": asdict(sample),
     }
     client.log_dict(job.run_id, Redactor().tree(result), "result.json")
-    _report(job, facts, result)
-    client.log_artifact(job.run_id, str(job.run_dir / REPORT))
+    if _report(job, facts, result):
+        client.log_artifact(job.run_id, str(job.run_dir / REPORT))
     write_whole(job.outcome_file, json.dumps(result, indent=1))
 
 
@@ -127,10 +127,15 @@ def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset)
     return sample_answers(model.eval(), tokenizer, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
 
 
-def _report(job: Job, facts: dict[str, Any], result: dict[str, Any]) -> None:
-    """The page of the run, beside everything else it leaves."""
+def _report(job: Job, facts: dict[str, Any], result: dict[str, Any]) -> bool:
+    """The page of the run, beside everything else it leaves; a student is not lost for want of one."""
     write_whole(job.run_dir / FOLDER / "lineage.json", json.dumps(facts))
-    write_report(job.run_dir, job.run_dir / REPORT, result=result)
+    try:
+        write_report(job.run_dir, job.run_dir / REPORT, result=result)
+    except Exception:
+        log.exception("no report of this run (uld-ds report %s writes it later)", job.run_dir)
+        return False
+    return True
 
 
 def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

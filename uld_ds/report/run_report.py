@@ -77,12 +77,13 @@ class RunReport:
         redactor = Redactor()
         events = list(read_events(folder / "progress.jsonl"))
         steps = steps_of(events)
-        text = redactor.text((folder / "recipe.yaml").read_text())
+        # Parsed first: a value that is hidden need not be YAML any more.
+        recipe = redactor.tree(yaml.safe_load((folder / "recipe.yaml").read_text()))
         kept = folder / FOLDER
         snapshots = {who: _read(kept / f"{who}.json") for who in ("before", "teacher", "after")}
         return cls(
-            recipe=redactor.tree(yaml.safe_load(text)),
-            recipe_yaml=text,
+            recipe=recipe,
+            recipe_yaml=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
             status=run_status(folder),
             steps=steps,
             evaluations=[event for event in events if event["event"] == "evaluation"],

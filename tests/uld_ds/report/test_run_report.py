@@ -191,3 +191,14 @@ def test_secrets_stay_where_they_are(run: Path, monkeypatch: pytest.MonkeyPatch)
     assert "planted-secret" not in unescape(source)
     (coded,) = re.findall(r"base64,([^\"]+)", source)
     assert "planted-secret" not in base64.b64decode(coded).decode()
+
+
+def test_a_secret_in_the_recipe_is_hidden_and_breaks_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Hidden, it reads ***, which is no YAML.
+    monkeypatch.setenv("SOME_API_KEY", "never-to-be-seen")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["student"]["system_prompt"] = "never-to-be-seen"
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    page = report_page(run)
+    assert "never-to-be-seen" not in page
+    assert yaml.safe_load(RunReport.of(run).recipe_yaml)["student"]["system_prompt"] == "***"
