@@ -169,6 +169,8 @@ def chat_template_of(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase
         for_encoder: an encoder reads what comes of it, after the tokenizer has put its special tokens around.
     """
     before, _, after = settings.prompt_template.partition("{prompt}")
+    if not for_encoder and _joins_the_answer(after, tokenizer):
+        after = after.rstrip(" ")
     bos = "{{ bos_token }}" if _begins_with_bos(tokenizer) and not for_encoder else ""
     system = json.dumps((settings.system_prompt or "") + "\n\n") if settings.system_prompt else '""'
     return (
@@ -178,6 +180,15 @@ def chat_template_of(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase
         + "{{ messages | map(attribute='content') | join('\\n\\n') }}"
         + f"{{{{ {json.dumps(after)} }}}}"
     )
+
+
+def _joins_the_answer(after: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the space that ends a template is part of an answer's first token: then it is the student's to say."""
+    answered, asked, bare = (
+        tokenizer(f"x{text}", add_special_tokens=False)["input_ids"]
+        for text in (f"{after}the", after, after.rstrip(" "))
+    )
+    return answered[: len(asked)] != asked and answered[: len(bare)] == bare
 
 
 def _begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

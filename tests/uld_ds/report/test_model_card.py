@@ -11,6 +11,9 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
+from tests import tokenizers_zoo as zoo
+from uld_ds.data.sides import TextSide
+from uld_ds.data.sources import Example
 from uld_ds.recipe import parse_recipe
 from uld_ds.report.model_card import (
     DESCRIPTION_LIMIT,
@@ -72,10 +75,25 @@ def test_description_has_results_and_pictures_and_fits() -> None:
 @pytest.mark.parametrize("system", [None, "You are brief."])
 def test_text_template_as_a_chat_template(tiny_recipe: dict[str, Any], tiny_student: Path, system: str | None) -> None:
     tree = copy.deepcopy(tiny_recipe)
-    tree["student"] |= {"prompt_template": 'Question "x": {prompt}\nAnswer: ', "system_prompt": system}
+    tree["student"] |= {"prompt_template": 'Question "x": {prompt}\nAnswer:', "system_prompt": system}
     tokenizer = AutoTokenizer.from_pretrained(tiny_student)
     tokenizer.chat_template = chat_template_of(parse_recipe(tree).student, tokenizer)
     text = tokenizer.apply_chat_template([{"role": "user", "content": "Why?"}], tokenize=False)
     before = f"{system}\n\n" if system else ""
-    assert text == f'Question "x": {before}Why?\nAnswer: '
+    assert text == f'Question "x": {before}Why?\nAnswer:'
     assert json.loads(json.dumps(tokenizer.chat_template))
+
+
+@pytest.mark.parametrize(("name", "ending"), [("gpt2", "\nAnswer:"), ("characters", "\nAnswer: ")])
+def test_a_space_that_an_answers_first_token_has_is_left_to_it(
+    tiny_recipe: dict[str, Any], name: str, ending: str
+) -> None:
+    tree = copy.deepcopy(tiny_recipe)
+    tree["student"] |= {"prompt_template": "{prompt}\nAnswer: "}
+    tokenizer = copy.deepcopy(zoo.ALL[name]())
+    settings = parse_recipe(tree).student
+    tokenizer.chat_template = chat_template_of(settings, tokenizer)
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "Why?"}], tokenize=False)
+    assert asked == f"Why?{ending}"
+    # What it is asked with is what it was trained to answer after.
+    assert tokenizer(asked)["input_ids"] == TextSide(tokenizer, settings, "student").prompt_ids(Example.of("Why?", ""))
