@@ -12,7 +12,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from launcher.placement import worker_resources
+from launcher.placement import ray_selectors, worker_resources
 from uld_ds.errors import RunError
 from uld_ds.recipe import Recipe
 
@@ -48,7 +48,7 @@ def run_gang(
             resources_per_worker=worker_resources(cluster, on_gpu=on_gpu),
             placement_strategy=cluster.placement_strategy,
             accelerator_type=cluster.accelerator_type,
-            label_selector=cluster.labels or None,  # type: ignore[call-arg]  # typed as its older namesake
+            label_selector=ray_selectors(cluster),  # type: ignore[call-arg]  # typed as its older namesake
         ),
         run_config=ray.train.RunConfig(
             name=folder.name,

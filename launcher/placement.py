@@ -122,6 +122,14 @@ def label_matches(selector: str, value: str | None) -> bool:
     return (value in values) != negated
 
 
+def ray_selectors(settings: ClusterSettings) -> dict[str, str] | None:
+    """The recipe's label selectors as Ray must have them; None without any.
+
+    Ray takes a space in ``in(x, y)`` for a part of the value: no node would match, and the gang wait for ever.
+    """
+    return {label: re.sub(r"\s+", "", selector) for label, selector in settings.labels.items()} or None
+
+
 def _with_accelerator(settings: ClusterSettings, nodes: Sequence[Node]) -> list[Node]:
     kind = settings.accelerator_type
     if kind is None:

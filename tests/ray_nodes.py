@@ -53,6 +53,8 @@ class Nodes:
         folder = Path(tempfile.mkdtemp(prefix="clu", dir="/tmp"))
         self.folders.append(folder)
         command = [*before, RAY, "start", "--block", "--temp-dir", str(folder), "--disable-usage-stats"]
+        # Another cluster's agents may be at the same addresses: without this, these would never answer.
+        command += ["--dashboard-agent-listen-port", str(free_port())]
         command += ["--object-store-memory", str(80 * 2**20), "--log-color", "false", *arguments]
         with (folder / "out").open("w") as out:
             process = subprocess.Popen(

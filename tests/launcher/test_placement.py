@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launcher.placement import Node, can_hold_one, check_fits, label_matches, worker_resources
+from launcher.placement import Node, can_hold_one, check_fits, label_matches, ray_selectors, worker_resources
 from uld_ds.errors import UserError
 from uld_ds.recipe import ClusterSettings, parse_recipe
 
@@ -128,3 +128,10 @@ def test_cpus_and_gpus_have_keys_of_their_own(tiny_recipe: dict[str, Any]) -> No
         tiny_recipe["cluster"] = {"workers": 2, "resources_per_worker": {name: 1.0}}
         with pytest.raises(UserError, match=rf"cluster.resources_per_worker.{name} is set by cluster.{key}"):
             parse_recipe(tiny_recipe)
+
+
+def test_ray_gets_selectors_without_spaces() -> None:
+    """Ray waits for ever for a node whose label is " b"."""
+    settings = ClusterSettings(labels={"pool": "in(a, b)", "zone": "! in( x ,y )", "kind": "c"})
+    assert ray_selectors(settings) == {"pool": "in(a,b)", "zone": "!in(x,y)", "kind": "c"}
+    assert ray_selectors(ClusterSettings()) is None
