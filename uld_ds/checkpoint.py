@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import logging
+import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray.train
+import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
 from uld_ds.checkpoint_files import (
@@ -35,6 +40,7 @@ log = logging.getLogger(__name__)
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray's own list, in the run's folder, of what it has taken."""
 _TAG = "state"
+_UNIVERSAL = ".universal"
 
 
 @dataclass
@@ -180,7 +186,7 @@ class Checkpoints:
             warn: told, on every rank, of each checkpoint that is damaged.
 
         Raises:
-            FinalError: it was made by another number of workers, or every one is damaged.
+            FinalError: every one is damaged, or one of another number of workers cannot be divided anew.
         """
         names = committed(self._run_dir)
         if self._ranks.is_first and names is not None:
@@ -192,7 +198,7 @@ class Checkpoints:
             return None
         names = sorted({*(names or []), Path(latest.path).name}, key=step_of, reverse=True)
         found = self._whole([name for name in names if (self._run_dir / name).is_dir()], warn)
-        path, client = student.load_checkpoint(str(found), tag=_TAG)
+        path, client = self._load(student, found, warn)
         if path is None:
             raise FinalError(f"{found}: cannot be read as a checkpoint of this student")
         state = TrainState(**client["uld_ds"])
@@ -200,17 +206,33 @@ class Checkpoints:
             keep_best(found)
         return state
 
+    def _load(self, student: Any, folder: Path, warn: Callable[[str], None]) -> tuple[str | None, dict[str, Any]]:
+        made_by = num_ranks(folder)
+        if made_by == self._ranks.size:
+            return student.load_checkpoint(str(folder), tag=_TAG)
+        if not student.zero_optimization_partition_weights():
+            raise FinalError(
+                f"{folder} was made by {made_by} workers, this run has {self._ranks.size}: only a student at ZeRO "
+                f"stage 3 goes on with another number; set cluster.workers={made_by}"
+            )
+        warn(f"checkpoint {folder.name} was made by {made_by} workers: it is divided anew among {self._ranks.size}")
+        universal = self._run_dir / _UNIVERSAL
+        if self._ranks.is_first:
+            divide_anew(folder / _TAG, universal / _TAG)
+        self._ranks.barrier()
+        try:
+            return load_divided(student, universal)
+        finally:
+            self._ranks.barrier()
+            if self._ranks.is_first:
+                shutil.rmtree(universal, ignore_errors=True)
+
     def _whole(self, names: list[str], warn: Callable[[str], None]) -> Path:
         damaged: list[str] = []
         for name in names:
             folder = self._run_dir / name
-            made_by = num_ranks(folder)
-            if made_by not in (None, self._ranks.size):
-                raise FinalError(
-                    f"{folder} was made by {made_by} workers, this run has {self._ranks.size}: "
-                    f"set cluster.workers={made_by}"
-                )
-            mine = problem_of(folder, [self._ranks.rank])
+            made_by = num_ranks(folder) or self._ranks.size
+            mine = problem_of(folder, range(self._ranks.rank, made_by, self._ranks.size))
             problems = [problem for problem in self._ranks.gather(mine) if problem is not None]
             if not problems:
                 return folder
@@ -220,6 +242,42 @@ class Checkpoints:
             f"no checkpoint in {self._run_dir} is whole: {'; '.join(damaged)}. "
             "Remove the folder to start again, or restore its files"
         )
+
+
+def divide_anew(source: Path, target: Path) -> None:
+    """Makes a DeepSpeed checkpoint of any number of ranks one that any other number can load, parameter by parameter.
+
+    Args:
+        source: folder of the shards.
+        target: made anew.
+    """
+    from deepspeed.checkpoint import ds_to_universal
+
+    shutil.rmtree(target.parent, ignore_errors=True)
+    target.mkdir(parents=True)
+    options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
+    folders = {"input_folder": str(source), "output_folder": str(target), "inject_missing_state": False}
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it talks, and draws bars
+        ds_to_universal.main(argparse.Namespace(**folders, **options))
+
+
+def load_divided(student: Any, folder: Path) -> tuple[str | None, dict[str, Any]]:
+    """Loads what ``divide_anew`` has put into a folder's subfolder. Collective."""
+    groups = student.optimizer.optimizer.param_groups
+    decays = [group["weight_decay"] for group in groups]
+    # DeepSpeed looks at this when it loads, and writes its usual checkpoints whatever it is.
+    student._config.load_universal_checkpoint = True
+    try:
+        return student.load_checkpoint(str(folder), tag=_TAG)
+    finally:
+        student._config.load_universal_checkpoint = False
+        # It gives every group the settings of the first one: vectors would begin to decay.
+        for group, decay in zip(groups, decays, strict=True):
+            group["weight_decay"] = decay
+        # It gives all groups one and the same step, which each of them would count up in turn.
+        for state in student.optimizer.optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
 
 
 def host_state(student: Any, state: TrainState) -> HostState:

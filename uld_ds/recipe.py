@@ -526,6 +526,7 @@ _MAY_CHANGE_ON_RESUME: Any = {
     "evaluation": {"micro_batch_size", "metrics"},
     "generation": True,
     "cluster": {
+        "workers",
         "cpus_per_worker",
         "threads_per_worker",
         "placement_strategy",

@@ -67,6 +67,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(recipe: dict[s
     )
 
 
+def test_a_run_goes_on_with_another_number_of_workers(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["training"] |= {"steps": 40}
+    first = Training(recipe, tmp_path)
+    assert first.wait_until(lambda: first.committed("checkpoint_000000004")), first.errors()[-3000:]
+    (first.run_dir / "STOP").touch()
+    assert first.finish() == 143, first.errors()[-3000:]
+    done = first.steps()
+    assert done < 40
+    second = Training(recipe, tmp_path, "cluster.workers=1")
+    assert second.finish() == 0, second.errors()[-3000:]
+    assert f"checkpoint_{done:09d} was made by 2 workers: it is divided anew among 1" in second.errors()
+    assert second.facts()["steps"] == second.steps() == 40
+    assert set(losses(first.run_dir)) == set(range(1, 41))
+    assert not (first.run_dir / ".universal").exists()
+
+
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to give a run a small file system")
 def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(recipe: dict[str, Any], tmp_path: Path) -> None:
     storage = Path(recipe["run"]["storage"])

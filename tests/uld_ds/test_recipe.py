@@ -368,13 +368,13 @@ SHAPES = {
     "training__batch_size": 16,
     "training__optimizer__eps": 1e-6,
     "training__schedule__kind": "linear",
-    "cluster__workers": 2,
 }
 NAMES = {"registry__alias": "champion", "registry__model_name": "m"}
 RUNS_IT = {
     "run__storage": "elsewhere",
     "tracking__uri": "http://mlflow",
     "tracking__experiment": "e",
+    "cluster__workers": 2,
     "cluster__hang_seconds": 60,
     "cluster__cpus_per_worker": 2,
     "cluster__threads_per_worker": 2,
