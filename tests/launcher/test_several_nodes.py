@@ -37,14 +37,20 @@ def recipe(
     return recipe
 
 
-def train(nodes: Nodes, recipe: dict[str, Any], name: str, **cluster: Any) -> tuple[Any, Path]:
-    """Runs a variant of the recipe on the cluster: the finished command, the run's folder."""
+def written(nodes: Nodes, recipe: dict[str, Any], name: str, **cluster: Any) -> tuple[list[str], Path]:
+    """A variant of the recipe: the command that runs it, the run's folder."""
     storage = Path(recipe["run"]["storage"])
     storage.mkdir(exist_ok=True)
     changed = recipe | {"run": {**recipe["run"], "name": name}, "cluster": recipe["cluster"] | cluster}
     (file := storage / f"{name}.yaml").write_text(yaml.safe_dump(changed))
-    done = nodes.run(*TRAIN, str(file), "--json", environment={"RAY_ADDRESS": nodes.address})
-    return done, storage / name
+    return [*TRAIN, str(file), "--json"], storage / name
+
+
+def train(nodes: Nodes, recipe: dict[str, Any], name: str, **cluster: Any) -> tuple[Any, Path]:
+    """Runs a variant of the recipe on the cluster: the finished command, the run's folder."""
+    command, run_dir = written(nodes, recipe, name, **cluster)
+    # Start-up takes seconds on a machine of its own, and minutes beside other work.
+    return nodes.run(*command, environment={"RAY_ADDRESS": nodes.address}, timeout=900), run_dir
 
 
 def places(run_dir: Path) -> list[str]:
@@ -94,20 +100,49 @@ def test_what_can_never_be_placed_is_said_at_once(nodes: Nodes, recipe: dict[str
         assert not (run_dir / "mlflow_run_id").exists()
 
 
+def test_a_run_waits_for_a_node_that_is_still_to_come(nodes: Nodes, recipe: dict[str, Any]) -> None:
+    """It says what it waits for, and starts when a third node has joined: there, and not where labels forbid it."""
+    cluster = {"labels": {"pool": "in(p1, p2)"}, "wait_seconds": 300, "placement_strategy": "STRICT_SPREAD"}
+    command, run_dir = written(nodes, recipe, "waits", **cluster)
+    process = subprocess.Popen(
+        command, env={**nodes.environment, "RAY_ADDRESS": nodes.address}, stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = ""
+    while "waiting for nodes" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    assert said.splitlines()[-1] == (
+        "waiting for nodes: cluster.workers: 2 workers x cluster.cpus_per_worker 1 need 2 CPUs, the cluster has 1; "
+        "lower one of them"
+    )
+    nodes.join()
+    said += process.stderr.read()
+    assert process.wait(60) == 0, said[-3000:]
+    assert sorted(places(run_dir)) == ["127.0.0.3", "127.0.0.4"]
+
+
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to give a node file systems of its own")
 def test_storage_that_a_node_does_not_see_is_refused(nodes: Nodes, recipe: dict[str, Any]) -> None:
-    """A third node has another file system where the run's folder should be."""
+    """One more node has another file system where the run's folder should be; a run that avoids it goes on."""
     storage = Path(recipe["run"]["storage"])
     storage.mkdir(exist_ok=True)
     hide = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {storage} && exec "$@"', "sh"]
     if subprocess.run([*hide, "true"], capture_output=True).returncode:
         pytest.skip("may not mount")
+    number = len(nodes.processes)
     nodes.join(before=hide)
-    nodes.wait_for(3)
+    nodes.wait_for(number + 1)
     done, run_dir = train(nodes, recipe, "local", placement_strategy="SPREAD")
     assert done.returncode == 2, done.stderr[-2000:]
     assert done.stderr.splitlines()[-1] == (
-        f"error: run.storage: '{run_dir}' is not shared by the cluster's 3 nodes: 127.0.0.4 (No such file or "
-        "directory); name a folder of storage that every node mounts at the same path"
+        f"error: run.storage: '{run_dir}' is not shared by the cluster's {number + 1} nodes: 127.0.0.{number + 2} (No "
+        "such file or directory); name a folder of storage that every node mounts at the same path"
     )
     assert not list(run_dir.glob(".probe-*"))
+
+    done, run_dir = train(nodes, recipe, "elsewhere", labels={"pool": f"!p{number}"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"127.0.0.{number + 2}" not in places(run_dir)
