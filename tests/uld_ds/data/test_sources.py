@@ -82,13 +82,15 @@ def test_files_that_are_not_there_or_not_readable(tmp_path: Path) -> None:
         f"data.train.path: '{odd}' is of no known kind; give files that end in one of .json, .jsonl, .parquet, .arrow"
     )
     Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
-    lines = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
     assert message(files, f"{tmp_path}/a.*") == (
         "data.train.path: files of several kinds: json, parquet; give files of one kind"
     )
-    lines.write_text('{"prompt": 1,')
-    text = message(files, lines)
-    assert text.startswith(f"data.train.path: '{lines}': ") and text.endswith("; repair the file")
+    # Of JSON lines, a broken one is a bad example; a file that is one JSON value is broken as a whole.
+    whole = tmp_path / "whole.json"
+    whole.write_text('[{"prompt": 1,')
+    text = message(files, whole)
+    assert text.startswith(f"data.train.path: '{whole}': ") and text.endswith("; repair the file")
     assert "\n" not in text
 
 
