@@ -31,7 +31,7 @@ SHORTER = {
     "ULD_DS__STUDENT__MAX_LENGTH": "96",
     "ULD_DS__DATA__TRAIN__LIMIT": "24",
     "ULD_DS__DATA__EVAL__LIMIT": "2",
-    "ULD_DS__DATA__ON_BAD_ROW": "skip",
+    "ULD_DS__DATA__ON_BAD_EXAMPLE": "skip",
     "ULD_DS__EVALUATION__SAMPLE_TOKENS": "0",
     "ULD_DS__TRACKING__SYSTEM_METRICS": "false",
 }
