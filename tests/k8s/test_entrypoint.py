@@ -21,10 +21,12 @@ from uld_ds.errors import UserError
 from uld_ds.places import package_folder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), needs_kubectl]
+# Enough that a stop falls among them: asking for the job's status alone takes seconds.
+STEPS = 150
 # The demo teacher on two cores: fewer steps and rows, the recipe and the command as they are.
 SHORTER = {
     "ULD_DS__TRAINING__EPOCHS": "null",
-    "ULD_DS__TRAINING__STEPS": "6",
+    "ULD_DS__TRAINING__STEPS": str(STEPS),
     "ULD_DS__TRAINING__BATCH_SIZE": "2",
     "ULD_DS__TRAINING__MICRO_BATCH_SIZE": "1",
     "ULD_DS__TEACHER__MAX_LENGTH": "96",
@@ -119,7 +121,7 @@ def test_stopped_pods_lose_nothing_and_a_retry_registers_the_student(
     hook = nodes.run(*PRE_STOP, cwd=mounted)
     assert (hook.returncode, hook.stderr) == (0, "")
     stopped_at = steps_made(run_dir)[-1]
-    assert 2 <= stopped_at < 6
+    assert 2 <= stopped_at < STEPS
     assert (run_dir / f"checkpoint_{stopped_at:09d}").is_dir()
     for _ in range(60):
         if "FAILED" in (said := status(nodes, "first")):
@@ -130,7 +132,7 @@ def test_stopped_pods_lose_nothing_and_a_retry_registers_the_student(
     # The operator's retry: a new job, the same run.
     done = submit(nodes, entrypoint, "second")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert steps_made(run_dir) == list(range(1, 7))
+    assert steps_made(run_dir) == list(range(1, STEPS + 1))
     logs = "".join(log.read_text() for log in (run_dir / "logs").glob("rank-?.log"))
     assert "on 127.0.0.3" in logs
     assert "on 127.0.0.2" not in logs
