@@ -47,7 +47,9 @@ class ComparedRun:
     scores: dict[str, Score]
     """``bits per byte`` first, lower is better; then percentages, higher is better."""
     held_out: str
-    """Identifies the held-out rows: figures compare where this is the same."""
+    """Identifies the held-out rows that the run measured its bits per byte on."""
+    scored_on: str
+    """And those that ``scores`` are about: other ones where the student was evaluated on others."""
     curve: list[tuple[float, float]] = field(default_factory=list)
     """Held-out bits per byte after so many student tokens (or steps, where tokens were not counted)."""
 
@@ -68,6 +70,7 @@ class ComparedRun:
         told = {who: value for who, value in result.get("bits_per_byte", {}).items() if value is not None}
         after = told.get("after", known.get("after", known.get("student")))
         evaluation = _evaluation(evaluation_of(folder))
+        held_out = recipe["data"].get("eval")
         return cls(
             name=status.name,
             state=status.state,
@@ -80,7 +83,8 @@ class ComparedRun:
             bits_before=told.get("before", known.get("before")),
             bits_teacher=told.get("teacher", known.get("teacher")),
             scores=_scores(after, evaluation),
-            held_out=json.dumps(recipe["data"].get("eval"), sort_keys=True),
+            held_out=_identity(held_out),
+            scored_on=_identity(evaluation.get("held_out", held_out)),
             curve=_curve(steps, events),
         )
 
@@ -100,7 +104,8 @@ class ComparedRun:
             bits_before=None,
             bits_teacher=None,
             scores=_scores(None, facts),
-            held_out=json.dumps(facts.get("held_out"), sort_keys=True),
+            held_out=_identity(facts.get("held_out")),
+            scored_on=_identity(facts.get("held_out")),
         )
 
 
@@ -117,6 +122,10 @@ def is_evaluation(folder: Path) -> bool:
 
 def _evaluation(folder: Path) -> dict[str, Any]:
     return json.loads((folder / _EVALUATION).read_text()) if is_evaluation(folder) else {}
+
+
+def _identity(source: dict[str, Any] | None) -> str:
+    return json.dumps(source, sort_keys=True)
 
 
 def _student(settings: dict[str, Any]) -> str:
@@ -184,8 +193,14 @@ def _overlap(one: Score, other: Score) -> bool:
 def cautions(runs: Sequence[ComparedRun]) -> list[str]:
     """What a reader must know before reading the figures against each other."""
     said = []
-    if len({run.held_out for run in runs}) > 1:
-        said.append("the runs' held-out rows differ: their figures do not compare")
+    if len({run.scored_on for run in runs}) > 1:
+        said.append("the held-out rows differ: the scores do not compare")
+    elsewhere = [run.name for run in runs if run.scored_on != run.held_out]
+    if elsewhere:
+        said.append(
+            f"evaluated on other rows than the run's own: {', '.join(elsewhere)}; bits per byte before, and the "
+            "teacher's, do not compare with the scores"
+        )
     if len({run.teacher for run in runs if run.teacher != "-"}) > 1:
         said.append("the runs have different teachers")
     unfinished = [f"{run.name} ({run.state})" for run in runs if run.state != "finished"]

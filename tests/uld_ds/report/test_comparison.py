@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -79,10 +80,23 @@ def test_an_evaluation_alone(tmp_path: Path) -> None:
     facts = json.loads((beside / "evaluation.json").read_text()) | {"model": "org/base", "held_out": {"path": "x"}}
     (beside / "evaluation.json").write_text(json.dumps(facts))
     found = ComparedRun.of(beside)
+    assert (found.held_out, found.scored_on) == ('{"path": "x"}', '{"path": "x"}')
     assert (found.name, found.student, found.teacher, found.steps) == ("a-evaluation", "org/base", "-", None)
     assert found.scores["f1"].value == 40.0
-    both = [ComparedRun.of(tmp_path / "a"), found]
-    assert cautions(both) == ["the runs' held-out rows differ: their figures do not compare"]
+    # The run beside it was measured on rows of its own.
+    both = [replace(ComparedRun.of(tmp_path / "a"), scored_on='{"path": "held_out.jsonl"}'), found]
+    assert cautions(both)[0] == "the held-out rows differ: the scores do not compare"
+
+
+def test_an_evaluation_on_other_rows_than_the_run(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", f1=(40.0, 35.0, 45.0))
+    make_run(tmp_path, "b", f1=(40.0, 35.0, 45.0))
+    for name in ("a", "b"):
+        file = tmp_path / f"{name}-evaluation" / "evaluation.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"held_out": {"path": "held_out.jsonl", "limit": 9}}))
+    said = cautions([ComparedRun.of(tmp_path / name) for name in ("a", "b")])
+    assert len(said) == 1
+    assert said[0].startswith("evaluated on other rows than the run's own: a, b")
 
 
 def test_without_an_evaluation_and_token_counts(tmp_path: Path) -> None:
