@@ -14,8 +14,8 @@ from uld_ds.recipe import Recipe
 
 _HEAD = """# Recipe reference
 
-Every key of a recipe, its type, its default, and what it does. This page is made from the models in `uld_ds/recipe.py`
-by `uld-ds recipes reference`. A key that is not here is an error.
+Every key of a recipe, its type, its default, and what it does. This page is made from the models in
+`uld_ds/recipe_sections.py` by `uld-ds recipes reference`. A key that is not here is an error.
 """
 _LARGEST_DEFAULT = 60
 
@@ -98,7 +98,7 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         return "see below"
     said = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else str(value)
-    return f"`{said}`" if said and len(said) <= _LARGEST_DEFAULT else "see `recipe.py`"
+    return f"`{said}`" if said and len(said) <= _LARGEST_DEFAULT else "see `recipe_sections.py`"
 
 
 def _about(field: FieldInfo) -> str:
