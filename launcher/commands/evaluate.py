@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from launcher.commands.options import Overrides
 from uld_ds.recipe import load_recipe
 
 
@@ -24,10 +25,7 @@ def evaluate(
         str | None,
         typer.Option("--output", help="Folder for what is found. Default: NAME-evaluation beside the run."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. data.eval.limit=100. Repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one last JSON object.")] = False,
 ) -> None:
     """Let a model answer the recipe's held-out prompts, and score it: percentages with 95 % intervals."""

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from launcher.commands.options import Overrides
 from uld_ds.recipe import load_recipe
 
 _SHOWN = ("rows", "unusable", "duplicates", "too_long", "prompts", "tokens", "empty", "truncated", "dropped", "train")
@@ -25,10 +26,7 @@ def generate(
     output: Annotated[
         str | None, typer.Option("--output", help="Folder of the answers. Default: the recipe's generation.output.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. data.train.limit=100. Repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one last JSON object.")] = False,
 ) -> None:
     """Let the recipe's teacher answer its prompts, into Parquet files. Run again, it goes on where it stopped."""

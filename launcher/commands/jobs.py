@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launcher.commands.options import Address
+
 if TYPE_CHECKING:
     from launcher.jobs.listing import Listed
 
@@ -18,12 +20,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def jobs(
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, e.g. http://127.0.0.1:8265."
-        ),
-    ] = None,
+    address: Address = None,
     ended: Annotated[bool, typer.Option("--all", help="Also what has ended.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launcher.commands.options import Overrides
 from uld_ds.errors import UserError
 from uld_ds.recipe import load_recipe
 
@@ -29,10 +30,7 @@ def add_to(app: typer.Typer) -> None:
 
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. cluster.workers=16. Repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     student_tokens: Annotated[
         float | None, typer.Option(help="Mean length of an example. Default: student.max_length.", min=1)
     ] = None,

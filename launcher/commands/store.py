@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launcher.commands.options import Overrides
 from uld_ds.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -28,10 +29,7 @@ def build(
     output: Annotated[
         str | None, typer.Option("--output", help="Folder or URL of the store. Default: the recipe's teacher.path.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. teacher.sharding=none. Repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the store's facts as one last JSON object.")] = False,
 ) -> None:
     """Run the recipe's teacher over its data and keep what it says. Run again, it goes on where it stopped."""

@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from launcher.commands.options import Address, Overrides
+
 
 def add_to(app: typer.Typer) -> None:
     """Adds the verb."""
@@ -19,16 +21,8 @@ def add_to(app: typer.Typer) -> None:
 
 def submit(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file, in the working directory.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. training.steps=100. Repeatable."),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, e.g. http://127.0.0.1:8265."
-        ),
-    ] = None,
+    overrides: Overrides = None,
+    address: Address = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return when the cluster has taken the job.")] = False,
     working_dir: Annotated[
         Path, typer.Option(help="The folder that the job gets a copy of, without what .gitignore names.")

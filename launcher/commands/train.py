@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from launcher.commands.options import Overrides
 from uld_ds.recipe import load_recipe
 
 
@@ -19,10 +20,7 @@ def add_to(app: typer.Typer) -> None:
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. training.steps=100. Repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's facts as one last JSON object.")] = False,
 ) -> None:

@@ -1,0 +1,20 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. training.steps=100. Repeatable."),
+]
+"""Of a recipe; for ``load_recipe``."""
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, e.g. http://127.0.0.1:8265."
+    ),
+]
+"""Of Ray's Jobs API."""
