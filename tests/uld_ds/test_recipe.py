@@ -423,6 +423,8 @@ def test_every_key_of_a_recipe_is_read_somewhere() -> None:
     read = {
         node.attr
         for source in sources
+        # A validator that looks at a key does not make anything happen.
+        if source.name != "recipe_sections.py"
         for node in ast.walk(ast.parse(source.read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
