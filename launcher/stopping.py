@@ -12,6 +12,9 @@ from types import FrameType, TracebackType
 from uld_ds.errors import StoppedError
 from uld_ds.stopping import StopFile
 
+# The gang may still commit one before it is gone.
+_UNWAITED = "stopped without waiting for a last checkpoint"
+
 
 class SigtermStops:
     """While this context is open, SIGTERM ends what is inside with StoppedError: at once, or ``after_a_checkpoint``.
@@ -72,14 +75,12 @@ class SigtermStops:
             return
         if self._reason is None:
             told_again = self._file is not None
-            self._reason = "stopped without a last checkpoint: told to twice" if told_again else "told to stop"
+            self._reason = f"{_UNWAITED}: told to twice" if told_again else "told to stop"
         # The exception that Ray's blocking calls let through.
         raise KeyboardInterrupt
 
     def _end_of_grace(self) -> None:
-        self._reason = (
-            f"stopped without a last checkpoint: it took longer than cluster.grace_seconds {self._grace_seconds:g}"
-        )
+        self._reason = f"{_UNWAITED}: it took longer than cluster.grace_seconds {self._grace_seconds:g}"
         main = threading.main_thread().ident
         assert main is not None
         signal.pthread_kill(main, signal.SIGTERM)

@@ -23,7 +23,6 @@ from launcher.stopping import SigtermStops
 from tests.ray_nodes import clean_environment
 from uld_ds.errors import StoppedError
 from uld_ds.recipe import parse_recipe
-from uld_ds.report.progress import read_events
 from uld_ds.stopping import StopFile
 
 
@@ -53,7 +52,7 @@ def test_sigterm_asks_and_the_handler_before_comes_back(tmp_path: Path) -> None:
 
 def test_the_grace_period_ends(tmp_path: Path) -> None:
     begin = time.monotonic()
-    message = r"without a last checkpoint: it took longer than cluster.grace_seconds 0.3; the same command goes on from"
+    message = r"without waiting for a last checkpoint: it took longer than cluster.grace_seconds 0.3; the same command"
     with pytest.raises(StoppedError, match=message) as caught, training(tmp_path, 0.3):
         terminate()
         time.sleep(20)
@@ -159,6 +158,6 @@ def test_a_file_stops_it_too_and_a_second_signal_ends_it_at_once(tmp_path: Path,
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 143, stderr[-2000:]
     assert time.monotonic() - told < 20
-    assert stderr.splitlines()[-1].startswith("error: stopped without a last checkpoint: told to twice; the same comma")
-    # Shards may have been begun; none was committed.
-    assert "checkpoint" not in {event["event"] for event in read_events(progress)}
+    # The gang may have committed one meanwhile: nobody waited to see.
+    said = "error: stopped without waiting for a last checkpoint: told to twice; the same command goes on from the last"
+    assert stderr.splitlines()[-1].startswith(said)
