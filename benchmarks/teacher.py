@@ -202,6 +202,9 @@ def make_pair(name: str, folder: Path, gemma: Path | None) -> dict[str, Any]:
         "training": {"steps": 100, "batch_size": EXAMPLES},
         "cluster": {"workers": 1, "accelerator": "cpu", "threads_per_worker": os.cpu_count() or 1},
     }
+    if name == "gemma":
+        # The base model has no chat template.
+        recipe["teacher"]["prompt_template"] = "{prompt}\n"
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     pair = {"name": name, "teacher": teacher, "student": student, "byte_level": name == "bytes"}
     (folder / "pair.json").write_text(json.dumps(pair | {"text": str(folder / "train.jsonl"), "examples": EXAMPLES}))
