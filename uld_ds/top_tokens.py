@@ -1,0 +1,118 @@
+"""Which tokens a model thinks likeliest, by their ids, and how likely: what a spectrum leaves out on purpose.
+
+Ids mean something in one vocabulary alone. Objectives that look at identities (the same tokenizer, the same byte
+strings, byte prefixes) take them from here; everything else keeps to spectra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Elements of which copies exist at a time.
+_CHUNK_ELEMENTS_CPU = 1 << 21
+_CHUNK_ELEMENTS_ACCELERATOR = 1 << 26
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """The k likeliest tokens of each of T next-token distributions, the likeliest first."""
+
+    ids: Tensor
+    """[T, k] int64: token ids, no two of a row the same; of equally likely tokens the lower id comes first."""
+    log_probs: Tensor
+    """[T, k] float32: natural log-probabilities at temperature 1, descending; -inf for what cannot be."""
+
+    def __post_init__(self) -> None:
+        if self.ids.dim() != 2 or self.ids.shape != self.log_probs.shape:
+            raise ValueError(f"ids {list(self.ids.shape)} and log_probs {list(self.log_probs.shape)} must be [T, k]")
+
+    @classmethod
+    @torch.no_grad()
+    def from_logits(cls, logits: Tensor, k: int, *, log_normaliser: Tensor | None = None) -> TopTokens:
+        """Of each row of logits, whatever rows are beside it.
+
+        Args:
+            logits: [T, V], any floating dtype; taken as float32. A row with NaN has NaN log-probabilities.
+            k: how many; V where the vocabulary is smaller.
+            log_normaliser: [T] float32, ``logsumexp(logits)``, if at hand.
+
+        Raises:
+            ValueError: ``k`` is not positive, or ``logits`` are not [T, V].
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        if logits.dim() != 2:
+            raise ValueError(f"logits must be [T, V], got {list(logits.shape)}")
+        k = min(k, logits.shape[1])
+        budget = _CHUNK_ELEMENTS_CPU if logits.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
+        step = max(1, budget // max(logits.shape[1], 1))
+        parts = []
+        for start in range(0, max(len(logits), 1), step):
+            values = logits[start : start + step].float()
+            known = values.logsumexp(1) if log_normaliser is None else log_normaliser[start : start + step]
+            ids = _likeliest(values, k)
+            log_probs = values.gather(1, ids) - known[:, None]
+            # Padding, a row of nothing but -inf, is not NaN.
+            parts.append(cls(ids, log_probs.masked_fill(known[:, None] == float("-inf"), float("-inf"))))
+        return cls.cat(parts)
+
+    @classmethod
+    def cat(cls, parts: Sequence[TopTokens]) -> TopTokens:
+        """Rows of several, one after the other.
+
+        Raises:
+            ValueError: of none, or of different k.
+        """
+        widths = {part.k for part in parts}
+        if len(widths) != 1:
+            raise ValueError(f"rows with {sorted(widths)} tokens each cannot stand in one table")
+        return cls(torch.cat([part.ids for part in parts]), torch.cat([part.log_probs for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice | Tensor) -> TopTokens:
+        return TopTokens(self.ids[rows], self.log_probs[rows])
+
+    def to(self, device: torch.device | str) -> TopTokens:
+        """On another device."""
+        return TopTokens(self.ids.to(device), self.log_probs.to(device))
+
+    def first(self, k: int) -> TopTokens:
+        """The ``k`` likeliest of each row; all that there are where those are fewer."""
+        return TopTokens(self.ids[:, :k], self.log_probs[:, :k])
+
+    @property
+    def k(self) -> int:
+        """Tokens per row."""
+        return self.ids.shape[1]
+
+    @property
+    def rest(self) -> Tensor:
+        """[T] in the type of ``log_probs``, within [0, 1]: the probability of all other tokens together.
+
+        Known to about 1e-6 where log-probabilities are float32, to some 1e-4 where they have been float16: a rest of
+        that size need not be one.
+        """
+        taken = self.log_probs.double().exp().sum(1)
+        return (1 - taken).clamp(min=0.0).to(self.log_probs.dtype)
+
+
+def _likeliest(values: Tensor, k: int) -> Tensor:
+    """[T, k] ids. topk does not say which of equal values it takes, and logits in bf16 have many."""
+    vocab = values.shape[1]
+    some, ids = values.topk(k, dim=1)
+    smallest = some[:, -1:]
+    above = some > smallest
+    # Of all that equal the smallest one taken: the lowest ids, as many as there is room for.
+    descending = torch.arange(vocab, 0, -1, dtype=torch.int32, device=values.device)
+    tied = vocab - (values.eq(smallest) * descending).topk(k, dim=1).values.to(torch.int64)
+    place = torch.arange(k, device=values.device) - above.sum(1, keepdim=True)
+    # (Where a row is NaN, nothing equals anything.)
+    ids = torch.where(above, ids, tied.gather(1, place.clamp(min=0)).clamp(max=vocab - 1))
+    ids = ids.sort(dim=1).values
+    return ids.gather(1, values.gather(1, ids).sort(dim=1, descending=True, stable=True).indices)
