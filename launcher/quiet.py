@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def quieten_libraries() -> None:
@@ -15,3 +18,15 @@ def quieten_libraries() -> None:
     transformers_logging.set_verbosity_error()
     for name in ("ray.train", "ray.data", "mlflow", "alembic", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def no_news() -> Iterator[None]:
+    """While libraries are imported and asked about models: neither warnings nor what is deprecated among themselves."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -44,12 +44,18 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     rest = [layer for place, layer in enumerate(stack) if place in kept]
     del stack[:]
     stack.extend(rest)
-    for name_of, value in list(vars(config).items()):
+    keep_in_config(config, kept)
+    return _made_anew(model, key, name)
+
+
+def keep_in_config(config: Any, kept: Sequence[int]) -> None:
+    """Makes a configuration that of a model with some of its layers."""
+    number = config.num_hidden_layers
+    for name, value in list(vars(config).items()):
         # What a configuration says of each layer, e.g. how wide its attention looks.
         if isinstance(value, list | tuple) and len(value) == number:
-            setattr(config, name_of, [value[place] for place in kept])
+            setattr(config, name, [value[place] for place in kept])
     config.num_hidden_layers = len(kept)
-    return _made_anew(model, key, name)
 
 
 def _is_stack(module: nn.Module, number: int) -> bool:

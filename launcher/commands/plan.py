@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.commands.options import Overrides
+from launcher.quiet import no_news
 from uld_ds.errors import UserError
 from uld_ds.recipe import load_recipe
 
@@ -63,25 +63,24 @@ def plan(
     """Count memory per worker, traffic and time per step; say what does not fit and which change would make it fit."""
     loaded = load_recipe(recipe, overrides or [])
     kind = _kind(device, loaded.cluster.accelerator)
-    logging.disable(logging.WARNING)
-    from launcher.plan.plan import Plan
-    from launcher.plan.shapes import student_shape, teacher_shape
-    from launcher.plan.speed import Hardware
+    with no_news():
+        from launcher.plan.plan import Plan
+        from launcher.plan.shapes import student_shape, teacher_shape
+        from launcher.plan.speed import Hardware
 
-    logging.disable(logging.NOTSET)
-    peak = tflops or (989.0 if kind == "gpu" else 0.2)
-    found = Plan(
-        recipe=loaded,
-        hardware=Hardware(kind, int(memory * _GB), per_node, peak, efficiency, inter_gbps, intra_gbps),
-        student_shape=student_shape(loaded.student),
-        teacher_shape=teacher_shape(loaded.teacher) if loaded.teacher.source == "online" else None,
-        student_tokens=student_tokens or loaded.student.max_length,
-        teacher_tokens=teacher_tokens or loaded.teacher.max_length,
-    )
-    if as_json:
-        typer.echo(json.dumps(found.to_json()))
-    else:
-        _show(found)
+        peak = tflops or (989.0 if kind == "gpu" else 0.2)
+        found = Plan(
+            recipe=loaded,
+            hardware=Hardware(kind, int(memory * _GB), per_node, peak, efficiency, inter_gbps, intra_gbps),
+            student_shape=student_shape(loaded.student),
+            teacher_shape=teacher_shape(loaded.teacher) if loaded.teacher.source == "online" else None,
+            student_tokens=student_tokens or loaded.student.max_length,
+            teacher_tokens=teacher_tokens or loaded.teacher.max_length,
+        )
+        if as_json:
+            typer.echo(json.dumps(found.to_json()))
+        else:
+            _show(found)
 
 
 def _kind(asked: str | None, accelerator: str) -> Literal["cpu", "gpu"]:
@@ -116,7 +115,10 @@ def _models(found: Plan) -> Table:
     nodes = hardware.nodes(found.ranks)
     where = f"{found.ranks} x {hardware.memory / _GB:g} GB {found.kind.upper()}, {nodes} node{'s' * (nodes > 1)}"
     teacher = "stored: takes no memory" if found.teacher is None else _described(found.teacher.shape)
-    return _rows("plan", [("workers", where), ("teacher", teacher), ("student", _described(found.student_shape))])
+    student = _described(found.student_shape)
+    if found.student_shape.learning < found.student_shape.parameters:
+        student += f"; {found.student_shape.learning / 1e6:,.1f} million of them learn"
+    return _rows("plan", [("workers", where), ("teacher", teacher), ("student", student)])
 
 
 def _described(shape: Any) -> str:

@@ -100,9 +100,9 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
         rows: answer tokens of it.
         checkpointing: whether layers are computed again in the backward pass.
     """
-    number, width = role.shape.parameters, role.width
+    number = role.shape.learning
     yield Line("student", "weights", role.share(role.weights, 3), role.offload("param"))
-    yield Line("student", "gradients", role.share(role.weights, 2), role.offload("optimizer"))
+    yield Line("student", "gradients", role.share(number * role.width, 2), role.offload("optimizer"))
     # fp32 weights and two moments; without ZeRO an fp32 model is its own fp32 copy.
     states = 8 if role.stage == 0 and role.precision == "fp32" else 12
     yield Line("student", "optimizer states", role.share(number * states, 1), role.offload("optimizer"))
@@ -111,7 +111,7 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
     yield Line("student", "head chunk", head_bytes(role, rows, backward=True), moment="student")
     yield Line("student", "communication buffers", _bucket(role), moment="student")
     # Written beside training, from a copy: all states of this rank, and its weights.
-    copied = role.share(number * (states + width), 3 if role.stage == 3 else 1)
+    copied = role.share(number * states + role.weights, 3 if role.stage == 3 else 1)
     yield Line("student", "checkpoint on its way", copied, "host")
     fp32_gradients = 4 * min(role.share(number, 1), _SUB_GROUP)
     yield Line("student", "fp32 gradients of the update", fp32_gradients, role.offload("optimizer"), "step")
@@ -169,7 +169,7 @@ def head_bytes(role: Role, rows: int, *, backward: bool) -> int:
     vocab = role.shape.vocab
     elements = min(rows * vocab, max(_HEAD_ELEMENTS[role.kind], vocab))
     scratch = min(rows * vocab, max(_SPECTRUM_ELEMENTS[role.kind], vocab)) * _SPECTRUM_SCRATCH
-    weight_gradient = vocab * role.shape.hidden * role.width if backward else 0
+    weight_gradient = vocab * role.shape.hidden * role.width if backward and role.shape.head_learns else 0
     return elements * (role.width + (8 if backward else 0)) + scratch + weight_gradient
 
 
@@ -178,7 +178,7 @@ def _bucket(role: Role) -> int:
         return 0
     size = int(role.zero.get("reduce_bucket_size", 5e8)) * (2 if role.zero.get("overlap_comm") else 1)
     # On a CPU, pages that nothing has been written to take no memory.
-    return min(size, role.shape.parameters if role.kind == "cpu" else size) * role.width
+    return min(size, role.shape.learning if role.kind == "cpu" else size) * role.width
 
 
 def loading_bytes(role: Role) -> int:

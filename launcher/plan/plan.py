@@ -130,10 +130,10 @@ class Plan:
     @property
     def disk(self) -> dict[str, int]:
         """Checkpoints (one is complete before an older one goes, and one is staged) and the exported student."""
-        number = self.student_shape.parameters
-        kept = self.recipe.training.keep_checkpoints + 2
-        export = number * self.student.width
-        return {"checkpoints": number * CHECKPOINT_BYTES * kept, "export": export}
+        shape, kept = self.student_shape, self.recipe.training.keep_checkpoints + 2
+        frozen = (shape.parameters - shape.learning) * self.student.width
+        checkpoint = shape.learning * CHECKPOINT_BYTES + frozen
+        return {"checkpoints": checkpoint * kept, "export": self.student.weights}
 
     @property
     def fits(self) -> bool:
@@ -162,7 +162,9 @@ class Plan:
 
     def _student_operations(self) -> float:
         tokens = self.examples_per_rank * self.student_tokens
-        passes = 4 if self.recipe.student.gradient_checkpointing else 3
+        # Backward takes twice a forward: for what goes on to the layer before, and for the weights that learn.
+        learning = self.student_shape.learning / self.student_shape.parameters
+        passes = (3 if self.recipe.student.gradient_checkpointing else 2) + learning
         return passes * forward_operations(self.student, tokens, tokens)
 
     def changed(self, changes: Mapping[str, Any]) -> Plan:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from uld_ds.errors import UserError
 from uld_ds.places import PACKAGE, converted_gguf, package_folder
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
+from uld_ds.shaping import keep_in_config, shaped
 from uld_ds.tokenizer_files import load_tokenizer, one_line
 
 
@@ -22,7 +23,11 @@ class Shape:
 
     name: str
     parameters: int
-    """All of them, a tied head counted once."""
+    """All of them, a tied head counted once; adapters included."""
+    learning: int
+    """Those that have gradients and optimizer states, where it is a student."""
+    head_learns: bool
+    """Whether the output head is one of them."""
     largest: int
     """Elements of the largest parameter: what ZeRO-3 gathers at least."""
     layers: int
@@ -45,8 +50,17 @@ class Shape:
         return self.layers * self.layer_parameters
 
 
-def shape_of(config: PreTrainedConfig, name: str, file_bytes: int | None = None) -> Shape:
-    """Of a model that a configuration describes; it is built without memory for its weights."""
+def shape_of(
+    config: PreTrainedConfig, name: str, file_bytes: int | None = None, student: StudentSettings | None = None
+) -> Shape:
+    """Of a model that a configuration describes; it is built without memory for its weights.
+
+    Args:
+        config: of the model.
+        name: for a person.
+        file_bytes: of its weights on disk.
+        student: what of it is frozen or adapted.
+    """
     import torch
 
     from uld_ds.architectures import auto_class
@@ -57,16 +71,24 @@ def shape_of(config: PreTrainedConfig, name: str, file_bytes: int | None = None)
     except Exception as error:  # a bad value surfaces wherever the architecture first uses it
         raise UserError("model", f"{name!r}: no model can be made of it ({one_line(error)})", "correct it") from error
     text: Any = config.get_text_config()
-    sizes = [parameter.numel() for parameter in model.parameters()]
     layers = _layers(model)
+    layer_parameters = sum(p.numel() for layer in layers for p in layer.parameters()) // len(layers)
+    head = model.get_output_embeddings()
+    if student is not None:
+        with torch.device("meta"):
+            model = shaped(model, student)
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     return Shape(
         name=name,
         parameters=sum(sizes),
+        learning=learning,
+        head_learns=head is None or any(parameter.requires_grad for parameter in head.parameters()),
         largest=max(sizes),
         layers=len(layers),
-        layer_parameters=sum(p.numel() for layer in layers for p in layer.parameters()) // len(layers),
+        layer_parameters=layer_parameters,
         hidden=text.hidden_size,
         intermediate=getattr(text, "intermediate_size", None) or getattr(text, "d_ff", None) or 4 * text.hidden_size,
         queries=heads * head_dim,
@@ -107,7 +129,7 @@ def student_shape(settings: StudentSettings) -> Shape:
         UserError: its configuration is not to be had.
     """
     if settings.from_config is None:
-        return _existing(settings, "student")
+        return _existing(settings, "student", settings)
     tokenizer = settings.tokenizer
     if isinstance(tokenizer, TrainedTokenizerSettings):
         vocab = tokenizer.vocab_size
@@ -120,10 +142,10 @@ def student_shape(settings: StudentSettings) -> Shape:
     except Exception as error:  # each architecture checks its options in its own way
         problem = f"no {options['model_type']!r} model can be made of it ({one_line(error)})"
         raise UserError("student.from_config", problem, "correct its options") from error
-    return shape_of(config, f"a new {options['model_type']}")
+    return shape_of(config, f"a new {options['model_type']}", student=settings)
 
 
-def _existing(settings: ModelSettings, role: str) -> Shape:
+def _existing(settings: ModelSettings, role: str, student: StudentSettings | None = None) -> Shape:
     place = str(settings.model)
     folder = package_folder(place, f"{role}.model") if place.startswith(PACKAGE) else Path(place).expanduser()
     gguf = settings.gguf_file
@@ -138,7 +160,12 @@ def _existing(settings: ModelSettings, role: str) -> Shape:
     except Exception as error:  # the hub, its client and transformers raise whatever they ran into
         problem = f"no configuration of {place!r} ({one_line(error)})"
         raise UserError(f"{role}.model", problem, "correct it, or name a folder that holds its config.json") from error
-    return shape_of(config, place, tensor_bytes(folder) if folder.is_dir() else None)
+    file_bytes = tensor_bytes(folder) if folder.is_dir() else None
+    if student is not None and student.keep_layers is not None:
+        # Layers that are not there, or that it cannot go without, are what `uld-ds train` says.
+        keep_in_config(config.get_text_config(), student.keep_layers)
+        file_bytes = None
+    return shape_of(config, place, file_bytes, student)
 
 
 def tensor_bytes(folder: Path) -> int | None:

