@@ -5,20 +5,18 @@ with row weights ``a``, ``b`` from normalisation.py and ``D`` from likelihood.py
 segments in place of truncated positions). With ``merge: chain`` both distributions of a segment are scaled by the
 probability of the segment's tokens before them, and the student's scale is differentiated like everything else.
 
-Loss and gradients are computed in one pass over chunks of rows: hidden states -> logits -> loss and d loss / d logits
--> gradients of hidden states and head. Logits exist for a chunk at a time, and autograd never sees a vocabulary.
+Loss and gradients are computed in one pass over chunks of rows (chunked_loss.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from uld_ds.chunked_loss import ChunkedLoss, Rows, head_tensors
 from uld_ds.data.windows import SegmentRows, SideBatch
 from uld_ds.language_model import Head, log_probs_of
 from uld_ds.likelihood import LikelihoodTerm, likelihood_term
@@ -29,43 +27,6 @@ from uld_ds.uld import uld_distance, uld_value_and_grad
 
 # Rows of a micro-batch whose student entropy is measured: enough for a curve, few enough to cost nothing.
 _ENTROPY_ROWS = 32
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What the loss needs to know about A answer rows besides their logits. The S rows that stand for a segment
-    come first."""
-
-    ids: Tensor
-    """[A] the right token."""
-    ce_weights: Tensor
-    """[A] of each row's cross-entropy in the loss."""
-    ce_slopes: Tensor
-    """[A] d loss / d cross-entropy of each row: its weight, what it does to its segment's likelihood, and how it
-    scales a distance (``merge: chain``), which is known when the S rows have been seen."""
-    uld_weights: Tensor
-    """[S] of each segment's ULD distance in the loss."""
-    spectrum: Spectrum
-    """S rows: the teacher's."""
-    log_scale: Tensor | None
-    """[S] nats: of the student's distributions, or None."""
-    earlier: Tensor
-    """[P] rows whose probabilities make up the scale,"""
-    earlier_segment: Tensor
-    """[P] and of which segment."""
-    likelihood_loss: Tensor
-    """Scalar: the loss's part that is known beforehand; its gradient is among the slopes."""
-
-    @property
-    def num_compared(self) -> int:
-        return len(self.spectrum)
-
-    def note_scale_slopes(self, segments: slice, slopes: Tensor) -> None:
-        """Takes note of d loss / d log scale of some of the S segments."""
-        slope = slopes.new_zeros(self.num_compared)
-        slope[segments] = slopes
-        # The log scale is the sum of its rows' log-probabilities: each one's cross-entropy, negated.
-        self.ce_slopes.index_add_(0, self.earlier, -slope[self.earlier_segment].to(self.ce_slopes.dtype))
 
 
 @dataclass(frozen=True)
@@ -111,7 +72,7 @@ class Objective:
         likelihood = self._likelihood(hidden, head, batch, segments, teacher_log_probs)
         rows = self._rows(hidden, head, batch, segments, order, spectrum, weights, likelihood)
         one_chunk = self._by_autograd if self._needs_autograd() else self._closed_form
-        loss, *per_row = _Chunked.apply(hidden[order], *_tensors(head), head, rows, one_chunk)
+        loss, *per_row = ChunkedLoss.apply(hidden[order], *head_tensors(head), head, rows, one_chunk)
         in_order, *of_rows = (part.detach() for part in per_row)
         nats = torch.empty_like(in_order)
         nats[order] = in_order
@@ -160,7 +121,7 @@ class Objective:
         spectrum: Spectrum,
         weights: RowWeights,
         likelihood: LikelihoodTerm | None,
-    ) -> _Rows:
+    ) -> Rows:
         log_scale, place = None, segments.earlier
         if self.settings.merge == "chain":
             with torch.no_grad():
@@ -175,7 +136,7 @@ class Objective:
             # A segment's log-probability is the sum of its tokens': each one's cross-entropy, negated.
             slopes = (-likelihood.slope * of_segments).to(ce_slopes.dtype)
             ce_slopes.index_add_(0, _inverse(order)[segments.members], slopes[segments.member_segment])
-        return _Rows(
+        return Rows(
             ids=batch.answer_ids[order],
             ce_weights=ce_weights,
             ce_slopes=ce_slopes,
@@ -190,7 +151,7 @@ class Objective:
     def _needs_autograd(self) -> bool:
         return self.settings.method != "linear" or self.settings.student_temperature != 1.0
 
-    def _closed_form(self, logits: Tensor, rows: _Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
+    def _closed_form(self, logits: Tensor, rows: Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
         """Parts [4, C] and d loss / d logits [C, V]: one softmax serves both terms."""
         targets = rows.ids[chunk, None]
         slopes = rows.ce_slopes[chunk]
@@ -219,7 +180,7 @@ class Objective:
         grad.scatter_add_(1, targets, -slopes[:, None].to(grad.dtype))
         return [nats, *of_segments], grad
 
-    def _by_autograd(self, logits: Tensor, rows: _Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
+    def _by_autograd(self, logits: Tensor, rows: Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
         """The same for any method and temperature, by autograd over one chunk."""
         scale = None
         # A row that is not finite makes the whole step's loss so, which all ranks then hear of; an error here would
@@ -248,128 +209,11 @@ class Objective:
         return [nats, distance, unknown, unknown], grad
 
 
-OneChunk = Callable[[Tensor, _Rows, slice], tuple[list[Tensor], Tensor]]
-
-
-def _chunks(hidden: Tensor, head: Head, num_compared: int) -> Iterator[slice]:
-    """Slices of the rows whose logits may exist at a time: none has both compared and other rows."""
-    for begin, part in ((0, hidden[:num_compared]), (num_compared, hidden[num_compared:])):
-        if len(part) or len(hidden) == 0:
-            yield from (slice(begin + chunk.start, begin + chunk.stop) for chunk in head.chunks(part))
-
-
-class _Chunked(torch.autograd.Function):
-    """Forward computes loss and gradients chunk by chunk; backward only scales what is there."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        down: Tensor | None,
-        up: Tensor | None,
-        head: Head,
-        rows: _Rows,
-        one_chunk: OneChunk,
-    ) -> tuple[Tensor, ...]:
-        of_hidden, *of_head = ctx.needs_input_grad[:5]
-        grad_hidden = torch.empty_like(hidden) if of_hidden else None
-        gradients = _HeadGradients(head, of_head)
-        results: list[list[Tensor]] = []
-        for chunk in _chunks(hidden, head, rows.num_compared):
-            logits = head.logits(hidden[chunk])
-            parts, grad = one_chunk(logits, rows, chunk)
-            results.append(parts)
-            head.logit_map.backward_(grad, logits)
-            gradients.add(grad, hidden[chunk], None if grad_hidden is None else grad_hidden[chunk])
-        per_row = [torch.cat(parts) for parts in zip(*results, strict=True)]
-        distance = per_row[1][: rows.num_compared]
-        loss = per_row[0] @ rows.ce_weights.to(per_row[0].dtype) + distance @ rows.uld_weights.to(distance.dtype)
-        loss = loss + rows.likelihood_loss.to(loss.dtype)
-        ctx.save_for_backward(grad_hidden, *gradients.sums)
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, down, up)]
-        ctx.mark_non_differentiable(*per_row)
-        return loss, *per_row
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *_per_row: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [
-            None if grad is None else (grad * grad_loss.to(grad.dtype)).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return *scaled, None, None, None
-
-
-class _HeadGradients:
-    """Sums over chunks of what a head's tensors receive; nothing is computed for those that need no gradient.
-
-    Args:
-        head: the head.
-        wanted: of its weight, bias, down and up matrix, in this order.
-    """
-
-    def __init__(self, head: Head, wanted: Sequence[bool]) -> None:
-        self._head = head
-        # Thousands of rows add up here: in bf16 the sum would stop growing.
-        self.sums = [
-            torch.zeros_like(tensor, dtype=torch.float32) if need and tensor is not None else None
-            for tensor, need in zip(_tensors(head), wanted, strict=True)
-        ]
-
-    def add(self, grad: Tensor, hidden: Tensor, out: Tensor | None) -> None:
-        """Adds one chunk's share, and writes the gradient of its hidden states.
-
-        Args:
-            grad: [C, V] of the loss by the logits, before the head's map.
-            hidden: [C, H].
-            out: [C, H] to write to, or None.
-        """
-        head, low_rank = self._head, self._head.low_rank
-        if head.weight is None:
-            if out is not None:
-                out.copy_(grad)
-            return
-        of_weight, of_bias, of_down, of_up = self.sums
-        grad = grad.to(head.weight.dtype)
-        if of_weight is not None:
-            _add_product(of_weight, grad.t(), hidden)
-        if of_bias is not None:
-            of_bias += grad.sum(0)
-        if out is not None:
-            torch.mm(grad, head.weight, out=out)
-        if low_rank is None:
-            return
-        grad, narrow = grad.to(low_rank.up.dtype), hidden.to(low_rank.down.dtype)
-        if of_up is not None:
-            _add_product(of_up, grad.t(), low_rank.inner(hidden))
-        inner = ((grad @ low_rank.up) * low_rank.scale).to(low_rank.down.dtype)
-        if of_down is not None:
-            _add_product(of_down, inner.t(), narrow)
-        if out is not None:
-            out += inner @ low_rank.down
-
-
-def _tensors(head: Head) -> tuple[Tensor | None, ...]:
-    """All that may receive a gradient: weight, bias, down and up matrix."""
-    low_rank = (None, None) if head.low_rank is None else (head.low_rank.down, head.low_rank.up)
-    return head.weight, head.bias, *low_rank
-
-
 def _inverse(order: Tensor) -> Tensor:
     """Where each row went: ``_inverse(order)[order] == arange``."""
     where = torch.empty_like(order)
     where[order] = torch.arange(len(order), device=order.device)
     return where
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right`` into float32, without a temporary of its size where the types allow."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from tests.ranks import run_on_ranks
-from uld_ds import language_model, objective, open_head
+from uld_ds import chunked_loss, language_model, open_head
 from uld_ds.data.windows import SegmentRows, SideBatch
 from uld_ds.language_model import Head, LogitMap, RowModel, choose_head_path
 from uld_ds.normalisation import RowWeights
@@ -118,13 +118,13 @@ def test_gradients_equal_autograd_in_float64(
 
 def test_nothing_is_computed_for_what_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
-    add = objective._add_product
+    add = chunked_loss._add_product
 
     def noted(total: Tensor, left: Tensor, right: Tensor) -> None:
         shapes.append(tuple(total.shape))
         add(total, left, right)
 
-    monkeypatch.setattr(objective, "_add_product", noted)
+    monkeypatch.setattr(chunked_loss, "_add_product", noted)
     parts = tensors(3)
     for frozen, low_rank in [(True, True), (True, False), (False, True)]:
         shapes.clear()
