@@ -67,7 +67,7 @@ class ProgressView:
         elif event["event"] == "warning":
             self.note(f"warning: {event['text']}")
         elif event["event"] == "skipped":
-            self.note(f"warning: step {event['step']} was skipped: {event['reason']}, {_of(event['examples'])}")
+            self.note(f"warning: step {event['step']} was skipped: {event['reason']}, {_of(event['places'])}")
         elif event["event"] != "step":
             return
         elif self._console.is_terminal:
@@ -106,9 +106,8 @@ class ProgressView:
         )
 
 
-def _of(examples: list[int]) -> str:
-    shown = ", ".join(map(str, examples[:8]))
-    return f"training examples {shown}{', ...' if len(examples) > 8 else ''}"
+def _of(places: list[str]) -> str:
+    return f"training examples: {', '.join(places[:8])}{', ...' if len(places) > 8 else ''}"
 
 
 @dataclass(frozen=True)

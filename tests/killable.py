@@ -19,6 +19,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tests.ray_nodes import clean_environment
+from uld_ds.checkpoint import committed
+from uld_ds.checkpoint_files import step_of
 
 
 class Training:
@@ -91,6 +93,14 @@ class Training:
         """Whether Ray has taken a checkpoint."""
         file = self.run_dir / "checkpoint_manager_snapshot.json"
         return file.is_file() and name in file.read_text()
+
+    def last_committed(self) -> int:
+        """Step of the latest checkpoint that Ray has taken; 0 before the first."""
+        return max((step_of(name)[0] for name in committed(self.run_dir) or []), default=0)
+
+    def commits_after(self, step: int) -> bool:
+        """Waits for a checkpoint of a later step; whether one came before the command ended."""
+        return self.wait_until(lambda: self.last_committed() > step)
 
     def kill(self) -> None:
         """All of it, at once."""

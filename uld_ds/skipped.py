@@ -19,7 +19,7 @@ class SkippedSteps:
 
     Args:
         file: of the run.
-        rows: prepared training examples, to say which of the source they are.
+        rows: prepared training examples, which know their place in the user's data.
     """
 
     def __init__(self, file: Path, rows: Dataset) -> None:
@@ -30,12 +30,14 @@ class SkippedSteps:
     def add(self, step: int, result: StepResult) -> dict[str, Any]:
         """Writes one step (counted from 1) and gives what was written."""
         examples = list(result.suspects[:MOST_SHOWN])
+        rows = self._rows.select(examples) if examples else None
         line = {
             "step": step,
             "reason": result.reason,
             "num_examples": len(result.suspects),
+            "places": [] if rows is None else rows["place"][:],
             "examples": examples,
-            "digests": self._rows.select(examples)["digest"][:] if examples else [],
+            "digests": [] if rows is None else rows["digest"][:],
         }
         if step not in self._known:
             self._known.add(step)

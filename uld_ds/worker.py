@@ -274,9 +274,9 @@ class Worker:
         if self.recorder is None or self.progress is None or self.skipped is None:
             return
         line = self.skipped.add(state.step, result)
-        log.warning("step %d was skipped: %s (examples %s)", state.step, result.reason, line["examples"])
+        log.warning("step %d was skipped: %s (%s)", state.step, result.reason, ", ".join(line["places"]))
         self.recorder.metrics(state.step, {"train/skipped_steps": float(state.skipped)})
-        self.progress.skipped(state.step, self.total_steps, result.reason, line["examples"])
+        self.progress.skipped(state.step, self.total_steps, result.reason, line["places"])
 
     def _warn_of_spike(self, state: TrainState, loss: float) -> None:
         height = SpikeDetector(self.recipe.training.loss_spike, state.recent_losses).add(loss)

@@ -42,6 +42,8 @@ def test_a_run_skips_what_is_not_finite_and_stops_after_too_many(tiny_recipe: di
     run_dir = tmp_path / "runs" / "tiny"
     (first,) = [json.loads(text) for text in (run_dir / "skipped.jsonl").read_text().splitlines()]
     assert first["examples"] == [bad]
+    assert first["places"] == [f"train.jsonl line {bad + 1}"]
+    assert f"training examples: train.jsonl line {bad + 1}" in stopped.stderr
     assert first["digests"] == [job.split("train").rows[bad]["digest"]]
     assert not (run_dir / "result.json").exists()
 

@@ -48,10 +48,12 @@ def test_what_needs_a_look_is_said(tmp_path: Path) -> None:
     file, out = tmp_path / "a.jsonl", io.StringIO()
     with ProgressView(file, Console(file=out, width=100, highlight=False)):
         writer = ProgressWriter(file)
-        writer.skipped(3, 9, "the loss is nan", list(range(10)))
+        writer.skipped(3, 9, "the loss is nan", [f"train.jsonl line {number}" for number in range(1, 11)])
         writer.warning("loss 7 is high")
     assert out.getvalue().splitlines() == [
-        "warning: step 3 was skipped: the loss is nan, training examples 0, 1, 2, 3, 4, 5, 6, 7, ...",
+        "warning: step 3 was skipped: the loss is nan, training examples: "
+        + ", ".join(f"train.jsonl line {number}" for number in range(1, 9))
+        + ", ...",
         "warning: loss 7 is high",
     ]
 

@@ -29,11 +29,22 @@ def reason_of(problem: str) -> str:
     return " ".join(text.split())[:160]
 
 
-def note_bad_examples(folder: Path, problems: Sequence[tuple[int, str]], num_rows: int) -> None:
-    """Writes the file into a folder of prepared data."""
+def note_bad_examples(folder: Path, problems: Sequence[tuple[int, str]], places: Sequence[str]) -> None:
+    """Writes the file into a folder of prepared data.
+
+    Args:
+        folder: of the prepared data.
+        problems: number of a row, counted from 0, and what is wrong with it.
+        places: of all rows, in the user's data.
+    """
     counts = Counter(reason_of(problem) for _, problem in problems)
-    listed = [{"row": row, "problem": problem[:300]} for row, problem in problems[:_MOST_LISTED]]
-    content = {"rows": num_rows, "left_out": len(problems), "by_reason": dict(counts.most_common()), "examples": listed}
+    listed = [{"row": row, "place": places[row], "problem": text[:300]} for row, text in problems[:_MOST_LISTED]]
+    content = {
+        "rows": len(places),
+        "left_out": len(problems),
+        "by_reason": dict(counts.most_common()),
+        "examples": listed,
+    }
     (folder / FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False))
 
 

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.alignment import AlignmentError
 from uld_ds.data.bad_examples import note_bad_examples
-from uld_ds.data.facts import DataFacts, content_digest, facts_of
+from uld_ds.data.facts import DataFacts, content_digest, digest_of, facts_of
 from uld_ds.data.pairing import SIDES, Alignment, pair
 from uld_ds.data.rendering import Rendered
+from uld_ds.data.row_places import row_places
 from uld_ds.data.sides import Side, TextSide, same_answers
-from uld_ds.data.sources import Example, ExampleReader, load_rows
+from uld_ds.data.sources import Example, ExampleReader, load_rows, source_files
 from uld_ds.errors import UserError
 from uld_ds.places import build_once
 from uld_ds.recipe import DataSettings, DataSource, Recipe
@@ -31,7 +33,7 @@ from uld_ds.recipe import DataSettings, DataSource, Recipe
 log = logging.getLogger(__name__)
 
 # Changes whenever the same rows would be prepared otherwise.
-PREPARED_FORMAT = 5
+PREPARED_FORMAT = 6
 ROWS_PER_PROCESS = 2_000
 # In run.storage; a run's name cannot begin like this.
 PREPARED_DATA = ".prepared"
@@ -208,6 +210,8 @@ def prepare_rows(
 ) -> Path:
     """Folder in ``cache`` with ``rows`` made of a source's examples; made now unless it is there.
 
+    Beside what ``work`` makes of it, each row has its ``place`` in the user's data.
+
     Args:
         source: of the examples.
         key: its key in the recipe.
@@ -222,17 +226,18 @@ def prepare_rows(
     rows = load_rows(source, key)
     reader = ExampleReader(data)
     reader.check(rows, key)
-    settings = {**reader.identity(), "on_bad_example": data.on_bad_example}
+    places = row_places(source, source_files(source, key), rows)
+    settings = {**reader.identity(), "on_bad_example": data.on_bad_example, "places": digest_of(places)}
     identity = json.dumps([PREPARED_FORMAT, work.identity(), settings], sort_keys=True)
     name = hashlib.sha256(f"{identity}{content_digest(rows)}".encode()).hexdigest()[:32]
 
     def build(aside: Path) -> None:
         working = aside / "working"
         working.mkdir()
-        usable, problems = _usable(rows, key, working, _Batches(work, reader), data)
+        usable, problems = _usable(rows, places, key, working, _Batches(work, reader), data)
         usable.save_to_disk(aside / "rows")
         shutil.rmtree(working)
-        note_bad_examples(aside, problems, len(rows))
+        note_bad_examples(aside, problems, places)
         if note_facts is not None:
             note_facts(usable, len(problems), aside)
 
@@ -265,7 +270,7 @@ class _Batches:
 
 
 def _usable(
-    rows: Dataset, key: str, working: Path, batches: _Batches, data: DataSettings
+    rows: Dataset, places: Sequence[str], key: str, working: Path, batches: _Batches, data: DataSettings
 ) -> tuple[Dataset, list[tuple[int, str]]]:
     """The rows that can be used, and of the others which they are and what is wrong."""
     with _environment_kept():
@@ -289,6 +294,7 @@ def _usable(
             f"row {index}: {problem} ({len(problems)} unusable of {len(prepared)})",
             "repair the row, or leave such rows out with data.on_bad_example=skip",
         )
+    prepared = prepared.add_column("place", pa.array(places, pa.string()))
     bad = {index for index, _ in problems}
     if len(bad) == len(prepared):
         raise UserError(key, f"none of {len(prepared)} rows is usable: {problems[0][1]}", "repair the data")

@@ -96,7 +96,14 @@ def _no_rows(source: DataSource, key: str) -> UserError:
     return UserError(key, f"{source.source} source has no rows", "point it at data that has some")
 
 
-def _from_files(source: FilesSource, key: str) -> Dataset:
+def source_files(source: DataSource, key: str) -> list[Path]:
+    """Files of a source in the order in which they are read; none for another kind of source.
+
+    Raises:
+        UserError: a pattern that no file matches.
+    """
+    if not isinstance(source, FilesSource):
+        return []
     patterns = [source.path] if isinstance(source.path, str) else source.path
     files: list[str] = []
     for pattern in patterns:
@@ -104,6 +111,11 @@ def _from_files(source: FilesSource, key: str) -> Dataset:
         if not found:
             raise UserError(f"{key}.path", f"no file matches {pattern!r}", "correct the path or pattern")
         files.extend(found)
+    return [Path(file) for file in files]
+
+
+def _from_files(source: FilesSource, key: str) -> Dataset:
+    files = [str(file) for file in source_files(source, key)]
     readers = {file: READERS.get(Path(file).suffix.lower()) for file in files}
     known = ", ".join(READERS)
     for file, reader in readers.items():

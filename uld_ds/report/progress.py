@@ -45,9 +45,9 @@ class ProgressWriter:
         """A held-out evaluation."""
         self._write({"event": "evaluation", "step": step, "who": who, "bits_per_byte": bits_per_byte})
 
-    def skipped(self, step: int, total: int, reason: str, examples: list[int]) -> None:
-        """One step of ``total`` that changed nothing."""
-        event = {"event": "skipped", "step": step, "total": total, "reason": reason, "examples": examples}
+    def skipped(self, step: int, total: int, reason: str, places: list[str]) -> None:
+        """One step of ``total`` that changed nothing, and where the examples that caused it are in the user's data."""
+        event = {"event": "skipped", "step": step, "total": total, "reason": reason, "places": places}
         self._write(event)
 
     def warning(self, text: str) -> None:

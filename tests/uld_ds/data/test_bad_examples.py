@@ -71,6 +71,9 @@ def test_every_kind_is_counted_and_listed(tokenizers: tuple[Any, Any], tmp_path:
     assert found["rows"] == 2 * len(BAD)
     assert found["left_out"] == split.facts.skipped == len(BAD)
     assert [item["row"] for item in found["examples"]] == list(range(1, 2 * len(BAD), 2))
+    # Every third line is blank.
+    assert [item["place"] for item in found["examples"]] == [f"train.jsonl line {3 * n + 2}" for n in range(len(BAD))]
+    assert split.rows["place"][:] == [f"train.jsonl line {3 * n + 1}" for n in range(len(BAD))]
     assert found["examples"][0]["problem"].startswith("line 2 of train.jsonl is not JSON (")
     assert split.facts.examples == len(BAD)
     assert len(set(split.rows["digest"])) == 1, "the same example any number of times is no mistake"

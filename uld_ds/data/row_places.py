@@ -1,0 +1,77 @@
+"""Where rows of a source are in the user's own data: a file and a line, not a number after everything was read.
+
+Blank lines, several files and rows that were left out shift numbers; whoever has to correct an example needs its line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from uld_ds.recipe import DataSource, FilesSource
+
+OWN_ID = "id"
+"""A column of this name is shown beside the place."""
+_LONGEST_ID = 60
+
+
+def row_places(source: DataSource, files: Sequence[Path], rows: Dataset) -> list[str]:
+    """The place of each row, e.g. ``train.jsonl line 7``, and its own id where it has one.
+
+    Args:
+        source: what ``rows`` are of.
+        files: of a source of files, in the order in which they were read.
+        rows: of the source, in their order.
+    """
+    places = _in_files(source, files, len(rows)) or [f"row {number}" for number in range(len(rows))]
+    if OWN_ID not in rows.column_names:
+        return places
+    return [
+        f"{place} (id {str(own)[:_LONGEST_ID]})" if isinstance(own, str | int) else place
+        for place, own in zip(places, rows[OWN_ID], strict=True)
+    ]
+
+
+def _in_files(source: DataSource, files: Sequence[Path], num_rows: int) -> list[str] | None:
+    """None where a file's layout does not tell which row is where."""
+    if not isinstance(source, FilesSource):
+        return None
+    names = [file.name for file in files]
+    shown = names if len(set(names)) == len(names) else [str(file) for file in files]
+    found: list[str] = []
+    for file, name in zip(files, shown, strict=True):
+        found.extend(f"{name} {place}" for place in islice(_places(file), num_rows + 1 - len(found)))
+    is_cut = source.limit is not None and len(found) > num_rows
+    return found[:num_rows] if is_cut or len(found) == num_rows else None
+
+
+def _places(file: Path) -> Iterator[str]:
+    if file.suffix.lower() == ".parquet":
+        yield from (f"row {number}" for number in range(pq.read_metadata(file).num_rows))
+    elif file.suffix.lower() in (".json", ".jsonl"):
+        yield from _json_places(file)
+
+
+def _json_places(file: Path) -> Iterator[str]:
+    with file.open("rb") as stream:
+        begins = stream.read(4096).lstrip()[:1]
+    elements = _num_elements(file) if begins == b"[" else None
+    if elements is not None:
+        yield from (f"element {number}" for number in range(elements))
+        return
+    with file.open("rb") as stream:
+        yield from (f"line {number}" for number, line in enumerate(stream, 1) if line.strip())
+
+
+def _num_elements(file: Path) -> int | None:
+    """Of a file that is one list; None for another, above all for one of lines that happens to begin with a list."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    return len(value) if isinstance(value, list) else None
