@@ -24,7 +24,7 @@ from launcher.recovery import repair_checkpoint_list
 from launcher.stopping import SigtermStops
 from launcher.store import check_store
 from uld_ds import models, tracking
-from uld_ds.architectures import NO_CODE, auto_class
+from uld_ds.architectures import auto_class
 from uld_ds.data.bad_examples import FILE, bad_examples
 from uld_ds.data.facts import DataFacts
 from uld_ds.data.prepare import PREPARED_DATA, Preparer, Split
@@ -38,6 +38,7 @@ from uld_ds.origins import teacher_facts
 from uld_ds.places import write_whole
 from uld_ds.recipe import Recipe, StudentSettings
 from uld_ds.redaction import redacted
+from uld_ds.remote_code import NO_CODE
 from uld_ds.report.progress import ProgressWriter
 from uld_ds.run_record import begun_run, record_beginning, record_end, settle
 from uld_ds.shaping import shaped

@@ -28,6 +28,7 @@ from uld_ds.generation.answers import AnswerFolder
 from uld_ds.generation.decoding import Decoding
 from uld_ds.generation.prompts import Prompt, Prompts, batches_by_length, collect_prompts
 from uld_ds.recipe import Recipe
+from uld_ds.remote_code import code_options
 from uld_ds.report.progress import ProgressWriter
 
 
@@ -46,6 +47,9 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
         raise UserError("teacher.model", "is missing", "name the teacher that is to be asked")
     if recipe.generation.engine == "vllm" and find_spec("vllm") is None:
         raise UserError("generation.engine", "'vllm' is not installed", "pip install 'uld-ds[vllm]', on every node")
+    if recipe.generation.engine == "vllm" and settings.remote_code is not None:
+        problem = "the vllm engine does not tell one repository's code from another's"
+        raise UserError("teacher.remote_code", problem, "set generation.engine=transformers")
     check_dashboard_port(recipe.cluster)
     folder = writable_folder(Path(recipe.generation.output or recipe.run_dir / "answers"), "generation.output")
     with ProgressView(folder / "progress.jsonl") as view:
@@ -143,6 +147,7 @@ def _with_transformers(
         fn_constructor_kwargs={
             "place": place,
             "revision": recipe.teacher.revision,
+            "code": code_options(recipe.teacher),
             "precision": recipe.teacher.precision,
             "decoding": decoding.to_json(),
             "parts": str(folder / "parts"),

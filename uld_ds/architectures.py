@@ -6,15 +6,16 @@ reads the prompt, and the decoder begins with a token of its own and goes on wit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError
+from uld_ds.remote_code import NO_CODE
 
-# Nothing that comes with a model is run: no code of its own, and no pickle, which is code.
-NO_CODE: dict[str, Any] = {"trust_remote_code": False}
-SAFE_WEIGHTS: dict[str, Any] = {**NO_CODE, "use_safetensors": True}
+# A pickle is code, too.
+SAFE_WEIGHTS: dict[str, Any] = {"use_safetensors": True}
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
@@ -27,18 +28,19 @@ def is_encoder_decoder(config: Any) -> bool:
     return bool(getattr(config, "is_encoder_decoder", False))
 
 
-def decoder_start(place: str, revision: str | None, key: str) -> int | None:
+def decoder_start(place: str, revision: str | None, key: str, code: Mapping[str, Any] = NO_CODE) -> int | None:
     """The token that a decoder begins with; None where there is no encoder, and answers follow their prompt.
 
     Args:
         place: directory or hub id.
         revision: of a hub id.
         key: of the model in the recipe, for messages.
+        code: of ``code_options``.
 
     Raises:
         UserError: an encoder-decoder model that does not say it.
     """
-    config = AutoConfig.from_pretrained(place, revision=revision, **NO_CODE)
+    config = AutoConfig.from_pretrained(place, revision=revision, **code)
     if not is_encoder_decoder(config):
         return None
     try:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from uld_ds import tracking
-from uld_ds.architectures import NO_CODE, SAFE_WEIGHTS, auto_class, is_encoder_decoder
+from uld_ds.architectures import SAFE_WEIGHTS, auto_class, is_encoder_decoder
 from uld_ds.checkpoint import TrainState
 from uld_ds.checkpoint_files import BEST
 from uld_ds.environment import library_versions
@@ -23,6 +23,7 @@ from uld_ds.places import write_whole
 from uld_ds.recorder import Recorder
 from uld_ds.redaction import Redactor
 from uld_ds.registry import example_input, log_student
+from uld_ds.remote_code import NO_CODE
 from uld_ds.report.keeper import sample_answers, shown_rows, write_answers
 from uld_ds.report.model_card import chat_template_of, description, model_card
 from uld_ds.report.progress import ProgressWriter
@@ -120,7 +121,7 @@ def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset)
     settings = job.recipe.student
     try:
         config = AutoConfig.from_pretrained(job.student, revision=settings.revision, **NO_CODE)
-        model = auto_class(config).from_pretrained(job.student, revision=settings.revision, **SAFE_WEIGHTS)
+        model = auto_class(config).from_pretrained(job.student, revision=settings.revision, **SAFE_WEIGHTS, **NO_CODE)
     except Exception as error:  # its folder may be gone; a report without it is still one
         log.warning("no answers of the student before: %s", " ".join(str(error).split())[:160])
         return []

@@ -17,13 +17,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.integrations import HfDeepSpeedConfig
 
-from uld_ds.architectures import NO_CODE, SAFE_WEIGHTS, auto_class, is_encoder_decoder
+from uld_ds.architectures import SAFE_WEIGHTS, auto_class, is_encoder_decoder
 from uld_ds.deepspeed_config import zero_stage
 from uld_ds.errors import RunError
 from uld_ds.job import Job
 from uld_ds.language_model import RowModel, choose_head_path
 from uld_ds.models import DTYPES
-from uld_ds.recipe import ScheduleSettings, TeacherSettings
+from uld_ds.recipe import ModelSettings, ScheduleSettings, TeacherSettings
+from uld_ds.remote_code import code_options
 from uld_ds.shaping import shaped
 
 
@@ -52,7 +53,7 @@ def load_teacher(place: str, settings: TeacherSettings, config: dict[str, Any], 
         RunError: weights are missing, unexpected or of another shape.
     """
     sharded = settings.sharding == "zero3"
-    lm = _from_pretrained(place, settings.revision, DTYPES[settings.precision], config if sharded else {})
+    lm = _from_pretrained(place, settings, config if sharded else {})
     model = RowModel(lm.eval().requires_grad_(False))
     if not sharded:
         model.to(device)
@@ -68,7 +69,7 @@ def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
     """The student in an engine with optimizer and learning-rate schedule."""
     config = job.student_deepspeed
     settings = job.recipe.student
-    lm: Any = _from_pretrained(job.student, settings.revision, DTYPES[settings.precision], config)
+    lm: Any = _from_pretrained(job.student, settings, config)
     if settings.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     set_seed(job.recipe.run.seed)
@@ -85,15 +86,16 @@ def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
     return engine
 
 
-def _from_pretrained(place: str, revision: str | None, dtype: torch.dtype, config: dict[str, Any]) -> PreTrainedModel:
-    of_model = AutoConfig.from_pretrained(place, revision=revision, **NO_CODE)
+def _from_pretrained(place: str, settings: ModelSettings, config: dict[str, Any]) -> PreTrainedModel:
+    options = {"revision": settings.revision, **code_options(settings)}
+    of_model = AutoConfig.from_pretrained(place, **options)
     # While this object lives, transformers partitions parameters as they are created. Not those of a model with an
     # encoder: transformers compares its output head with its embeddings to see whether they are one, and of
     # partitioned ones it sees nothing and takes them for equal. DeepSpeed partitions that model when it is whole.
     early = zero_stage(config) == 3 and not is_encoder_decoder(of_model)
     sharding = HfDeepSpeedConfig(config) if early else None
     loaded: Any = auto_class(of_model).from_pretrained(
-        place, revision=revision, dtype=dtype, output_loading_info=True, **SAFE_WEIGHTS
+        place, dtype=DTYPES[settings.precision], output_loading_info=True, **options, **SAFE_WEIGHTS
     )
     del sharding
     lm, info = loaded

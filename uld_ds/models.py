@@ -28,10 +28,11 @@ from transformers import (
     set_seed,
 )
 
-from uld_ds.architectures import NO_CODE, SAFE_WEIGHTS, auto_class
+from uld_ds.architectures import SAFE_WEIGHTS, auto_class
 from uld_ds.errors import UserError
 from uld_ds.places import PACKAGE, build_once, converted_gguf, package_folder
 from uld_ds.recipe import DType, ModelSettings, StudentSettings, TrainedTokenizerSettings
+from uld_ds.remote_code import NO_CODE, check_remote_code, code_options, needs_code
 from uld_ds.shaping import with_layers
 from uld_ds.tokenizer_files import load_tokenizer, one_line
 from uld_ds.tokenizer_training import train_tokenizer
@@ -61,10 +62,12 @@ def locate_model(settings: ModelSettings, key: str) -> str:
     if settings.gguf_file is not None:
         folder = _converted_gguf(folder, settings.gguf_file, key)
     if not folder.is_dir():
-        config = _hub_config(place, settings.revision, key)
+        check_remote_code(settings, place, key)
+        config = _hub_config(place, settings, key)
     elif (folder / "config.json").is_file():
         place = str(folder.resolve())
-        config = _folder_config(place, key)
+        check_remote_code(settings, place, key)
+        config = _folder_config(place, settings, key)
         _check_weights(folder, key)
     else:
         raise UserError(f"{key}.model", f"{place!r} has no config.json", "name a folder in Hugging Face layout")
@@ -72,21 +75,22 @@ def locate_model(settings: ModelSettings, key: str) -> str:
     return place
 
 
-def _folder_config(place: str, key: str) -> PreTrainedConfig:
+def _folder_config(place: str, settings: ModelSettings, key: str) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(place, **NO_CODE)
+        return AutoConfig.from_pretrained(place, **code_options(settings))
     except Exception as error:  # transformers raises whatever its parsing ran into
         if "trust_remote_code" in str(error):
-            problem = f"{place!r} needs code of its own, and uld-ds runs none that comes with a model"
-            raise UserError(f"{key}.model", problem, "use a model that transformers knows") from error
+            raise needs_code(place, f"{key}.model") from error
         problem = f"{place!r}: config.json describes no model ({one_line(error)})"
         raise UserError(f"{key}.model", problem, "name a folder in Hugging Face layout") from error
 
 
-def _hub_config(name: str, revision: str | None, key: str) -> PreTrainedConfig:
+def _hub_config(name: str, settings: ModelSettings, key: str) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
+        return AutoConfig.from_pretrained(name, revision=settings.revision, **code_options(settings))
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise needs_code(name, f"{key}.model") from error
         raise UserError(
             f"{key}.model",
             f"{name!r} is no folder, and the hub does not give it ({one_line(error)})",
@@ -195,7 +199,7 @@ def _initial_student(settings: StudentSettings, tokenizer: PreTrainedTokenizerBa
     place = locate_model(settings, "student")
     kind = auto_class(AutoConfig.from_pretrained(place, revision=settings.revision, **NO_CODE))
     model: PreTrainedModel = kind.from_pretrained(
-        place, revision=settings.revision, dtype=torch.float32, **SAFE_WEIGHTS
+        place, revision=settings.revision, dtype=torch.float32, **SAFE_WEIGHTS, **NO_CODE
     )
     if settings.keep_layers is not None:
         model = with_layers(model, settings.keep_layers)

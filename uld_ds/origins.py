@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from uld_ds.architectures import NO_CODE
 from uld_ds.models import tokenizer_digest
 from uld_ds.places import cache_dir, file_digest
 from uld_ds.recipe import ModelSettings, Recipe
+from uld_ds.remote_code import FULL_COMMIT, NO_CODE, code_options
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.store_files import StoreFiles
 from uld_ds.teachers.store_manifest import MANIFEST
@@ -36,8 +36,9 @@ def teacher_facts(recipe: Recipe, place: str) -> dict[str, Any]:
     """
     settings = recipe.teacher
     if settings.source == "online":
+        code = code_options(settings)
         revision, digest = model_identity(place, settings.revision)
-        tokenizer = load_tokenizer(place, settings.revision, "teacher.model")
+        tokenizer = load_tokenizer(place, settings.revision, "teacher.model", code=code)
         return {
             "teacher": named(settings),
             "teacher_revision": revision,
@@ -79,6 +80,8 @@ def model_identity(place: str, revision: str | None) -> tuple[str | None, str]:
     folder = Path(place)
     if folder.is_dir():
         return revision, f"sha256:{weights_digest(folder)}"
+    if FULL_COMMIT.fullmatch(revision or ""):
+        return revision, f"commit:{revision}"  # the configuration of a model with code of its own does not say it
     commit = getattr(AutoConfig.from_pretrained(place, revision=revision, **NO_CODE), "_commit_hash", None)
     return commit or revision, f"commit:{commit}"
 

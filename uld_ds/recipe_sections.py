@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from uld_ds.errors import UserError
+from uld_ds.remote_code import FULL_COMMIT
 from uld_ds.tasks.registry import get_task
 
 if TYPE_CHECKING:
@@ -62,6 +63,23 @@ class ModelSettings(Strict):
         return self
 
 
+class RemoteCodeSettings(Strict):
+    """Python code that comes with a model and may be run, by every worker, as whoever started the run."""
+
+    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    """The hub id that it lies in: the model's own, or one that the model's configuration names."""
+    revision: str
+    """The commit that you have read, as 40 hexadecimal digits: a branch or tag may be something else tomorrow."""
+
+    @model_validator(mode="after")
+    def _is_a_commit(self) -> RemoteCodeSettings:
+        if not FULL_COMMIT.fullmatch(self.revision):
+            raise ValueError(
+                f"revision {self.revision!r} is no commit: write the 40 hexadecimal digits of the one you have read"
+            )
+        return self
+
+
 class CodecSettings(Strict):
     """What the teacher's spectra cost in bytes: finer is larger. Defaults are those of the codec itself."""
 
@@ -106,6 +124,8 @@ class TeacherSettings(ModelSettings):
     """Keep what the online teacher said: later epochs and restarts read it instead of running the teacher."""
     codec: CodecSettings = CodecSettings()
     """Precision of what is kept, in memory of the run and in a store."""
+    remote_code: RemoteCodeSettings | None = None
+    """Run code that comes with ``model``, of this repository at this commit and no other. Default: none is run."""
     max_tokens_per_forward: Annotated[int, Field(ge=1)] = 4096
     """Bounds the memory of one teacher forward: the window runs in sub-batches of this many tokens per rank."""
 
@@ -115,6 +135,8 @@ class TeacherSettings(ModelSettings):
             raise ValueError("teacher.model is missing: source 'online' needs it")
         if self.source == "stored" and self.path is None:
             raise ValueError("teacher.path is missing: source 'stored' needs the folder or URL of a spectrum store")
+        if self.remote_code is not None and self.gguf_file is not None:
+            raise ValueError("teacher.remote_code has no effect with teacher.gguf_file, which has no code")
         if self.sharding == "none" and self.deepspeed is not None:
             raise ValueError("teacher.deepspeed has no effect with teacher.sharding 'none'")
         return self

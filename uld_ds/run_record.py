@@ -29,6 +29,7 @@ from uld_ds.models import load_tokenizer
 from uld_ds.places import write_whole
 from uld_ds.recipe import DataSource, FilesSource, HubSource, Recipe
 from uld_ds.redaction import Redactor
+from uld_ds.remote_code import code_options
 from uld_ds.report.plots import plots
 from uld_ds.report.snapshots import alignments
 
@@ -135,7 +136,7 @@ def _alignment_pages(job: Job) -> Iterator[tuple[str, str]]:
     if recipe.teacher.source != "online":
         return
     student = load_tokenizer(job.student, recipe.student.revision, "student.model")
-    teacher = load_tokenizer(job.teacher, recipe.teacher.revision, "teacher.model")
+    teacher = load_tokenizer(job.teacher, recipe.teacher.revision, "teacher.model", code=code_options(recipe.teacher))
     rows = job.split("eval" if "eval" in job.splits else "train").rows
     names = (recipe.student.model or "student", recipe.teacher.model or "teacher")
     views = alignments(rows.select(range(min(_SHOWN_EXAMPLES, len(rows)))), student, teacher, names)

@@ -21,6 +21,7 @@ from uld_ds.distributed import Ranks, device_for
 from uld_ds.loading import init_process_group, load_teacher
 from uld_ds.process import configure_process, padding_id
 from uld_ds.recipe import Recipe, parse_recipe
+from uld_ds.remote_code import code_options
 from uld_ds.report.progress import ProgressWriter
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.quality import measure_codec
@@ -95,7 +96,8 @@ def build_store_worker(config: dict[str, Any]) -> None:
         progress.stage("loading the teacher")
     settings = job.recipe.teacher
     engine = load_teacher(job.teacher, settings, job.teacher_deepspeed, device)
-    padding = padding_id(load_tokenizer(job.teacher, settings.revision, "teacher.model"))
+    code = code_options(settings)
+    padding = padding_id(load_tokenizer(job.teacher, settings.revision, "teacher.model", code=code))
     for part in job.parts:
         rows = load_from_disk(str(Path(part.rows) / "rows"))
         batcher = TeacherBatcher(rows, padding=padding, max_tokens=settings.max_tokens_per_forward)

@@ -6,13 +6,14 @@ transformers (seconds) is imported only once a path is known to exist, so that a
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uld_ds.errors import UserError
 from uld_ds.places import PACKAGE, build_once, converted_gguf, package_folder
+from uld_ds.remote_code import NO_CODE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +36,12 @@ _FIX = "name a folder or hub id that has one"
 
 
 def load_tokenizer(
-    place: str, revision: str | None, key: str, *, local_files_only: bool = False
+    place: str,
+    revision: str | None,
+    key: str,
+    *,
+    local_files_only: bool = False,
+    code: Mapping[str, Any] = NO_CODE,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory or hub id.
 
@@ -44,6 +50,7 @@ def load_tokenizer(
         revision: a hub id's branch, tag or commit.
         key: what the user gave it with, for messages.
         local_files_only: take what the hub's local cache has.
+        code: of ``code_options``.
 
     Raises:
         UserError: there is none.
@@ -51,9 +58,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            place, revision=revision, trust_remote_code=False, local_files_only=local_files_only
-        )
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, local_files_only=local_files_only, **code)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise UserError(key, f"no tokenizer at {place!r} ({_reason(place, revision, error)})", _FIX) from error
     # Without vocabulary files transformers makes some classes up from nothing, with no tokens in them.

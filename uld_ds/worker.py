@@ -38,6 +38,7 @@ from uld_ds.places import write_whole
 from uld_ds.process import configure_process, padding_id
 from uld_ds.profiling import StepProfiler
 from uld_ds.recorder import Recorder
+from uld_ds.remote_code import code_options
 from uld_ds.report.keeper import ReportKeeper, shown_rows
 from uld_ds.report.phases import with_other
 from uld_ds.report.progress import ProgressWriter
@@ -109,7 +110,9 @@ class Worker:
         self.teacher_padding = 0
         self.teacher_tokenizer: PreTrainedTokenizerBase | None = None
         if self.recipe.teacher.source == "online":
-            self.teacher_tokenizer = load_tokenizer(job.teacher, self.recipe.teacher.revision, "teacher.model")
+            self.teacher_tokenizer = load_tokenizer(
+                job.teacher, self.recipe.teacher.revision, "teacher.model", code=code_options(self.recipe.teacher)
+            )
             self.teacher_padding = padding_id(self.teacher_tokenizer)
         self.train_rows = job.split("train").rows
         if self.ranks.is_first:

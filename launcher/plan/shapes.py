@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from uld_ds.errors import UserError
 from uld_ds.places import PACKAGE, converted_gguf, package_folder
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
+from uld_ds.remote_code import check_remote_code, code_options
 from uld_ds.shaping import keep_in_config, shaped
 from uld_ds.tokenizer_files import load_tokenizer, one_line
 
@@ -155,8 +156,9 @@ def _existing(settings: ModelSettings, role: str, student: StudentSettings | Non
             folder, gguf = converted, None
     source = str(folder) if folder.is_dir() else place
     options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
+    check_remote_code(settings, source, role)
     try:
-        config = AutoConfig.from_pretrained(source, revision=settings.revision, **options)
+        config = AutoConfig.from_pretrained(source, revision=settings.revision, **code_options(settings), **options)
     except Exception as error:  # the hub, its client and transformers raise whatever they ran into
         problem = f"no configuration of {place!r} ({one_line(error)})"
         raise UserError(f"{role}.model", problem, "correct it, or name a folder that holds its config.json") from error

@@ -38,13 +38,17 @@ def test_code_of_a_model_is_not_run(model: Path) -> None:
     (model / "own.py").write_text(RUNS)
     (model / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": own}))
     assert refusal(model) == (
-        f"teacher.model: '{model}' needs code of its own, and uld-ds runs none that comes with a model; "
-        "use a model that transformers knows"
+        f"teacher.model: '{model}' needs code of its own, and uld-ds runs none that comes with a model unless told to; "
+        "use a model that transformers knows, or read its code and then write "
+        "teacher.remote_code: {repository: organisation/name, revision: <the commit's 40 digits>}"
     )
     # Of a kind that transformers knows, its own code is taken, not the model's.
     (model / "config.json").write_text(json.dumps(config | {"auto_map": own}))
     assert locate_model(TeacherSettings(model=str(model), max_length=256), "teacher") == str(model)
-    assert type(_from_pretrained(str(model), None, torch.float32, {})).__name__ == "LlamaForCausalLM"
+    assert (
+        type(_from_pretrained(str(model), TeacherSettings(model=str(model), precision="fp32"), {})).__name__
+        == "LlamaForCausalLM"
+    )
     (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T", "auto_map": own}))
     try:
         load_tokenizer(str(model), None, "teacher.model")
@@ -61,7 +65,7 @@ def test_pickled_weights_are_refused(model: Path) -> None:
         "read; save the model again as safetensors"
     )
     with pytest.raises(OSError, match="safetensors"):
-        _from_pretrained(str(model), None, torch.float32, {})
+        _from_pretrained(str(model), TeacherSettings(model=str(model), precision="fp32"), {})
 
 
 @pytest.mark.parametrize("name", ["../secret.gguf", "/etc/passwd", "a/../../b.gguf"])

@@ -14,6 +14,7 @@ from uld_ds.data.rendering import Rendered, RenderedTurn, Renderer
 from uld_ds.data.sources import Example
 from uld_ds.models import tokenizer_digest
 from uld_ds.recipe import ModelSettings
+from uld_ds.remote_code import code_options
 from uld_ds.tokenizer_files import load_tokenizer
 
 
@@ -85,8 +86,9 @@ class TextSide:
         Raises:
             UserError: no tokenizer there, no template for it, or a decoder that does not say how it begins.
         """
-        tokenizer = load_tokenizer(place, settings.revision, key)
-        return cls(tokenizer, settings, role, decoder_start=decoder_start(place, settings.revision, key))
+        code = code_options(settings)
+        tokenizer = load_tokenizer(place, settings.revision, key, code=code)
+        return cls(tokenizer, settings, role, decoder_start=decoder_start(place, settings.revision, key, code))
 
     def identity(self) -> dict[str, Any]:
         """Tokenizer, templates and length."""

@@ -23,6 +23,7 @@ class Answerer:
         *,
         place: str,
         revision: str | None,
+        code: dict[str, Any],
         precision: DType,
         decoding: dict[str, Any],
         parts: str,
@@ -32,7 +33,7 @@ class Answerer:
     ) -> None:
         configure_process(Path(logs), os.getpid(), threads)
         device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-        self._model = Model(place, revision, precision, device)
+        self._model = Model(place, revision, precision, device, code=code)
         self._decoding = Decoding(**{**decoding, "stop": tuple(decoding["stop"])})
         self._parts = Path(parts)
 

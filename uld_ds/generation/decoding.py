@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from uld_ds.architectures import NO_CODE, SAFE_WEIGHTS, auto_class, decoder_start
+from uld_ds.architectures import SAFE_WEIGHTS, auto_class, decoder_start
 from uld_ds.models import DTYPES
 from uld_ds.process import padding_id
 from uld_ds.recipe import DType, GenerationSettings
+from uld_ds.remote_code import NO_CODE
 from uld_ds.tasks.task import Task
 from uld_ds.tokenizer_files import load_tokenizer
 
@@ -73,15 +74,24 @@ class Model:
         revision: of a hub id.
         precision: type of the weights.
         device: where it computes.
+        code: of ``code_options``.
     """
 
-    def __init__(self, place: str, revision: str | None, precision: DType, device: torch.device) -> None:
-        self._tokenizer = load_tokenizer(place, revision, "model")
-        kind = auto_class(AutoConfig.from_pretrained(place, revision=revision, **NO_CODE))
-        self.lm: Any = (
-            kind.from_pretrained(place, revision=revision, dtype=DTYPES[precision], **SAFE_WEIGHTS).eval().to(device)
-        )
-        self._start = decoder_start(place, revision, "model")
+    def __init__(
+        self,
+        place: str,
+        revision: str | None,
+        precision: DType,
+        device: torch.device,
+        *,
+        code: Mapping[str, Any] = NO_CODE,
+    ) -> None:
+        self._tokenizer = load_tokenizer(place, revision, "model", code=code)
+        options = {"revision": revision, **code}
+        kind = auto_class(AutoConfig.from_pretrained(place, **options))
+        lm = kind.from_pretrained(place, dtype=DTYPES[precision], **options, **SAFE_WEIGHTS)
+        self.lm: Any = lm.eval().to(device)
+        self._start = decoder_start(place, revision, "model", code)
         self._device = device
         ends = self.lm.generation_config.eos_token_id
         named = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

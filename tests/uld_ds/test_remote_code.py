@@ -1,0 +1,158 @@
+"""Code that comes with a model: of one repository at one commit, both named by the recipe, and of nothing else.
+
+The hub is not asked: its local cache holds a repository whose model cannot be loaded without code of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+import transformers.dynamic_module_utils
+from transformers import AutoModelForCausalLM
+
+from uld_ds.data.sides import TextSide
+from uld_ds.errors import UserError
+from uld_ds.generation.decoding import Model
+from uld_ds.loading import _from_pretrained
+from uld_ds.models import locate_model
+from uld_ds.origins import model_identity
+from uld_ds.recipe import TeacherSettings, parse_recipe
+from uld_ds.remote_code import code_options
+
+READ = "1" * 40
+"""A commit that somebody has read."""
+OTHER = "2" * 40
+NAMES = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class Config(LlamaConfig):
+    model_type = "llama-of-its-own"
+
+class Model(LlamaForCausalLM):
+    config_class = Config
+    commit = {commit!r}
+"""
+
+Plant = Callable[..., Path]
+
+
+@pytest.fixture
+def plant(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
+    """Puts a repository at a commit into a hub cache that this test alone has."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+
+    def put(repository: str, commit: str, names: dict[str, Any], code: str | None = None) -> Path:
+        folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots" / commit
+        shutil.copytree(tiny_teacher, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": "llama-of-its-own", "auto_map": names}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "own.py").write_text(CODE.format(commit=commit) if code is None else code)
+        return folder
+
+    return put
+
+
+def teacher(model: str = "acme/own", *, code: str = READ, repository: str = "acme/own", **more: Any) -> TeacherSettings:
+    trusted = {"repository": repository, "revision": code}
+    options = {"model": model, "revision": READ, "max_length": 256, "precision": "fp32", "remote_code": trusted}
+    return TeacherSettings(**options | more)
+
+
+def refusal(settings: TeacherSettings) -> str:
+    with pytest.raises(UserError) as caught:
+        locate_model(settings, "teacher")
+    return str(caught.value)
+
+
+def test_the_trusted_code_is_run_wherever_the_teacher_is_loaded(plant: Plant, tiny_teacher: Path) -> None:
+    plant("acme/own", READ, NAMES)
+    settings = teacher()
+    place = locate_model(settings, "teacher")
+    assert place == "acme/own"
+    assert TextSide.of_model(place, settings, "teacher", "teacher.model").tokenizer_digest
+    lm = _from_pretrained(place, settings, {})
+    assert (type(lm).__name__, lm.commit) == ("Model", READ)
+    assert model_identity(place, READ) == (READ, f"commit:{READ}")
+    answering = Model(place, READ, "fp32", torch.device("cpu"), code=code_options(settings))
+    assert type(answering.lm).__name__ == "Model"
+    ids = torch.arange(8)[None]
+    plain = AutoModelForCausalLM.from_pretrained(tiny_teacher)
+    assert torch.equal(lm(ids).logits, plain(ids).logits)
+
+
+def test_without_the_section_none_is_run_and_the_error_says_what_to_write(plant: Plant) -> None:
+    plant("acme/own", READ, NAMES, code="raise SystemExit('run')")
+    assert refusal(teacher(remote_code=None)) == (
+        "teacher.model: 'acme/own' needs code of its own, and uld-ds runs none that comes with a model unless told to; "
+        "use a model that transformers knows, or read its code and then write "
+        "teacher.remote_code: {repository: acme/own, revision: <the commit's 40 digits>}"
+    )
+
+
+def test_another_repository_is_not_trusted(plant: Plant) -> None:
+    """Neither the model's own when another one is named, nor another one that its configuration names."""
+    plant("acme/own", READ, NAMES, code="raise SystemExit('run')")
+    assert refusal(teacher(repository="acme/else")) == (
+        "teacher.remote_code.repository: 'acme/else' is trusted, and config.json of 'acme/own' names 'own.Config' of "
+        "'acme/own'; read that code, and correct repository and revision"
+    )
+    mixed = NAMES | {"AutoTokenizer": ["evil/code--own.Tokenizer", None]}
+    plant("acme/mixed", READ, mixed, code="raise SystemExit('run')")
+    assert "names 'evil/code--own.Tokenizer' of 'evil/code'" in refusal(teacher("acme/mixed", repository="acme/mixed"))
+
+
+def test_code_of_its_own_repository_is_of_the_commit_that_was_read(plant: Plant, tiny_teacher: Path) -> None:
+    plant("acme/code", READ, NAMES)
+    plant("acme/code", OTHER, NAMES, code="raise SystemExit('run')")
+    elsewhere = {kind: f"acme/code--{name}" for kind, name in NAMES.items()}
+    # Weights at another commit than the code, and weights in a folder.
+    folder = plant("acme/weights", OTHER, elsewhere, code="raise SystemExit('run')")
+    for model, more in (("acme/weights", {"revision": OTHER}), (str(folder), {"revision": None})):
+        settings = teacher(model, repository="acme/code", **more)
+        place = locate_model(settings, "teacher")
+        assert _from_pretrained(place, settings, {}).commit == READ
+    own = plant("acme/own", READ, NAMES, code="raise SystemExit('run')")
+    assert "names 'own.Config' of its own folder, which has no revision" in refusal(teacher(str(own), revision=None))
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", READ[:12]])
+def test_a_branch_is_no_commit(plant: Plant, revision: str | None) -> None:
+    plant("acme/own", READ, NAMES, code="raise SystemExit('run')")
+    assert refusal(teacher(revision=revision)) == (
+        f"teacher.revision: {revision!r} is no commit, and 'acme/own' says which of the trusted code is run; "
+        f"set teacher.revision={READ}, as teacher.remote_code.revision is"
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"repository": "a/b", "revision": "main"}, "teacher.remote_code: revision 'main' is no commit: write the 40 "),
+        ({"repository": "a/b", "revision": READ.replace("1", "G")}, "is no commit"),
+        ({"repository": "b", "revision": READ}, "teacher.remote_code.repository: "),
+        ({"repository": "a/b"}, "teacher.remote_code.revision: is missing"),
+        (True, "teacher.remote_code: True is not a section; write its keys below it"),
+    ],
+)
+def test_the_section_is_strict(tiny_recipe: dict[str, Any], section: Any, message: str) -> None:
+    tiny_recipe["teacher"]["remote_code"] = section
+    with pytest.raises(UserError) as caught:
+        parse_recipe(tiny_recipe)
+    assert message in str(caught.value)
+
+
+def test_a_student_has_no_code_of_its_own(tiny_recipe: dict[str, Any]) -> None:
+    tiny_recipe["student"]["remote_code"] = {"repository": "a/b", "revision": READ}
+    with pytest.raises(UserError, match=r"^student\.remote_code: unknown key"):
+        parse_recipe(tiny_recipe)
