@@ -145,7 +145,9 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
     data = job.split("train").facts
     held_out = {"eval_data_digest": job.split("eval").facts.digest} if "eval" in job.splits else {}
     libraries = library_versions()
-    shape = recipe.student.model_dump(mode="json", include={"keep_layers", "freeze", "lora"}, exclude_defaults=True)
+    shape = recipe.student.model_dump(
+        mode="json", include={"keep_layers", "embeddings", "freeze", "lora"}, exclude_defaults=True
+    )
     facts = {
         **job.teacher_facts,
         "student": student_base(recipe),

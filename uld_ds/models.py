@@ -30,6 +30,7 @@ from transformers import (
 
 from uld_ds.architectures import SAFE_WEIGHTS, auto_class
 from uld_ds.errors import UserError
+from uld_ds.new_embeddings import remake_embeddings
 from uld_ds.places import PACKAGE, build_once, converted_gguf, package_folder
 from uld_ds.recipe import DType, ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.remote_code import NO_CODE, check_remote_code, code_options, needs_code
@@ -205,7 +206,10 @@ def _initial_student(settings: StudentSettings, tokenizer: PreTrainedTokenizerBa
         model = with_layers(model, settings.keep_layers)
     if settings.tokenizer is None:
         return model
-    if model.config.get_text_config().vocab_size < len(tokenizer):
+    if settings.embeddings != "keep":
+        old = load_tokenizer(place, settings.revision, "student.model")
+        remake_embeddings(model, old, tokenizer, spelled=settings.embeddings == "spelled")
+    elif model.config.get_text_config().vocab_size < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))
     _speak_for(tokenizer, model.config)
     # A checkpoint brings its own, with the ids of the tokenizer it had.

@@ -168,6 +168,9 @@ class StudentSettings(ModelSettings):
     """A new student: ``model_type`` and that architecture's options, as in transformers' config.json."""
     tokenizer: str | TrainedTokenizerSettings | None = None
     """Default: the model's own. A directory, a hub id, or ``{train: unigram, vocab_size: 4096}``."""
+    embeddings: Literal["keep", "random", "spelled"] = "keep"
+    """Of ``model`` for another ``tokenizer``: ``keep`` its rows, by number; ``random`` new ones; or ``spelled``: each
+    row the mean of those of the old tokens that spell the new one."""
     keep_layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """Start from these layers of ``model`` alone, numbered from 0. Default: all of them."""
     freeze: list[Annotated[str, Field(min_length=1)]] = []
@@ -184,6 +187,10 @@ class StudentSettings(ModelSettings):
                 raise ValueError("student.keep_layers needs student.model: a new model has the layers it is given")
             if self.keep_layers != sorted(set(self.keep_layers)):
                 raise ValueError(f"student.keep_layers {self.keep_layers} must name each layer once, in order")
+        if self.embeddings != "keep" and (self.model is None or self.tokenizer is None):
+            raise ValueError(
+                f"student.embeddings {self.embeddings!r} needs student.model and another student.tokenizer"
+            )
         if self.lora is not None and self.freeze:
             raise ValueError("student.freeze has no effect with student.lora, which freezes all but its adapters")
         return self
