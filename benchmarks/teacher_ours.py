@@ -65,7 +65,7 @@ def main() -> None:
     else:
         teacher = StoredTeacher(store, split.rows)
     student = load_student(job, device, total_steps=100)
-    engine = DistillationEngine(student, teacher, Objective(recipe.objective), ranks=ranks, device=device)
+    engine = DistillationEngine(student, teacher, Objective.of(recipe.objective), ranks=ranks, device=device)
     batches = Batcher(split.rows, padding=0)
     print("READY", flush=True)
     for step, _ in enumerate(sys.stdin):

@@ -121,6 +121,9 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     check_free_disk(run_dir, recipe, _num_parameters(student, recipe.student))
     own = TextSide.of_model(student, recipe.student, "student", "student.model")
     teacher, sides = _teacher(recipe, own)
+    of_teacher = teacher_facts(recipe, teacher)
+    shared = _share_a_tokenizer(own, sides["train"], of_teacher)
+    _check_identities(recipe, shared=shared)
     splits = _splits(recipe, run_dir, own, sides)
     if "eval" in splits:
         _warn_of_overlap(splits)
@@ -129,10 +132,8 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     write_whole(run_dir / FILE, json.dumps({name: bad_examples(s.folder) for name, s in splits.items()}, indent=1))
     _warn_of_poor_alignment(splits["train"].facts)
     places = {name: str(split.folder) for name, split in splits.items()}
-    of_teacher = teacher_facts(recipe, teacher)
-    shared = _share_a_tokenizer(own, sides["train"], of_teacher)
     if shared:
-        view.note("teacher and student have one tokenizer")
+        view.note("teacher and student have one tokenizer: objective.classical (KL, Jensen-Shannon) is possible, too")
     return {
         "recipe": recipe,
         "run_dir": run_dir,
@@ -168,6 +169,22 @@ def _share_a_tokenizer(student: TextSide, teacher: Side, of_teacher: dict[str, A
     if isinstance(teacher, TextSide):
         return teacher.tokenizer.get_vocab() == student.tokenizer.get_vocab()
     return bool(of_teacher["teacher_tokenizer_digest"] == student.tokenizer_digest)
+
+
+def _check_identities(recipe: Recipe, *, shared: bool) -> None:
+    """Raises UserError where tokens are to be compared by their numbers and cannot be."""
+    if recipe.objective.classical and recipe.teacher.source == "stored":
+        raise UserError(
+            "objective.classical",
+            f"{recipe.objective.classical} needs the teacher's tokens by their ids, which no spectrum store holds",
+            "set it to 0, or teacher.source to online",
+        )
+    if recipe.objective.classical and not shared:
+        raise UserError(
+            "objective.classical",
+            f"{recipe.objective.classical} needs one tokenizer on both sides, but teacher and student have two",
+            "set it to 0 and give objective.uld or objective.likelihood a weight: they compare any two tokenizers",
+        )
 
 
 def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, Side]) -> dict[str, Split]:

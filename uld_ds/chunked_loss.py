@@ -13,6 +13,7 @@ from torch import Tensor
 
 from uld_ds.language_model import Head
 from uld_ds.spectrum import Spectrum
+from uld_ds.top_tokens import TopTokens
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Rows:
     """[S] of each segment's ULD distance in the loss."""
     spectrum: Spectrum
     """S rows: the teacher's."""
+    top: TopTokens | None
+    """S rows: the teacher's likeliest tokens, where a term looks at them,"""
+    term_weights: tuple[Tensor, ...]
+    """and [S] what each segment's value counts in the loss, term by term."""
     log_scale: Tensor | None
     """[S] nats: of the student's distributions, or None."""
     earlier: Tensor
@@ -52,7 +57,10 @@ class Rows:
         self.ce_slopes.index_add_(0, self.earlier, -slope[self.earlier_segment].to(self.ce_slopes.dtype))
 
 
+NUM_PARTS = 4
+"""What is known of every row: cross-entropy, ULD distance, the head's share of that, its error bound."""
 OneChunk = Callable[[Tensor, Rows, slice], tuple[list[Tensor], Tensor]]
+"""From logits [C, V] of some rows: [C] each of the ``NUM_PARTS`` and of every term, and [C, V] d loss / d logits."""
 
 
 def _chunks(hidden: Tensor, head: Head, num_compared: int) -> Iterator[slice]:
@@ -90,6 +98,8 @@ class ChunkedLoss(torch.autograd.Function):
         per_row = [torch.cat(parts) for parts in zip(*results, strict=True)]
         distance = per_row[1][: rows.num_compared]
         loss = per_row[0] @ rows.ce_weights.to(per_row[0].dtype) + distance @ rows.uld_weights.to(distance.dtype)
+        for value, of_segments in zip(per_row[NUM_PARTS:], rows.term_weights, strict=True):
+            loss = loss + (value[: rows.num_compared] @ of_segments.to(value.dtype)).to(loss.dtype)
         loss = loss + rows.likelihood_loss.to(loss.dtype)
         ctx.save_for_backward(grad_hidden, *gradients.sums)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, down, up)]

@@ -39,6 +39,8 @@ class StepResult:
     """``uld`` is at most this far from the exact distance; NaN where that is not computed."""
     likelihood: float | None
     """Divergence of likelihood matching per segment; None where it has no weight."""
+    terms: dict[str, float]
+    """Of each term that looks at identities, by its name: nats per segment."""
     teacher_entropy: float
     """Nats, mean over segments."""
     student_entropy: float
@@ -167,6 +169,7 @@ class DistillationEngine:
         return StepResult(
             **numbers,
             likelihood=None,
+            terms={},
             learning_rate=learning_rate,
             gradient_norm=float("nan"),
             teacher_tokens=0,
@@ -204,7 +207,14 @@ class DistillationEngine:
             with clock.phase("loss"):
                 watch.begin(micro_batch, hidden)
                 loss, parts = self.objective(
-                    hidden, head, batch, micro_batch.student_segments, teacher.spectrum, weights, teacher.log_probs
+                    hidden,
+                    head,
+                    batch,
+                    micro_batch.student_segments,
+                    teacher.spectrum,
+                    weights,
+                    teacher.log_probs,
+                    teacher.top,
                 )
                 in_text = batch.answer_in_text * micro_batch.example_weight[batch.answer_example]
                 nats = parts.pop("token_nats")
@@ -276,6 +286,7 @@ class DistillationEngine:
             uld_head=whole["uld_head"] / max(whole["uld"], 1e-12),
             uld_bound=whole["uld_bound"],
             likelihood=whole.get("likelihood"),
+            terms={term.name: whole[term.name] for term in self.objective.terms},
             teacher_entropy=whole["teacher_entropy"],
             student_entropy=whole["student_entropy"] / max(whole["student_entropy_rows"], 1.0),
             bits_per_byte=bits(whole["nats"]) / whole["bytes"],

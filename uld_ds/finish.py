@@ -163,6 +163,8 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "ce_weight": objective.ce,
         "uld_weight": objective.uld,
         "likelihood_weight": objective.likelihood,
+        "classical_weight": objective.classical,
+        "classical_divergence": objective.classical_divergence if objective.classical else None,
         "student_temperature": objective.student_temperature,
         "teacher_temperature": objective.teacher_temperature,
         "normalise": objective.normalise,

@@ -1,6 +1,8 @@
-"""The training objective: cross-entropy on the answer, the ULD distance to the teacher's spectra, likelihood matching.
+"""The training objective: cross-entropy on the answer, the ULD distance to the teacher's spectra, likelihood matching,
+and terms that look at identities (identity_terms.py).
 
 ``L = ce * sum_i a_i CE_i + uld * sum_s b_s W1(student_s, teacher_s) + likelihood * sum_s b_s D(student_s, teacher_s)``
+``  + sum_t weight_t * sum_s b_s term_t(student_s, teacher_s)``
 with row weights ``a``, ``b`` from normalisation.py and ``D`` from likelihood.py (Boizard et al., arXiv 2402.12030, with
 segments in place of truncated positions). With ``merge: chain`` both distributions of a segment are scaled by the
 probability of the segment's tokens before them, and the student's scale is differentiated like everything else.
@@ -11,6 +13,7 @@ Loss and gradients are computed in one pass over chunks of rows (chunked_loss.py
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,22 +21,46 @@ from torch.nn import functional as F
 
 from uld_ds.chunked_loss import ChunkedLoss, Rows, head_tensors
 from uld_ds.data.windows import SegmentRows, SideBatch
+from uld_ds.identity_terms import IdentityTerm, identity_terms, weighed_terms
 from uld_ds.language_model import Head, log_probs_of
 from uld_ds.likelihood import LikelihoodTerm, likelihood_term
 from uld_ds.normalisation import RowWeights
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.spectrum import Spectrum
+from uld_ds.top_tokens import TopTokens
 from uld_ds.uld import uld_distance, uld_value_and_grad
 
 # Rows of a micro-batch whose student entropy is measured: enough for a curve, few enough to cost nothing.
 _ENTROPY_ROWS = 32
 
 
+class _Chunk(NamedTuple):
+    """Cross-entropy and ULD of C rows."""
+
+    parts: list[Tensor]
+    """``NUM_PARTS`` of [C]."""
+    grad: Tensor
+    """[C, V] float32: d loss / d logits."""
+    log_normaliser: Tensor
+    """[C] float32: ``logsumexp(logits)``."""
+
+
 @dataclass(frozen=True)
 class Objective:
-    """Cross-entropy and ULD, weighed as the recipe says."""
+    """All terms, weighed as the recipe says."""
 
     settings: ObjectiveSettings
+    terms: tuple[IdentityTerm, ...] = ()
+    """Those that look at identities: all that the settings give a weight."""
+
+    def __post_init__(self) -> None:
+        if [term.name for term in self.terms] != weighed_terms(self.settings):
+            raise ValueError(f"the objective needs {weighed_terms(self.settings)}: see Objective.of")
+
+    @classmethod
+    def of(cls, settings: ObjectiveSettings) -> Objective:
+        """As a recipe says."""
+        return cls(settings, identity_terms(settings))
 
     def __call__(
         self,
@@ -44,6 +71,7 @@ class Objective:
         spectrum: Spectrum,
         weights: RowWeights,
         teacher_log_probs: Tensor | None = None,
+        top: TopTokens | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch and its parts.
 
@@ -55,33 +83,38 @@ class Objective:
             spectrum: [S] the teacher's, one row per segment, scaled as ``segments`` says for the student.
             weights: of the A and S rows.
             teacher_log_probs: [S] nats, what the teacher gives to each segment's bytes; for likelihood matching.
+            top: [S] its likeliest tokens, ``settings.top_ids`` or more of them; for the terms.
 
         Returns:
             A scalar, and detached parts that add up over the micro-batches and ranks of a step: ``ce``, ``uld``
             (without the recipe's weights, so that they compare across recipes), ``uld_head`` (the share of ``uld``
             among the largest probabilities), ``uld_bound`` (how far ``uld`` may be from the exact distance),
             ``teacher_entropy`` (nats, weighed like ``uld``), ``student_entropy`` (nats, summed over a sample of
-            ``student_entropy_rows`` rows); with likelihood matching ``likelihood``. Beside them ``token_nats`` [A].
+            ``student_entropy_rows`` rows); with likelihood matching ``likelihood``; of every term
+            its value, by its name. Beside them ``token_nats`` [A].
 
         Raises:
-            ValueError: the spectrum has another number of rows than there are segments.
+            ValueError: the spectrum has another number of rows than there are segments; what a term needs is missing.
         """
         if len(spectrum) != len(segments):
             raise ValueError(f"{len(spectrum)} teacher rows for {len(segments)} segments: not aligned")
+        if self.terms and (top is None or len(top) != len(segments)):
+            raise ValueError(f"{self.terms[0].name} needs the teacher's likeliest tokens of every segment")
         order = torch.cat([segments.compared, segments.others])
         likelihood = self._likelihood(hidden, head, batch, segments, teacher_log_probs)
-        rows = self._rows(hidden, head, batch, segments, order, spectrum, weights, likelihood)
-        one_chunk = self._by_autograd if self._needs_autograd() else self._closed_form
-        loss, *per_row = ChunkedLoss.apply(hidden[order], *head_tensors(head), head, rows, one_chunk)
+        rows = self._rows(hidden, head, batch, segments, order, spectrum, weights, likelihood, top)
+        loss, *per_row = ChunkedLoss.apply(hidden[order], *head_tensors(head), head, rows, self._one_chunk)
         in_order, *of_rows = (part.detach() for part in per_row)
         nats = torch.empty_like(in_order)
         nats[order] = in_order
-        distance, head_distance, bound = (part[: len(segments)] for part in of_rows)
+        distance, head_distance, bound, *of_terms = (part[: len(segments)] for part in of_rows)
         of_segments = weights.segments.to(distance.dtype)
         with torch.no_grad():
             counted = (weights.answers[:_ENTROPY_ROWS] > 0).float()
             student_entropy = entropy(head.logits(hidden[:_ENTROPY_ROWS])) @ counted
         parts = {} if likelihood is None else {"likelihood": likelihood.value @ weights.segments.double()}
+        for term, value in zip(self.terms, of_terms, strict=True):
+            parts[term.name] = value @ weights.segments.to(value.dtype)
         return loss, parts | {
             "token_nats": nats,
             "ce": nats @ weights.answers.to(nats.dtype),
@@ -121,6 +154,7 @@ class Objective:
         spectrum: Spectrum,
         weights: RowWeights,
         likelihood: LikelihoodTerm | None,
+        top: TopTokens | None,
     ) -> Rows:
         log_scale, place = None, segments.earlier
         if self.settings.merge == "chain":
@@ -142,6 +176,8 @@ class Objective:
             ce_slopes=ce_slopes,
             uld_weights=weights.segments * self.settings.uld,
             spectrum=spectrum,
+            top=None if top is None else top.first(self.settings.top_ids),
+            term_weights=tuple(weights.segments * term.weight for term in self.terms),
             log_scale=log_scale,
             earlier=place,
             earlier_segment=segments.earlier_segment,
@@ -151,8 +187,21 @@ class Objective:
     def _needs_autograd(self) -> bool:
         return self.settings.method != "linear" or self.settings.student_temperature != 1.0
 
-    def _closed_form(self, logits: Tensor, rows: Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
-        """Parts [4, C] and d loss / d logits [C, V]: one softmax serves both terms."""
+    def _one_chunk(self, logits: Tensor, rows: Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
+        """Cross-entropy and ULD; what looks at identities adds to their gradient."""
+        parts, grad, log_normaliser = (self._by_autograd if self._needs_autograd() else self._closed_form)(
+            logits, rows, chunk
+        )
+        for term, weight in zip(self.terms, rows.term_weights, strict=True):
+            value = torch.zeros_like(log_normaliser, dtype=torch.float64)
+            if chunk.start < rows.num_compared:
+                assert rows.top is not None
+                value = term.add(logits, log_normaliser, rows.top[chunk], weight[chunk], grad).double()
+            parts.append(value)
+        return parts, grad
+
+    def _closed_form(self, logits: Tensor, rows: Rows, chunk: slice) -> _Chunk:
+        """One softmax serves both terms."""
         targets = rows.ids[chunk, None]
         slopes = rows.ce_slopes[chunk]
         if chunk.start < rows.num_compared:
@@ -178,9 +227,9 @@ class Objective:
             of_segments = [torch.zeros_like(log_normaliser)] * 3
         nats = log_normaliser - logits.gather(1, targets).squeeze(1)
         grad.scatter_add_(1, targets, -slopes[:, None].to(grad.dtype))
-        return [nats, *of_segments], grad
+        return _Chunk([nats, *of_segments], grad, log_normaliser)
 
-    def _by_autograd(self, logits: Tensor, rows: Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
+    def _by_autograd(self, logits: Tensor, rows: Rows, chunk: slice) -> _Chunk:
         """The same for any method and temperature, by autograd over one chunk."""
         scale = None
         # A row that is not finite makes the whole step's loss so, which all ranks then hear of; an error here would
@@ -206,7 +255,7 @@ class Objective:
             rows.note_scale_slopes(chunk, of_scale[0])
         nats, distance = (part.detach().masked_fill(broken, float("nan")) for part in (nats, distance))
         unknown = torch.full_like(nats, float("nan"))
-        return [nats, distance, unknown, unknown], grad
+        return _Chunk([nats, distance, unknown, unknown], grad, logits.float().logsumexp(1))
 
 
 def _inverse(order: Tensor) -> Tensor:

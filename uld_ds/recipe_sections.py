@@ -294,6 +294,15 @@ class ObjectiveSettings(Strict):
     """Between those two probabilities, each against "anything else"."""
     likelihood_temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides their logarithms; a high one weighs unlikely segments like likely ones."""
+    classical: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a divergence between the two distributions themselves, token by token, at temperature 1. Only where
+    both sides have the same tokenizer."""
+    classical_divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
+    """``forward_kl``: KL(teacher, student); ``reverse_kl``: KL(student, teacher); ``jensen_shannon``: generalised."""
+    jensen_shannon_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The teacher's share of the mixture that ``classical_divergence: jensen_shannon`` compares both sides with."""
+    top_ids: Annotated[int, Field(ge=1, le=65535)] = 64
+    """How many of the teacher's likeliest tokens ``classical`` tells apart; the others count as "anything else"."""
     student_temperature: Annotated[float, Field(gt=0)] = 1.0
     teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
     alignment: Literal["segments", "positional"] = "segments"
@@ -312,14 +321,21 @@ class ObjectiveSettings(Strict):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> ObjectiveSettings:
-        if self.ce == self.uld == self.likelihood == 0:
-            raise ValueError("objective.ce, objective.uld and objective.likelihood are all 0: nothing to learn")
+        weights = ("ce", "uld", "likelihood", "classical")
+        if not any(getattr(self, name) for name in weights):
+            *most, last = (f"objective.{name}" for name in weights)
+            raise ValueError(f"{', '.join(most)} and {last} are all 0: nothing to learn")
         return self
 
     @model_validator(mode="after")
     def _something_to_merge(self) -> ObjectiveSettings:
         if self.merge == "chain" and self.alignment == "positional":
             raise ValueError("objective.merge 'chain' needs alignment 'segments': positional pairs are single tokens")
+        if self.classical and self.merge == "chain":
+            raise ValueError(
+                "objective.merge 'chain' has no meaning for objective.classical: with one tokenizer on both sides a "
+                "segment is one token; take merge 'first'"
+            )
         if self.likelihood and self.alignment == "positional":
             raise ValueError("objective.likelihood needs alignment 'segments': positional pairs are of different bytes")
         if self.alignment == "segments" and (self.skip_student_end or self.skip_teacher_end):

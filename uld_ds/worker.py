@@ -30,6 +30,7 @@ from uld_ds.export import export_student
 from uld_ds.finish import finish
 from uld_ds.finite import SpikeDetector
 from uld_ds.giving_up import giving_up, note_if_final
+from uld_ds.identity_terms import needed_ids
 from uld_ds.job import Job
 from uld_ds.loading import init_process_group, load_student, load_teacher
 from uld_ds.models import load_tokenizer
@@ -200,7 +201,7 @@ class Worker:
         self._stage("loading the student")
         student = load_student(self.job, self.device, self.total_steps)
         return DistillationEngine(
-            student, teacher, Objective(self.recipe.objective), ranks=self.ranks, device=self.device
+            student, teacher, Objective.of(self.recipe.objective), ranks=self.ranks, device=self.device
         )
 
     def _teacher(self) -> TeacherSource:
@@ -231,6 +232,7 @@ class Worker:
             ranks=self.ranks,
             device=self.device,
             temperature=self.recipe.objective.teacher_temperature,
+            top_ids=needed_ids(self.recipe.objective),
         )
 
     def _memory_identity(self) -> str:
@@ -240,6 +242,7 @@ class Worker:
             Path(self.job.splits["train"]).name,
             settings.model_dump(mode="json", include={"model", "revision", "gguf_file", "precision", "codec"}),
             self.recipe.objective.teacher_temperature,
+            *([{"top_ids": number}] if (number := needed_ids(self.recipe.objective)) else []),
         ]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
@@ -385,6 +388,7 @@ class Worker:
             "train/uld_head_share": result.uld_head,
             "train/uld_error_bound": result.uld_bound,
             **({} if result.likelihood is None else {"train/likelihood": result.likelihood}),
+            **{f"train/{name}": value for name, value in result.terms.items()},
             "train/teacher_entropy": result.teacher_entropy,
             "train/student_entropy": result.student_entropy,
             "train/bits_per_byte": result.bits_per_byte,

@@ -193,7 +193,7 @@ def one_step(config: dict[str, Any], examples: list[int], target: str) -> dict[s
         device=CPU,
     )
     student = load_student(job, CPU, total_steps=10)
-    engine = DistillationEngine(student, teacher, Objective(job.recipe.objective), ranks=ranks, device=CPU)
+    engine = DistillationEngine(student, teacher, Objective.of(job.recipe.objective), ranks=ranks, device=CPU)
     batcher = Batcher(rows, padding=0)
     mine = np.asarray(examples[ranks.rank :: ranks.size])
     gradients: dict[str, Tensor] = {}

@@ -17,6 +17,7 @@ from uld_ds.normalisation import RowWeights
 from uld_ds.objective import Objective, entropy
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.spectrum import Spectrum
+from uld_ds.top_tokens import TopTokens
 
 ANSWERS, HIDDEN, VOCAB, TEACHER_VOCAB = 21, 16, 211, 307
 SEGMENTS = torch.tensor([0, 2, 3, 7, 8, 12, 13, 14, 20])
@@ -80,8 +81,17 @@ class Case:
         loss = settings.ce * (nats @ self.weights.answers.double())
         loss = loss + settings.uld * (distance @ self.weights.segments.double())
         loss = loss + settings.likelihood * (self.binary_kl(nats, settings) @ self.weights.segments.double())
+        if settings.classical:
+            loss = loss + settings.classical * (self.lumped(logits, settings) @ self.weights.segments.double())
         loss.backward()
         return loss.item(), [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    def lumped(self, logits: Tensor, settings: ObjectiveSettings) -> Tensor:
+        """[S] KL(teacher, student) over the teacher's likeliest tokens and all others together."""
+        p, q = self.teacher.double()[:, :VOCAB].softmax(-1), logits[SEGMENTS].softmax(-1)
+        ids = p.topk(settings.top_ids).indices
+        p, q = ((torch.cat([x.gather(1, ids), 1 - x.gather(1, ids).sum(1, keepdim=True)], 1)) for x in (p, q))
+        return (p * (p / q).log()).sum(1)
 
     def binary_kl(self, nats: Tensor, settings: ObjectiveSettings) -> Tensor:
         """[S] between the probabilities of each segment's bytes, from their definition."""
@@ -96,8 +106,9 @@ class Case:
         if settings.merge == "chain":
             spectrum = spectrum.shift(self.teacher_scale)
         segments = segments_of(SEGMENTS, STOPS, ANSWERS, settings.merge)
-        loss, parts = Objective(settings)(
-            leaves[0], self.head(leaves), self.batch, segments, spectrum, self.weights, self.teacher_log_probs
+        top = TopTokens.from_logits(self.teacher[:, :VOCAB], 50) if settings.classical else None
+        loss, parts = Objective.of(settings)(
+            leaves[0], self.head(leaves), self.batch, segments, spectrum, self.weights, self.teacher_log_probs, top
         )
         (loss * 2).backward()
         return loss.item(), [leaf.grad / 2 for leaf in leaves if leaf.grad is not None], parts
@@ -136,10 +147,14 @@ def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         {"uld": 0.3, "likelihood": 0.7, "likelihood_temperature": 100.0},
         {"merge": "chain", "likelihood": 2.0},
         {"method": "exact", "likelihood": 2.0},
+        {"ce": 0.0, "uld": 0.0, "classical": 1.0, "top_ids": 20},
+        {"classical": 0.5, "likelihood": 0.3, "top_ids": 50},
+        {"classical": 0.5, "method": "exact", "student_temperature": 2.0, "top_ids": 20},
     ],
     ids=[
         *("closed form", "uld only", "ce only", "exact", "temperatures", "chain", "chain alone", "chain exact"),
         *("likelihood alone", "all three", "chain and likelihood", "exact and likelihood"),
+        *("classical alone", "all four", "classical by autograd"),
     ],
 )
 def test_loss_and_gradients_equal_autograd_in_float64(case: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -155,11 +170,12 @@ def test_loss_and_gradients_equal_autograd_in_float64(case: dict[str, Any], sett
 
 
 def test_parts_add_up_to_the_loss() -> None:
-    settings = ObjectiveSettings(ce=0.7, uld=1.3, likelihood=0.4)
+    settings = ObjectiveSettings(ce=0.7, uld=1.3, likelihood=0.4, classical=0.6)
     loss, _, parts = Case().chunked(settings)
     weighed = 0.7 * parts["ce"].item() + 1.3 * parts["uld"].item() + 0.4 * parts["likelihood"].item()
+    weighed += 0.6 * parts["classical"].item()
     assert weighed == pytest.approx(loss, rel=1e-6)
-    assert "likelihood" not in Case().chunked(ObjectiveSettings())[2]
+    assert not {"likelihood", "classical"} & set(Case().chunked(ObjectiveSettings())[2])
     assert 0 < parts["uld_head"].item() <= parts["uld"].item()
     assert 0 <= parts["uld_bound"].item() < 1e-3
     wanted = entropy(Case().teacher) @ Case().weights.segments
@@ -191,6 +207,22 @@ def test_unaligned_spectra_are_refused() -> None:
             example.batch,
             segments_of(SEGMENTS, STOPS, ANSWERS),
             spectrum,
+            example.weights,
+        )
+
+
+def test_terms_without_what_they_need_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"needs \['classical'\]"):
+        Objective(ObjectiveSettings(classical=1.0))
+    example = Case()
+    hidden, weight = example.leaves(torch.float32)
+    with pytest.raises(ValueError, match="classical needs the teacher's likeliest tokens"):
+        Objective.of(ObjectiveSettings(classical=1.0))(
+            hidden,
+            Head(weight, None, LogitMap()),
+            example.batch,
+            segments_of(SEGMENTS, STOPS, ANSWERS),
+            Spectrum.from_logits(example.teacher),
             example.weights,
         )
 

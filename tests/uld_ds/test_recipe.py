@@ -263,11 +263,17 @@ def test_a_long_value_is_shown_in_part() -> None:
         ),
         (
             {"objective__ce": 0.0, "objective__uld": 0},
-            "objective: objective.ce, objective.uld and objective.likelihood are all 0: nothing to learn",
+            "objective: objective.ce, objective.uld, objective.likelihood and objective.classical are all 0: nothing "
+            "to learn",
         ),
         (
             {"objective": {"merge": "chain", "alignment": "positional"}},
             "objective: objective.merge 'chain' needs alignment 'segments': positional pairs are single tokens",
+        ),
+        (
+            {"objective": {"classical": 1.0, "merge": "chain"}},
+            "objective: objective.merge 'chain' has no meaning for objective.classical: with one tokenizer on both "
+            "sides a segment is one token; take merge 'first'",
         ),
         (
             {"objective": {"likelihood": 1.0, "alignment": "positional"}},

@@ -72,7 +72,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | N
 
 A student that [{facts["teacher"]}]({_link(recipe)}) taught by universal logit distillation
 ([arXiv 2402.12030](https://arxiv.org/abs/2402.12030)) with uld-ds: loss = {facts["ce_weight"]} x cross-entropy +
-{facts["uld_weight"]} x ULD distance{_likelihood(facts)}, alignment `{facts["alignment"]}`.
+{facts["uld_weight"]} x ULD distance{_other_terms(facts)}, alignment `{facts["alignment"]}`.
 
 ## Results
 
@@ -97,9 +97,13 @@ Bits per byte of answers that no training example holds; lower is better, whatev
     return f"---\n{card_data.to_yaml()}\n---\n\n{text}"
 
 
-def _likelihood(facts: Mapping[str, Any]) -> str:
-    weight = facts.get("likelihood_weight")
-    return f" + {weight} x likelihood matching ([arXiv 2503.20083](https://arxiv.org/abs/2503.20083))" if weight else ""
+def _other_terms(facts: Mapping[str, Any]) -> str:
+    text = ""
+    if weight := facts.get("likelihood_weight"):
+        text += f" + {weight} x likelihood matching ([arXiv 2503.20083](https://arxiv.org/abs/2503.20083))"
+    if weight := facts.get("classical_weight"):
+        text += f" + {weight} x {str(facts['classical_divergence']).replace('_', ' ')}"
+    return text
 
 
 def _link(recipe: Recipe) -> str:

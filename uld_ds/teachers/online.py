@@ -17,6 +17,7 @@ from uld_ds.language_model import Consume, Head, scores_of
 from uld_ds.spectrum import Spectrum
 from uld_ds.teachers.tokens import TeacherTokens
 from uld_ds.teachers.traffic import GatherCounter
+from uld_ds.top_tokens import TopTokens
 
 T = TypeVar("T")
 
@@ -30,10 +31,18 @@ class OnlineTeacher:
         ranks: that ask together.
         device: where batches go.
         temperature: softens the teacher's distributions before their identities are dropped.
+        top_ids: so many of the likeliest tokens are named as well, at temperature 1; 0 for none.
     """
 
     def __init__(
-        self, engine: Any, batcher: TeacherBatcher, *, ranks: Ranks, device: torch.device, temperature: float = 1.0
+        self,
+        engine: Any,
+        batcher: TeacherBatcher,
+        *,
+        ranks: Ranks,
+        device: torch.device,
+        temperature: float = 1.0,
+        top_ids: int = 0,
     ) -> None:
         self._engine: Any = engine
         self._traffic = GatherCounter(engine, ranks.size)
@@ -41,6 +50,7 @@ class OnlineTeacher:
         self._ranks = ranks
         self._device = device
         self._temperature = temperature
+        self._top_ids = top_ids
         self.tokens_run = 0
 
     @property
@@ -126,7 +136,11 @@ class OnlineTeacher:
                 # Whether all is finite is asked once per batch: to ask here would wait for the device.
                 spectrum = Spectrum.from_logits(logits, temperature=self._temperature, check=False)
                 right = logits.gather(1, ids[chunk, None]).squeeze(1).float()
-                parts.append(TeacherTokens(spectrum, right - logits.float().logsumexp(1)))
+                normaliser = logits.float().logsumexp(1)
+                top = None
+                if self._top_ids:
+                    top = TopTokens.from_logits(logits, self._top_ids, log_normaliser=normaliser)
+                parts.append(TeacherTokens(spectrum, right - normaliser, top))
             return parts
 
         return consume

@@ -1,4 +1,5 @@
-"""What a teacher says about an answer: of each of its tokens a spectrum and the probability of the token itself."""
+"""What a teacher says about an answer: of each of its tokens a spectrum, the probability of the token itself and,
+where somebody wants them, the likeliest tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from uld_ds.data.windows import SegmentRows
 from uld_ds.spectrum import Spectrum
+from uld_ds.top_tokens import TopTokens
 
 
 @dataclass(frozen=True)
@@ -23,21 +25,35 @@ class TeacherTokens:
     """T rows: the distribution that predicted each token."""
     log_probs: Tensor
     """[T] float32: natural log-probability, at temperature 1, of the token that stands there."""
+    top: TopTokens | None = None
+    """T rows: the likeliest tokens of the same distributions, in the teacher's vocabulary; None where nobody asked."""
 
     def __post_init__(self) -> None:
         if tuple(self.log_probs.shape) != (len(self.spectrum),):
             raise ValueError(f"{len(self.spectrum)} spectra for log_probs of shape {list(self.log_probs.shape)}")
+        if self.top is not None and len(self.top) != len(self.spectrum):
+            raise ValueError(f"{len(self.spectrum)} spectra for {len(self.top)} rows of likeliest tokens")
 
     def __len__(self) -> int:
         return len(self.spectrum)
 
     def __getitem__(self, rows: slice | Tensor) -> TeacherTokens:
-        return TeacherTokens(self.spectrum[rows], self.log_probs[rows])
+        top = None if self.top is None else self.top[rows]
+        return TeacherTokens(self.spectrum[rows], self.log_probs[rows], top)
 
     @classmethod
     def cat(cls, parts: Sequence[TeacherTokens]) -> TeacherTokens:
-        """Rows of several, one after the other; all of one grid and temperature."""
-        return cls(Spectrum.cat([part.spectrum for part in parts]), torch.cat([part.log_probs for part in parts]))
+        """Rows of several, one after the other; all of one grid and temperature, and of one number of likeliest tokens.
+
+        Raises:
+            ValueError: they are not.
+        """
+        spectrum = Spectrum.cat([part.spectrum for part in parts])
+        tops = [part.top for part in parts if part.top is not None]
+        if tops and len(tops) < len(parts):
+            raise ValueError("likeliest tokens are there for some of the rows alone")
+        log_probs = torch.cat([part.log_probs for part in parts])
+        return cls(spectrum, log_probs, TopTokens.cat(tops) if tops else None)
 
     def segments(self, rows: SegmentRows) -> TeacherSegments:
         """Of S segments among these tokens: the distribution that stands for each, scaled by the tokens before it in
@@ -45,11 +61,13 @@ class TeacherTokens:
         spectrum = self.spectrum[rows.compared]
         scale = rows.log_scale(self.log_probs[rows.earlier])
         log_probs = rows.log_probs(self.log_probs[rows.members])
-        return TeacherSegments(spectrum if scale is None else spectrum.shift(scale), log_probs)
+        top = None if self.top is None else self.top[rows.compared]
+        return TeacherSegments(spectrum if scale is None else spectrum.shift(scale), log_probs, top)
 
     def to(self, device: torch.device | str) -> TeacherTokens:
         """On another device."""
-        return TeacherTokens(self.spectrum.to(device), self.log_probs.to(device))
+        top = None if self.top is None else self.top.to(device)
+        return TeacherTokens(self.spectrum.to(device), self.log_probs.to(device), top)
 
 
 @dataclass(frozen=True)
@@ -60,3 +78,5 @@ class TeacherSegments:
     """S rows."""
     log_probs: Tensor
     """[S] float32: natural log-probability, at temperature 1, of each segment's bytes."""
+    top: TopTokens | None = None
+    """S rows: the likeliest tokens where the segment is compared, not scaled; None where nobody asked."""

@@ -1,8 +1,9 @@
 """``TeacherTokens`` as bytes and back: what is stored is what is trained on, bit for bit.
 
 One example is one blob, whatever it was encoded or decoded together with: ``decode_tokens`` of a blob gives the same
-bits alone as ``decode_many`` gives among others. Layout: u32 token count, float32 log-probabilities, then the
-spectra (``uld_ds.spectrum_codec``), all little-endian.
+bits alone as ``decode_many`` gives among others. Layout: u32 token count, float32 log-probabilities, the
+likeliest tokens if there are any (``uld_ds.teachers.top_codec``: begins with a mark of its own), then the spectra
+(``uld_ds.spectrum_codec``), all little-endian.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from uld_ds import spectrum_codec
 from uld_ds.spectrum import Spectrum
 from uld_ds.spectrum_codec import Precision
+from uld_ds.teachers import top_codec
 from uld_ds.teachers.tokens import TeacherTokens
 
 _COUNT = struct.Struct("<I")
@@ -44,7 +46,10 @@ def encode_many(examples: Sequence[TeacherTokens], precision: Precision | None =
     """The bytes of every example."""
     encoded = encode_spectra([tokens.spectrum for tokens in examples], precision)
     return [
-        _COUNT.pack(len(tokens)) + log_probs_to_bytes(tokens) + spectra
+        _COUNT.pack(len(tokens))
+        + log_probs_to_bytes(tokens)
+        + (b"" if tokens.top is None else top_codec.encode(tokens.top))
+        + spectra
         for tokens, spectra in zip(examples, encoded, strict=True)
     ]
 
@@ -55,14 +60,17 @@ def decode_many(encoded: Sequence[bytes]) -> list[TeacherTokens]:
     Raises:
         ValueError: as ``decode_tokens``.
     """
-    log_probs, spectra = [], []
+    log_probs, tops, spectra = [], [], []
     for blob in encoded:
         if len(blob) < _COUNT.size:
             raise ValueError(f"teacher tokens are cut short: {len(blob)} bytes")
-        begin = _COUNT.size + 4 * _COUNT.unpack_from(blob)[0]
+        count = _COUNT.unpack_from(blob)[0]
+        begin = _COUNT.size + 4 * count
         log_probs.append(log_probs_from_bytes(blob[_COUNT.size : begin]))
-        spectra.append(blob[begin:])
-    return [TeacherTokens(*parts) for parts in zip(decode_spectra(spectra), log_probs, strict=True)]
+        end = begin + top_codec.size_at(blob, begin, count)
+        tops.append(top_codec.decode(blob[begin:end]) if end > begin else None)
+        spectra.append(blob[end:])
+    return [TeacherTokens(*parts) for parts in zip(decode_spectra(spectra), log_probs, tops, strict=True)]
 
 
 def log_probs_to_bytes(tokens: TeacherTokens) -> bytes:

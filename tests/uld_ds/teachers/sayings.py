@@ -12,15 +12,18 @@ from uld_ds.spectrum import Spectrum
 from uld_ds.spectrum_codec import Precision
 from uld_ds.teachers.store import CodecFacts, StoredExample, StoreIdentity
 from uld_ds.teachers.tokens import TeacherTokens
+from uld_ds.top_tokens import TopTokens
 
 VOCAB = 300
 
 
-def tokens_of(count: int, seed: int, *, temperature: float = 1.0) -> TeacherTokens:
+def tokens_of(count: int, seed: int, *, temperature: float = 1.0, top_ids: int = 0) -> TeacherTokens:
     """``count`` tokens over 300 entries."""
-    spectrum = Spectrum.from_logits(zipf(max(count, 1), VOCAB, seed=seed)[:count].float(), temperature=temperature)
+    logits = zipf(max(count, 1), VOCAB, seed=seed)[:count].float()
+    spectrum = Spectrum.from_logits(logits, temperature=temperature)
     rng = torch.Generator().manual_seed(seed)
-    return TeacherTokens(spectrum, -5 * torch.rand(count, generator=rng))
+    top = TopTokens.from_logits(logits, top_ids) if top_ids else None
+    return TeacherTokens(spectrum, -5 * torch.rand(count, generator=rng), top)
 
 
 def example(number: int, turns: list[tuple[int, int]] | None = None) -> StoredExample:
@@ -63,4 +66,7 @@ def same_bits(ours: TeacherTokens, theirs: TeacherTokens) -> bool:
     assert a.error is not None and b.error is not None
     pairs = [(a.head, b.head), (a.counts, b.counts), (a.masses, b.masses), (a.error, b.error)]
     pairs.append((ours.log_probs, theirs.log_probs))
+    assert (ours.top is None) == (theirs.top is None)
+    if ours.top is not None and theirs.top is not None:
+        pairs += [(ours.top.ids, theirs.top.ids), (ours.top.log_probs, theirs.top.log_probs)]
     return (a.grid, a.temperature) == (b.grid, b.temperature) and all(torch.equal(x, y) for x, y in pairs)

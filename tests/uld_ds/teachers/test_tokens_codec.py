@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -16,14 +17,20 @@ from tests.uld_ds.teachers.sayings import same_bits, tokens_of
 from uld_ds.spectrum import Spectrum
 from uld_ds.spectrum_codec import Precision
 from uld_ds.spectrum_codec import encode_many as encode_many_plain
+from uld_ds.teachers import top_codec
 from uld_ds.teachers.tokens import TeacherTokens
 from uld_ds.teachers.tokens_codec import decode_many, decode_tokens, encode_many, encode_tokens, roundtrip
+from uld_ds.top_tokens import TopTokens
 
 
 @settings(max_examples=25, deadline=None)
-@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6), seed=st.integers(0, 99))
-def test_an_example_is_the_same_alone_and_among_others(sizes: list[int], seed: int) -> None:
-    examples = [tokens_of(size, seed + place) for place, size in enumerate(sizes)]
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    seed=st.integers(0, 99),
+    top_ids=st.lists(st.sampled_from([0, 1, 64]), min_size=6, max_size=6),
+)
+def test_an_example_is_the_same_alone_and_among_others(sizes: list[int], seed: int, top_ids: list[int]) -> None:
+    examples = [tokens_of(size, seed + place, top_ids=top_ids[place]) for place, size in enumerate(sizes)]
     encoded = encode_many(examples)
     assert encoded == [encode_tokens(tokens) for tokens in examples]
     decoded = decode_many(encoded)
@@ -63,6 +70,40 @@ def test_precision_of_memory() -> None:
     assert torch.equal(fine.head, coarse.head)
     torch.testing.assert_close(fine.counts.sum(-1), coarse.counts.sum(-1))
     torch.testing.assert_close(fine.masses.sum(-1), coarse.masses.sum(-1))
+
+
+def test_what_was_written_before_there_were_likeliest_tokens_reads_alike() -> None:
+    plain = tokens_of(5, 1)
+    with_top = tokens_of(5, 1, top_ids=16)
+    blob, longer = encode_tokens(plain), encode_tokens(with_top)
+    assert decode_tokens(blob).top is None
+    assert same_bits(decode_tokens(blob), replace(decode_tokens(longer), top=None))
+    # u32, float32 each, the block, the spectra.
+    begin = 4 + 4 * 5
+    assert blob[:begin] == longer[:begin]
+    assert len(longer) - len(blob) == top_codec.size_at(longer, begin, 5) == 16 + 5 * 16 * (2 + 2)
+    assert longer[-len(blob) + begin :] == blob[begin:]
+
+
+@pytest.mark.parametrize(("vocab", "width"), [(60_000, 2), (70_000, 4)])
+def test_likeliest_tokens_come_back(vocab: int, width: int) -> None:
+    logits = zipf(7, vocab, seed=3).float().flip(1)
+    logits[2, 100:] = -math.inf
+    top = TopTokens.from_logits(logits, 200)
+    blob = top_codec.encode(top)
+    assert len(blob) == 16 + 7 * 200 * (width + 2)
+    back = top_codec.decode(blob)
+    assert torch.equal(back.ids, top.ids)
+    assert torch.equal(back.log_probs, top.log_probs.half().float())
+    assert (back.log_probs[2, 100:] == -math.inf).all()
+    assert (back.log_probs.diff(dim=1)[[0, 1, 3]] <= 0).all()
+    again = top_codec.decode(top_codec.encode(back))
+    assert torch.equal(again.log_probs, back.log_probs)
+    for broken in (blob[:-1], blob[:20] + b"x" + blob[21:], blob[:3]):
+        with pytest.raises(ValueError, match="damaged or cut short"):
+            top_codec.decode(broken)
+    with pytest.raises(ValueError, match="of version 9"):
+        top_codec.decode(blob[:4] + b"\x09" + blob[5:])
 
 
 def test_damage_is_noticed() -> None:

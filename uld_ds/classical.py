@@ -1,0 +1,127 @@
+"""The classical objectives, for a student that has its teacher's tokenizer: KL either way, generalised Jensen-Shannon.
+
+What is compared is the distribution over k + 1 outcomes: each of the teacher's k likeliest tokens, and "anything
+else". With k the whole vocabulary there is nothing else, and the value is the classical one. With fewer it is a lower
+bound of it: lumping outcomes together is a channel, and no channel makes two distributions easier to tell apart (the
+data-processing inequality, which holds for all three).
+
+With ``u_i = d value / d log q_i`` over the outcomes and ``U = sum_i u_i``, the gradient through the student's softmax
+is ``dvalue/dz_i = u_i - q_i U`` for a token that is an outcome, and ``w_i (u_rest - q_rest U)`` for one of the others,
+``w_i`` its share among them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from uld_ds.exact import accumulation_dtype
+from uld_ds.top_tokens import TopTokens
+
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+
+# What the teacher leaves for "anything else" is known to about this much (TopTokens.rest): a rest of nothing, which
+# makes the reverse KL infinite, is not believed. Nor is a single token of which the teacher says that it cannot be.
+_LEAST_REST = math.log(1e-6)
+_LEAST_TOKEN = -50.0
+
+
+class OutcomeTerm(NamedTuple):
+    """Of C rows with n outcomes each."""
+
+    value: Tensor
+    """[C] nats."""
+    slopes: Tensor
+    """[C, n]: d value / d the student's log-probability of each outcome, up to a multiple of its probabilities, which
+    no softmax notices."""
+
+
+def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: float = 0.5) -> OutcomeTerm:
+    """Between the distributions P (teacher) and Q (student) over the same outcomes.
+
+    ``forward_kl`` is ``KL(P, Q)``, ``reverse_kl`` is ``KL(Q, P)``, and ``jensen_shannon``, generalised as in GKD
+    (Agarwal et al., arXiv 2306.13649, section 2), ``beta KL(P, M) + (1 - beta) KL(Q, M)`` with
+    ``M = beta P + (1 - beta) Q``. An outcome that one side gives nothing costs what its definition says: 0, or
+    infinity.
+
+    Args:
+        log_p: [C, n] natural logarithms; no gradient.
+        log_q: [C, n].
+        kind: which.
+        beta: within (0, 1).
+    """
+    if kind == "forward_kl":
+        return OutcomeTerm(_kl(log_p, log_q).sum(1), -log_p.exp())
+    if kind == "reverse_kl":
+        terms = _kl(log_q, log_p)
+        return OutcomeTerm(terms.sum(1), terms)
+    middle = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    own = (1 - beta) * _kl(log_q, middle)
+    return OutcomeTerm((beta * _kl(log_p, middle) + own).sum(1), own)
+
+
+def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """Summands; 0 where ``a`` is."""
+    return torch.where(log_a == -math.inf, 0.0, log_a.exp() * (log_a - log_b))
+
+
+@dataclass(frozen=True)
+class ClassicalTerm:
+    """An ``IdentityTerm``: a divergence over the teacher's likeliest tokens and the rest."""
+
+    weight: float
+    kind: Divergence = "forward_kl"
+    beta: float = 0.5
+
+    @property
+    def name(self) -> str:
+        """Its key and metric."""
+        return "classical"
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, log_normaliser: Tensor, top: TopTokens, weight: Tensor, grad: Tensor) -> Tensor:
+        """As ``IdentityTerm`` says; [C] float64."""
+        vocab = logits.shape[1]
+        # Ids the student does not have pad the teacher's vocabulary: they are "anything else".
+        there = top.ids < vocab
+        log_p = _of_teacher(top).masked_fill(~there, -math.inf)
+        places = top.ids.clamp(max=vocab)
+        padded = torch.full(
+            (len(logits), vocab + 1), -math.inf, dtype=accumulation_dtype(logits.dtype), device=logits.device
+        )
+        others = padded[:, :vocab].copy_(logits)
+        log_q = padded.gather(1, places).double() - log_normaliser[:, None].double()
+        padded.scatter_(1, places, -math.inf)
+        log_others = others.logsumexp(1)
+        if has_rest := top.k < vocab:
+            rest = (1 - log_p.exp().sum(1)).clamp(min=0).log()
+            log_p = torch.cat([log_p, rest[:, None]], 1)
+            log_q = torch.cat([log_q, (log_others.double() - log_normaliser.double())[:, None]], 1)
+        value, slopes = divergence(self._believed(log_p, has_rest), log_q, self.kind, self.beta)
+        alive = top.log_probs[:, 0] > -math.inf
+        slopes = slopes.masked_fill(~alive[:, None], 0.0) * weight[:, None]
+        of_outcomes = slopes - log_q.exp() * slopes.sum(1, keepdim=True)
+        if has_rest:
+            share = others.sub_(log_others.masked_fill(log_others == -math.inf, 0.0)[:, None]).exp_()
+            grad.addcmul_(share.to(grad.dtype), of_outcomes[:, -1:].to(grad.dtype))
+        of_tokens = of_outcomes[:, : top.k].masked_fill(~there, 0.0)
+        grad.scatter_add_(1, places.clamp(max=vocab - 1), of_tokens.to(grad.dtype))
+        return value.masked_fill(~alive, 0.0)
+
+    def _believed(self, log_p: Tensor, has_rest: bool) -> Tensor:
+        if self.kind != "reverse_kl":
+            return log_p
+        least = torch.full_like(log_p[:1], _LEAST_TOKEN)
+        if has_rest:
+            least[:, -1] = _LEAST_REST
+        return log_p.maximum(least)
+
+
+def _of_teacher(top: TopTokens) -> Tensor:
+    """[C, k] float64 log-probabilities that rounding has not made more than 1 together."""
+    log_p = top.log_probs.double()
+    return log_p - log_p.logsumexp(1, keepdim=True).clamp(min=0.0)
