@@ -18,6 +18,7 @@ from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import ExampleReader, load_rows
 from uld_ds.errors import UserError
 from uld_ds.evaluation.evaluate import answer_rows, bits_per_byte_of
+from uld_ds.evaluation.harness import check_suites, suite_scores
 from uld_ds.evaluation.metrics import Prediction, is_unanswerable, score, score_names
 from uld_ds.finish import write_whole
 from uld_ds.generation.decoding import Answer, Decoding, Model
@@ -47,6 +48,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
     reader = ExampleReader(recipe.data)
     metrics = recipe.evaluation.metrics or list(reader.task.metrics)
     score_names(metrics, "evaluation.metrics")
+    check_suites(recipe.evaluation.suites)
     folder = writable_folder(Path(output) if output else evaluation_of(_run_of(name, recipe)), "--output")
     settings = _settings_of(name, recipe)
     begin = time.monotonic()
@@ -75,6 +77,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
         measured = bits_per_byte_of(
             model, side, rows, reader, batch_tokens=recipe.teacher.max_tokens_per_forward, device=device
         )
+        suites = _suites(recipe, place, settings, device, view)
     scores = score([prediction for prediction, _ in answered], metrics)
     facts = {
         "model": name,
@@ -90,12 +93,26 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
         "scores": scores.percentages(),
         "intervals": scores.intervals(),
         "bits_per_byte": None if measured is None else asdict(measured),
+        "suites": suites,
         "decoding": decoding.to_json(),
         "wall_seconds": round(time.monotonic() - begin, 1),
         "output": str(folder),
     }
     _write(folder, facts, prompts.kept, answered)
     return facts
+
+
+def _suites(
+    recipe: Recipe, place: str, settings: ModelSettings, device: torch.device, view: ProgressView
+) -> dict[str, Any]:
+    wanted = recipe.evaluation
+    if not wanted.suites:
+        return {}
+    view.note(f"running {', '.join(wanted.suites)}")
+    return suite_scores(
+        place, settings.revision, settings.precision, wanted.suites,
+        device=device, batch_size=recipe.generation.batch_size, limit=wanted.suite_rows,
+    )  # fmt: skip
 
 
 def _run_of(name: str, recipe: Recipe) -> Path:

@@ -399,6 +399,11 @@ class EvaluationSettings(Strict):
     """Length of the sample answer shown at the end; 0 for none."""
     metrics: list[str] | None = None
     """What ``uld-ds evaluate`` scores answers by, e.g. ``[f1, em, rouge]``. Default: what the task says."""
+    suites: list[Annotated[str, Field(min_length=1)]] = []
+    """Standard suites that ``uld-ds evaluate`` runs besides, through lm-evaluation-harness (``pip install
+    'uld-ds[harness]'``): names like ``hellaswag``, or a task's YAML file."""
+    suite_rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows of each suite, for a quick look. Default: all."""
 
 
 class GenerationSettings(Strict):

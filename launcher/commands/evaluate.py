@@ -49,6 +49,10 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     bits = facts["bits_per_byte"]
     if bits is not None:
         lines.append(f"{'bits per byte':14} {bits['mean']:.4f}  [{bits['low']:.4f}, {bits['high']:.4f}]")
+    for suite, found in facts["suites"].items():
+        for metric, value in found["metrics"].items():
+            error = found["errors"].get(metric)
+            lines.append(f"{suite} {metric} {value:.4f}" + (f" +- {error:.4f}" if error is not None else ""))
     counted = ("prompts", "unanswerable", "truncated", "too_long")
     lines.append(", ".join(f"{facts[name]:,} {name.replace('_', ' ')}" for name in counted))
     return [*lines, f"predictions in {facts['output']}"]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 def bertscores(predictions: Sequence[Prediction]) -> list[float]:
     """F1 of each row, the best reference counts (Zhang et al., arXiv 1904.09675; English, rescaled to a baseline).
 
+    An answer without words is 0, as is one whose references have none: the package cannot read an empty text.
+
     Raises:
         UserError: the package is not installed.
     """
@@ -24,10 +26,11 @@ def bertscores(predictions: Sequence[Prediction]) -> list[float]:
     except ImportError as error:
         raise UserError("--metrics", "bertscore needs a package", "pip install 'uld-ds[bertscore]'") from error
     scores = [float(is_unanswerable(row) and not normalised(row.text)) for row in predictions]
-    places = [place for place, row in enumerate(predictions) if not is_unanswerable(row)]
+    worded = [[text for text in row.references if text.strip()] for row in predictions]
+    places = [n for n, row in enumerate(predictions) if not is_unanswerable(row) and row.text.strip() and worded[n]]
     if places:
         texts = [predictions[place].text for place in places]
-        references = [list(predictions[place].references) for place in places]
+        references = [worded[place] for place in places]
         _, _, found = score(texts, references, lang="en", rescale_with_baseline=True)
         for place, value in zip(places, found.tolist(), strict=True):
             scores[place] = value

@@ -1,0 +1,105 @@
+"""Standard suites through EleutherAI's lm-evaluation-harness: ``pip install 'uld-ds[harness]'``.
+
+They measure a model as anybody else would, with the suites' own prompts: nothing of a recipe's task or templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uld_ds.errors import UserError
+from uld_ds.models import DTYPES
+from uld_ds.recipe import DType
+
+_KEY = "evaluation.suites"
+
+
+def check_suites(suites: Sequence[str]) -> None:
+    """Raises UserError when a suite is not known, before a model is loaded."""
+    if suites:
+        _tasks(suites)
+
+
+def suite_scores(
+    place: str,
+    revision: str | None,
+    precision: DType,
+    suites: Sequence[str],
+    *,
+    device: torch.device,
+    batch_size: int,
+    limit: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """What a model scores in each suite.
+
+    Args:
+        place: directory or hub id.
+        revision: of a hub id.
+        precision: of its weights.
+        suites: names that the harness knows, e.g. ``hellaswag``, or a task's YAML file.
+        device: it runs on.
+        batch_size: requests at a time.
+        limit: rows of each suite, for a quick look; all by default.
+
+    Returns:
+        By suite: ``metrics`` (the harness's own names and units), ``errors`` (standard errors, of the same names),
+        ``rows`` and the suite's ``version``.
+
+    Raises:
+        UserError: the package or a suite is not there.
+    """
+    manager, names = _tasks(suites)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(
+        pretrained=place,
+        revision=revision or "main",
+        dtype=DTYPES[precision],
+        device=str(device),
+        batch_size=batch_size,
+        trust_remote_code=False,
+    )
+    found = simple_evaluate(model=model, tasks=names, task_manager=manager, limit=limit, log_samples=False)
+    return {name: _of_suite(found, name) for name in found["results"]}
+
+
+def _tasks(suites: Sequence[str]) -> tuple[Any, list[str]]:
+    """The harness's index with the files among the suites, and all suites by name."""
+    if find_spec("lm_eval") is None:
+        raise UserError(_KEY, f"{list(suites)} need lm-evaluation-harness", "pip install 'uld-ds[harness]'")
+    from lm_eval.tasks import TaskManager
+
+    files = {suite: Path(suite).expanduser() for suite in suites if suite.endswith((".yaml", ".yml"))}
+    for suite, file in files.items():
+        if not file.is_file():
+            raise UserError(_KEY, f"no file {suite!r}", "correct the path, or name a task of the harness")
+    manager = TaskManager(include_path=sorted({str(file.parent.absolute()) for file in files.values()}) or None)
+    names = [files[suite].stem if suite in files else suite for suite in suites]
+    for suite, name in zip(suites, names, strict=True):
+        if name not in manager.all_tasks:
+            fix = "name the file after its task" if suite in files else "`lm-eval ls tasks` lists all"
+            raise UserError(_KEY, f"lm-evaluation-harness has no {name!r}", fix)
+    return manager, names
+
+
+def _of_suite(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """Out of the harness's own results, whose names are like ``acc,none`` and ``acc_stderr,none``."""
+    metrics: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    for label, value in found["results"][name].items():
+        metric, comma, filtered = label.partition(",")
+        if not comma or not isinstance(value, int | float):
+            continue
+        suffix = "" if filtered == "none" else f",{filtered}"
+        if metric.endswith("_stderr"):
+            errors[metric.removesuffix("_stderr") + suffix] = float(value)
+        else:
+            metrics[metric + suffix] = float(value)
+    rows = found.get("n-samples", {}).get(name, {}).get("effective")
+    return {"metrics": metrics, "errors": errors, "rows": rows, "version": found.get("versions", {}).get(name)}
