@@ -1,17 +1,73 @@
-"""Seconds, memory and ratios that a busy machine cannot falsify: what benchmarks on whole tensors share."""
+"""What all benchmarks share: options, how results are written, and figures that a busy machine cannot falsify."""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
+import json
+import os
+import platform
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 # The quickest ratio a spread allows may be off by this factor either way.
 MEANINGFUL = 1.5
+
+
+def add_output_options(parser: argparse.ArgumentParser, *, quick: str) -> None:
+    """The options that every benchmark has; ``quick`` says what a short run leaves out."""
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything measured as JSON")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write what is printed as Markdown")
+
+
+def machine() -> str:
+    """Where this runs, in words: processor, cores, memory, versions, and how busy it is."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = f"Python {platform.python_version()}, torch {version('torch')}"
+    return f"{model}, {cores} cores, {memory:.0f} GiB; {versions}; load average {os.getloadavg()[0]:.1f}"
+
+
+def write_results(
+    name: str, table: str, results: Any, options: argparse.Namespace, *, notes: Sequence[str] = ()
+) -> None:
+    """Prints a benchmark's result and writes it where ``add_output_options`` says.
+
+    Args:
+        name: of the benchmark.
+        table: Markdown.
+        results: everything measured, as plain values.
+        options: of the command line.
+        notes: sentences on how it was measured, after the machine.
+    """
+    where = machine()
+    text = "\n\n".join([". ".join([f"Machine: {where}", *notes]) + ".", table])
+    print(text)
+    if options.markdown:
+        options.markdown.write_text(text + "\n")
+    if options.output:
+        record = {"benchmark": name, "arguments": sys.argv[1:], "machine": where, "results": results}
+        options.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def spread(values: Sequence[float], form: str = ".3g") -> str:
+    """Median, smallest and largest."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 @dataclass

@@ -1,0 +1,156 @@
+"""One training run of quality.py: the product's engine, step by step, in this process, on one thread."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from quality_setup import ARMS, Cell, Size, recipe_of, setup_facts
+from transformers import set_seed
+
+from launcher.recipes.stdlib_docstrings import pairs
+from uld_ds.data.order import deal, step_examples
+from uld_ds.data.prepare import Preparer
+from uld_ds.data.sides import TextSide
+from uld_ds.data.sources import Example, training_texts
+from uld_ds.data.windows import Batcher
+from uld_ds.deepspeed_config import student_config
+from uld_ds.distributed import Ranks
+from uld_ds.engine import DistillationEngine, bits
+from uld_ds.evaluation.metrics import Prediction, score
+from uld_ds.export import export_student
+from uld_ds.generation.decoding import Decoding, Model
+from uld_ds.job import Job
+from uld_ds.loading import init_process_group, load_student
+from uld_ds.models import make_student
+from uld_ds.objective import Objective
+from uld_ds.process import padding_id
+from uld_ds.recipe import Recipe
+from uld_ds.teachers.store import SpectrumStore
+from uld_ds.teachers.stored import StoredTeacher, held_out_store
+from uld_ds.teachers.stored_side import StoredSide
+
+CPU = torch.device("cpu")
+
+
+def start_process() -> None:
+    """A process group of one, one thread, and no word but ours."""
+    logging.disable(logging.WARNING)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    torch.set_num_threads(1)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        init_process_group(on_gpu=False)
+
+
+def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
+    """Trains and measures one cell, and writes its result."""
+    start_process()
+    begin, cpu = time.perf_counter(), time.process_time()
+    recipe = recipe_of(folder, size, cell)
+    target = folder / "students" / f"{cell.student}-{cell.seed}"
+    place = make_student(recipe.student, lambda: training_texts(recipe.data), cell.seed, target)
+    side = TextSide.of_model(str(place), recipe.student, "student", "student.model")
+    store = SpectrumStore.open(str(recipe.teacher.path))
+    held_out = held_out_store(str(recipe.teacher.path))
+    assert held_out is not None and recipe.data.eval is not None
+    cache = folder / "prepared"
+    train = Preparer(recipe, side, StoredSide(store)).prepare(recipe.data.train, "data.train", cache)
+    evaluated = Preparer(recipe, side, StoredSide(held_out)).prepare(recipe.data.eval, "data.eval", cache)
+    job = Job(recipe, folder, "", str(place), "", "", False, student_config(recipe, on_gpu=False), {}, {})
+    engine = DistillationEngine(
+        load_student(job, CPU, size.steps[cell.student]),
+        StoredTeacher(store, train.rows),
+        Objective(recipe.objective),
+        ranks=Ranks.current(),
+        device=CPU,
+    )
+    padding = padding_id(side.tokenizer)
+    batches = Batcher(train.rows, padding=padding, merge=recipe.objective.merge)
+    held_out_batches = Batcher(evaluated.rows, padding=padding)
+    curve, skipped, documents = train_and_measure(engine, recipe, size, batches, held_out_batches)
+    answers = f1_of_answers(engine, side, size)
+    record = {
+        "setup": setup_facts(size),
+        "cell": vars(cell),
+        "arm": ARMS[cell.arm],
+        "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in engine.student.module.parameters()),
+        "curve": curve,
+        "skipped": skipped,
+        "nats": documents[0].tolist(),
+        "bytes": documents[1].tolist(),
+        "f1": answers,
+        "seconds": time.perf_counter() - begin,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+    engine.student.destroy()
+    del engine
+    gc.collect()
+    aside = results / f"{cell.name}.partial"
+    aside.write_text(json.dumps(record))
+    aside.replace(results / f"{cell.name}.json")
+
+
+def train_and_measure(
+    engine: DistillationEngine, recipe: Recipe, size: Size, batches: Batcher, held_out: Batcher
+) -> tuple[list[dict[str, float]], int, tuple[np.ndarray, np.ndarray]]:
+    """The curve of held-out bits per byte, how many steps were skipped, and nats and bytes of each document."""
+    steps = recipe.training.steps
+    assert steps is not None
+    points = {round(steps * (n + 1) / size.points) for n in range(size.points)}
+    nats, num_bytes = measured(engine, held_out)
+    curve = [{"step": 0, "tokens": 0, "bits": bits(float(nats.sum())) / float(num_bytes.sum())}]
+    tokens = skipped = 0
+    for step in range(steps):
+        set_seed(recipe.run.seed * 100_003 + step)
+        indices = step_examples(step, len(batches), size.batch_size, recipe.run.seed)
+        dealt = deal(indices, batches.lengths, rank=0, ranks=1, micro_batch_size=recipe.training.micro_batch_size)
+        result = engine.train_step(batches.window(dealt))
+        tokens += result.student_tokens
+        skipped += result.skipped
+        if step + 1 in points:
+            nats, num_bytes = measured(engine, held_out)
+            found = bits(float(nats.sum())) / float(num_bytes.sum())
+            curve.append({"step": step + 1, "tokens": tokens, "bits": found})
+    return curve, skipped, (nats, num_bytes)
+
+
+def measured(engine: DistillationEngine, batcher: Batcher, per_forward: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Nats [documents] that the student needs for each held-out answer, and its bytes."""
+    nats, num_bytes = np.zeros(len(batcher)), np.zeros(len(batcher))
+    order = np.argsort(-batcher.lengths, kind="stable")
+    for start in range(0, len(order), per_forward):
+        places = order[start : start + per_forward]
+        (micro_batch,) = batcher.window([places])
+        side = micro_batch.student
+        found = engine.answer_scores(micro_batch)[:, 0].double() * side.answer_in_text
+        sums = torch.zeros(len(places), dtype=torch.float64).index_add_(0, side.answer_example, -found)
+        nats[places], num_bytes[places] = sums.numpy(), micro_batch.answer_bytes.numpy()
+    return nats, num_bytes
+
+
+def f1_of_answers(engine: DistillationEngine, side: TextSide, size: Size) -> list[float]:
+    """Token F1, in percent, of greedy answers to some held-out prompts, against the references."""
+    rows = list(islice(pairs("held_out"), size.prompts))
+    prompts = [side.prompt_ids(Example.of(row["prompt"], row["answer"])) for row in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        export_student(engine.student, side.tokenizer, Path(folder) / "export", Ranks.current())
+        model = Model(str(Path(folder) / "export"), None, "fp32", CPU)
+    decoding = Decoding(max_new_tokens=size.new_tokens)
+    answers = model.answer(prompts, decoding, [str(n) for n in range(len(rows))])
+    said = [Prediction(answer.text, (row["answer"],)) for answer, row in zip(answers, rows, strict=True)]
+    found: Any = score(said, ["f1"]).rows[:, 0]
+    return [100 * float(value) for value in found]

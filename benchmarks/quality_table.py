@@ -1,0 +1,156 @@
+"""What quality.py's results say: differences from cross-entropy alone, with intervals, and a verdict for each arm."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Record = dict[str, Any]
+# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond them the normal one.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+_NORMAL = 1.96
+
+
+@dataclass(frozen=True)
+class Against:
+    """An arm against the baseline, same student, data and seeds; bits per byte, negative is better."""
+
+    difference: float
+    low: float
+    high: float
+    """95 % bootstrap interval over seeds and held-out documents, both drawn with replacement, in pairs."""
+    seeds_low: float
+    seeds_high: float
+    """95 % t interval over seeds alone; infinite for a single one."""
+    by_seed: tuple[float, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Whether it helps, as far as that can be said."""
+        side = "better" if self.difference < 0 else "worse"
+        if self.seeds_high < 0 or self.seeds_low > 0:
+            return side
+        same_sign = all(value < 0 for value in self.by_seed) or all(value > 0 for value in self.by_seed)
+        if len(self.by_seed) > 1 and same_sign and (self.high < 0 or self.low > 0):
+            return f"{side} with each of these seeds, not certain of others"
+        return "no difference shown"
+
+
+def bits_of(record: Record) -> float:
+    """Held-out bits per byte at the end of a run."""
+    return float(np.sum(record["nats"]) / np.log(2) / np.sum(record["bytes"]))
+
+
+def against(arm: Mapping[int, Record], baseline: Mapping[int, Record], *, resamples: int = 2000) -> Against:
+    """Compares runs by seed; only seeds that both have count.
+
+    Raises:
+        ValueError: they have none in common, or other documents.
+    """
+    seeds = sorted(arm.keys() & baseline.keys())
+    if not seeds:
+        raise ValueError("no seed in common")
+    num_bytes = np.asarray(baseline[seeds[0]]["bytes"], float)
+    if any(runs[seed]["bytes"] != baseline[seeds[0]]["bytes"] for runs in (arm, baseline) for seed in seeds):
+        raise ValueError("the held-out documents differ")
+    # [seeds, documents]
+    nats = np.array([np.subtract(arm[seed]["nats"], baseline[seed]["nats"]) for seed in seeds]) / math.log(2)
+    by_seed = nats.sum(1) / num_bytes.sum()
+    draw = np.random.default_rng(0)
+    drawn = []
+    for _ in range(resamples):
+        documents = draw.integers(0, nats.shape[1], nats.shape[1])
+        chosen = nats[draw.integers(0, len(seeds), len(seeds))][:, documents]
+        drawn.append(chosen.mean(0).sum() / num_bytes[documents].sum())
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    mean, half = float(by_seed.mean()), math.inf
+    if len(seeds) > 1:
+        half = _t(len(seeds) - 1) * float(by_seed.std(ddof=1)) / math.sqrt(len(seeds))
+    return Against(mean, float(low), float(high), mean - half, mean + half, tuple(by_seed.tolist()))
+
+
+def _t(freedom: int) -> float:
+    return _T[freedom - 1] if freedom <= len(_T) else _NORMAL
+
+
+def tokens_to_reach(curve: Sequence[Mapping[str, float]], bits: float) -> float | None:
+    """Student tokens after which a curve is at ``bits`` or below for the first time, interpolated; None for never."""
+    before = None
+    for point in curve:
+        if point["bits"] <= bits:
+            if before is None:
+                return point["tokens"]
+            share = (before["bits"] - bits) / (before["bits"] - point["bits"])
+            return before["tokens"] + share * (point["tokens"] - before["tokens"])
+        before = point
+    return None
+
+
+def share_of_tokens(arm: Mapping[int, Record], baseline: Mapping[int, Record]) -> str:
+    """Tokens until the baseline's final quality, as a share of the baseline's: of each seed the median."""
+    shares = []
+    for seed in sorted(arm.keys() & baseline.keys()):
+        needed = tokens_to_reach(arm[seed]["curve"], baseline[seed]["curve"][-1]["bits"])
+        shares.append(math.inf if needed is None else needed / baseline[seed]["curve"][-1]["tokens"])
+    reached = sum(share < math.inf for share in shares)
+    middle = statistics.median(shares)
+    return f"{middle:.0%}" if middle < math.inf else f"not reached ({reached} of {len(shares)} seeds do)"
+
+
+Runs = dict[tuple[str, int], dict[str, dict[int, Record]]]
+
+
+def grouped(records: Sequence[Record]) -> Runs:
+    """By student and percent of the data, then by arm, then by seed."""
+    runs: Runs = {}
+    for record in records:
+        cell = record["cell"]
+        arms = runs.setdefault((cell["student"], cell["percent"]), {})
+        arms.setdefault(cell["arm"], {})[cell["seed"]] = record
+    return runs
+
+
+HEAD = (
+    "| arm | seeds | bits per byte | against {baseline} (seeds and documents) "
+    "| tokens to its quality | token F1 | verdict |",
+    "|---|---|---|---|---|---|---|",
+)
+
+
+def tables(records: Sequence[Record], order: Sequence[str], baseline: str) -> str:
+    """Markdown: one table for each student and share of the data, in the order of ``order``."""
+    parts = []
+    for (student, percent), arms in sorted(
+        grouped(records).items(), key=lambda item: (item[0][0] != "scratch", -item[0][1])
+    ):
+        some = next(iter(next(iter(arms.values())).values()))
+        tokens = some["curve"][-1]["tokens"]
+        lines = [
+            f"**{student}** ({some['parameters'] / 1e6:.1f}M parameters), {percent} % of the data, {tokens:,.0f} tokens"
+        ]
+        lines += ["", HEAD[0].format(baseline=baseline), HEAD[1]]
+        for name in [name for name in order if name in arms]:
+            lines.append(_row(name, arms[name], arms.get(baseline, {}), is_baseline=name == baseline))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _row(name: str, arm: Mapping[int, Record], baseline: Mapping[int, Record], *, is_baseline: bool) -> str:
+    bits = [bits_of(arm[seed]) for seed in sorted(arm)]
+    f1 = statistics.mean(statistics.mean(record["f1"]) for record in arm.values())
+    skipped = sum(record["skipped"] for record in arm.values())
+    cells = [name, str(len(arm)), f"{statistics.mean(bits):.3f} ({min(bits):.3f} to {max(bits):.3f})"]
+    if is_baseline or not arm.keys() & baseline.keys():
+        cells += ["", "100%" if is_baseline else "", f"{f1:.1f}", "" if is_baseline else "nothing to compare with"]
+    else:
+        found = against(arm, baseline)
+        cells += [f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]", share_of_tokens(arm, baseline)]
+        cells += [f"{f1:.1f}", found.verdict]
+    if skipped:
+        cells[-1] += f" ({skipped} steps skipped)"
+    return "| " + " | ".join(cells) + " |"
