@@ -17,7 +17,6 @@ from uld_ds.checkpoint import TrainState
 from uld_ds.checkpoint_files import BEST
 from uld_ds.environment import library_versions
 from uld_ds.job import Job
-from uld_ds.models import tokenizer_digest
 from uld_ds.origins import student_base
 from uld_ds.places import write_whole
 from uld_ds.recorder import Recorder
@@ -30,6 +29,7 @@ from uld_ds.report.progress import ProgressWriter
 from uld_ds.report.run_report import write_report
 from uld_ds.report.snapshots_folder import FOLDER, REPORT
 from uld_ds.run_record import log_plots, record_beginning
+from uld_ds.tokenizer_files import tokenizer_digest
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,9 @@ to load: ``from_pretrained``.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import logging
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
@@ -40,8 +37,6 @@ from uld_ds.tokenizer_training import train_tokenizer
 
 log = logging.getLogger(__name__)
 
-# What transformers notes in tokenizer_config.json about the loading, not about the tokenizer.
-_WHERE_A_TOKENIZER_WAS = {"is_local", "local_files_only", "name_or_path"}
 DTYPES: dict[DType, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -148,21 +143,6 @@ def _converted_gguf(folder: Path, gguf_file: str, key: str) -> Path:
 def _bars_only_on_a_terminal() -> AbstractContextManager[Any]:
     """A progress bar redrawn into a log file is noise; on a terminal it tells that something happens."""
     return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-
-
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over what decides how text becomes ids, the chat template included."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        digest = hashlib.sha256()
-        for file in sorted(item for item in Path(folder).rglob("*") if item.is_file()):
-            if file.name == "tokenizer_config.json":
-                settings = json.loads(file.read_text())
-                content = json.dumps({k: v for k, v in settings.items() if k not in _WHERE_A_TOKENIZER_WAS}).encode()
-            else:
-                content = file.read_bytes()
-            digest.update(f"{file.relative_to(folder)}:{hashlib.sha256(content).hexdigest()}\n".encode())
-    return digest.hexdigest()
 
 
 def make_student(settings: StudentSettings, texts: Callable[[], Iterable[str]], seed: int, target: Path) -> Path:

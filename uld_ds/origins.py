@@ -10,14 +10,13 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from uld_ds.models import tokenizer_digest
 from uld_ds.places import cache_dir, file_digest
 from uld_ds.recipe import ModelSettings, Recipe
 from uld_ds.remote_code import FULL_COMMIT, NO_CODE, code_options
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.store_files import StoreFiles
 from uld_ds.teachers.store_manifest import MANIFEST
-from uld_ds.tokenizer_files import load_tokenizer
+from uld_ds.tokenizer_files import load_tokenizer, tokenizer_digest
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _AT_A_TIME = 8

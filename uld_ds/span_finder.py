@@ -60,6 +60,24 @@ class SpanFinder:
         kind = type(self._tokenizer).__name__
         return f"{given} ({kind})" if given else kind
 
+    def reading(self, probes: Sequence[str]) -> Reading:
+        """How the tokenizer writes its tokens: the first reading that spells all of ``probes``.
+
+        Raises:
+            AlignmentError: none does.
+        """
+        if len(self._readings) == 1:
+            return self._readings[0]
+        data, ids = [_utf8(text) for text in probes], [np.array(row, np.int64) for row in self._ids(probes)]
+        for reading in self._readings:
+            found = _read(reading, probes, data, ids, lambda _: None, skip={})
+            if not any(isinstance(outcome, int) for outcome in found.values()):
+                return reading
+        raise AlignmentError(f"tokenizer {self.name}: how it writes its tokens cannot be told")
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenize(list(texts))["input_ids"]
+
     def encode(self, texts: Sequence[str]) -> tuple[list[Ints], list[Ints]]:
         """Token ids ``[n]`` and byte spans ``[n, 2]`` of every text, with no special tokens around it.
 

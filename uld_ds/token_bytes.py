@@ -185,6 +185,8 @@ def is_extender(character: str) -> bool:
 class TokenByteTable:
     """The bytes of every token id, filled in as ids are met.
 
+    ``rule``, ``token_of_id``, ``added`` and ``unknown_id`` are what it was made with.
+
     Attributes (all indexed by token id, valid for ids passed to `ensure`):
         exact: the bytes a token spells. solid: the same without whitespace. exact_length, solid_length:
         their lengths in bytes. leads_space, trails_space: whether the token begins or ends with whitespace.
@@ -200,10 +202,10 @@ class TokenByteTable:
         unknown_id: int | None,
         normal: Callable[[str], bytes] | None = None,
     ) -> None:
-        self._rule = rule
-        self._token_of_id = token_of_id
+        self.rule = rule
+        self.token_of_id = token_of_id
         self.added = added
-        self._unknown_id = unknown_id
+        self.unknown_id = unknown_id
         self._normal = normal
         self.exact: list[bytes] = []
         self.solid: list[bytes] = []
@@ -246,7 +248,7 @@ class TokenByteTable:
         self._known[index] = True
 
     def _spell(self, index: int) -> bytes:
-        if index == self._unknown_id:
+        if index == self.unknown_id:
             self.unknown[index] = True
             return UNSPELLABLE
         if index in self.added:
@@ -256,5 +258,5 @@ class TokenByteTable:
                 return entry.content.encode()
             # It is looked for in the normalised text, in its own normal form.
             return self._normal(entry.content)
-        token = self._token_of_id(index)
-        return UNSPELLABLE if token is None else self._rule.spell(token)
+        token = self.token_of_id(index)
+        return UNSPELLABLE if token is None else self.rule.spell(token)

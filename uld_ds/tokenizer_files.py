@@ -5,7 +5,10 @@ transformers (seconds) is imported only once a path is known to exist, so that a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +35,8 @@ _VOCABULARY_FILES = {
     "spiece.model",
     "sentencepiece.bpe.model",
 }
+# What transformers notes in tokenizer_config.json about the loading, not about the tokenizer.
+_WHERE_A_TOKENIZER_WAS = {"is_local", "local_files_only", "name_or_path"}
 _FIX = "name a folder or hub id that has one"
 
 
@@ -85,6 +90,21 @@ def open_tokenizer(place: str, key: str) -> PreTrainedTokenizerBase:
     if path.is_file():
         return _gguf_tokenizer(path, key) if path.suffix == ".gguf" else _single_file(path, place, key)
     return load_tokenizer(str(path), None, key)
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over what decides how text becomes ids, the chat template included."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        digest = hashlib.sha256()
+        for file in sorted(item for item in Path(folder).rglob("*") if item.is_file()):
+            if file.name == "tokenizer_config.json":
+                settings = json.loads(file.read_text())
+                content = json.dumps({k: v for k, v in settings.items() if k not in _WHERE_A_TOKENIZER_WAS}).encode()
+            else:
+                content = file.read_bytes()
+            digest.update(f"{file.relative_to(folder)}:{hashlib.sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -154,7 +174,7 @@ def _single_file(path: Path, place: str, key: str) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
     try:
-        return PreTrainedTokenizerFast(tokenizer_file=str(path), name_or_path=place)
+        return PreTrainedTokenizerFast(tokenizer_file=str(path), name_or_path=str(path.parent))
     except Exception as error:  # the tokenizers library raises bare Exceptions
         problem = f"{place!r} is no tokenizer.json ({one_line(error)})"
         raise UserError(key, problem, "name a tokenizer.json, a GGUF file or a folder") from error

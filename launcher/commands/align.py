@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from uld_ds.errors import UserError
 from uld_ds.tokenizer_files import is_read, local_path, open_tokenizer, without_torch
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from uld_ds.report.alignment_view import AlignmentView, SideView
+    from uld_ds.report.vocabulary_view import VocabularyView
+    from uld_ds.vocabulary import Vocabulary
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,16 +46,20 @@ def align(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page, for a slide, and print its path.")
     ] = None,
+    vocabulary: Annotated[
+        bool, typer.Option("--vocabulary", help="Show instead which tokens the two vocabularies share; takes no text.")
+    ] = False,
 ) -> None:
     """Show how two tokenizers cut a text, and where they agree: the segments that training compares."""
+    if vocabulary:
+        _refuse_beside_vocabulary({"--text": text, "--text-file": text_file, "--html": html})
+        return _vocabulary(student, teacher, as_json=as_json)
     if as_json and html is not None:
         raise UserError("--json", "does not go together with --html", "give one of them")
     if html is not None:
         _check_target(html)
     content = _text(text, text_file)
-    # A mistyped path is told before the seconds that importing transformers takes.
-    paths = local_path(student, "--student"), local_path(teacher, "--teacher")
-    with _quiet(), without_torch() if all(path is None or is_read(path) for path in paths) else nullcontext():
+    with _reading(student, teacher):
         view = _view(content, student, teacher)
     if as_json:
         typer.echo(json.dumps(view.to_json()))
@@ -59,10 +67,51 @@ def align(
         _write(html, view.to_html())
         typer.echo(str(html))
     else:
-        _show(view)
+        _show(view.to_rich())
     if view.warning is not None:
         line = Text.assemble(("warning:", "bold yellow"), " ", view.warning)
         Console(stderr=True, highlight=False).print(line, soft_wrap=True)
+
+
+def _refuse_beside_vocabulary(given: dict[str, object]) -> None:
+    for key, value in given.items():
+        if value is not None:
+            raise UserError(key, "does not go together with --vocabulary, which looks at no text", "give one of them")
+
+
+def _vocabulary(student: str, teacher: str, *, as_json: bool) -> None:
+    with _reading(student, teacher):
+        view = _vocabulary_view(student, teacher)
+    if as_json:
+        typer.echo(json.dumps(view.to_json()))
+    else:
+        _show(view.to_rich())
+
+
+def _vocabulary_view(student: str, teacher: str) -> VocabularyView:
+    from uld_ds.report.vocabulary_view import VocabularyView
+
+    tokenizers = open_tokenizer(student, "--student"), open_tokenizer(teacher, "--teacher")
+    sides = _vocabulary_of(tokenizers[0], "--student"), _vocabulary_of(tokenizers[1], "--teacher")
+    return VocabularyView.of(*sides, names=(student, teacher))
+
+
+def _vocabulary_of(tokenizer: PreTrainedTokenizerBase, key: str) -> Vocabulary:
+    from uld_ds.vocabulary import Vocabulary
+
+    try:
+        return Vocabulary.of(tokenizer)
+    except ValueError as error:
+        raise UserError(key, str(error), "choose another tokenizer") from error
+
+
+@contextmanager
+def _reading(student: str, teacher: str) -> Iterator[None]:
+    """While two tokenizers are read and looked at."""
+    # A mistyped path is told before the seconds that importing transformers takes.
+    paths = local_path(student, "--student"), local_path(teacher, "--teacher")
+    with _quiet(), without_torch() if all(path is None or is_read(path) for path in paths) else nullcontext():
+        yield
 
 
 def _text(text: str | None, file: Path | None) -> str:
@@ -157,7 +206,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _show(view: AlignmentView) -> None:
+def _show(shown: RenderableType) -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, no traceback
-    Console(highlight=False).print(view.to_rich())
+    Console(highlight=False).print(shown)

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from uld_ds.errors import UserError
-from uld_ds.models import locate_model, make_student, tokenizer_digest
+from uld_ds.models import locate_model, make_student
 from uld_ds.places import cache_dir, file_digest
 from uld_ds.recipe import ModelSettings, StudentSettings
-from uld_ds.tokenizer_files import load_tokenizer
+from uld_ds.tokenizer_files import load_tokenizer, tokenizer_digest
 from uld_ds.tokenizer_training import train_tokenizer
 
 LLAMA = {

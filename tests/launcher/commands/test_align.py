@@ -316,7 +316,7 @@ DOCUMENTS = ("README.md", "docs/alignment.md")
 def test_what_is_documented_is_what_is_shown(run: Run, saved: Callable[[str], str], document: str) -> None:
     """The picture in the documentation, over again with the teacher it names and its student's cuts."""
     text = (Path(__file__).parents[3] / document).read_text(encoding="utf-8")
-    (arguments,) = re.findall(r"^uld-ds (align .*)$", text, flags=re.M)
+    (arguments,) = re.findall(r"^uld-ds (align .*--text .*)$", text, flags=re.M)
     typed = shlex.split(arguments)
     typer.main.get_command(cli.app).commands["align"].make_context("align", typed[1:])  # type: ignore[attr-defined]
     rows = [re.search(rf"^{side} (┃.*)$", text, flags=re.M) for side in ("student", "teacher")]
@@ -331,3 +331,40 @@ def test_what_is_documented_is_what_is_shown(run: Run, saved: Callable[[str], st
     assert rows[1][1].count("┃") - 1 == num_segments
     assert f"{num_segments} segments" in text
     assert f"{num_segments / num_tokens:.0%}" in text
+
+
+# ---- vocabularies
+
+
+def test_vocabularies_as_json(run: Run, pair: list[str]) -> None:
+    status, out, err = run(*pair, "--vocabulary", "--json")
+    assert (status, err) == (0, "")
+    record = json.loads(out)
+    # 256 bytes; 128 characters of ASCII and an unknown token, which spells nothing.
+    assert record["student"] == {"name": pair[1], "tokens": 256, "without_bytes": 0, "identical": 0.5}
+    shares = {"identical": 128 / 129, "projected": 128 / 129}
+    assert record["teacher"] == {"name": pair[3], "tokens": 129, "without_bytes": 1} | shares
+    assert record["examples"]["only a beginning"] == record["examples"]["nothing"] == []
+    assert len(record["examples"]["identical"]) == 8
+    status, out, _ = run("--student", pair[3], "--teacher", pair[1], "--vocabulary", "--json")
+    record = json.loads(out)
+    assert record["teacher"]["projected"] == 0.5
+    nothing = record["examples"]["nothing"]
+    assert all(bytes.fromhex(item["teacher"][1])[0] > 127 and item["student"] is None for item in nothing)
+
+
+def test_vocabularies_on_the_terminal(run: Run, saved: Callable[[str], str]) -> None:
+    status, out, err = run("--student", saved("plain_bytes"), "--teacher", saved("unigram_bytes"), "--vocabulary")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split() == ["student", "teacher"]
+    assert lines[1].split() == ["tokens", "256", "1,200"]
+    assert lines[4].split()[-1] == "100.0%"
+    assert "only a beginning: ··· → ·  key → k  ence → e" in out
+
+
+@pytest.mark.parametrize("option", [["--text", "a"], ["--text-file", "f"], ["--html", "f"]])
+def test_vocabularies_take_no_text(run: Run, pair: list[str], option: list[str]) -> None:
+    status, out, err = run(*pair, "--vocabulary", *option)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {option[0]}: ")
