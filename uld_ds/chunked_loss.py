@@ -101,7 +101,7 @@ class ChunkedLoss(torch.autograd.Function):
         for value, of_segments in zip(per_row[NUM_PARTS:], rows.term_weights, strict=True):
             loss = loss + (value[: rows.num_compared] @ of_segments.to(value.dtype)).to(loss.dtype)
         loss = loss + rows.likelihood_loss.to(loss.dtype)
-        ctx.save_for_backward(grad_hidden, *gradients.sums)
+        ctx.gradients = [grad_hidden, *gradients.sums]
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, down, up)]
         ctx.mark_non_differentiable(*per_row)
         return loss, *per_row
@@ -109,9 +109,13 @@ class ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_per_row: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("this loss was differentiated before: its gradients are gone")
+        # In place: a copy of the head's gradient would be the largest tensor of a backward pass.
         scaled = [
-            None if grad is None else (grad * grad_loss.to(grad.dtype)).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if grad is None else grad.mul_(grad_loss.to(grad.dtype)).to(dtype)
+            for grad, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
         return *scaled, None, None, None
 

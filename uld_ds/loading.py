@@ -20,6 +20,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from uld_ds.architectures import SAFE_WEIGHTS, auto_class, is_encoder_decoder
 from uld_ds.deepspeed_config import zero_stage
 from uld_ds.errors import RunError
+from uld_ds.host_memory import return_free_memory
 from uld_ds.job import Job
 from uld_ds.language_model import RowModel, choose_head_path
 from uld_ds.models import DTYPES
@@ -81,9 +82,33 @@ def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
         config=config,
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
     )
+    share_fp32_weights(engine.optimizer)
+    return_free_memory()
     engine.eval()
     choose_head_path(model, engine, device, "student")
     return engine
+
+
+def share_fp32_weights(optimizer: Any) -> int:
+    """Lets an fp32 model under ZeRO-3 be its own master copy, as DeepSpeed means it to be; bytes that this saves.
+
+    DeepSpeed 0.19 compares a ``torch.device`` with a string there, finds them different, and keeps a second copy of
+    every weight. What is shared is written to by the update and copied onto itself afterwards.
+    """
+    saved = 0
+    shards = getattr(optimizer, "fp16_partitioned_groups_flat", [])
+    masters = getattr(optimizer, "fp32_partitioned_groups_flat", [])
+    for shard, master in zip(shards, masters, strict=True):
+        # A shard that is offloaded to NVMe is None; one whose master rests elsewhere differs in its device.
+        alike = shard is not None and (shard.dtype, shard.device, shard.shape) == (
+            master.dtype,
+            master.device,
+            master.shape,
+        )
+        if alike and shard.data_ptr() != master.data_ptr():
+            saved += master.nbytes
+            master.data = shard.data
+    return saved
 
 
 def _from_pretrained(place: str, settings: ModelSettings, config: dict[str, Any]) -> PreTrainedModel:

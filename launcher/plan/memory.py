@@ -103,8 +103,11 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
     number = role.shape.learning
     yield Line("student", "weights", role.share(role.weights, 3), role.offload("param"))
     yield Line("student", "gradients", role.share(number * role.width, 2), role.offload("optimizer"))
-    # fp32 weights and two moments; without ZeRO an fp32 model is its own fp32 copy.
-    states = 8 if role.stage == 0 and role.precision == "fp32" else 12
+    # Two moments, and fp32 weights where the model is not its own fp32 copy.
+    own_copy = role.precision == "fp32" and (
+        role.stage == 0 or (role.stage == 3 and role.offload("optimizer") == "device")
+    )
+    states = 8 if own_copy else 12
     yield Line("student", "optimizer states", role.share(number * states, 1), role.offload("optimizer"))
     yield Line("student", "gathered layers", role.gathered(backward=True), moment="student")
     yield Line("student", "activations", activations(role, tokens, checkpointing=checkpointing), moment="student")
@@ -113,7 +116,7 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
     # Written beside training, from a copy: all states of this rank, and its weights.
     copied = role.share(number * states + role.weights, 3 if role.stage == 3 else 1)
     yield Line("student", "checkpoint on its way", copied, "host")
-    fp32_gradients = 4 * min(role.share(number, 1), _SUB_GROUP)
+    fp32_gradients = 4 * min(role.share(number, 1), int(role.zero.get("sub_group_size", _SUB_GROUP)))
     yield Line("student", "fp32 gradients of the update", fp32_gradients, role.offload("optimizer"), "step")
     yield Line("student", "whole weights on the first rank", loading_bytes(role), "host", "loading")
 

@@ -143,7 +143,7 @@ def test_the_students_complete_configuration() -> None:
     assert config["gradient_clipping"] == 0.5
     assert config["bf16"] == {"enabled": True, "check_grad_overflow": True}
     assert config["fp16"] == {"enabled": False}
-    params = {"lr": 0.25, "weight_decay": 0.125, "betas": [0.5, 0.75], "eps": 1e-6, "torch_adam": True}
+    params = {"lr": 0.25, "weight_decay": 0.125, "betas": [0.5, 0.75], "eps": 1e-6, "torch_adam": True, "fused": True}
     assert config["optimizer"] == {"type": "AdamW", "params": params}
     # Torch accepts what DeepSpeed hands on.
     del params["torch_adam"]
