@@ -179,10 +179,14 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_in(folder: Path) -> list[str]:
-    """Names of the runs that a storage folder has, the latest first."""
+    """Names of the runs that a storage folder has, the latest first.
+
+    What lies beside them and writes of its progress, too, is not one: evaluations, stores that are being built.
+    """
     if not folder.is_dir():
         return []
-    found = [item for item in folder.iterdir() if re.match(r"[A-Za-z0-9]", item.name) and is_run(item)]
+    named = [item for item in folder.iterdir() if re.match(r"[A-Za-z0-9]", item.name)]
+    found = [item for item in named if (item / "recipe.yaml").is_file()]
     return [item.name for item in sorted(found, key=lambda item: -item.stat().st_mtime)]
 
 

@@ -141,5 +141,10 @@ def test_skipped_steps_are_counted_once(run: Path) -> None:
 def test_runs_of_a_storage(run: Path) -> None:
     (run.parent / ".prepared").mkdir()
     (run.parent / "other").mkdir()
+    # As `uld-ds evaluate` leaves it.
+    evaluation = run.parent / "first-evaluation"
+    evaluation.mkdir()
+    ProgressWriter(evaluation / "progress.jsonl").step(1, 2, metrics(1.0))
+    (evaluation / "evaluation.json").write_text("{}")
     assert runs_in(run.parent) == ["first"]
     assert runs_in(run.parent / "nowhere") == []
