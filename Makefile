@@ -8,7 +8,7 @@ LINT_K8S := .cache/lint-k8s
 TORCH := 2.13.0
 RUN ?= demo
 
-.PHONY: help install demo test test-all lint lint-k8s format docs clean
+.PHONY: help install demo test test-all bench lint lint-k8s format docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -37,6 +37,9 @@ test: install  ## The fast tests
 
 test-all: install $(LINT_K8S)/.installed  ## Every test, also the slow ones and those that start clusters
 	$(BIN)/pytest -m '' --timeout 1800
+
+bench: install  ## Every benchmark in its short version, into benchmarks/RESULTS.md (15 minutes on two idle cores)
+	$(BIN)/python benchmarks/all.py $(BENCH)
 
 lint: install  ## Format, style, types, layering, dependencies, spelling
 	$(BIN)/ruff format --check .

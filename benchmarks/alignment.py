@@ -1,6 +1,7 @@
 """What byte spans and alignment cost on top of tokenising both sides.
 
     python benchmarks/alignment.py
+    python benchmarks/alignment.py --quick                  # 1 MB, two pairs
     python benchmarks/alignment.py --text corpus.txt --megabytes 5 --output alignment.json
 
 Three steps are timed: tokenising with both tokenizers; the same with the spans of all tokens; cutting both into
@@ -13,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
-import os
 import statistics
 import sys
 import sysconfig
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import add_output_options, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -157,14 +157,17 @@ def _spread(values: list[float], form: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, help="UTF-8 file to read instead of the standard library")
-    parser.add_argument("--megabytes", type=float, default=5.0, help="how much text (default: 5)")
+    parser.add_argument("--megabytes", type=float, help="how much text (default: 5)")
     parser.add_argument("--length", type=int, default=2000, help="characters per piece (default: 2000)")
     parser.add_argument("--batch", type=int, default=1000, help="pieces per call, as datasets.map has it")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions (default: 5)")
+    parser.add_argument("--rounds", type=int, help="repetitions (default: 5)")
     parser.add_argument("--pair", action="append", help="STUDENT,TEACHER from the test suite's tokenizers")
-    parser.add_argument("--output", type=Path, help="write everything measured to this JSON file")
+    add_output_options(parser, quick="1 MB of text, three rounds, the first and the last pair")
     options = parser.parse_args()
-    pairs = [tuple(pair.split(",")) for pair in options.pair] if options.pair else PAIRS
+    options.megabytes = options.megabytes or (1.0 if options.quick else 5.0)
+    options.rounds = options.rounds or (3 if options.quick else 5)
+    shown = [PAIRS[0], PAIRS[-1]] if options.quick else PAIRS
+    pairs = [tuple(pair.split(",")) for pair in options.pair] if options.pair else shown
     for name in {name for pair in pairs for name in pair} - set(zoo.ALL):
         parser.error(f"--pair: no tokenizer {name!r}; there are {', '.join(zoo.ALL)}")
 
@@ -176,13 +179,12 @@ def main() -> int:
     for number, pair in enumerate(pairs, start=1):
         print(f"{number}/{len(pairs)}: {pair[0]}, {pair[1]}", file=sys.stderr, flush=True)
         results.append(measure(pair, batches, options.rounds))
-    print(table(results))
     worst = {clock: max(result["median_added"][clock] for result in results) for clock in CLOCKS}
-    print(f"\nGoal: at most {GOAL:.0%} added. Worst pair: {worst['wall']:.0%} wall, {worst['cpu']:.0%} CPU.")
-    if options.output:
-        settings = {"bytes": num_bytes, "length": options.length, "batch": options.batch, "rounds": options.rounds}
-        record = {**settings, "cpus": os.cpu_count(), "python": sys.version.split()[0], "results": results}
-        options.output.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    goal = f"Goal: at most {GOAL:.0%} added. Worst pair: {worst['wall']:.0%} wall, {worst['cpu']:.0%} CPU."
+    settings = {"bytes": num_bytes, "length": options.length, "batch": options.batch, "rounds": options.rounds}
+    notes = [f"{num_bytes:,} bytes in pieces of {options.length:,} characters, {options.rounds} rounds"]
+    text = f"{table(results)}\n\n{goal}"
+    write_results("alignment", text, {**settings, "pairs": results}, options, notes=notes)
     return 0 if worst["wall"] <= GOAL else 1
 
 

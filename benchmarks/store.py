@@ -1,6 +1,7 @@
 """What a spectrum store costs and keeps: bytes per teacher token on disk, accuracy, speed of writing and reading.
 
     python benchmarks/store.py                               # SmolLM2-135M, 2-3 minutes on two cores
+    python benchmarks/store.py --quick                       # the default precision, a quarter of the tokens
     python benchmarks/store.py --student runs/demo/export    # against a student that was trained, at shared boundaries
     python benchmarks/store.py --teacher FOLDER --gguf FILE --student smollm2     # another teacher, e.g. Gemma 3 270M
 
@@ -22,7 +23,6 @@ Speeds are medians of ``--rounds``, in CPU seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -32,11 +32,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import add_output_options, write_results
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -191,12 +191,14 @@ def main() -> None:
     parser.add_argument("--teacher", default="smollm2", help="folder or hub id (default: smollm2, the demo's)")
     parser.add_argument("--gguf", help="the teacher's file in that folder, if it is GGUF")
     parser.add_argument("--student", help="folder, hub id or smollm2 (default: a stand-in)")
-    parser.add_argument("--tokens", type=int, default=6000, help="teacher tokens in the store (default: 6000)")
-    parser.add_argument("--sample", type=int, default=512, help="of them for error and cosine (default: 512)")
+    parser.add_argument("--tokens", type=int, help="teacher tokens in the store (default: 6000)")
+    parser.add_argument("--sample", type=int, help="of them for error and cosine (default: 512)")
     parser.add_argument("--precision", action="append", choices=PRECISIONS, help="only this one; repeatable")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of what is timed (default: 3)")
-    parser.add_argument("--output", type=Path, help="write everything measured to this JSON file")
+    add_output_options(parser, quick="the default precision, 1,500 tokens, 192 of them for error and cosine")
     options = parser.parse_args()
+    options.tokens = options.tokens or (1500 if options.quick else 6000)
+    options.sample = options.sample or (192 if options.quick else 512)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     teacher = load(options.teacher, options.gguf)
@@ -222,7 +224,7 @@ def main() -> None:
     sample = torch.cat(of_teacher)[: options.sample]
     against = torch.cat(of_student)[: options.sample] if student else None
 
-    names = options.precision or list(PRECISIONS)
+    names = options.precision or list(PRECISIONS)[: 1 if options.quick else None]
     qualities = measure_codecs(sample, [PRECISIONS[name] for name in names], student_logits=against)
     rows = []
     for name, quality in zip(names, qualities, strict=True):
@@ -230,8 +232,6 @@ def main() -> None:
         rows.append(measure(name, examples, quality, options.rounds))
     print("\r", end="", file=sys.stderr)
     against_whom = options.student or "stand-in"
-    print(f"{num_tokens} tokens of {options.teacher} in {len(examples)} examples; student: {against_whom}")
-    print(table(rows))
     first = rows[0]
     met = (
         first.bytes_per_token <= MAX_BYTES
@@ -239,12 +239,16 @@ def main() -> None:
         and first.gradient_cosine >= MIN_COSINE
         and first.stream >= MIN_STREAM
     )
-    print(
-        f"\nGoals for {first.precision!r}: at most {MAX_BYTES} bytes and {MAX_ERROR} error, cosine {MIN_COSINE}, "
+    goals = (
+        f"Goals for {first.precision!r}: at most {MAX_BYTES} bytes and {MAX_ERROR} error, cosine {MIN_COSINE}, "
         f"{MIN_STREAM:,} tokens/s streamed: {'met' if met else 'NOT met'}."
     )
-    if options.output:
-        options.output.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    notes = [
+        f"{num_tokens:,} tokens of {options.teacher} in {len(examples)} examples",
+        f"{len(sample)} of them for error and cosine",
+        f"Student: {against_whom}",
+    ]
+    write_results("store", f"{table(rows)}\n\n{goals}", [asdict(row) for row in rows], options, notes=notes)
 
 
 if __name__ == "__main__":

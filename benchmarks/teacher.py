@@ -26,25 +26,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
-import socket
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from measuring import MEANINGFUL
+from arms import ROOT, Arm, build_store, compared, in_turns, ours, trl
+from measuring import add_output_options, add_trl_options, num_cores, spread, write_results
 from uld import trl_python
 
-ROOT = Path(__file__).resolve().parents[1]
-HERE = Path(__file__).resolve().parent
 TOKENS, EXAMPLES = 256, 8
 # (arm, against, at least this many times faster), and the share of TRL's memory a store may take.
 TARGETS = [("stored", "trl positional", 2.0), ("stored", "trl extended", 5.0)]
@@ -52,132 +45,30 @@ MEMORY_TARGET = 0.6
 ARMS = ["online 8x1", "online 1x8", "online 2 ranks", "stored", "trl positional", "trl extended"]
 
 
-@dataclass
-class Arm:
-    """One way to make a step, in one or more processes that wait."""
-
-    name: str
-    commands: list[list[str]]
-    seconds: list[float] = field(default_factory=list)
-    peak_bytes: int = 0
-    gathered_bytes: int = 0
-    failed: str | None = None
-    processes: list[subprocess.Popen[str]] = field(default_factory=list, repr=False)
-
-    def start(self, log: Path) -> None:
-        """Starts the processes and waits until all are ready for a step."""
-        threads = str(max(1, (os.cpu_count() or 1) // len(self.commands)))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        for rank, command in enumerate(self.commands):
-            environment = {
-                **os.environ,
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(self.commands))},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"},
-                **{"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-                "PYTHONPATH": str(ROOT),
-            }
-            with log.open("a") as file:
-                self.processes.append(
-                    subprocess.Popen(
-                        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
-                    )
-                )
-        self._answers("READY")
-
-    def step(self, *, counts: bool) -> None:
-        """One step of all processes; ``counts`` is False for the first, which warms up."""
-        for process in self.processes:
-            assert process.stdin is not None
-            process.stdin.write("step\n")
-            process.stdin.flush()
-        records = [json.loads(answer) for answer in self._answers("STEP")]
-        if records and counts:
-            self.seconds.append(max(record["seconds"] for record in records))
-            self.peak_bytes = max(record["peak_bytes"] for record in records)
-            self.gathered_bytes = sum(record.get("gathered_bytes", 0) for record in records)
-
-    def _answers(self, word: str) -> list[str]:
-        answers = []
-        for process in self.processes:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith(word):
-                    answers.append(line.removeprefix(word))
-                    break
-            else:
-                self.failed = self.failed or f"process ended with {process.wait()}"
-        return [] if self.failed else answers
-
-    def stop(self) -> None:
-        """Ends the processes."""
-        for process in self.processes:
-            process.kill()
-            process.wait()
-        self.processes.clear()
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-
-def arms_of(pair: dict[str, Any], folder: Path, trl: Path | None) -> list[Arm]:
+def arms_of(pair: dict[str, Any], folder: Path, trl_python: Path | None) -> list[Arm]:
     """All arms of a pair."""
-    ours = [sys.executable, str(HERE / "teacher_ours.py"), str(folder / "recipe.yaml")]
     arms = [
-        Arm("online 8x1", [[*ours, "--micro", "1"]]),
-        Arm("online 1x8", [[*ours, "--micro", str(EXAMPLES)]]),
-        Arm("online 2 ranks", [[*ours, "--micro", "1"]] * 2),
-        Arm("stored", [[*ours, "--micro", "1", "--store", str(folder / "store")]]),
+        ours("online 8x1", folder, micro=1),
+        ours("online 1x8", folder, micro=EXAMPLES),
+        ours("online 2 ranks", folder, micro=1, ranks=2),
+        ours("stored", folder, micro=1, stored=True),
     ]
-    if trl is not None:
-        for mode in ("positional", "extended") if pair["byte_level"] else ("positional",):
-            command = [str(trl), str(HERE / "teacher_trl.py"), str(folder / "pair.json"), "--mode", mode]
-            arms.append(Arm(f"trl {mode}", [command]))
+    if trl_python is not None:
+        modes = ("positional", "extended") if pair["byte_level"] else ("positional",)
+        arms += [trl(mode, folder, trl_python) for mode in modes]
     return arms
 
 
-def measure(pair: dict[str, Any], folder: Path, options: argparse.Namespace, trl: Path | None) -> dict[str, Any]:
+def measure(pair: dict[str, Any], folder: Path, options: argparse.Namespace, python: Path | None) -> dict[str, Any]:
     """All arms of one pair, step by step in turns."""
     begin = time.perf_counter()
     build_store(folder)
     building = time.perf_counter() - begin
-    arms = [arm for arm in arms_of(pair, folder, trl) if not options.only or arm.name in options.only]
-    try:
-        for arm in arms:
-            print(f"{pair['name']}: starting {arm.name}", file=sys.stderr, flush=True)
-            arm.start(folder / "arms.log")
-            if arm.failed:
-                print((folder / "arms.log").read_text()[-2000:], file=sys.stderr)
-        for turn in range(options.steps + 1):
-            for arm in arms:
-                if not arm.failed:
-                    arm.step(counts=turn > 0)
-                    if arm.seconds:
-                        print(
-                            f"  {turn}/{options.steps} {arm.name}: {arm.seconds[-1]:.2f} s", file=sys.stderr, flush=True
-                        )
-    finally:
-        for arm in arms:
-            arm.stop()
+    arms = [arm for arm in arms_of(pair, folder, python) if not options.only or arm.name in options.only]
+    in_turns(pair["name"], arms, options.steps, folder / "arms.log")
     facts = json.loads((folder / "store.json").read_text())
-    records = [{k: v for k, v in asdict_without_processes(arm).items() if k != "commands"} for arm in arms]
+    records = [arm.to_json() for arm in arms]
     return {"pair": pair["name"], "store_seconds": building, "store": facts, "arms": records}
-
-
-def asdict_without_processes(arm: Arm) -> dict[str, Any]:
-    return asdict(Arm(arm.name, arm.commands, arm.seconds, arm.peak_bytes, arm.gathered_bytes, arm.failed))
-
-
-def build_store(folder: Path) -> None:
-    """Through the command line, as a user would; its facts land beside it."""
-    program = Path(sys.executable).with_name("uld-ds")
-    command = [str(program), "store", "build", str(folder / "recipe.yaml"), "--output", str(folder / "store"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr[-2000:])
-    (folder / "store.json").write_text(done.stdout.splitlines()[-1])
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------
@@ -200,14 +91,16 @@ def make_pair(name: str, folder: Path, gemma: Path | None) -> dict[str, Any]:
         "student": {"model": student, "precision": "fp32", "max_length": 1024},
         "data": {"train": {"source": "files", "path": str(folder / "train.jsonl")}},
         "training": {"steps": 100, "batch_size": EXAMPLES},
-        "cluster": {"workers": 1, "accelerator": "cpu", "threads_per_worker": os.cpu_count() or 1},
+        "cluster": {"workers": 1, "accelerator": "cpu", "threads_per_worker": num_cores()},
     }
     if name == "gemma":
         # The base model has no chat template.
         recipe["teacher"]["prompt_template"] = "{prompt}\n"
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     pair = {"name": name, "teacher": teacher, "student": student, "byte_level": name == "bytes"}
-    (folder / "pair.json").write_text(json.dumps(pair | {"text": str(folder / "train.jsonl"), "examples": EXAMPLES}))
+    (folder / "pair.json").write_text(
+        json.dumps(pair | {"text": str(folder / "train.jsonl"), "examples": EXAMPLES, "max_length": 1024})
+    )
     return pair
 
 
@@ -270,18 +163,6 @@ def answers_of(tokenizer: Any, number: int = 4 * EXAMPLES) -> list[str]:
 # --- results ----------------------------------------------------------------------------------------------------
 
 
-def compared(slow: dict[str, Any], fast: dict[str, Any]) -> tuple[float, str]:
-    """How many times longer ``slow`` takes; NaN where the spread leaves that without a meaning."""
-    if len(slow["seconds"]) < 2 or len(fast["seconds"]) < 2:
-        return float("nan"), "not measured"
-    middle = statistics.median(slow["seconds"]) / statistics.median(fast["seconds"])
-    # In turns: what disturbed one turn disturbed both of its steps.
-    ratios = [a / b for a, b in zip(slow["seconds"], fast["seconds"], strict=False)]
-    if max(ratios) > MEANINGFUL * middle or min(ratios) < middle / MEANINGFUL:
-        return float("nan"), f"too noisy: between {min(ratios):.1f} and {max(ratios):.1f}"
-    return middle, f"{middle:.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-
-
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: every arm of every pair, then the targets."""
     lines = [
@@ -293,10 +174,9 @@ def table(results: list[dict[str, Any]]) -> str:
             if arm["failed"] or not arm["seconds"]:
                 lines.append(f"| {result['pair']} | {arm['name']} | {arm['failed'] or 'no step'} | | |")
                 continue
-            s = arm["seconds"]
-            spread = f"{statistics.median(s):.2f} ({min(s):.2f} to {max(s):.2f})"
+            seconds = spread(arm["seconds"], ".2f")
             numbers = f"{arm['peak_bytes'] / 1e9:.2f} | {arm['gathered_bytes'] / 1e6:.0f}"
-            lines.append(f"| {result['pair']} | {arm['name']} | {spread} | {numbers} |")
+            lines.append(f"| {result['pair']} | {arm['name']} | {seconds} | {numbers} |")
     lines.append("")
     for result in results:
         arms = {arm["name"]: arm for arm in result["arms"]}
@@ -323,32 +203,23 @@ def main() -> int:
     parser.add_argument("--gemma", type=Path, help="folder of Gemma 3 270M in Hugging Face layout")
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each arm (default: 5)")
     parser.add_argument("--only", action="append", choices=ARMS, help="measure only these arms; repeatable")
-    parser.add_argument("--no-trl", dest="with_trl", action="store_false", help="leave TRL out")
-    parser.add_argument("--quick", action="store_true", help="the demo pair, three steps")
-    parser.add_argument("--output", type=Path, help="write everything measured to this JSON file")
-    parser.add_argument("--markdown", type=Path, help="write the table to this file")
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "uld-ds" / "benchmarks"
-    parser.add_argument("--cache", type=Path, default=default, help="where TRL's environment lives")
+    add_trl_options(parser)
+    add_output_options(parser, quick="the demo pair, three steps")
     options = parser.parse_args()
     names = options.pair or (["demo"] if options.quick else ["demo", "bytes", *(["gemma"] if options.gemma else [])])
     if "gemma" in names and options.gemma is None:
         parser.error("--pair gemma needs --gemma FOLDER")
     options.steps = 3 if options.quick else options.steps
-    trl = trl_python(options.cache) if options.with_trl else None
+    python = trl_python(options.cache) if options.with_trl else None
     results = []
     for name in names:
         folder = Path(tempfile.mkdtemp(prefix=f"uld-ds-{name}-"))
         try:
-            results.append(measure(make_pair(name, folder, options.gemma), folder, options, trl))
+            results.append(measure(make_pair(name, folder, options.gemma), folder, options, python))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    text = f"Machine: {machine}. {EXAMPLES} answers of {TOKENS} teacher tokens a step, fp32.\n\n{table(results)}"
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text + "\n")
-    if options.output:
-        options.output.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
+    note = f"{EXAMPLES} answers of {TOKENS} teacher tokens a step, fp32"
+    write_results("teacher", table(results), results, options, notes=[note])
     return 0
 
 

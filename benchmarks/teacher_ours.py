@@ -1,4 +1,4 @@
-"""One rank of an arm of teacher.py: prepares a recipe's data and engines, then makes a step for every line it reads."""
+"""One rank of ours in teacher.py, step.py and scaling.py: makes a step for every line that it reads."""
 
 from __future__ import annotations
 

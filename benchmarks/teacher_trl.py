@@ -1,4 +1,4 @@
-"""TRL's arm of teacher.py, run in TRL's own environment: GOLDTrainer makes one step for every line that is read."""
+"""TRL's side of teacher.py and step.py, in its own environment: GOLDTrainer makes a step for every line it reads."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def main() -> None:
         gradient_accumulation_steps=pair["examples"],
         max_steps=100,
         learning_rate=1e-6,
-        max_length=1024,
-        max_completion_length=512,
+        max_length=pair["max_length"],
+        max_completion_length=pair["max_length"] // 2,
         lmbda=0.0,
         use_uld_loss=True,
         use_extended_uld=options.mode == "extended",

@@ -34,7 +34,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from measuring import Cell, PeakMemory, now, ratio, read_bandwidth
+from measuring import (
+    Cell,
+    PeakMemory,
+    add_output_options,
+    add_trl_options,
+    now,
+    num_cores,
+    ratio,
+    read_bandwidth,
+    write_results,
+)
 from uld_parts import READ_ONE_SIDE, our_parts, trl_parts, zipf_logits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,9 +139,9 @@ def worker(options: argparse.Namespace) -> dict[str, Any]:
             expected = {part: s * growth ** (2 if part == "trl_extended" else 1) for part, s in expected.items()}
         cells += measure(options, tokens, expected)
         last = tokens
-    machine = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU"
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU"
     return {
-        "machine": machine,
+        "device": device,
         "threads": options.threads,
         "torch": torch.__version__,
         "trl": TRL if options.with_trl else None,
@@ -151,7 +161,7 @@ def markdown(result: dict[str, Any]) -> str:
     """The table, then what was aimed at."""
     cells = [Cell(**cell) for cell in result["cells"]]
     lines = [
-        f"{result['machine']}, {result['threads']} threads, torch {result['torch']}, "
+        f"{result['device']}, {result['threads']} threads, torch {result['torch']}, "
         f"trl {result['trl'] or 'not used'}, {result['dtype']}, vocabulary {result['student_vocab']:,} / "
         f"{result['teacher_vocab']:,}; reading memory {result['read_bandwidth'] / 1e9:.1f} GB/s; "
         f"load average {result['load_average']:.1f}",
@@ -208,18 +218,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", help="answer lengths (default: 64 256 512 2048)")
-    parser.add_argument("--quick", action="store_true", help="lengths 64 and 256, three runs, no run over 20 s")
     parser.add_argument("--repeats", type=int, help="runs per part after one to warm up (default: 5)")
     parser.add_argument("--student-vocab", type=int, default=49_152)
     parser.add_argument("--teacher-vocab", type=int, default=262_144)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--no-trl", dest="with_trl", action="store_false", help="leave TRL out")
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "uld-ds" / "benchmarks"
-    parser.add_argument("--cache", type=Path, default=default, help="where TRL's environment lives")
-    parser.add_argument("--output", type=Path, help="write the measurements as JSON")
-    parser.add_argument("--markdown", type=Path, help="write the table as Markdown")
+    add_trl_options(parser)
+    add_output_options(parser, quick="lengths 64 and 256, three runs, no run over 20 s")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.tokens = sorted(options.tokens or ([64, 256] if options.quick else [64, 256, 512, 2048]))
@@ -245,12 +251,7 @@ def main() -> int:
         print("the measurement failed", file=sys.stderr)
         return 1
     result = json.loads(done.stdout.strip().splitlines()[-1])
-    table = markdown(result)
-    print(table)
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-    if options.markdown:
-        options.markdown.write_text(table + "\n")
+    write_results("uld", markdown(result), result, options)
     return 0
 
 

@@ -13,7 +13,7 @@ from measuring import Cell, add_output_options, ratio, spread, write_results
 
 from tests.benchmarks.conftest import BENCHMARKS
 
-SCRIPTS = ["quality"]
+SCRIPTS = ["alignment", "checkpoint", "plan", "quality", "scaling", "step", "store", "teacher", "uld"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
