@@ -16,6 +16,7 @@ from uld_ds.data.sides import TextSide
 from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.deepspeed_config import teacher_config
 from uld_ds.errors import UserError
+from uld_ds.identity_terms import needed_ids
 from uld_ds.recipe import DataSource, Recipe
 from uld_ds.store_worker import StoreJob, StorePart, build_store_worker
 from uld_ds.teachers.store import CodecFacts, SpectrumStore, StoreIdentity, StoreManifest
@@ -78,6 +79,7 @@ def part_of(key: str, source: DataSource, url: str, recipe: Recipe, side: TextSi
         temperature=recipe.objective.teacher_temperature,
         codec=CodecFacts.of(settings.codec.to_precision()),
         data_digest=rows_digest(rows),
+        top_ids=recipe.store.top_ids,
     )
     return StorePart(key, url, str(rows), identity.model_dump(mode="json"))
 
@@ -119,6 +121,10 @@ def check_store(recipe: Recipe, store: SpectrumStore) -> None:
     temperature = recipe.objective.teacher_temperature
     if temperature != manifest.temperature:
         raise _differs(recipe, "objective.teacher_temperature", "temperature", temperature, manifest.temperature)
+    if (needed := needed_ids(recipe.objective)) > manifest.top_ids:
+        problem = f"{needed}, but the store at {settings.path} was built with store.top_ids {manifest.top_ids}"
+        fewer = f"set it to {manifest.top_ids} or less, or " if manifest.top_ids else ""
+        raise UserError("objective.top_ids", problem, f"{fewer}build a store with store.top_ids {needed}")
 
 
 def _differs(recipe: Recipe, key: str, field: str, value: object, there: object) -> UserError:

@@ -45,6 +45,7 @@ from uld_ds.recipe_sections import (
     RemoteCodeSettings,
     RunSettings,
     ScheduleSettings,
+    StoreSettings,
     Strict,
     StudentSettings,
     TeacherSettings,
@@ -76,6 +77,7 @@ __all__ = [
     "RemoteCodeSettings",
     "RunSettings",
     "ScheduleSettings",
+    "StoreSettings",
     "StudentSettings",
     "TeacherSettings",
     "TrackingSettings",
@@ -97,6 +99,7 @@ class Recipe(Strict):
     training: TrainingSettings
     evaluation: EvaluationSettings = EvaluationSettings()
     generation: GenerationSettings = GenerationSettings()
+    store: StoreSettings = StoreSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
     profile: ProfileSettings = ProfileSettings()
@@ -151,6 +154,7 @@ _MAY_CHANGE_ON_RESUME: Any = {
     "student": {"gradient_checkpointing"},
     "evaluation": {"micro_batch_size", "metrics"},
     "generation": True,
+    "store": True,
     "cluster": {
         "workers",
         "cpus_per_worker",

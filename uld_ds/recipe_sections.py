@@ -142,6 +142,14 @@ class TeacherSettings(ModelSettings):
         return self
 
 
+class StoreSettings(Strict):
+    """What ``uld-ds store build`` keeps beside the spectra."""
+
+    top_ids: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Of each distribution so many of the likeliest tokens, by their ids: for objectives that look at identities (64
+    serves ``objective.top_ids`` up to 64). 4 to 6 bytes each before compression."""
+
+
 class TrainedTokenizerSettings(Strict):
     train: Literal["unigram", "bpe"]
     """Kind of tokenizer to train on the training text."""

@@ -102,7 +102,8 @@ def build_store_worker(config: dict[str, Any]) -> None:
         rows = load_from_disk(str(Path(part.rows) / "rows"))
         batcher = TeacherBatcher(rows, padding=padding, max_tokens=settings.max_tokens_per_forward)
         temperature = job.recipe.objective.teacher_temperature
-        teacher = OnlineTeacher(engine, batcher, ranks=ranks, device=device, temperature=temperature)
+        top_ids = job.recipe.store.top_ids
+        teacher = OnlineTeacher(engine, batcher, ranks=ranks, device=device, temperature=temperature, top_ids=top_ids)
         StoreBuild(part, rows, teacher, ranks, device, progress).run()
     ray.train.report({"done": 1.0})
 

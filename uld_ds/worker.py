@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import logging
 import resource
 import time
@@ -49,7 +47,7 @@ from uld_ds.system_metrics import NodeMonitor
 from uld_ds.teachers import TeacherSource
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.remember import Memory
-from uld_ds.teachers.remembering import RememberingTeacher
+from uld_ds.teachers.remembering import RememberingTeacher, memory_identity
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher, held_out_store
 
@@ -208,12 +206,14 @@ class Worker:
         settings = self.recipe.teacher
         if settings.source == "stored":
             assert settings.path is not None
-            return StoredTeacher(SpectrumStore.open(settings.path, key="teacher.path"), self.train_rows)
+            with_top = needed_ids(self.recipe.objective) > 0
+            store = SpectrumStore.open(settings.path, key="teacher.path", with_top=with_top)
+            return StoredTeacher(store, self.train_rows)
         if not settings.remember:
             return self._online_teacher()
         memory = Memory(
             self.job.run_dir / "teacher",
-            self._memory_identity(),
+            memory_identity(self.recipe, Path(self.job.splits["train"]).name),
             rank=self.ranks.rank,
             precision=settings.codec.to_precision(),
         )
@@ -234,17 +234,6 @@ class Worker:
             temperature=self.recipe.objective.teacher_temperature,
             top_ids=needed_ids(self.recipe.objective),
         )
-
-    def _memory_identity(self) -> str:
-        """Digest of all that decides what the teacher says, and of which example has which number."""
-        settings = self.recipe.teacher
-        what = [
-            Path(self.job.splits["train"]).name,
-            settings.model_dump(mode="json", include={"model", "revision", "gguf_file", "precision", "codec"}),
-            self.recipe.objective.teacher_temperature,
-            *([{"top_ids": number}] if (number := needed_ids(self.recipe.objective)) else []),
-        ]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def _batcher(self, rows: Dataset) -> Batcher:
         return Batcher(rows, padding=padding_id(self.student_tokenizer), merge=self.recipe.objective.merge)

@@ -72,6 +72,8 @@ def facts_of(manifest: StoreManifest) -> dict[str, Any]:
         "examples": manifest.examples,
         "teacher_tokens": manifest.teacher_tokens,
         "bytes_per_token": manifest.bytes_per_token,
+        "top_ids": manifest.top_ids,
+        "top_bytes_per_token": manifest.top_bytes_per_token,
         "mean_relative_error": measured.mean_relative_error if measured else None,
         "gradient_cosine": measured.gradient_cosine if measured else None,
         "codec": manifest.codec.model_dump(mode="json"),

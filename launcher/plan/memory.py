@@ -26,6 +26,8 @@ HOST_BASE = 2_500 * 10**6
 _HEAD_ELEMENTS = {"cpu": 1 << 23, "gpu": 1 << 27}
 _SPECTRUM_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 25}
 _SPECTRUM_SCRATCH = 28
+# An id (int64) and a log-probability.
+_TOP_TOKEN_BYTES = 8 + 4
 _SPECTRUM_BYTES = 4 * (DEFAULT_NUM_HEAD + 2 * LevelGrid.below_head(DEFAULT_NUM_HEAD).num_bins + 1)
 _SUB_GROUP = 1_000_000_000
 CHECKPOINT_BYTES = 16
@@ -121,7 +123,7 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
     yield Line("student", "whole weights on the first rank", loading_bytes(role), "host", "loading")
 
 
-def teacher_lines(role: Role, *, tokens: int, rows: int, window_rows: int) -> Iterator[Line]:
+def teacher_lines(role: Role, *, tokens: int, rows: int, window_rows: int, top_ids: int = 0) -> Iterator[Line]:
     """Of a frozen teacher.
 
     Args:
@@ -129,12 +131,14 @@ def teacher_lines(role: Role, *, tokens: int, rows: int, window_rows: int) -> It
         tokens: of one forward, padding included.
         rows: answer tokens of it.
         window_rows: answer tokens of a rank's window, whose spectra are held.
+        top_ids: likeliest tokens that are held of each.
     """
     yield Line("teacher", "weights", role.share(role.weights, 3), role.offload("param"))
     yield Line("teacher", "gathered layers", role.gathered(backward=False), moment="teacher")
     yield Line("teacher", "activations", forward_bytes(role, tokens), moment="teacher")
     yield Line("teacher", "head chunk", head_bytes(role, rows, backward=False), moment="teacher")
     yield Line("teacher", "spectra of a window", window_rows * _SPECTRUM_BYTES)
+    yield Line("teacher", "likeliest tokens of a window", window_rows * top_ids * _TOP_TOKEN_BYTES)
     yield Line("teacher", "whole weights on the first rank", loading_bytes(role), "host", "loading")
 
 

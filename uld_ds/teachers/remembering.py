@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from uld_ds.data.windows import SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.errors import RunError
+from uld_ds.identity_terms import needed_ids
+from uld_ds.recipe import Recipe
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.remember import Memory
 from uld_ds.teachers.tokens import TeacherTokens
 
 log = logging.getLogger(__name__)
+
+
+def memory_identity(recipe: Recipe, rows: str) -> str:
+    """Digest of all that decides what the teacher says, and of which example has which number.
+
+    Args:
+        recipe: the run's.
+        rows: name of the prepared data, which is a digest of its content.
+    """
+    include = {"model", "revision", "gguf_file", "precision", "codec"}
+    what: list[Any] = [
+        rows,
+        recipe.teacher.model_dump(mode="json", include=include),
+        recipe.objective.teacher_temperature,
+    ]
+    # A memory without likeliest tokens is the same as before there were any.
+    if number := needed_ids(recipe.objective):
+        what.append({"top_ids": number})
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 class RememberingTeacher:

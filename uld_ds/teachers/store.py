@@ -32,13 +32,13 @@ from uld_ds.teachers.store_manifest import (
 )
 from uld_ds.teachers.store_shard import (
     LAYOUT_COLUMNS,
-    SCHEMA,
     Ints,
     Record,
     StoredExample,
     examples_of,
     layouts_of,
     records_of,
+    schema,
 )
 from uld_ds.teachers.store_writer import StoreWriter
 
@@ -61,15 +61,22 @@ _READ_BYTES = 1 << 20
 class SpectrumStore:
     """A whole store, open for reading; ``open`` makes one. Not to be shared between threads."""
 
-    def __init__(self, files: StoreFiles, manifest: StoreManifest) -> None:
+    def __init__(self, files: StoreFiles, manifest: StoreManifest, *, with_top: bool = False) -> None:
         self._files = files
         self.manifest = manifest
+        self._schema = schema(manifest.top_ids)
+        self._columns = schema(manifest.top_ids if with_top else 0).names
         self._begins = [0, *accumulate(shard.examples for shard in manifest.shards)]
         self._open: OrderedDict[int, _Shard] = OrderedDict()
 
     @classmethod
-    def open(cls, url: str | os.PathLike[str], *, key: str = "store") -> Self:
-        """Opens the store at a folder or fsspec URL; ``key`` is where the user named it.
+    def open(cls, url: str | os.PathLike[str], *, key: str = "store", with_top: bool = False) -> Self:
+        """Opens the store at a folder or fsspec URL.
+
+        Args:
+            url: where it is.
+            key: where the user named it.
+            with_top: examples come with their likeliest tokens, if the store has them; otherwise those are not read.
 
         Raises:
             UserError: there is none, only a half-written one, or one of another version.
@@ -85,7 +92,7 @@ class SpectrumStore:
         if manifest.codec.version != CODEC_VERSION:
             problem = f"{files.url} has codec.version {manifest.codec.version}, but this release reads {CODEC_VERSION}"
             raise UserError(key, problem, "build the store again with this release")
-        return cls(files, manifest)
+        return cls(files, manifest, with_top=with_top)
 
     def check_matches(self, expected: StoreIdentity, *, key: str = "store") -> None:
         """Raises UserError that names the first field in which the store is not as expected, both values, the fix."""
@@ -171,7 +178,7 @@ class SpectrumStore:
         shard = self._open.pop(index, None)
         if shard is None:
             facts = self.manifest.shards[index]
-            shard = _Shard(self._files.open(facts.name))
+            shard = _Shard(self._files.open(facts.name), self._schema.names, self._columns)
             if shard.begins[-1] != facts.examples:
                 raise ValueError(f"holds {shard.begins[-1]} examples instead of {facts.examples}")
         self._open[index] = shard
@@ -183,12 +190,13 @@ class SpectrumStore:
 class _Shard:
     """One open Parquet file."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, names: list[str], wanted: list[str]) -> None:
         self._file = file
+        self._wanted = wanted
         # Columns of a row group lie side by side: one request to an object store instead of seven.
         self._parquet = pq.ParquetFile(file, pre_buffer=True)
-        if (names := self._parquet.schema_arrow.names) != SCHEMA.names:
-            raise ValueError(f"has the columns {', '.join(names)}")
+        if (there := self._parquet.schema_arrow.names) != names:
+            raise ValueError(f"has the columns {', '.join(there)}")
         metadata = self._parquet.metadata
         sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         self.begins = [0, *accumulate(sizes)]
@@ -203,7 +211,7 @@ class _Shard:
             yield from zip(wanted, records_of(self.group(group), rows), strict=True)
 
     def group(self, index: int) -> pa.Table:
-        return self._parquet.read_row_group(index, use_threads=False)
+        return self._parquet.read_row_group(index, columns=self._wanted, use_threads=False)
 
     def column(self, name: str) -> list[bytes]:
         return list(self._parquet.read([name], use_threads=False).column(name).to_pylist())

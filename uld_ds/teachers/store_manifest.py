@@ -19,6 +19,7 @@ PARTIAL_MANIFEST = "manifest.partial.json"
 _REBUILD = "build a store for this recipe elsewhere, or"
 _FIXES = {
     "data_digest": f"{_REBUILD} train on the data it was built from",
+    "top_ids": f"{_REBUILD} set store.top_ids to the store's",
     "codec.version": "build the store again with this release, or read it with the release that wrote it",
     "codec": f"{_REBUILD} set the recipe's precision to the store's",
 }
@@ -67,6 +68,8 @@ class StoreIdentity(_Strict):
     codec: CodecFacts
     data_digest: str
     """sha256 over all examples in order."""
+    top_ids: int = 0
+    """Likeliest tokens kept of each distribution, by their ids (fewer where the teacher has fewer tokens)."""
 
     def differences(self, other: StoreIdentity) -> dict[str, tuple[Any, Any]]:
         """Field (dotted for nested ones) to its value here and its value in ``other``, where they differ."""
@@ -91,6 +94,8 @@ class ShardFacts(_Strict):
     tokens: int
     bytes: int
     sha256: str
+    top_bytes: int = 0
+    """Of ``bytes``, those of the likeliest tokens."""
 
 
 class Measured(_Strict):
@@ -129,6 +134,11 @@ class StoreManifest(PartialManifest):
     def bytes_per_token(self) -> float:
         """Of all shards, every column included."""
         return sum(shard.bytes for shard in self.shards) / max(1, self.teacher_tokens)
+
+    @property
+    def top_bytes_per_token(self) -> float:
+        """Of these, what the likeliest tokens take."""
+        return sum(shard.top_bytes for shard in self.shards) / max(1, self.teacher_tokens)
 
 
 M = TypeVar("M", bound=PartialManifest)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uld_ds.spectrum_codec import Precision
+from uld_ds.teachers import top_codec
 from uld_ds.teachers.tokens import TeacherTokens
 from uld_ds.teachers.tokens_codec import decode_spectra, encode_spectra, log_probs_from_bytes, log_probs_to_bytes
 
@@ -31,6 +32,9 @@ SCHEMA = pa.schema(
         pa.field("crc32", pa.uint32(), nullable=False),
     ]
 )
+TOP_COLUMN = "top_tokens"
+"""Stands after the others where a store has likeliest tokens. Read only where wanted, so with a checksum of its own."""
+_SCHEMA_WITH_TOP = SCHEMA.append(pa.field(TOP_COLUMN, pa.binary(), nullable=False))
 # A random read decompresses one row group: few enough tokens to be quick, enough to share the overhead of columns.
 _GROUP_TOKENS = 1024
 _GROUP_EXAMPLES = 16
@@ -73,12 +77,21 @@ def spans_of(turns: Ints, token_bytes: Ints) -> Ints:
     return np.stack([stops - token_bytes, stops], axis=1)
 
 
-def shard_to_bytes(examples: Iterable[StoredExample], precision: Precision) -> bytes:
-    """A Parquet file; the same bytes for the same examples."""
+def schema(top_ids: int) -> pa.Schema:
+    """Of a store that keeps so many of the likeliest tokens."""
+    return _SCHEMA_WITH_TOP if top_ids else SCHEMA
+
+
+def shard_to_bytes(examples: Iterable[StoredExample], precision: Precision, top_ids: int = 0) -> bytes:
+    """A Parquet file; the same bytes for the same examples.
+
+    Raises:
+        ValueError: an example does not have the likeliest tokens that are to be kept.
+    """
     sink = io.BytesIO()
     with pq.ParquetWriter(
         sink,
-        SCHEMA,
+        schema(top_ids),
         compression="zstd",
         compression_level=9,
         use_dictionary=False,
@@ -87,7 +100,7 @@ def shard_to_bytes(examples: Iterable[StoredExample], precision: Precision) -> b
         column_encoding={"log_probs.list.element": "BYTE_STREAM_SPLIT"},
     ) as writer:
         for group in _groups(examples):
-            writer.write_table(_table(group, precision), row_group_size=len(group))
+            writer.write_table(_table(group, precision, top_ids), row_group_size=len(group))
     return sink.getvalue()
 
 
@@ -104,7 +117,7 @@ def _groups(examples: Iterable[StoredExample]) -> Iterator[list[StoredExample]]:
         yield group
 
 
-def _table(examples: Sequence[StoredExample], precision: Precision) -> pa.Table:
+def _table(examples: Sequence[StoredExample], precision: Precision, top_ids: int) -> pa.Table:
     spectra = encode_spectra([example.tokens.spectrum for example in examples], precision, deflate=False)
     rows = []
     for example, encoded in zip(examples, spectra, strict=True):
@@ -116,8 +129,15 @@ def _table(examples: Sequence[StoredExample], precision: Precision) -> pa.Table:
             "log_probs": np.frombuffer(log_probs_to_bytes(example.tokens), "<f4"),
             "spectra": encoded,
         }
-        rows.append({**row, "crc32": _checksum(row)})
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+        top = {TOP_COLUMN: _top_bytes(example, top_ids)} if top_ids else {}
+        rows.append({**row, "crc32": _checksum(row), **top})
+    return pa.Table.from_pylist(rows, schema=schema(top_ids))
+
+
+def _top_bytes(example: StoredExample, top_ids: int) -> bytes:
+    if example.tokens.top is None:
+        raise ValueError(f"example {example.id!r} has no likeliest tokens, {top_ids} are to be kept")
+    return top_codec.encode(example.tokens.top.first(top_ids))
 
 
 def _checksum(row: Record) -> int:
@@ -150,17 +170,19 @@ Record = dict[str, Any]
 
 
 def records_of(table: pa.Table, rows: Sequence[int]) -> list[Record]:
-    """The columns of ``rows`` of a row group, verified but not decoded.
+    """The columns of ``rows`` of a row group, with or without ``TOP_COLUMN``, verified; spectra are not decoded.
 
     Raises:
         ValueError: a row is not what was written (says which).
     """
     chosen = table.take(pa.array(rows, pa.int64()))
-    columns = [_values(chosen.column(name)) for name in SCHEMA.names]
-    records = [dict(zip(SCHEMA.names, values, strict=True)) for values in zip(*columns, strict=True)]
+    columns = [_values(chosen.column(name)) for name in table.column_names]
+    records = [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
     for record in records:
         if _checksum(record) != record["crc32"]:
             raise ValueError(f"example {record['id']!r} is damaged (crc32 differs)")
+        if TOP_COLUMN in record:
+            record[TOP_COLUMN] = top_codec.decode(record[TOP_COLUMN])
     return records
 
 
@@ -186,5 +208,5 @@ def _example(record: Record, spectrum: Any) -> StoredExample:
         digest=record["digest"].hex(),
         turns=turns,
         spans=spans_of(turns, record["token_bytes"]),
-        tokens=TeacherTokens(spectrum, log_probs_from_bytes(record["log_probs"].tobytes())),
+        tokens=TeacherTokens(spectrum, log_probs_from_bytes(record["log_probs"].tobytes()), record.get(TOP_COLUMN)),
     )

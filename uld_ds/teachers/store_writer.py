@@ -25,7 +25,7 @@ from uld_ds.teachers.store_manifest import (
     partial_from_json,
     to_json,
 )
-from uld_ds.teachers.store_shard import StoredExample, shard_to_bytes
+from uld_ds.teachers.store_shard import TOP_COLUMN, StoredExample, shard_to_bytes
 
 # The name carries the beginning of the content's sha256: a shard proves itself before any manifest lists it.
 _SHARD_NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{16})\.parquet")
@@ -91,9 +91,9 @@ class StoreWriter:
                 uncompressed (8 KB per token): a generator keeps memory flat.
 
         Raises:
-            ValueError: not as many examples as belong into it.
+            ValueError: not as many examples as belong into it, or without the likeliest tokens that are to be kept.
         """
-        data = shard_to_bytes(examples, self._precision)
+        data = shard_to_bytes(examples, self._precision, self._plan.top_ids)
         digest = hashlib.sha256(data).hexdigest()
         name = f"shard-{index:05d}-{digest[:16]}.parquet"
         facts = _facts(name, data)
@@ -153,8 +153,20 @@ def _facts(name: str, data: bytes) -> ShardFacts:
     try:
         lengths = pq.read_table(io.BytesIO(data), columns=["log_probs"]).column("log_probs")
         examples, tokens = len(lengths), sum(len(chunk.values) for chunk in lengths.chunks)
+        top_bytes = _top_bytes(pq.read_metadata(io.BytesIO(data)))
     except pa.ArrowException:  # damaged: its checksum will tell
-        examples, tokens = 0, 0
+        examples, tokens, top_bytes = 0, 0, 0
     return ShardFacts(
-        name=name, examples=examples, tokens=tokens, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+        name=name,
+        examples=examples,
+        tokens=tokens,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        top_bytes=top_bytes,
     )
+
+
+def _top_bytes(metadata: pq.FileMetaData) -> int:
+    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+    columns = (group.column(column) for group in groups for column in range(group.num_columns))
+    return sum(column.total_compressed_size for column in columns if column.path_in_schema == TOP_COLUMN)

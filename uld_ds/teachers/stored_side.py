@@ -44,7 +44,8 @@ class StoredSide:
     shows_all_answers = True
 
     def __init__(self, store: SpectrumStore) -> None:
-        self._identity = store.manifest.identity.model_dump(mode="json")
+        # Which likeliest tokens are there has no say in how examples are paired.
+        self._identity = store.manifest.identity.model_dump(mode="json", exclude={"top_ids"})
         self._layouts = {digest: (turns, spans.astype(np.int32)) for digest, turns, spans in store.layouts()}
 
     def identity(self) -> dict[str, Any]:

@@ -37,6 +37,8 @@ INFO = {
     "tokenizer_digest",
     "data_digest",
     "codec",
+    "top_ids",
+    "top_bytes_per_token",
 }
 
 
@@ -54,6 +56,7 @@ def test_info_as_json(place: Path) -> None:
     assert (facts["examples"], facts["teacher"], facts["codec"]["version"]) == (4, "t", 2)
     assert facts["teacher_tokens"] == 44
     assert facts["bytes_per_token"] > 0
+    assert (facts["top_ids"], facts["top_bytes_per_token"]) == (0, 0.0)
     assert done.stderr == ""
 
 

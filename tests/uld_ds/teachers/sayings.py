@@ -26,7 +26,7 @@ def tokens_of(count: int, seed: int, *, temperature: float = 1.0, top_ids: int =
     return TeacherTokens(spectrum, -5 * torch.rand(count, generator=rng), top)
 
 
-def example(number: int, turns: list[tuple[int, int]] | None = None) -> StoredExample:
+def example(number: int, turns: list[tuple[int, int]] | None = None, *, top_ids: int = 0) -> StoredExample:
     """Example ``number``, with (spelling, ending) tokens per turn; by default a few, in one or two turns."""
     rng = np.random.default_rng(number)
     turns = turns or [(int(rng.integers(1, 9)), int(rng.integers(0, 3))) for _ in range(1 + number % 2)]
@@ -40,7 +40,7 @@ def example(number: int, turns: list[tuple[int, int]] | None = None) -> StoredEx
         digest=hashlib.sha256(str(number).encode()).hexdigest(),
         turns=np.array(rows, np.int32),
         spans=np.concatenate(spans),
-        tokens=tokens_of(sum(map(sum, turns)), number),
+        tokens=tokens_of(sum(map(sum, turns)), number, top_ids=top_ids),
     )
 
 

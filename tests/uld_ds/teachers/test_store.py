@@ -24,7 +24,7 @@ from uld_ds.spectrum import Spectrum
 from uld_ds.spectrum_codec import CODEC_VERSION, Precision
 from uld_ds.teachers.store import Measured, SpectrumStore, StoredExample, StoreIdentity, StoreManifest, StoreWriter
 from uld_ds.teachers.store_files import StoreFiles
-from uld_ds.teachers.store_shard import spans_of
+from uld_ds.teachers.store_shard import SCHEMA, spans_of
 from uld_ds.teachers.tokens_codec import roundtrip
 
 # Row groups hold 16: every shard but the last has two.
@@ -35,10 +35,11 @@ def writer(url: str | Path, of: StoreIdentity | None = None, **options: int) -> 
     return StoreWriter(url, of or identity(), **{"examples": NUM, "examples_per_shard": PER_SHARD, **options})
 
 
-def build(url: str | Path, shards: Sequence[int] | None = None) -> StoreManifest:
-    store = writer(url)
+def build(url: str | Path, shards: Sequence[int] | None = None, top_ids: int = 0) -> StoreManifest:
+    store = writer(url, identity(top_ids=top_ids))
     for index in range(store.num_shards) if shards is None else shards:
-        store.write_shard(index, map(example, store.examples_of_shard(index)))
+        numbers = store.examples_of_shard(index)
+        store.write_shard(index, (example(number, top_ids=top_ids) for number in numbers))
     return store.finish()
 
 
@@ -71,8 +72,8 @@ def same_example(ours: StoredExample, theirs: StoredExample) -> bool:
     )
 
 
-def expected(number: int) -> StoredExample:
-    whole = example(number)
+def expected(number: int, top_ids: int = 0) -> StoredExample:
+    whole = example(number, top_ids=top_ids)
     return StoredExample(whole.id, whole.digest, whole.turns, whole.spans, roundtrip(whole.tokens))
 
 
@@ -162,6 +163,69 @@ def test_pyarrow_alone_can_read_it(built: Path) -> None:
     assert rows[5]["token_bytes"] == (whole.spans[:, 1] - whole.spans[:, 0]).tolist()
     assert rows[5]["log_probs"] == whole.tokens.log_probs.tolist()
     assert torch.equal(Spectrum.from_bytes(rows[5]["spectra"]).head, expected(5).tokens.spectrum.head)
+
+
+# ---- likeliest tokens beside the spectra
+
+TOP = 24
+
+
+@pytest.fixture(scope="module")
+def with_top(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store-with-top")
+    build(folder, top_ids=TOP)
+    return folder
+
+
+def test_likeliest_tokens_are_read_if_wanted(with_top: Path) -> None:
+    wanted = [49, 0, 16, 15]
+    store = SpectrumStore.open(with_top, with_top=True)
+    assert all(
+        same_example(item, expected(number, TOP)) for number, item in zip(wanted, store.read(wanted), strict=True)
+    )
+    assert all(same_example(item, expected(number, TOP)) for number, item in enumerate(store.stream(0, 20)))
+    without = SpectrumStore.open(with_top)
+    assert all(same_example(item, expected(number)) for number, item in zip(wanted, without.read(wanted), strict=True))
+
+
+def test_what_they_cost_is_told(with_top: Path, built: Path) -> None:
+    there, plain = (SpectrumStore.open(folder).manifest for folder in (with_top, built))
+    assert (there.top_ids, plain.top_ids) == (TOP, 0)
+    assert plain.top_bytes_per_token == 0
+    difference = there.bytes_per_token - plain.bytes_per_token
+    # Beside the column itself some of Parquet's own.
+    assert there.top_bytes_per_token < difference < 1.1 * there.top_bytes_per_token + 10
+    assert 1.5 * TOP < there.top_bytes_per_token < 4 * TOP + 10
+
+
+def test_likeliest_tokens_are_left_out_of_what_is_read(with_top: Path, tmp_path: Path) -> None:
+    for name, data in contents(with_top).items():
+        (tmp_path / name).write_bytes(data)
+    shard = sorted(tmp_path.glob("shard-*"))[2]
+    column = pq.read_metadata(shard).row_group(0).column(SCHEMA.names.index("crc32") + 1)
+    assert column.path_in_schema == "top_tokens"
+    broken = bytearray(shard.read_bytes())
+    broken[column.data_page_offset + column.total_compressed_size // 2] ^= 0x10
+    shard.write_bytes(broken)
+    items = SpectrumStore.open(tmp_path).read(range(40, 50))
+    assert all(same_example(item, expected(40 + place)) for place, item in enumerate(items))
+    with pytest.raises(RunError, match=rf"{shard.name} is damaged"):
+        SpectrumStore.open(tmp_path, with_top=True).read(range(40, 50))
+
+
+def test_a_store_from_before_there_were_likeliest_tokens(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest.pop("top_ids")
+    manifest["shards"] = [{k: v for k, v in shard.items() if k != "top_bytes"} for shard in manifest["shards"]]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    store = SpectrumStore.open(copy, with_top=True)
+    assert store.read([7])[0].tokens.top is None
+    store.check_matches(identity())
+
+
+def test_examples_without_likeliest_tokens_are_not_taken(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'row-40' has no likeliest tokens, 24 are to be kept"):
+        writer(tmp_path, identity(top_ids=TOP)).write_shard(2, map(example, range(40, 50)))
 
 
 # ---- the same bytes, whatever happened
@@ -331,6 +395,7 @@ CHANGES = [
     ({"system_prompt": "Be brief."}, "system_prompt", "use what it was built with"),
     ({"temperature": 2.0}, "temperature", "use what it was built with"),
     ({"tokenizer_digest": "b" * 64}, "tokenizer_digest", "use what it was built with"),
+    ({"top_ids": 64}, "top_ids", "set store.top_ids to the store's"),
     ({"precision": Precision(step=1 / 16)}, r"codec\.precision\.step", "set the recipe's precision to the store's"),
 ]
 

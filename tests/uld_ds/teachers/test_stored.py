@@ -26,6 +26,7 @@ from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.distributed import Ranks
 from uld_ds.errors import UserError
+from uld_ds.identity_terms import needed_ids
 from uld_ds.job import Job
 from uld_ds.recipe import ModelSettings, Recipe, parse_recipe
 from uld_ds.spectrum import Spectrum
@@ -173,7 +174,8 @@ def build_parts(config: dict[str, Any], parts: list[dict[str, Any]]) -> None:
     for part in (StorePart(**part) for part in parts):
         rows = load_from_disk(str(Path(part.rows) / "rows"))
         batcher = TeacherBatcher(rows, padding=0, max_tokens=job.recipe.teacher.max_tokens_per_forward)
-        StoreBuild(part, rows, OnlineTeacher(engine, batcher, ranks=ranks, device=CPU), ranks, CPU, None).run()
+        teacher = OnlineTeacher(engine, batcher, ranks=ranks, device=CPU, top_ids=job.recipe.store.top_ids)
+        StoreBuild(part, rows, teacher, ranks, CPU, None).run()
 
 
 def store_part(recipe: Recipe, folder: Path, url: Path) -> dict[str, Any]:
@@ -234,7 +236,8 @@ def step_of_each(configs: dict[str, dict[str, Any]], path: str) -> dict[str, Any
         for source in ("online", "stored"):
             engine, batcher = build(job)
             if source == "stored":
-                engine.teacher = StoredTeacher(SpectrumStore.open(path), job.split("stored").rows)
+                with_top = needed_ids(job.recipe.objective) > 0
+                engine.teacher = StoredTeacher(SpectrumStore.open(path, with_top=with_top), job.split("stored").rows)
             gradients: list[torch.Tensor] = []
             update = engine.student.step
 
@@ -246,6 +249,7 @@ def step_of_each(configs: dict[str, dict[str, Any]], path: str) -> dict[str, Any
             engine.student.step = look
             result = engine.train_step(window_of(job, batcher, np.arange(8), engine.ranks))
             found[f"{name} {source}"] = {"loss": result.loss, "uld": result.uld, "gradient": torch.cat(gradients)}
+            found[f"{name} {source}"] |= result.terms
     return found
 
 
@@ -258,7 +262,9 @@ def test_students_of_two_tokenizers_learn_the_same_from_one_store(
         "bytes": save_tiny_model(tmp_path / "bpe", rows, kind="bpe", vocab_size=350, seed=5),
     }
     recipe = variant(tiny_recipe, workers=1, micro=2, normalise="token", stage="zero2")
-    recipe["objective"] |= {"merge": merge}
+    # The first store has more likeliest tokens than the objective looks at, the other one has none.
+    recipe["objective"] |= {"merge": merge, "classical": 0.7 if merge == "first" else 0.0}
+    recipe["store"] = {"top_ids": 24 if merge == "first" else 0}
     path = tmp_path / "store"
     jobs = {
         name: prepared_job(recipe | {"student": recipe["student"] | {"model": str(place)}}, tmp_path / name)
@@ -278,6 +284,9 @@ def test_students_of_two_tokenizers_learn_the_same_from_one_store(
         online, offline = found[f"{name} online"], found[f"{name} stored"]
         assert offline["uld"] == pytest.approx(online["uld"], rel=1e-2)
         assert offline["loss"] == pytest.approx(online["loss"], rel=1e-3)
+        assert ("classical" in offline) is (merge == "first")
+        if merge == "first":
+            assert offline["classical"] == pytest.approx(online["classical"], rel=1e-3)
         cosine = torch.nn.functional.cosine_similarity(online["gradient"], offline["gradient"], dim=0)
         assert cosine > 0.9995
         # Not the same numbers by another way: they went through the codec.
@@ -297,17 +306,21 @@ def test_students_of_two_tokenizers_learn_the_same_from_one_store(
         ({"revision": "r"}, "teacher.revision: 'r', but the store at p was built with revision None; "),
         ({"codec": {"step": 0.5}}, "teacher.codec.step: 0.5, but the store at p was built with codec.precision.step "),
         ({"temperature": 2.0}, "objective.teacher_temperature: 2.0, but the store at p was built with temperature "),
+        (
+            {"classical": 1.0},
+            "objective.top_ids: 64, but the store at p was built with store.top_ids 0; build a store ",
+        ),
     ],
 )
 def test_what_a_recipe_says_must_be_so(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     store = store_of(tmp_path, side(TEACHERS["trims"]), TALKS[:1])
-    temperature = change.pop("temperature", 1.0)
+    objective = {"teacher_temperature": change.pop("temperature", 1.0), "classical": change.pop("classical", 0.0)}
     tree = {
         "run": {"name": "x"},
         "teacher": {"source": "stored", "path": "p", **change},
         "student": {"model": "s"},
         "data": {"train": {"source": "files", "path": "x"}},
-        "objective": {"teacher_temperature": temperature},
+        "objective": objective,
         "training": {"steps": 1},
     }
     with pytest.raises(UserError) as caught:
