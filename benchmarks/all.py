@@ -2,7 +2,7 @@
 
     make bench                                        # writes benchmarks/RESULTS.md, at most 15 minutes on two cores
     python benchmarks/all.py --only uld --only step   # some of them; the others' tables stay as they are
-    python benchmarks/all.py --quality ~/quality      # beside it, the table of a full run of quality.py
+    python benchmarks/all.py --only quality --quality ~/quality     # the table of finished runs of quality.py
 
 The machine should have nothing else to do. A benchmark that fails, or misses what it aims at, is named, and its output
 is in the file all the same.
@@ -45,7 +45,7 @@ def main() -> int:
     options = parse()
     sections = read_sections(RESULTS.read_text()) if RESULTS.is_file() else {}
     begin, failed = time.monotonic(), []
-    for name in options.only or COMMANDS:
+    for name in [name for name in COMMANDS if name in (options.only or COMMANDS)]:
         title, arguments = COMMANDS[name]
         body, seconds, status = run(name, arguments)
         if status:
@@ -102,10 +102,13 @@ def write(sections: dict[str, str]) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=list(COMMANDS), help="repeatable; default: all")
+    parser.add_argument("--only", action="append", choices=["quality", *COMMANDS], help="repeatable; default: all")
     parser.add_argument("--quality", type=Path, metavar="FOLDER", help="of quality.py, with finished runs")
     parser.add_argument("--quality-options", default="", metavar="TEXT", help="which of them, as quality.py has it")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.only and "quality" in options.only and options.quality is None:
+        parser.error("--only quality needs --quality FOLDER")
+    return options
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ def measured_table(measured: dict[str, Any]) -> str:
             f"| {number} | {spread(arm['seconds'], '.2f')} | {used:.1f} | {again} | {arm['peak_bytes'] / 1e9:.2f} "
             f"| {arm['gathered_bytes'] / 1e6:,.0f} | {expected / 1e6:,.0f} |"
         )
-    return "\n".join(lines)
+    note = "Expected: all weights once. This teacher's output head is its embeddings, which are gathered for both."
+    return "\n".join([*lines, "", note])
 
 
 # --- modelled ---------------------------------------------------------------------------------------------------
