@@ -33,6 +33,7 @@ from uld_ds.data.sources import training_texts
 from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.environment import code_revision
 from uld_ds.errors import RunError, StoppedError, UserError
+from uld_ds.identity_terms import needs_relations
 from uld_ds.job import Job
 from uld_ds.origins import teacher_facts
 from uld_ds.places import write_whole
@@ -123,7 +124,7 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     teacher, sides = _teacher(recipe, own)
     of_teacher = teacher_facts(recipe, teacher)
     shared = _share_a_tokenizer(own, sides["train"], of_teacher)
-    _check_identities(recipe, shared=shared)
+    _check_identities(recipe, of_teacher, shared=shared)
     splits = _splits(recipe, run_dir, own, sides)
     if "eval" in splits:
         _warn_of_overlap(splits)
@@ -171,13 +172,35 @@ def _share_a_tokenizer(student: TextSide, teacher: Side, of_teacher: dict[str, A
     return bool(of_teacher["teacher_tokenizer_digest"] == student.tokenizer_digest)
 
 
-def _check_identities(recipe: Recipe, *, shared: bool) -> None:
-    """Raises UserError where tokens are to be compared by their numbers, which mean different things on both sides."""
+def _check_identities(recipe: Recipe, of_teacher: dict[str, Any], *, shared: bool) -> None:
+    """Raises UserError where tokens are to be compared by their numbers, which mean different things on both sides, or
+    by what they spell, which is not known."""
+    if needs_relations(recipe.objective) and recipe.teacher.source == "stored":
+        _check_stored_tokenizer(recipe, of_teacher["teacher_tokenizer_digest"])
     if recipe.objective.classical and not shared:
         raise UserError(
             "objective.classical",
             f"{recipe.objective.classical} needs one tokenizer on both sides, but teacher and student have two",
             "set it to 0 and give objective.uld or objective.likelihood a weight: they compare any two tokenizers",
+        )
+
+
+def _check_stored_tokenizer(recipe: Recipe, digest: str) -> None:
+    """A store has the teacher's tokens by their ids; what they spell only its tokenizer knows."""
+    settings = recipe.teacher
+    if settings.model is None:
+        raise UserError(
+            "teacher.model",
+            "is missing: objective.hybrid and objective.projection ask its tokenizer what the stored ids spell",
+            "name the model whose words are stored, or set both to 0",
+        )
+    place = models.locate_model(settings, "teacher")
+    own = TextSide.of_model(place, settings, "teacher", "teacher.model").tokenizer_digest
+    if own != digest:
+        raise UserError(
+            "teacher.model",
+            f"{settings.model!r} has another tokenizer than the store in teacher.path was built with",
+            "name the model whose words are stored",
         )
 
 

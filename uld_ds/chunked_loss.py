@@ -13,7 +13,6 @@ from torch import Tensor
 
 from uld_ds.language_model import Head
 from uld_ds.spectrum import Spectrum
-from uld_ds.top_tokens import TopTokens
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Rows:
     """[S] of each segment's ULD distance in the loss."""
     spectrum: Spectrum
     """S rows: the teacher's."""
-    top: TopTokens | None
-    """S rows: the teacher's likeliest tokens, where a term looks at them,"""
+    said: tuple[Any, ...]
+    """Term by term, S rows of what it compares the student with,"""
     term_weights: tuple[Tensor, ...]
     """and [S] what each segment's value counts in the loss, term by term."""
     log_scale: Tensor | None

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from uld_ds.exact import accumulation_dtype
 from uld_ds.top_tokens import TopTokens
+
+if TYPE_CHECKING:
+    from uld_ds.carried_tokens import Compared
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 
@@ -82,46 +85,92 @@ class ClassicalTerm:
         """Its key and metric."""
         return "classical"
 
-    @torch.no_grad()
-    def add(self, logits: Tensor, log_normaliser: Tensor, top: TopTokens, weight: Tensor, grad: Tensor) -> Tensor:
+    def prepare(self, said: Compared) -> TopTokens:
+        """As ``IdentityTerm`` says."""
+        return said.top
+
+    def add(self, logits: Tensor, log_normaliser: Tensor, said: TopTokens, weight: Tensor, grad: Tensor) -> Tensor:
         """As ``IdentityTerm`` says; [C] float64."""
-        vocab = logits.shape[1]
-        # Ids the student does not have pad the teacher's vocabulary: they are "anything else".
-        there = top.ids < vocab
-        log_p = _of_teacher(top).masked_fill(~there, -math.inf)
-        places = top.ids.clamp(max=vocab)
-        padded = torch.full(
-            (len(logits), vocab + 1), -math.inf, dtype=accumulation_dtype(logits.dtype), device=logits.device
+        return lumped(
+            logits,
+            log_normaliser,
+            said,
+            weight,
+            grad,
+            kind=self.kind,
+            beta=self.beta,
+            has_rest=said.k < logits.shape[1],
+            alive=said.log_probs[:, 0] > -math.inf,
         )
-        others = padded[:, :vocab].copy_(logits)
-        log_q = padded.gather(1, places).double() - log_normaliser[:, None].double()
-        padded.scatter_(1, places, -math.inf)
-        log_others = others.logsumexp(1)
-        if has_rest := top.k < vocab:
-            rest = (1 - log_p.exp().sum(1)).clamp(min=0).log()
-            log_p = torch.cat([log_p, rest[:, None]], 1)
-            log_q = torch.cat([log_q, (log_others.double() - log_normaliser.double())[:, None]], 1)
-        value, slopes = divergence(self._believed(log_p, has_rest), log_q, self.kind, self.beta)
-        alive = top.log_probs[:, 0] > -math.inf
-        slopes = slopes.masked_fill(~alive[:, None], 0.0) * weight[:, None]
-        of_outcomes = slopes - log_q.exp() * slopes.sum(1, keepdim=True)
-        if has_rest:
-            share = others.sub_(log_others.masked_fill(log_others == -math.inf, 0.0)[:, None]).exp_()
-            grad.addcmul_(share.to(grad.dtype), of_outcomes[:, -1:].to(grad.dtype))
-        of_tokens = of_outcomes[:, : top.k].masked_fill(~there, 0.0)
-        grad.scatter_add_(1, places.clamp(max=vocab - 1), of_tokens.to(grad.dtype))
-        return value.masked_fill(~alive, 0.0)
-
-    def _believed(self, log_p: Tensor, has_rest: bool) -> Tensor:
-        if self.kind != "reverse_kl":
-            return log_p
-        least = torch.full_like(log_p[:1], _LEAST_TOKEN)
-        if has_rest:
-            least[:, -1] = _LEAST_REST
-        return log_p.maximum(least)
 
 
-def _of_teacher(top: TopTokens) -> Tensor:
+@torch.no_grad()
+def lumped(
+    logits: Tensor,
+    log_normaliser: Tensor,
+    top: TopTokens,
+    weight: Tensor,
+    grad: Tensor,
+    *,
+    kind: Divergence = "forward_kl",
+    beta: float = 0.5,
+    has_rest: bool = True,
+    alive: Tensor,
+) -> Tensor:
+    """Divergence over the outcomes "each token of ``top``" and "anything else", and its gradient.
+
+    Args:
+        logits: [C, V] the student's.
+        log_normaliser: [C] ``logsumexp(logits)``.
+        top: [C, k] tokens of the student's vocabulary with the teacher's log-probabilities, those of a row different.
+            Ids that the student does not have are "anything else".
+        weight: [C] of each row's value in the loss.
+        grad: [C, V] the loss's gradient on ``logits``: adds to it.
+        kind: which divergence.
+        beta: of generalised Jensen-Shannon.
+        has_rest: False where ``top`` is the whole vocabulary. (It is also no outcome in a row of which the student
+            has nothing else: what the teacher leaves there is rounding, or nothing that could be learnt.)
+        alive: [C] bool, False for padding.
+
+    Returns:
+        [C] float64 nats.
+    """
+    vocab, k = logits.shape[1], top.k
+    there = top.ids < vocab
+    log_p = of_teacher(top).masked_fill(~there, -math.inf)
+    places = top.ids.clamp(max=vocab)
+    padded = torch.full(
+        (len(logits), vocab + 1), -math.inf, dtype=accumulation_dtype(logits.dtype), device=logits.device
+    )
+    others = padded[:, :vocab].copy_(logits)
+    log_q = padded.gather(1, places).double() - log_normaliser[:, None].double()
+    padded.scatter_(1, places, -math.inf)
+    log_others = others.logsumexp(1)
+    if has_rest:
+        rest = (1 - log_p.exp().sum(1)).clamp(min=0).log().masked_fill(log_others == -math.inf, -math.inf)
+        log_p = torch.cat([log_p, rest[:, None]], 1)
+        log_q = torch.cat([log_q, (log_others.double() - log_normaliser.double())[:, None]], 1)
+    value, slopes = divergence(_believed(log_p, kind, has_rest=has_rest), log_q, kind, beta)
+    slopes = slopes.masked_fill(~alive[:, None], 0.0) * weight[:, None]
+    of_outcomes = slopes - log_q.exp() * slopes.sum(1, keepdim=True)
+    if has_rest:
+        share = others.sub_(log_others.masked_fill(log_others == -math.inf, 0.0)[:, None]).exp_()
+        grad.addcmul_(share.to(grad.dtype), of_outcomes[:, -1:].to(grad.dtype))
+    of_tokens = of_outcomes[:, :k].masked_fill(~there, 0.0)
+    grad.scatter_add_(1, places.clamp(max=vocab - 1), of_tokens.to(grad.dtype))
+    return value.masked_fill(~alive, 0.0)
+
+
+def _believed(log_p: Tensor, kind: Divergence, *, has_rest: bool) -> Tensor:
+    if kind != "reverse_kl":
+        return log_p
+    least = torch.full_like(log_p[:1], _LEAST_TOKEN)
+    if has_rest:
+        least[:, -1] = _LEAST_REST
+    return log_p.maximum(least)
+
+
+def of_teacher(top: TopTokens) -> Tensor:
     """[C, k] float64 log-probabilities that rounding has not made more than 1 together."""
     log_p = top.log_probs.double()
     return log_p - log_p.logsumexp(1, keepdim=True).clamp(min=0.0)

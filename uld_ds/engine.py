@@ -215,6 +215,7 @@ class DistillationEngine:
                     weights,
                     teacher.log_probs,
                     teacher.top,
+                    teacher.first_log_probs,
                 )
                 in_text = batch.answer_in_text * micro_batch.example_weight[batch.answer_example]
                 nats = parts.pop("token_nats")

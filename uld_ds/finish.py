@@ -165,6 +165,8 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "likelihood_weight": objective.likelihood,
         "classical_weight": objective.classical,
         "classical_divergence": objective.classical_divergence if objective.classical else None,
+        "hybrid_weight": objective.hybrid,
+        "projection_weight": objective.projection,
         "student_temperature": objective.student_temperature,
         "teacher_temperature": objective.teacher_temperature,
         "normalise": objective.normalise,

@@ -7,13 +7,17 @@ new one is one new file with a class that has what ``IdentityTerm`` asks for, an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from uld_ds.carried_tokens import Compared, mapping_of
 from uld_ds.classical import ClassicalTerm
+from uld_ds.hybrid import HybridTerm
+from uld_ds.projection import ProjectionTerm
 from uld_ds.recipe import ObjectiveSettings
-from uld_ds.top_tokens import TopTokens
+from uld_ds.vocabulary import VocabularyRelations
 
 
 class IdentityTerm(Protocol):
@@ -29,13 +33,18 @@ class IdentityTerm(Protocol):
         """In the loss; never 0."""
         ...
 
-    def add(self, logits: Tensor, log_normaliser: Tensor, top: TopTokens, weight: Tensor, grad: Tensor) -> Tensor:
+    def prepare(self, said: Compared) -> Any:
+        """What ``add`` needs to know of S segments; a slice of it is the same of some of them."""
+        ...
+
+    def add(self, logits: Tensor, log_normaliser: Tensor, said: Any, weight: Tensor, grad: Tensor) -> Tensor:
         """Values of a chunk of rows; adds their gradient.
 
         Args:
             logits: [C, V] the student's, of any floating type. To be left as they are.
             log_normaliser: [C] ``logsumexp(logits)``.
-            top: [C, k] the teacher's. A row of nothing but -inf is padding: value 0, gradient 0.
+            said: C rows of what ``prepare`` made of the teacher's likeliest tokens. A row of nothing but -inf among
+                those is padding: value 0, gradient 0.
             weight: [C] of each row's value in the loss.
             grad: [C, V] float32, the loss's gradient on ``logits``: adds ``weight * d value / d logits``.
 
@@ -45,9 +54,24 @@ class IdentityTerm(Protocol):
         ...
 
 
-def identity_terms(settings: ObjectiveSettings) -> tuple[IdentityTerm, ...]:
-    """Those that have a weight."""
-    return tuple(_TERMS[name](settings) for name in weighed_terms(settings))
+def identity_terms(
+    settings: ObjectiveSettings,
+    relations: VocabularyRelations | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[IdentityTerm, ...]:
+    """Those that have a weight.
+
+    Args:
+        settings: a recipe's.
+        relations: of the two vocabularies, where a term ``needs_relations``.
+        device: where logits will be.
+
+    Raises:
+        ValueError: there are no relations, and a term needs them.
+    """
+    if relations is None and needs_relations(settings):
+        raise ValueError(f"{weighed_terms(settings)} need to know how the two vocabularies relate")
+    return tuple(_TERMS[name](settings, relations, device) for name in weighed_terms(settings))
 
 
 def weighed_terms(settings: ObjectiveSettings) -> list[str]:
@@ -60,9 +84,32 @@ def needed_ids(settings: ObjectiveSettings) -> int:
     return settings.top_ids if weighed_terms(settings) else 0
 
 
-def _classical(settings: ObjectiveSettings) -> IdentityTerm:
+def needs_relations(settings: ObjectiveSettings) -> bool:
+    """Whether a term looks at how the two vocabularies relate."""
+    return bool(settings.hybrid or settings.projection)
+
+
+def _classical(settings: ObjectiveSettings, *_: Any) -> IdentityTerm:
     return ClassicalTerm(settings.classical, settings.classical_divergence, settings.jensen_shannon_beta)
 
 
+def _hybrid(
+    settings: ObjectiveSettings, relations: VocabularyRelations | None, device: torch.device | str
+) -> IdentityTerm:
+    assert relations is not None
+    return HybridTerm(settings.hybrid, settings.hybrid_beta, mapping_of(relations.identity, device))
+
+
+def _projection(
+    settings: ObjectiveSettings, relations: VocabularyRelations | None, device: torch.device | str
+) -> IdentityTerm:
+    assert relations is not None
+    return ProjectionTerm(settings.projection, mapping_of(relations.projection, device))
+
+
 # By the key of its weight.
-_TERMS: dict[str, Callable[[ObjectiveSettings], IdentityTerm]] = {"classical": _classical}
+_TERMS: dict[str, Callable[[ObjectiveSettings, VocabularyRelations | None, torch.device | str], IdentityTerm]] = {
+    "classical": _classical,
+    "hybrid": _hybrid,
+    "projection": _projection,
+}

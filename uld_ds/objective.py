@@ -13,12 +13,13 @@ Loss and gradients are computed in one pass over chunks of rows (chunked_loss.py
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from uld_ds.carried_tokens import Compared
 from uld_ds.chunked_loss import ChunkedLoss, Rows, head_tensors
 from uld_ds.data.windows import SegmentRows, SideBatch
 from uld_ds.identity_terms import IdentityTerm, identity_terms, weighed_terms
@@ -29,6 +30,7 @@ from uld_ds.recipe import ObjectiveSettings
 from uld_ds.spectrum import Spectrum
 from uld_ds.top_tokens import TopTokens
 from uld_ds.uld import uld_distance, uld_value_and_grad
+from uld_ds.vocabulary import VocabularyRelations
 
 # Rows of a micro-batch whose student entropy is measured: enough for a curve, few enough to cost nothing.
 _ENTROPY_ROWS = 32
@@ -58,9 +60,14 @@ class Objective:
             raise ValueError(f"the objective needs {weighed_terms(self.settings)}: see Objective.of")
 
     @classmethod
-    def of(cls, settings: ObjectiveSettings) -> Objective:
-        """As a recipe says."""
-        return cls(settings, identity_terms(settings))
+    def of(
+        cls,
+        settings: ObjectiveSettings,
+        relations: VocabularyRelations | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Objective:
+        """As a recipe says; arguments and errors are those of ``identity_terms``."""
+        return cls(settings, identity_terms(settings, relations, device))
 
     def __call__(
         self,
@@ -72,6 +79,7 @@ class Objective:
         weights: RowWeights,
         teacher_log_probs: Tensor | None = None,
         top: TopTokens | None = None,
+        first_log_probs: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch and its parts.
 
@@ -82,8 +90,10 @@ class Objective:
             segments: S segments among the A rows.
             spectrum: [S] the teacher's, one row per segment, scaled as ``segments`` says for the student.
             weights: of the A and S rows.
-            teacher_log_probs: [S] nats, what the teacher gives to each segment's bytes; for likelihood matching.
+            teacher_log_probs: [S] nats, what the teacher gives to each segment's bytes; for likelihood matching and
+                the terms.
             top: [S] its likeliest tokens, ``settings.top_ids`` or more of them; for the terms.
+            first_log_probs: [S] nats, what it gives to its own first token of each segment; for the terms.
 
         Returns:
             A scalar, and detached parts that add up over the micro-batches and ranks of a step: ``ce``, ``uld``
@@ -98,11 +108,10 @@ class Objective:
         """
         if len(spectrum) != len(segments):
             raise ValueError(f"{len(spectrum)} teacher rows for {len(segments)} segments: not aligned")
-        if self.terms and (top is None or len(top) != len(segments)):
-            raise ValueError(f"{self.terms[0].name} needs the teacher's likeliest tokens of every segment")
+        said = self._said(batch, segments, teacher_log_probs, top, first_log_probs)
         order = torch.cat([segments.compared, segments.others])
         likelihood = self._likelihood(hidden, head, batch, segments, teacher_log_probs)
-        rows = self._rows(hidden, head, batch, segments, order, spectrum, weights, likelihood, top)
+        rows = self._rows(hidden, head, batch, segments, order, spectrum, weights, likelihood, said)
         loss, *per_row = ChunkedLoss.apply(hidden[order], *head_tensors(head), head, rows, self._one_chunk)
         in_order, *of_rows = (part.detach() for part in per_row)
         nats = torch.empty_like(in_order)
@@ -125,6 +134,23 @@ class Objective:
             "student_entropy": student_entropy,
             "student_entropy_rows": counted.sum(),
         }
+
+    def _said(
+        self,
+        batch: SideBatch,
+        segments: SegmentRows,
+        log_probs: Tensor | None,
+        top: TopTokens | None,
+        first_log_probs: Tensor | None,
+    ) -> tuple[Any, ...]:
+        """What each term compares the student with: its ``prepare`` of all segments."""
+        if not self.terms:
+            return ()
+        if top is None or log_probs is None or first_log_probs is None or len(top) != len(segments):
+            raise ValueError(f"{self.terms[0].name} needs the teacher's likeliest tokens of every segment")
+        ids = batch.answer_ids[segments.compared]
+        compared = Compared(top.first(self.settings.top_ids), log_probs, first_log_probs, ids)
+        return tuple(term.prepare(compared) for term in self.terms)
 
     def _likelihood(
         self, hidden: Tensor, head: Head, batch: SideBatch, segments: SegmentRows, teacher: Tensor | None
@@ -154,7 +180,7 @@ class Objective:
         spectrum: Spectrum,
         weights: RowWeights,
         likelihood: LikelihoodTerm | None,
-        top: TopTokens | None,
+        said: tuple[Any, ...],
     ) -> Rows:
         log_scale, place = None, segments.earlier
         if self.settings.merge == "chain":
@@ -176,7 +202,7 @@ class Objective:
             ce_slopes=ce_slopes,
             uld_weights=weights.segments * self.settings.uld,
             spectrum=spectrum,
-            top=None if top is None else top.first(self.settings.top_ids),
+            said=said,
             term_weights=tuple(weights.segments * term.weight for term in self.terms),
             log_scale=log_scale,
             earlier=place,
@@ -192,11 +218,10 @@ class Objective:
         parts, grad, log_normaliser = (self._by_autograd if self._needs_autograd() else self._closed_form)(
             logits, rows, chunk
         )
-        for term, weight in zip(self.terms, rows.term_weights, strict=True):
+        for term, said, weight in zip(self.terms, rows.said, rows.term_weights, strict=True):
             value = torch.zeros_like(log_normaliser, dtype=torch.float64)
             if chunk.start < rows.num_compared:
-                assert rows.top is not None
-                value = term.add(logits, log_normaliser, rows.top[chunk], weight[chunk], grad).double()
+                value = term.add(logits, log_normaliser, said[chunk], weight[chunk], grad).double()
             parts.append(value)
         return parts, grad
 

@@ -309,8 +309,17 @@ class ObjectiveSettings(Strict):
     """``forward_kl``: KL(teacher, student); ``reverse_kl``: KL(student, teacher); ``jensen_shannon``: generalised."""
     jensen_shannon_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The teacher's share of the mixture that ``classical_divergence: jensen_shannon`` compares both sides with."""
+    hybrid: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hybrid divergence: tokens that both vocabularies have are compared by identity (generalised
+    Jensen-Shannon), the others by their sorted probabilities."""
+    hybrid_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The teacher's share of the mixture that ``hybrid`` compares both sides with."""
+    projection: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of KL(teacher, student) with the teacher's likeliest tokens carried to the student's vocabulary: each to
+    the student token with the longest bytes that it begins with."""
     top_ids: Annotated[int, Field(ge=1, le=65535)] = 64
-    """How many of the teacher's likeliest tokens ``classical`` tells apart; the others count as "anything else"."""
+    """How many of the teacher's likeliest tokens ``classical``, ``hybrid`` and ``projection`` tell apart; the others
+    count as "anything else"."""
     student_temperature: Annotated[float, Field(gt=0)] = 1.0
     teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
     alignment: Literal["segments", "positional"] = "segments"
@@ -329,7 +338,7 @@ class ObjectiveSettings(Strict):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> ObjectiveSettings:
-        weights = ("ce", "uld", "likelihood", "classical")
+        weights = ("ce", "uld", "likelihood", "classical", "hybrid", "projection")
         if not any(getattr(self, name) for name in weights):
             *most, last = (f"objective.{name}" for name in weights)
             raise ValueError(f"{', '.join(most)} and {last} are all 0: nothing to learn")
@@ -344,6 +353,14 @@ class ObjectiveSettings(Strict):
                 "objective.merge 'chain' has no meaning for objective.classical: with one tokenizer on both sides a "
                 "segment is one token; take merge 'first'"
             )
+        for name in ("hybrid", "projection"):
+            if getattr(self, name) and self.alignment == "positional":
+                raise ValueError(f"objective.{name} needs alignment 'segments': positional pairs follow different text")
+            if getattr(self, name) and self.merge == "chain":
+                raise ValueError(
+                    f"objective.merge 'chain' has no meaning for objective.{name}, which compares both models where "
+                    "a segment begins; take merge 'first'"
+                )
         if self.likelihood and self.alignment == "positional":
             raise ValueError("objective.likelihood needs alignment 'segments': positional pairs are of different bytes")
         if self.alignment == "segments" and (self.skip_student_end or self.skip_teacher_end):

@@ -44,7 +44,7 @@ NONE = -1
 """Stands for "no token"."""
 
 # Part of the name of what is kept: to be raised when relations come to mean something else.
-_VERSION = 1
+_VERSION = 2
 # A tokenizer written in Python does not say how it writes its tokens: the reading that spells these decides.
 _PROBES = ("The cat's 12 naïve words, unbelievably (re)read.", " plain text")
 _DROPS_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
@@ -130,7 +130,8 @@ class VocabularyRelations:
     """Of each of the teacher's V_t tokens: a token of the student, or -1."""
 
     identity: Ints
-    """[V_t] the student's token with the same bytes. Several of the teacher's tokens may have one in common."""
+    """[V_t] the student's token with the same bytes, its twin. No two of the teacher's tokens have the same one: of
+    several with the same bytes one has a twin, chosen as ``Vocabulary.by_bytes`` says."""
     projection: Ints
     """[V_t] the student's token with the longest bytes that the teacher's token begins with, or is."""
     num_student: int
@@ -149,13 +150,13 @@ def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
     for index, spelled in enumerate(teacher.spellings):
         if spelled is None:
             continue
-        found = ids.get(spelled, NONE)
-        identity[index] = found
         for length in range(min(len(spelled), longest), 0, -1):
-            if found != NONE:
-                break
             found = ids.get(spelled[:length], NONE)
-        projection[index] = found
+            if found != NONE:
+                projection[index] = found
+                break
+    for spelled, index in teacher.by_bytes().items():
+        identity[index] = ids.get(spelled, NONE)
     if student.end is not None and teacher.end is not None:
         identity[teacher.end] = projection[teacher.end] = student.end
     return VocabularyRelations(identity, projection, len(student))

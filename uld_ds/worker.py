@@ -28,10 +28,10 @@ from uld_ds.export import export_student
 from uld_ds.finish import finish
 from uld_ds.finite import SpikeDetector
 from uld_ds.giving_up import giving_up, note_if_final
-from uld_ds.identity_terms import needed_ids
+from uld_ds.identity_terms import needed_ids, needs_relations
 from uld_ds.job import Job
 from uld_ds.loading import init_process_group, load_student, load_teacher
-from uld_ds.models import load_tokenizer
+from uld_ds.models import load_tokenizer, locate_model
 from uld_ds.objective import Objective
 from uld_ds.places import write_whole
 from uld_ds.process import configure_process, padding_id
@@ -50,6 +50,7 @@ from uld_ds.teachers.remember import Memory
 from uld_ds.teachers.remembering import RememberingTeacher, memory_identity
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher, held_out_store
+from uld_ds.vocabulary import VocabularyRelations, relations_of
 
 log = logging.getLogger(__name__)
 
@@ -198,9 +199,19 @@ class Worker:
         teacher = self._teacher()
         self._stage("loading the student")
         student = load_student(self.job, self.device, self.total_steps)
-        return DistillationEngine(
-            student, teacher, Objective.of(self.recipe.objective), ranks=self.ranks, device=self.device
-        )
+        objective = Objective.of(self.recipe.objective, self._relations(), self.device)
+        return DistillationEngine(student, teacher, objective, ranks=self.ranks, device=self.device)
+
+    def _relations(self) -> VocabularyRelations | None:
+        """How the two vocabularies relate, where the objective looks at that."""
+        if not needs_relations(self.recipe.objective):
+            return None
+        teacher = self.teacher_tokenizer
+        if teacher is None:  # whose words are stored; the driver has seen that it is the same tokenizer
+            settings = self.recipe.teacher
+            place = locate_model(settings, "teacher")
+            teacher = load_tokenizer(place, settings.revision, "teacher.model", code=code_options(settings))
+        return relations_of(self.student_tokenizer, teacher)
 
     def _teacher(self) -> TeacherSource:
         settings = self.recipe.teacher

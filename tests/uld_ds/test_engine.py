@@ -30,6 +30,7 @@ from uld_ds.loading import load_student, load_teacher
 from uld_ds.objective import Objective
 from uld_ds.recipe import parse_recipe
 from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.vocabulary import relations_of
 
 CPU = torch.device("cpu")
 
@@ -50,7 +51,9 @@ def build(job: Job) -> tuple[DistillationEngine, Batcher]:
     top_ids = needed_ids(job.recipe.objective)
     teacher = OnlineTeacher(teacher_of(job), teacher_side(job), ranks=ranks, device=CPU, top_ids=top_ids)
     student = load_student(job, CPU, total_steps=10)
-    engine = DistillationEngine(student, teacher, Objective.of(job.recipe.objective), ranks=ranks, device=CPU)
+    tokenizers = [AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)]
+    objective = Objective.of(job.recipe.objective, relations_of(*tokenizers))
+    engine = DistillationEngine(student, teacher, objective, ranks=ranks, device=CPU)
     return engine, Batcher(rows, padding=0, merge=job.recipe.objective.merge)
 
 
@@ -103,7 +106,14 @@ def variant(recipe: dict[str, Any], *, workers: int, micro: int, normalise: str,
         "cluster": recipe["cluster"] | {"workers": workers},
         "student": recipe["student"] | {"deepspeed": f"student_{stage}_cpu.json"},
         # (The driver refuses classical for two tokenizers; here any numbers do.)
-        "objective": {"normalise": normalise, "uld": 1.5, "classical": 0.7, "top_ids": 16},
+        "objective": {
+            "normalise": normalise,
+            "uld": 1.5,
+            "classical": 0.7,
+            "hybrid": 0.4,
+            "projection": 0.9,
+            "top_ids": 16,
+        },
     }
 
 
@@ -129,7 +139,7 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
     assert len(outcomes) == 6
     for name, outcome in outcomes.items():
         reference = outcomes["1 rank x 1, " + name.rpartition(", ")[2]]
-        for key in ("loss", "ce", "uld", "classical"):
+        for key in ("loss", "ce", "uld", "classical", "hybrid", "projection"):
             assert outcome[key] == pytest.approx(reference[key], rel=1e-6), (name, key)
         for parameter, gradient in outcome["gradients"].items():
             expected = reference["gradients"][parameter]
@@ -184,7 +194,7 @@ def test_step_equals_plain_formulas_on_unsharded_models(
     tiny_recipe: dict[str, Any], tmp_path: Path, merge: str
 ) -> None:
     recipe = variant(tiny_recipe, workers=1, micro=2, normalise="token", stage="zero3")
-    recipe["objective"] |= {"merge": merge, "classical": 0.0}
+    recipe["objective"] |= {"merge": merge, "classical": 0.0, "hybrid": 0.0, "projection": 0.0}
     job = prepared_job(recipe, tmp_path)
     (found,) = run_on_ranks(plain_step, 1, job.to_config(), [0, 1, 2, 3, 4, 5, 6, 7])
     assert found["ce"] == pytest.approx(found["plain_ce"], rel=1e-5)

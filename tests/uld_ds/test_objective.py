@@ -108,7 +108,15 @@ class Case:
         segments = segments_of(SEGMENTS, STOPS, ANSWERS, settings.merge)
         top = TopTokens.from_logits(self.teacher[:, :VOCAB], 50) if settings.classical else None
         loss, parts = Objective.of(settings)(
-            leaves[0], self.head(leaves), self.batch, segments, spectrum, self.weights, self.teacher_log_probs, top
+            leaves[0],
+            self.head(leaves),
+            self.batch,
+            segments,
+            spectrum,
+            self.weights,
+            self.teacher_log_probs,
+            top,
+            self.teacher_log_probs,
         )
         (loss * 2).backward()
         return loss.item(), [leaf.grad / 2 for leaf in leaves if leaf.grad is not None], parts

@@ -263,8 +263,17 @@ def test_a_long_value_is_shown_in_part() -> None:
         ),
         (
             {"objective__ce": 0.0, "objective__uld": 0},
-            "objective: objective.ce, objective.uld, objective.likelihood and objective.classical are all 0: nothing "
-            "to learn",
+            "objective: objective.ce, objective.uld, objective.likelihood, objective.classical, objective.hybrid and "
+            "objective.projection are all 0: nothing to learn",
+        ),
+        (
+            {"objective": {"projection": 1.0, "merge": "chain"}},
+            "objective: objective.merge 'chain' has no meaning for objective.projection, which compares both models "
+            "where a segment begins; take merge 'first'",
+        ),
+        (
+            {"objective": {"hybrid": 1.0, "alignment": "positional"}},
+            "objective: objective.hybrid needs alignment 'segments': positional pairs follow different text",
         ),
         (
             {"objective": {"merge": "chain", "alignment": "positional"}},

@@ -32,8 +32,8 @@ def test_relations_of_a_pair_written_out() -> None:
     student = spelled(b"A", b"th", b" ", b"the", b"A", None, b" th", end=5, is_byte=(0,))
     teacher = spelled(None, b"the", b"then", b" there", b"A", b"t", b"the", None, end=7)
     relations = relate(student, teacher)
-    # Of two tokens "A" of the student the one for a character; two tokens "the" of the teacher have one twin.
-    assert relations.identity.tolist() == [NONE, 3, NONE, NONE, 4, NONE, 3, 5]
+    # Of two tokens "A" of the student the one for a character; of two tokens "the" of the teacher one has a twin.
+    assert relations.identity.tolist() == [NONE, 3, NONE, NONE, 4, NONE, NONE, 5]
     assert relations.projection.tolist() == [NONE, 3, 3, 6, 4, NONE, 3, 5]
     assert relations.num_student == 7
 
@@ -97,6 +97,7 @@ def test_a_projection_is_the_longest_beginning_there_is(student: str) -> None:
         assert not beginnings or mine.spellings[found] == beginnings[-1]
     identical = relations.identity != NONE
     np.testing.assert_array_equal(relations.identity[identical], relations.projection[identical])
+    assert len(set(relations.identity[identical].tolist())) == identical.sum()
 
 
 def test_what_has_no_bytes_has_no_twin() -> None:

@@ -17,7 +17,7 @@ from uld_ds.report.status import result_of, run_status, steps_of
 
 BITS = "bits per byte"
 _EVALUATION = "evaluation.json"
-_WEIGHTS = ("ce", "uld", "likelihood", "classical")
+_WEIGHTS = ("ce", "uld", "likelihood", "classical", "hybrid", "projection")
 
 
 @dataclass(frozen=True)

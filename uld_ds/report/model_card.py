@@ -103,6 +103,10 @@ def _other_terms(facts: Mapping[str, Any]) -> str:
         text += f" + {weight} x likelihood matching ([arXiv 2503.20083](https://arxiv.org/abs/2503.20083))"
     if weight := facts.get("classical_weight"):
         text += f" + {weight} x {str(facts['classical_divergence']).replace('_', ' ')}"
+    if weight := facts.get("hybrid_weight"):
+        text += f" + {weight} x hybrid divergence"
+    if weight := facts.get("projection_weight"):
+        text += f" + {weight} x KL of the projected teacher"
     return text
 
 

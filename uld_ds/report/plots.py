@@ -32,6 +32,7 @@ def plots(history: History) -> Iterator[tuple[str, Figure]]:
 def _loss(figure: Figure, history: History) -> bool:
     names = {"train/loss": "loss", "train/ce": "cross-entropy (nats per token)", "train/uld": "ULD distance"}
     names |= {"train/likelihood": "likelihood divergence", "train/classical": "classical divergence"}
+    names |= {"train/hybrid": "hybrid divergence", "train/projection": "projected divergence"}
     return _lines(figure, history, names, "Training loss", "per optimizer step")
 
 

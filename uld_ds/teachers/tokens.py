@@ -62,7 +62,8 @@ class TeacherTokens:
         scale = rows.log_scale(self.log_probs[rows.earlier])
         log_probs = rows.log_probs(self.log_probs[rows.members])
         top = None if self.top is None else self.top[rows.compared]
-        return TeacherSegments(spectrum if scale is None else spectrum.shift(scale), log_probs, top)
+        shifted = spectrum if scale is None else spectrum.shift(scale)
+        return TeacherSegments(shifted, log_probs, top, self.log_probs[rows.compared])
 
     def to(self, device: torch.device | str) -> TeacherTokens:
         """On another device."""
@@ -80,3 +81,5 @@ class TeacherSegments:
     """[S] float32: natural log-probability, at temperature 1, of each segment's bytes."""
     top: TopTokens | None = None
     """S rows: the likeliest tokens where the segment is compared, not scaled; None where nobody asked."""
+    first_log_probs: Tensor | None = None
+    """[S] float32: natural log-probability of the teacher's own token there."""
