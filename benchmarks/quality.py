@@ -19,7 +19,7 @@ initial weights of a seed; a share of the data below 100 % means more epochs ove
     tokens              student tokens until ce's final quality is reached, share of ce's (learning rates fall until
                         the last step, so even a better arm reaches it late)
     token F1            of greedy answers to a few held-out prompts; small students hardly say anything right
-    verdict             better or worse where a t interval over seeds says so; weaker where only the bootstrap does
+    verdict             better or worse where both that and a t interval over seeds say so; weaker where only it does
 
 A run is one process's one thread; two run at a time. Not a timing: other work beside it changes nothing but the wait.
 """

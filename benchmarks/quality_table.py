@@ -33,10 +33,13 @@ class Against:
     def verdict(self) -> str:
         """Whether it helps, as far as that can be said."""
         side = "better" if self.difference < 0 else "worse"
+        same_sign = all(value < 0 for value in self.by_seed) or all(value > 0 for value in self.by_seed)
+        # Other documents could turn it round.
+        if not (same_sign and (self.high < 0 or self.low > 0)):
+            return "no difference shown"
         if self.seeds_high < 0 or self.seeds_low > 0:
             return side
-        same_sign = all(value < 0 for value in self.by_seed) or all(value > 0 for value in self.by_seed)
-        if len(self.by_seed) > 1 and same_sign and (self.high < 0 or self.low > 0):
+        if len(self.by_seed) > 1:
             return f"{side} with each of these seeds, not certain of others"
         return "no difference shown"
 
