@@ -1,4 +1,4 @@
-"""Runs whose objective compares tokens by their numbers."""
+"""Runs whose objective compares tokens by their numbers, or by what they spell."""
 
 from __future__ import annotations
 
@@ -42,3 +42,21 @@ def test_a_student_learns_from_the_teachers_likeliest_tokens(tmp_path: Path, row
     version = client.get_model_version_by_alias("tiny-student", "candidate")
     assert version.tags["classical_weight"] == "1.0"
     assert version.tags["classical_divergence"] == "forward_kl"
+
+
+@pytest.mark.slow
+def test_a_student_with_another_tokenizer_learns_from_them_too(
+    tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
+) -> None:
+    recipe: dict[str, Any] = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)
+    recipe["objective"] = {"ce": 0.0, "uld": 0.0, "hybrid": 1.0, "projection": 1.0, "top_ids": 48}
+    recipe["training"] |= {"steps": 14}
+    facts = run_training(parse_recipe(recipe))
+    client = mlflow.MlflowClient(facts["tracking_uri"])
+    for name in ("train/hybrid", "train/projection"):
+        history = client.get_metric_history(facts["run_id"], name)
+        values = [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
+        assert len(values) == 14
+        assert values[-1] < 0.9 * values[0], name
+    version = client.get_model_version_by_alias("tiny-student", "candidate")
+    assert (version.tags["hybrid_weight"], version.tags["projection_weight"]) == ("1.0", "1.0")
