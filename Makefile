@@ -41,13 +41,14 @@ test-all: install $(LINT_K8S)/.installed  ## Every test, also the slow ones and 
 bench: install  ## Every benchmark in its short version, into benchmarks/RESULTS.md (15 minutes on two idle cores)
 	$(BIN)/python benchmarks/all.py $(BENCH)
 
-lint: install  ## Format, style, types, layering, dependencies, spelling
+lint: install  ## Format, style and security rules, types, layering, dependencies, spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/codespell README.md launcher uld_ds
+	$(BIN)/pytest -q -rN tests/test_dependencies.py
 
 # checkov has an environment of its own: it pins versions that this project does not want.
 $(LINT_K8S)/.installed: Makefile

@@ -4,7 +4,8 @@
     python benchmarks/checkpoint.py --quick                 # 20 million parameters, three repeats
 
 One rank, ZeRO-3, AdamW in fp32 (16 bytes per parameter). ``copy`` is what a step waits for; ``write`` (serialise, hash,
-fsync) goes on beside training, ``synchronous`` is both, one after the other.
+fsync) goes on beside training, ``synchronous`` is both, one after the other. ``restore`` is what a run that goes on
+needs of a checkpoint: to compare its checksums and to load it (the file system's cache is warm).
 """
 
 from __future__ import annotations
@@ -47,33 +48,39 @@ def engine_of(num_parameters: int) -> Any:
 
 
 def measure(engine: Any, folder: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of both parts in every repeat, and the bytes they are about."""
-    from uld_ds.checkpoint import TrainState, host_state
-    from uld_ds.checkpoint_files import write_shard
+    """Seconds of each part in every repeat, and the bytes they are about."""
+    from uld_ds.checkpoint import _TAG, TrainState, host_state
+    from uld_ds.checkpoint_files import problem_of, write_shard
 
-    copies, writes, size = [], [], 0
+    copies, writes, restores, size = [], [], [], 0
     for repeat in range(repeats + 1):
         begin = time.perf_counter()
         state = host_state(engine, TrainState(step=repeat))
         copied = time.perf_counter()
         write_shard(folder / f"checkpoint_{repeat:09d}", 0, 1, state)
         written = time.perf_counter()
+        problem = problem_of(folder / f"checkpoint_{repeat:09d}", [0])
+        assert problem is None, problem
+        engine.load_checkpoint(str(folder / f"checkpoint_{repeat:09d}"), tag=_TAG)
+        restored = time.perf_counter()
         size = sum(file.stat().st_size for file in (folder / f"checkpoint_{repeat:09d}").rglob("*") if file.is_file())
         shutil.rmtree(folder / f"checkpoint_{repeat:09d}")
         if repeat:  # the first one also faults the memory in
             copies.append(copied - begin)
             writes.append(written - copied)
+            restores.append(restored - written)
     both = [copy + write for copy, write in zip(copies, writes, strict=True)]
-    return {"bytes": size, "copy": copies, "write": writes, "synchronous": both}
+    return {"bytes": size, "copy": copies, "write": writes, "synchronous": both, "restore": restores}
 
 
 def table(found: dict[str, Any]) -> str:
     """Markdown."""
-    copy, write, both = (spread(found[name], ".2f") for name in ("copy", "write", "synchronous"))
+    parts = (spread(found[name], ".2f") for name in ("copy", "write", "synchronous", "restore"))
     return (
-        "| parameters | checkpoint, MB | copy (training waits), s | write (beside training), s | synchronous, s |\n"
-        "|---|---|---|---|---|\n"
-        f"| {found['parameters'] / 1e6:.0f}M | {found['bytes'] / 1e6:,.0f} | {copy} | {write} | {both} |"
+        "| parameters | checkpoint, MB | copy (training waits), s | write (beside training), s | synchronous, s "
+        "| compare and load, s |\n"
+        "|---|---|---|---|---|---|\n"
+        f"| {found['parameters'] / 1e6:.0f}M | {found['bytes'] / 1e6:,.0f} | {' | '.join(parts)} |"
     )
 
 

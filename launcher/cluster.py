@@ -26,6 +26,9 @@ RUN_NAME = "uld_ds.run"
 RUN_DIR = "uld_ds.run_dir"
 """Metadata of a job of Ray: which run it is, and where that run's folder is."""
 _SECONDS_FOR_ROOM = 60.0
+# How long Ray's processes call for a head that has died. On one machine it does not come back, and until they give up,
+# workers hold their memory, also that of a GPU.
+_SECONDS_FOR_A_DEAD_HEAD = 10
 AUTHENTICATION_FIX = "set RAY_AUTH_MODE as the cluster has it, and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to its token"
 
 
@@ -99,6 +102,7 @@ def _start(settings: ClusterSettings) -> None:
         logging_level=logging.ERROR,
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
+        _system_config={"gcs_rpc_server_reconnect_timeout_s": _SECONDS_FOR_A_DEAD_HEAD},
     )
 
 

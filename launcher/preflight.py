@@ -76,7 +76,7 @@ def _remove(path: Path) -> None:
 
 def _text(recipe: Recipe) -> str:
     """What the run's folder keeps of a recipe: secrets that came in by reference do not lie there in the open."""
-    return Redactor().text(recipe.to_yaml())
+    return recipe.to_yaml(Redactor().tree)
 
 
 def _without_secrets(recipe: Recipe) -> Recipe:

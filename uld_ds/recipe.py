@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,13 @@ class Recipe(Strict):
         """Where everything of this run lives."""
         return Path(self.run.storage) / self.run.name
 
-    def to_yaml(self) -> str:
-        """The resolved recipe; ``Recipe`` loaded from it is equal to this one."""
-        return OmegaConf.to_yaml(OmegaConf.create(_escaped(self.model_dump(mode="json"))))
+    def to_yaml(self, change: Callable[[Any], Any] = lambda tree: tree) -> str:
+        """The resolved recipe; ``Recipe`` loaded from it is equal to this one, but for what ``change`` makes of it.
+
+        Args:
+            change: of the recipe as plain values, before they are written: what stands for a secret needs quotes.
+        """
+        return OmegaConf.to_yaml(OmegaConf.create(_escaped(change(self.model_dump(mode="json")))))
 
     def digest(self) -> str:
         """sha256 over everything that shapes the student (not where the run is, or what things are called)."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from launcher.cluster import accelerator_for
+from launcher.cluster import accelerator_for, connected
 from launcher.placement import Node
+from tests.ray_nodes import free_port
 from uld_ds.errors import UserError
 from uld_ds.recipe import ClusterSettings
 
@@ -37,3 +42,19 @@ def test_what_a_cluster_lacks() -> None:
         "cluster.workers: 4 workers x cluster.cpus_per_worker 1.5 need 6 CPUs, the cluster has 5; lower one of them"
     )
     assert accelerator_for(ClusterSettings(workers=4, cpus_per_worker=1.5), [Node("a", {"CPU": 6.0}, {})]) is False
+
+
+@pytest.mark.slow
+def test_what_a_command_starts_itself_listens_on_loopback(tmp_path: Path) -> None:
+    """Ray's dashboard, which runs what it is sent, and all the others: nobody reaches them from another machine."""
+    port = free_port()
+    with connected(ClusterSettings(dashboard_port=port), tmp_path):
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
+        listening = {
+            (process.name(), found.laddr.ip)
+            for process in psutil.Process().children(recursive=True)
+            for found in process.net_connections(kind="inet")
+            if found.status == psutil.CONN_LISTEN
+        }
+    assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
+    assert sorted(item for item in listening if not ipaddress.ip_address(item[1]).is_loopback) == []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +26,70 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from launcher.driver import run_training
 from tests.tiny import tiny_recipe_in
 from uld_ds.errors import UserError
-from uld_ds.recipe import parse_recipe
+from uld_ds.recipe import load_recipe, parse_recipe
 from uld_ds.report.phases import OTHER, PHASES
 from uld_ds.report.run_report import RunReport
 from uld_ds.report.status import run_status
 
+SECRETS = {
+    "ROWS_API_KEY": "planted-for-the-rows",
+    "MLFLOW_TRACKING_PASSWORD": "planted-for-mlflow",
+    "HF_TOKEN": "planted-for-the-hub",
+    "AWS_SECRET_ACCESS_KEY": "planted-for-a-bucket",
+}
+
+
+def held_out(path: str, api_key: str) -> Iterator[dict[str, str]]:
+    """Rows from somewhere that asks for a key."""
+    assert api_key == SECRETS["ROWS_API_KEY"]
+    yield from map(json.loads, Path(path).read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """Where a run writes, and where Ray does for it; its secrets are in the environment."""
+    # Sockets lie in it, and their paths may have 107 characters.
+    of_ray = Path(tempfile.mkdtemp(prefix="e2e", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, secret in {**SECRETS, "RAY_TMPDIR": str(of_ray)}.items():
+            patch.setenv(name, secret)
+        yield tmp_path_factory.mktemp("end_to_end"), of_ray
+    shutil.rmtree(of_ray, ignore_errors=True)
+
 
 @pytest.fixture(scope="module")
 def finished(
-    tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
+    folders: tuple[Path, Path], tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A recipe and the facts of its finished run."""
-    folder = tmp_path_factory.mktemp("end_to_end")
-    recipe = tiny_recipe_in(folder, tiny_teacher, tiny_student, rows)
-    return recipe, run_training(parse_recipe(recipe))
+    folder, _ = folders
+    tree = tiny_recipe_in(folder, tiny_teacher, tiny_student, rows)
+    arguments = {"path": tree["data"]["eval"]["path"], "api_key": "${oc.env:ROWS_API_KEY}"}
+    tree["data"]["eval"] = {"source": "generator", "function": f"{__name__}:held_out", "arguments": arguments}
+    (file := folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    recipe = load_recipe(file, environment={})
+    return recipe.model_dump(mode="json"), run_training(recipe)
+
+
+def test_a_secret_is_nowhere_in_what_was_written(
+    finished: tuple[dict[str, Any], dict[str, Any]], folders: tuple[Path, Path]
+) -> None:
+    """Run folder, prepared data, logs, MLflow's database and artifacts, the report, Ray's own records."""
+    assert finished[0]["data"]["eval"]["arguments"]["api_key"] == SECRETS["ROWS_API_KEY"]
+    files = [item for folder in folders for item in folder.rglob("*") if item.is_file() and not item.is_symlink()]
+    read = {file: file.read_bytes() for file in files}
+    needles = {text for secret in SECRETS.values() for text in (secret, base64_of(secret))}
+    found = [(str(file), text) for file, data in read.items() for text in needles if text.encode() in data]
+    assert found == []
+    # They were looked for where they would be.
+    names = {file.name for file in read}
+    assert {"recipe.yaml", "mlflow.db", "report.html", "environment.json", "progress.jsonl", "gcs_server.out"} <= names
+    kept = [data for file, data in read.items() if file.name == "recipe.yaml" and b"api_key" in data]
+    assert sum(b"***" in data for data in kept) >= 2, "the run's own copy and the tracked one"
+
+
+def base64_of(text: str) -> str:
+    return base64.b64encode(text.encode()).decode().rstrip("=")[:-1]
 
 
 def test_facts_are_complete_and_the_student_learnt(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:

@@ -16,6 +16,9 @@ from uld_ds.checkpoint_files import num_ranks, write_shard
 from uld_ds.data.order import step_examples
 from uld_ds.job import Job
 
+BATCH = 12
+"""Divided by every number of ranks here, times two examples at a time."""
+
 
 def train_and_save(config: dict[str, Any], folder: str, steps: int) -> list[float]:
     """Losses of the first steps, and a checkpoint after them."""
@@ -23,7 +26,7 @@ def train_and_save(config: dict[str, Any], folder: str, steps: int) -> list[floa
     engine, batcher = build(job)
     losses = []
     for step in range(steps):
-        indices = step_examples(step, len(batcher), 8, 0)
+        indices = step_examples(step, len(batcher), BATCH, 0)
         losses.append(engine.train_step(window_of(job, batcher, np.asarray(indices), engine.ranks)).loss)
     write_shard(Path(folder), engine.ranks.rank, engine.ranks.size, host_state(engine.student, TrainState(step=steps)))
     return losses
@@ -42,7 +45,7 @@ def go_on(config: dict[str, Any], folder: str, steps: int) -> dict[str, Any]:
     _, client = engine.student.load_checkpoint(folder, tag=_TAG) if same else load_divided(engine.student, universal)
     losses, rates = [], []
     for step in range(steps, steps + 2):
-        indices = step_examples(step, len(batcher), 8, 0)
+        indices = step_examples(step, len(batcher), BATCH, 0)
         result = engine.train_step(window_of(job, batcher, np.asarray(indices), engine.ranks))
         losses.append(result.loss)
         rates.append(result.learning_rate)
@@ -50,10 +53,11 @@ def go_on(config: dict[str, Any], folder: str, steps: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
 def test_another_number_of_ranks_learns_the_same(
     tiny_recipe: dict[str, Any], tmp_path: Path, before: int, after: int
 ) -> None:
+    tiny_recipe["training"]["batch_size"] = BATCH
     config = {
         ranks: prepared_job(
             variant(tiny_recipe, workers=ranks, micro=2, normalise="token", stage="zero3"), tmp_path / str(ranks)
@@ -67,5 +71,4 @@ def test_another_number_of_ranks_learns_the_same(
     print(json.dumps({"expected": expected, "found": found}))
     assert found["step"] == expected["step"] == 3
     assert found["rates"] == expected["rates"]
-    assert found["losses"][0] == pytest.approx(expected["losses"][0], rel=1e-5)
-    assert found["losses"][1] == pytest.approx(expected["losses"][1], rel=1e-5)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -39,5 +40,6 @@ def test_memory_is_flat_over_500_steps(tiny_recipe: dict[str, Any], tmp_path: Pa
     job = prepared_job(variant(tiny_recipe, workers=2, micro=2, normalise="token", stage="zero3"), tmp_path)
     for found in run_on_ranks(resident_bytes_over_steps, 2, job.to_config()):
         print([round(value / 2**20, 1) for value in found])
-        # After the first hundred steps every cache is warm. Four megabytes in 400 steps would be ten kilobytes a step.
-        assert max(found[2:]) - found[1] < 4 * 2**20
+        # After the first hundred steps every cache is warm. Between the middles of two halves lie 200 steps: two
+        # megabytes would be ten kilobytes a step. An allocator that takes a block once is no leak.
+        assert statistics.median(found[6:]) - statistics.median(found[2:6]) < 2 * 2**20

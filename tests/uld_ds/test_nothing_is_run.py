@@ -91,6 +91,8 @@ def test_a_secret_does_not_lie_in_the_runs_folder(
         monkeypatch.setenv("DATABASE_PASSWORD", password)
         tiny_recipe["tracking"]["uri"] = f"https://me:{password}@mlflow.example/"
         tiny_recipe["teacher"]["system_prompt"] = f"say {password}"
+        # Alone on its line, what stands for it is no YAML without quotes.
+        tiny_recipe["student"]["system_prompt"] = password
         tiny_recipe["training"]["steps"] = steps
         return parse_recipe(tiny_recipe)
 

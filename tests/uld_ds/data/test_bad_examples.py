@@ -177,7 +177,9 @@ def test_any_input(tokenizers: tuple[Any, Any], lines: list[bytes], messages: bo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("messages", [False, True], ids=["prompts and answers", "conversations"])
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lines=st.lists(line, max_size=8), messages=st.booleans())
+@given(lines=st.lists(line, max_size=8))
 def test_any_input_at_length(tokenizers: tuple[Any, Any], lines: list[bytes], messages: bool) -> None:
     check_any_input(tokenizers, lines, messages)
