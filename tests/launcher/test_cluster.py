@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from pathlib import Path
 from typing import Any
@@ -45,16 +44,15 @@ def test_what_a_cluster_lacks() -> None:
 
 
 @pytest.mark.slow
-def test_what_a_command_starts_itself_listens_on_loopback(tmp_path: Path) -> None:
-    """Ray's dashboard, which runs what it is sent, and all the others: nobody reaches them from another machine."""
+def test_the_dashboard_listens_on_loopback(tmp_path: Path) -> None:
+    """It runs what it is sent: nobody reaches it from another machine."""
     port = free_port()
     with connected(ClusterSettings(dashboard_port=port), tmp_path):
         socket.create_connection(("127.0.0.1", port), timeout=60).close()
         listening = {
-            (process.name(), found.laddr.ip)
+            found.laddr.ip
             for process in psutil.Process().children(recursive=True)
             for found in process.net_connections(kind="inet")
-            if found.status == psutil.CONN_LISTEN
+            if found.status == psutil.CONN_LISTEN and found.laddr.port == port
         }
-    assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
-    assert sorted(item for item in listening if not ipaddress.ip_address(item[1]).is_loopback) == []
+    assert listening == {"127.0.0.1"}
