@@ -22,7 +22,7 @@ from launcher.progress import ProgressView
 from launcher.quiet import quieten_libraries
 from launcher.recovery import repair_checkpoint_list
 from launcher.stopping import SigtermStops
-from launcher.store import check_store
+from launcher.store import check_store, with_absolute_store
 from uld_ds import models, tracking
 from uld_ds.architectures import auto_class
 from uld_ds.data.bad_examples import FILE, bad_examples
@@ -69,6 +69,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     check_deepspeed_configs(recipe)
     recipe.teacher.codec.to_precision()
     check_dashboard_port(recipe.cluster)
+    recipe = with_absolute_store(recipe)
     run_dir = claim_run_dir(recipe)
     with ProgressView(run_dir / "progress.jsonl") as view:
         finished = run_dir / "result.json"
@@ -181,7 +182,7 @@ def _check_identities(recipe: Recipe, of_teacher: dict[str, Any], *, shared: boo
         raise UserError(
             "objective.classical",
             f"{recipe.objective.classical} needs one tokenizer on both sides, but teacher and student have two",
-            "set it to 0 and give objective.uld or objective.likelihood a weight: they compare any two tokenizers",
+            "set it to 0 and give objective.uld, likelihood, hybrid or projection a weight: they compare any two",
         )
 
 

@@ -25,6 +25,15 @@ from uld_ds.teachers.store_manifest import MANIFEST
 from uld_ds.teachers.stored import held_out_url
 
 
+def with_absolute_store(recipe: Recipe) -> Recipe:
+    """The recipe with ``teacher.path``, where it is a folder here, as workers find it: theirs is another directory."""
+    path = recipe.teacher.path
+    if path is None or "://" in path:
+        return recipe
+    teacher = recipe.teacher.model_copy(update={"path": str(Path(path).expanduser().absolute())})
+    return recipe.model_copy(update={"teacher": teacher})
+
+
 def build_store(recipe: Recipe) -> StoreManifest:
     """Runs the teacher of a recipe over its training data (and its held-out data) into ``teacher.path``.
 
@@ -35,6 +44,7 @@ def build_store(recipe: Recipe) -> StoreManifest:
         RunError: the workers failed.
     """
     quieten_libraries()
+    recipe = with_absolute_store(recipe)
     settings = recipe.teacher
     if settings.path is None:
         raise UserError("teacher.path", "is missing", "name the folder or URL to build the store at, or use --output")

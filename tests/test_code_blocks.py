@@ -164,9 +164,6 @@ def test_yaml_is_a_part_of_a_recipe(page: str) -> None:
 # ---- after a run
 
 
-@pytest.mark.xfail(
-    reason="typed in one process after a run, `store build` with a relative --output finds no store after it"
-)
 @pytest.mark.slow
 def test_what_follows_a_run(
     tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch

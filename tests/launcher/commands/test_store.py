@@ -15,8 +15,10 @@ import psutil
 import pytest
 import yaml
 
+from launcher.store import with_absolute_store
 from tests.uld_ds.data.toy import CHAT_TEMPLATE, toy
 from tests.uld_ds.teachers.test_stored import TALKS, side, store_of
+from uld_ds.recipe import parse_recipe
 
 PROGRAM = [sys.executable, "-m", "launcher"]
 
@@ -131,3 +133,19 @@ def test_a_killed_build_ends_in_the_same_bytes_and_teaches(tiny_recipe: dict[str
     trained = json.loads(run("train", str(recipe), *arguments, "--json").stdout.splitlines()[-1])
     assert trained["bits_per_byte"]["after"] < trained["bits_per_byte"]["before"]
     assert trained["bits_per_byte"]["teacher"] > 0
+
+
+def test_workers_find_a_store_that_was_named_from_here(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def place(path: str | None) -> str | None:
+        teacher = tiny_recipe["teacher"] if path is None else tiny_recipe["teacher"] | {"path": path}
+        return with_absolute_store(parse_recipe(tiny_recipe | {"teacher": teacher})).teacher.path
+
+    assert place("stores/large") == str(tmp_path / "stores" / "large")
+    assert place("~/stores") == str(Path("~/stores").expanduser())
+    assert place("/stores") == "/stores"
+    assert place("s3://bucket/stores") == "s3://bucket/stores"
+    assert place(None) is None
