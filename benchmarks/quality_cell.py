@@ -31,15 +31,18 @@ from uld_ds.engine import DistillationEngine, bits
 from uld_ds.evaluation.metrics import Prediction, score
 from uld_ds.export import export_student
 from uld_ds.generation.decoding import Decoding, Model
+from uld_ds.identity_terms import needs_relations
 from uld_ds.job import Job
 from uld_ds.loading import init_process_group, load_student
-from uld_ds.models import make_student
+from uld_ds.models import locate_model, make_student
 from uld_ds.objective import Objective
 from uld_ds.process import padding_id
 from uld_ds.recipe import Recipe
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher, held_out_store
 from uld_ds.teachers.stored_side import StoredSide
+from uld_ds.tokenizer_files import load_tokenizer
+from uld_ds.vocabulary import relations_of
 
 CPU = torch.device("cpu")
 
@@ -74,7 +77,7 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     engine = DistillationEngine(
         load_student(job, CPU, size.steps[cell.student]),
         StoredTeacher(store, train.rows),
-        Objective(recipe.objective),
+        objective_of(recipe, side),
         ranks=Ranks.current(),
         device=CPU,
     )
@@ -102,6 +105,14 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     aside = results / f"{cell.name}.partial"
     aside.write_text(json.dumps(record))
     aside.replace(results / f"{cell.name}.json")
+
+
+def objective_of(recipe: Recipe, side: TextSide) -> Objective:
+    """The recipe's; terms that look at identities read the teacher's tokenizer, never its weights."""
+    if not needs_relations(recipe.objective):
+        return Objective.of(recipe.objective)
+    teacher = load_tokenizer(locate_model(recipe.teacher, "teacher"), None, "teacher.model")
+    return Objective.of(recipe.objective, relations_of(side.tokenizer, teacher))
 
 
 def train_and_measure(
