@@ -31,7 +31,7 @@ from uld_ds.engine import DistillationEngine, bits
 from uld_ds.evaluation.metrics import Prediction, score
 from uld_ds.export import export_student
 from uld_ds.generation.decoding import Decoding, Model
-from uld_ds.identity_terms import needs_relations
+from uld_ds.identity_terms import needed_ids, needs_relations
 from uld_ds.job import Job
 from uld_ds.loading import init_process_group, load_student
 from uld_ds.models import locate_model, make_student
@@ -67,7 +67,7 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     target = folder / "students" / f"{cell.student}-{cell.seed}"
     place = make_student(recipe.student, lambda: training_texts(recipe.data), cell.seed, target)
     side = TextSide.of_model(str(place), recipe.student, "student", "student.model")
-    store = SpectrumStore.open(str(recipe.teacher.path))
+    store = SpectrumStore.open(str(recipe.teacher.path), with_top=needed_ids(recipe.objective) > 0)
     held_out = held_out_store(str(recipe.teacher.path))
     assert held_out is not None and recipe.data.eval is not None
     cache = folder / "prepared"
