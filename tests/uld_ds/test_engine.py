@@ -23,7 +23,7 @@ from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.distributed import Ranks
 from uld_ds.engine import DistillationEngine
 from uld_ds.export import export_student
-from uld_ds.identity_terms import needed_ids
+from uld_ds.identity_terms import needed_ids, needs_relations
 from uld_ds.job import Job
 from uld_ds.language_model import Head
 from uld_ds.loading import load_student, load_teacher
@@ -51,8 +51,10 @@ def build(job: Job) -> tuple[DistillationEngine, Batcher]:
     top_ids = needed_ids(job.recipe.objective)
     teacher = OnlineTeacher(teacher_of(job), teacher_side(job), ranks=ranks, device=CPU, top_ids=top_ids)
     student = load_student(job, CPU, total_steps=10)
-    tokenizers = [AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)]
-    objective = Objective.of(job.recipe.objective, relations_of(*tokenizers))
+    relations = None
+    if needs_relations(job.recipe.objective):
+        relations = relations_of(*(AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)))
+    objective = Objective.of(job.recipe.objective, relations)
     engine = DistillationEngine(student, teacher, objective, ranks=ranks, device=CPU)
     return engine, Batcher(rows, padding=0, merge=job.recipe.objective.merge)
 
