@@ -182,7 +182,7 @@ def _check_identities(recipe: Recipe, of_teacher: dict[str, Any], *, shared: boo
         raise UserError(
             "objective.classical",
             f"{recipe.objective.classical} needs one tokenizer on both sides, but teacher and student have two",
-            "set it to 0 and give objective.uld, likelihood, hybrid or projection a weight: they compare any two",
+            "set it to 0 and give objective.uld or objective.hybrid a weight: they compare any two tokenizers",
         )
 
 

@@ -33,6 +33,7 @@ Line = tuple[str, str]
 
 # Nothing of the hub, of other hosts, or of another program is here.
 ELSEWHERE = (
+    r"^python benchmarks/",
     r"^(make|ray|mlflow|curl|touch|export) ",
     r"^MLFLOW_TRACKING_URI=\S+ uld-ds ",
     r"--address ",
