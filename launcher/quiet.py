@@ -22,7 +22,8 @@ def quieten_libraries() -> None:
 
 @contextmanager
 def no_news() -> Iterator[None]:
-    """While libraries are imported and asked about models: neither warnings nor what is deprecated among themselves."""
+    """While libraries are imported and asked about models or tokenizers: neither warnings nor what is deprecated among
+    themselves."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

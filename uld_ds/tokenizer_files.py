@@ -174,10 +174,13 @@ def _single_file(path: Path, place: str, key: str) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
     try:
-        return PreTrainedTokenizerFast(tokenizer_file=str(path), name_or_path=str(path.parent))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
     except Exception as error:  # the tokenizers library raises bare Exceptions
         problem = f"{place!r} is no tokenizer.json ({one_line(error)})"
         raise UserError(key, problem, "name a tokenizer.json, a GGUF file or a folder") from error
+    # Afterwards: what a tokenizer is called while it is made, transformers may look up on the hub.
+    tokenizer.name_or_path = place
+    return tokenizer
 
 
 def _gguf_tokenizer(file: Path, key: str) -> PreTrainedTokenizerBase:

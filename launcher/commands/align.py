@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from io import TextIOWrapper
@@ -16,6 +14,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from launcher.quiet import no_news
 from uld_ds.errors import UserError
 from uld_ds.tokenizer_files import is_read, local_path, open_tokenizer, without_torch
 
@@ -110,7 +109,7 @@ def _reading(student: str, teacher: str) -> Iterator[None]:
     """While two tokenizers are read and looked at."""
     # A mistyped path is told before the seconds that importing transformers takes.
     paths = local_path(student, "--student"), local_path(teacher, "--teacher")
-    with _quiet(), without_torch() if all(path is None or is_read(path) for path in paths) else nullcontext():
+    with no_news(), without_torch() if all(path is None or is_read(path) for path in paths) else nullcontext():
         yield
 
 
@@ -192,18 +191,6 @@ def _side(text: str, place: str, key: str) -> SideView:
         return SideView.of(tokenizer, text, place.encode(errors="replace").decode())
     except ValueError as error:
         raise UserError(key, str(error), "choose another text or tokenizer") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Libraries remark on tokenizers in ways that matter to a model, not to a text that is cut."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _show(shown: RenderableType) -> None:
