@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_ds.errors import UserError
-from uld_ds.token_bytes import backend_rule
+from uld_ds.vocabulary import Vocabulary
 
 # Special tokens that mean the same in every vocabulary, whatever they are called.
 _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
@@ -29,7 +29,7 @@ def remake_embeddings(
             spells, rows are drawn from a normal distribution with the mean and deviation that each column had.
 
     Raises:
-        UserError: ``spelled`` with a tokenizer that does not say what its tokens spell.
+        UserError: ``spelled`` with a tokenizer whose tokens' bytes cannot be told.
     """
     sources: list[list[int]] = spellings(old, new) if spelled else [[] for _ in range(len(new))]
     parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
@@ -62,20 +62,27 @@ def spellings(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> lis
     """For each of the new tokenizer's tokens the old tokens that spell it, the longest first; [] where none do.
 
     Raises:
-        UserError: a tokenizer without a description of its own ("slow").
+        UserError: what the tokens of one of them spell cannot be told.
     """
-    of_old, of_new = token_bytes(old), token_bytes(new)
-    ids: dict[bytes, int] = {}
-    for token, spelling in enumerate(of_old):
-        if spelling:
-            ids.setdefault(spelling, token)
+    ids = _vocabulary(old).by_bytes()
     longest = max(map(len, ids), default=0)
-    found = [_spelt(spelling, ids, longest) for spelling in of_new]
+    found = [_spelt(spelling, ids, longest) for spelling in _vocabulary(new).spellings[: len(new)]]
+    # The last ids of some vocabularies belong to no token.
+    found += [[] for _ in range(len(new) - len(found))]
     for role in _ROLES:
         there, here = getattr(old, role), getattr(new, role)
         if there is not None and here is not None:
             found[here] = [there]
     return found
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    try:
+        return Vocabulary.of(tokenizer)
+    except ValueError as error:
+        raise UserError(
+            "student.embeddings", f"'spelled' needs to know what tokens spell: {error}", "take random"
+        ) from error
 
 
 def _spelt(spelling: bytes | None, ids: dict[bytes, int], longest: int) -> list[int]:
@@ -89,24 +96,3 @@ def _spelt(spelling: bytes | None, ids: dict[bytes, int], longest: int) -> list[
         else:
             return []
     return found
-
-
-def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
-    """The bytes that each token contributes to a text; None for special tokens and for ids that are not used.
-
-    Raises:
-        UserError: a tokenizer without a description of its own ("slow").
-    """
-    if not tokenizer.is_fast:
-        problem = f"'spelled' needs tokenizers that say what their tokens spell, not a {type(tokenizer).__name__}"
-        raise UserError("student.embeddings", problem, "take random")
-    backend: Any = tokenizer.backend_tokenizer
-    rule, added = backend_rule(backend), backend.get_added_tokens_decoder()
-    spelt: list[bytes | None] = []
-    for number in range(len(tokenizer)):
-        token = backend.id_to_token(number)
-        if number in added:
-            spelt.append(None if added[number].special else added[number].content.encode())
-        else:
-            spelt.append(None if token is None else rule.spell(token))
-    return spelt

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,24 +10,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tokenizers_zoo as zoo
 from tests.tiny import save_tiny_model
-from uld_ds.errors import UserError
 from uld_ds.models import make_student
-from uld_ds.new_embeddings import remake_embeddings, spellings, token_bytes
+from uld_ds.new_embeddings import remake_embeddings, spellings
 from uld_ds.recipe import StudentSettings
-
-
-def spelt_by(tokenizer: Any, ids: list[int]) -> bytes:
-    return b"".join(token_bytes(tokenizer)[number] or b"?" for number in ids)
+from uld_ds.vocabulary import Vocabulary
 
 
 def test_old_tokens_spell_the_new_ones_byte_by_byte() -> None:
     old, new = zoo.gpt2(), zoo.unigram()
     found = spellings(old, new)
-    wanted = token_bytes(new)
+    wanted, of_old = Vocabulary.of(new).spellings, Vocabulary.of(old).spellings
     assert len(found) == len(new)
     spelt = [number for number, ids in enumerate(found) if ids and wanted[number] is not None]
     assert len(spelt) > 0.95 * len(new)
-    assert all(spelt_by(old, found[number]) == wanted[number] for number in spelt)
+    assert all(b"".join(of_old[i] or b"?" for i in found[number]) == wanted[number] for number in spelt)
     word = next(number for number, spelling in enumerate(wanted) if spelling == b" the")
     assert found[word] == old(" the")["input_ids"]
     assert found[new.eos_token_id] == [old.eos_token_id]
@@ -65,12 +60,6 @@ def test_random_rows_have_the_spread_of_the_old_ones(tiny_student: Path, tiny_te
     assert len(after) == len(new) == model.config.vocab_size
     assert 0.9 < float(after.std() / before.std()) < 1.1
     assert not any(torch.equal(row, after[0]) for row in before)
-
-
-def test_a_tokenizer_that_does_not_describe_itself() -> None:
-    slow = type("SlowTokenizer", (), {"is_fast": False})()
-    with pytest.raises(UserError, match=r"^student.embeddings: 'spelled' needs .*, not a SlowTokenizer; take random"):
-        token_bytes(slow)
 
 
 def test_it_needs_another_tokenizer() -> None:

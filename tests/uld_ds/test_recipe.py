@@ -439,7 +439,7 @@ def test_every_key_of_a_recipe_is_read_somewhere() -> None:
         node.attr
         for source in sources
         # A validator that looks at a key does not make anything happen.
-        if source.name != "recipe_sections.py"
+        if source.name not in ("recipe_sections.py", "recipe_objective.py")
         for node in ast.walk(ast.parse(source.read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }

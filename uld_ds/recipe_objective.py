@@ -1,0 +1,86 @@
+"""The section of a recipe that says what is learnt: weights of the objective's terms, and how both sides are paired."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from uld_ds.recipe_sections import Strict
+
+
+class ObjectiveSettings(Strict):
+    ce: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross-entropy on the answer."""
+    uld: Annotated[float, Field(ge=0)] = 1.5
+    """Weight of the ULD distance (the paper's lambda)."""
+    likelihood: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of likelihood matching: what probability do both models give to each segment's bytes?"""
+    likelihood_divergence: Literal["kl", "reverse_kl", "jensen_shannon", "total_variation"] = "kl"
+    """Between those two probabilities, each against "anything else"."""
+    likelihood_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides their logarithms; a high one weighs unlikely segments like likely ones."""
+    classical: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a divergence between the two distributions themselves, token by token, at temperature 1. Only where
+    both sides have the same tokenizer."""
+    classical_divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
+    """``forward_kl``: KL(teacher, student); ``reverse_kl``: KL(student, teacher); ``jensen_shannon``: generalised."""
+    jensen_shannon_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The teacher's share of the mixture that ``classical_divergence: jensen_shannon`` compares both sides with."""
+    hybrid: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hybrid divergence: tokens that both vocabularies have are compared by identity (generalised
+    Jensen-Shannon), the others by their sorted probabilities."""
+    hybrid_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The teacher's share of the mixture that ``hybrid`` compares both sides with."""
+    projection: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of KL(teacher, student) with the teacher's likeliest tokens carried to the student's vocabulary: each to
+    the student token with the longest bytes that it begins with."""
+    top_ids: Annotated[int, Field(ge=1, le=65535)] = 64
+    """How many of the teacher's likeliest tokens ``classical``, ``hybrid`` and ``projection`` tell apart; the others
+    count as "anything else"."""
+    student_temperature: Annotated[float, Field(gt=0)] = 1.0
+    teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
+    alignment: Literal["segments", "positional"] = "segments"
+    """Which positions are compared: byte-aligned segments, or the n-th token with the n-th (the paper)."""
+    skip_student_end: bool = False
+    """With ``positional``: leave the student's end of turn (EOS) out of the pairs. Cross-entropy still sees it."""
+    skip_teacher_end: bool = False
+    """With ``positional``: leave the teacher's end of turn out of the pairs."""
+    merge: Literal["first", "chain"] = "first"
+    """Of a segment of several tokens: compare the distributions before its first token, or (``chain``) before its
+    last, each scaled by the probability of the tokens before that."""
+    normalise: Literal["token", "sample"] = "token"
+    """``token``: sums over global counts. ``sample``: mean of per-example means (the paper)."""
+    method: Literal["linear", "exact"] = "linear"
+    """How the distance is computed; ``exact`` sorts and is the reference."""
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> ObjectiveSettings:
+        weights = ("ce", "uld", "likelihood", "classical", "hybrid", "projection")
+        if not any(getattr(self, name) for name in weights):
+            *most, last = (f"objective.{name}" for name in weights)
+            raise ValueError(f"{', '.join(most)} and {last} are all 0: nothing to learn")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_merge(self) -> ObjectiveSettings:
+        if self.merge == "chain" and self.alignment == "positional":
+            raise ValueError("objective.merge 'chain' needs alignment 'segments': positional pairs are single tokens")
+        if self.classical and self.merge == "chain":
+            raise ValueError(
+                "objective.merge 'chain' has no meaning for objective.classical: with one tokenizer on both sides a "
+                "segment is one token; take merge 'first'"
+            )
+        for name in ("hybrid", "projection"):
+            if getattr(self, name) and self.alignment == "positional":
+                raise ValueError(f"objective.{name} needs alignment 'segments': positional pairs follow different text")
+            if getattr(self, name) and self.merge == "chain":
+                raise ValueError(
+                    f"objective.merge 'chain' has no meaning for objective.{name}, which compares both models where "
+                    "a segment begins; take merge 'first'"
+                )
+        if self.likelihood and self.alignment == "positional":
+            raise ValueError("objective.likelihood needs alignment 'segments': positional pairs are of different bytes")
+        if self.alignment == "segments" and (self.skip_student_end or self.skip_teacher_end):
+            raise ValueError("objective.skip_student_end and skip_teacher_end need alignment 'positional'")
+        return self
