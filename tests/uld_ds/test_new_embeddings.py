@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizer
 
 from tests import tokenizers_zoo as zoo
 from tests.tiny import save_tiny_model
+from uld_ds.errors import UserError
 from uld_ds.models import make_student
 from uld_ds.new_embeddings import remake_embeddings, spellings
 from uld_ds.recipe import StudentSettings
@@ -65,3 +66,34 @@ def test_random_rows_have_the_spread_of_the_old_ones(tiny_student: Path, tiny_te
 def test_it_needs_another_tokenizer() -> None:
     with pytest.raises(ValueError, match=r"student.embeddings .random. needs student.model and another"):
         StudentSettings(model="org/name", embeddings="random")
+
+
+class Ciphered(PreTrainedTokenizer):
+    """Written in Python, and its tokens are no text: what they spell cannot be told."""
+
+    def __init__(self) -> None:
+        self._ids = {f"#{index}#": index for index in range(128)}
+        super().__init__()
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._ids)
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._ids
+
+    def _tokenize(self, text: str) -> list[str]:
+        return [f"#{ord(character) % 128}#" for character in text]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self._ids[token]
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return f"#{index}#"
+
+
+def test_a_tokenizer_whose_tokens_cannot_be_read() -> None:
+    with pytest.raises(
+        UserError, match=r"^student.embeddings: 'spelled' needs to know what tokens spell: .*; take random"
+    ):
+        spellings(Ciphered(), zoo.unigram())
