@@ -30,6 +30,7 @@ from typing import Any
 
 from arms import ROOT, build_store, compared, in_turns, ours, trl
 from measuring import add_output_options, add_trl_options, num_cores, spread, write_results
+from random_llama import save_random_llama
 
 sys.path.insert(0, str(ROOT))
 
@@ -108,27 +109,16 @@ def tokenizer_of(side: str) -> Any:
 
 def save_model(folder: Path, side: str, *, vocab: int, size: int, positions: int) -> None:
     """A Llama with random weights, large enough ones that its predictions are not all alike."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    tokenizer = tokenizer_of(side)
-    config = LlamaConfig(
+    save_random_llama(
+        folder,
+        tokenizer_of(side),
         vocab_size=vocab,
         hidden_size=size,
         intermediate_size=2 * size,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
         max_position_embeddings=positions,
-        tie_word_embeddings=True,
         initializer_range=0.3,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
     )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def pieces(tokens: int, number: int) -> list[str]:

@@ -36,6 +36,7 @@ from typing import Any
 import yaml
 from arms import ROOT, Arm, build_store, compared, in_turns, ours, trl
 from measuring import add_output_options, add_trl_options, num_cores, spread, write_results
+from random_llama import save_random_llama
 from uld import trl_python
 
 TOKENS, EXAMPLES = 256, 8
@@ -114,9 +115,6 @@ def located_smollm2() -> str:
 
 def scratch_student(name: str, folder: Path) -> Path:
     """A small Llama from scratch; of the demo's size and tokenizer, or of GPT-2's tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
     from launcher.recipes.stdlib_docstrings import pairs
     from tests import tokenizers_zoo
     from uld_ds.tokenizer_training import train_tokenizer
@@ -131,22 +129,15 @@ def scratch_student(name: str, folder: Path) -> Path:
         )
         tokenizer.pad_token = tokenizer.eos_token
     size = 192 if name == "demo" else 320
-    config = LlamaConfig(
+    save_random_llama(
+        folder,
+        tokenizer,
         vocab_size=len(tokenizer),
         hidden_size=size,
         intermediate_size=512 if name == "demo" else 1024,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
         max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
     )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return folder
 
 
