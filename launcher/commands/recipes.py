@@ -33,8 +33,9 @@ def list_recipes(as_json: Annotated[bool, typer.Option("--json", help="As a JSON
     if as_json:
         typer.echo(json.dumps(purposes))
         return
+    width = max(map(len, purposes))
     for name, purpose in purposes.items():
-        typer.echo(f"{name:12} {purpose}")
+        typer.echo(f"{name:{width}}  {purpose}")
 
 
 @recipes.command("reference")

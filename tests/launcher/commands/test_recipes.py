@@ -19,7 +19,11 @@ PURPOSE = "A real teacher, a small student with another tokenizer, on a laptop w
 def test_list() -> None:
     result = RUNNER.invoke(app, ["recipes", "list"])
     assert result.exit_code == 0
-    assert f"demo         {PURPOSE}" in result.stdout.splitlines()
+    lines = result.stdout.splitlines()
+    column = lines[0].index(PURPOSE)
+    assert lines[0] == f"{'demo':{column}}{PURPOSE}"
+    # The longest name, too, stands apart from its purpose, and all of these begin in one column.
+    assert all(line[column - 2 : column] == "  " and line[column] != " " for line in lines)
     result = RUNNER.invoke(app, ["recipes", "list", "--json"])
     assert json.loads(result.stdout)["demo"] == PURPOSE
 
