@@ -102,9 +102,10 @@ def test_memory_does_not_grow_with_the_positions(options: dict[str, Any], monkey
     # Hidden states in the order of their chunks, their gradient, the same scaled, and autograd's copy of it: 1.8 MB.
     # Logits of the added positions would be 1,075 MB. 4 MB are for what an interpreter and an allocator do.
     assert many.loss - few.loss <= 4 * one_vector + 4 * MB, (few, many)
-    # One chunk of logits and their gradient, and the head's gradient twice; by autograd four chunks more.
+    # One chunk of logits and their gradient, and the head's gradient twice; by autograd four chunks more. 20 MB are for
+    # the scratch that counts levels, and less than a chunk (34 MB), so that one too many is seen.
     chunk, head = language_model._CHUNK_ELEMENTS_CPU * 4, VOCAB * HIDDEN * 4
-    assert many.loss <= (6 if options else 2) * chunk + 2 * head + 16 * MB, (few, many)
+    assert many.loss <= (6 if options else 2) * chunk + 2 * head + 20 * MB, (few, many)
     # The teacher's part: its spectra, while a chunk of its logits is there too. At most 8.5 kB a row.
     assert many.teacher - few.teacher <= many.spectrum - few.spectrum + 4 * MB, (few, many)
     assert many.spectrum <= MANY * 8500
