@@ -1,6 +1,7 @@
 """Charts as SVG inside a page: no script, colours from the page's own variables, lines told apart without colour, too.
 
-A series has a colour, a dash and a marker of its own, and its name in the legend beside a sample of all three.
+A series has a colour, a dash and, where its points are few, a marker of its own; the legend shows its name beside a
+sample of what is drawn.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Scale = Literal["linear", "log"]
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 420, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 42
 _MOST_POINTS = 240
 _FEW_POINTS = 24
 _DASHES = ("", "7 4", "2 3", "9 3 2 3")
@@ -43,6 +44,11 @@ class Series:
     def colour(self) -> int:
         """Of the page's four; the marker goes with it."""
         return self.style % len(_MARKERS)
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether markers are drawn."""
+        return len(self.points) <= _FEW_POINTS if self.markers is None else self.markers
 
     @property
     def dash(self) -> str:
@@ -85,10 +91,11 @@ def line_chart(
         ends = [(across.at(v), up.at(v)) for v in (max(across.low, up.low), min(across.high, up.high))]
         parts.append(f'<path class="even" d="{_path(ends)}"/>')
     parts += [_line(s, across, up) for s in drawn]
-    told = escape(f"{title}: " + "; ".join(_spoken(s) for s in drawn))
+    told = escape(": ".join(filter(None, (title, "; ".join(_spoken(s) for s in drawn)))))
     legend = "".join(f"<li>{_sample(s)}{escape(s.name)}</li>" for s in drawn)
+    caption = (f"<b>{escape(title)}</b>" if title else "") + (f" <span>{escape(note)}</span>" if note else "")
     return (
-        f"<figure><figcaption><b>{escape(title)}</b>{f' <span>{escape(note)}</span>' if note else ''}</figcaption>"
+        f"<figure>{f'<figcaption>{caption}</figcaption>' if caption else ''}"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">{"".join(parts)}</svg>'
         f'<ul class="legend">{legend}</ul></figure>'
     )
@@ -169,7 +176,7 @@ def _grid(across: _Ruler, up: _Ruler, x: Axis, y: Axis) -> str:
     for value in across.ticks():
         place = across.at(value)
         parts.append(f'<path class="rule" d="M{place} {_TOP}V{HEIGHT - _BOTTOM}"/>')
-        parts.append(f'<text x="{place}" y="{HEIGHT - _BOTTOM + 15}" text-anchor="middle">{_number(value)}</text>')
+        parts.append(f'<text x="{place}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>')
     for value in up.ticks():
         place = up.at(value)
         parts.append(f'<path class="rule" d="M{_LEFT} {place}H{WIDTH - _RIGHT}"/>')
@@ -178,7 +185,7 @@ def _grid(across: _Ruler, up: _Ruler, x: Axis, y: Axis) -> str:
     middle_x, middle_y = (_LEFT + WIDTH - _RIGHT) / 2, (_TOP + HEIGHT - _BOTTOM) / 2
     parts.append(f'<text class="name" x="{middle_x}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x.title)}</text>')
     parts.append(
-        f'<text class="name" transform="translate(11 {middle_y}) rotate(-90)" text-anchor="middle">'
+        f'<text class="name" transform="translate(13 {middle_y}) rotate(-90)" text-anchor="middle">'
         f"{escape(y.title)}</text>"
     )
     return "".join(parts)
@@ -188,7 +195,7 @@ def _number(value: float) -> str:
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
         power = math.floor(math.log10(abs(value)) + 1e-9)
         factor = value / 10.0**power
-        ten = f'10<tspan dy="-4" font-size="9">{_minus(str(power))}</tspan>'
+        ten = f'10<tspan dy="-4" font-size="10">{_minus(str(power))}</tspan>'
         return ten if math.isclose(factor, 1) else f"{_minus(f'{factor:.3g}')}·{ten}"
     return _minus(f"{value:.4g}")
 
@@ -202,8 +209,7 @@ def _line(series: Series, across: _Ruler, up: _Ruler) -> str:
     dash = series.dash
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     line = f'<path class="line s{series.colour}"{dashed} d="{_path(places)}"/>'
-    wanted = len(places) <= _FEW_POINTS if series.markers is None else series.markers
-    marked = places if wanted else []
+    marked = places if series.is_marked else []
     return line + "".join(_marker(series.colour, *place) for place in marked)
 
 
@@ -223,5 +229,5 @@ def _sample(series: Series) -> str:
     dash = f' stroke-dasharray="{series.dash}"' if series.dash else ""
     return (
         f'<svg class="sample" viewBox="0 0 34 10" aria-hidden="true"><path class="line s{series.colour}"{dash} '
-        f'd="M1 5L33 5"/>{_marker(series.colour, 17, 5)}</svg>'
+        f'd="M1 5L33 5"/>{_marker(series.colour, 17, 5) if series.is_marked else ""}</svg>'
     )

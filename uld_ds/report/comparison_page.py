@@ -22,6 +22,10 @@ _PAGE = """<!doctype html>
 .compared {{ overflow-x: auto; }}
 .compared table {{ width: auto; }}
 .compared td {{ font-variant-numeric: tabular-nums; overflow-wrap: normal; }}
+@media (max-width: 34rem) {{
+  .compared th {{ white-space: normal; }}
+  .compared td {{ overflow-wrap: anywhere; }}
+}}
 </style>
 </head>
 <body>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uld_ds.report.alignment_page import COLOURS, KEY, ROWS, alignment_text
-from uld_ds.report.alignment_view import AlignmentView
+from uld_ds.report.alignment_view import AlignmentView, visible
 from uld_ds.report.charts import Axis, Point, Series, line_chart
 from uld_ds.report.phases import MEANINGS
 from uld_ds.report.run_style import STYLE
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 # The same line for the same model in every chart.
 STUDENT, TEACHER, BEFORE, MORE = range(4)
 _WHO = {"after": ("student, after", STUDENT), "teacher": ("teacher", TEACHER), "before": ("student, before", BEFORE)}
+
+_TERMS = {
+    "ce": "cross-entropy",
+    "uld": "ULD",
+    "likelihood": "likelihood of segments",
+    "classical": "classical distillation",
+    "hybrid": "hybrid",
+    "projection": "projection",
+}
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -37,7 +47,7 @@ _PAGE = """<!doctype html>
 <header>
 <p class="names">{teacher} <span>taught</span> {student}</p>
 <h1>{verdict}</h1>
-{facts}</header>
+{facts}{setting}</header>
 <main>
 {sections}</main>
 </body>
@@ -64,6 +74,7 @@ def run_page(report: RunReport) -> str:
         student=escape(_short(report.student)),
         verdict=escape(verdict(report)),
         facts=_state(report) + _figures(report),
+        setting=_setting(report),
         sections="".join(sections),
     )
 
@@ -100,6 +111,23 @@ def _figures(report: RunReport) -> str:
     return f'<ul class="figures">{"".join(items)}</ul>\n'
 
 
+def _setting(report: RunReport) -> str:
+    """What was learnt from, by which loss, on how many workers: the recipe in one line."""
+    recipe = report.recipe
+    data = recipe.get("data", {}).get("train", {})
+    learnt = data.get("path") or data.get("function") or data.get("name")
+    objective = recipe.get("objective", {})
+    terms = [f"{_shown(objective[term])} × {name}" for term, name in _TERMS.items() if objective.get(term)]
+    workers = report.status.workers
+    said = {
+        "Data": learnt and str(learnt),
+        "Loss": " + ".join(terms),
+        "Workers": workers and str(workers),
+    }
+    items = (f"<span><b>{name}</b> {escape(value)}</span>" for name, value in said.items() if value)
+    return f'<p class="setting">{" ".join(items)}</p>\n'
+
+
 def _number(value: float | None, form: str = ".4f") -> str | None:
     return None if value is None else format(value, form)
 
@@ -126,7 +154,7 @@ def _learning(report: RunReport) -> str:
         line_chart(
             "Bits per byte of answers",
             step,
-            Axis("lower is better"),
+            Axis("bits per byte, lower is better"),
             [
                 Series("held out", sorted(dict(held_out).items()), STUDENT, markers=True),
                 Series("training batches", _points(report, "train/bits_per_byte"), BEFORE, markers=False),
@@ -154,7 +182,8 @@ def _spectra(report: RunReport) -> str:
         return ""
     return (
         "<p>A spectrum is a next-token distribution without its tokens: probabilities in descending order. Steep is "
-        "sure, flat is unsure. ULD moves the student's towards the teacher's.</p>" + _grid([*cards, calibration])
+        "sure, flat is unsure. ULD moves the student's towards the teacher's. Each chart is of the place before the "
+        "underlined token of a held-out answer.</p>" + _grid([*cards, calibration])
     )
 
 
@@ -169,13 +198,27 @@ def _spectrum(report: RunReport, number: int, place: dict[str, Any]) -> str:
         for who in _WHO
         if who in found
     )
-    text = f"<q>…{escape(place['before'])}<mark>{escape(place['text'])}</mark></q>"
-    table = f"<table><thead><tr><td></td><th>of this token</th><th>likeliest</th></tr></thead>{rows}</table>"
+    text = f"<q>…{escape(_one_line(place['before']))}<mark>{escape(_one_line(place['text']))}</mark></q>"
+    table = (
+        f"<table class='likeliest'><thead><tr><td></td><th>underlined</th><th>likeliest</th></tr></thead>{rows}</table>"
+    )
     return f'<div class="card"><p class="context">{text}</p>{chart}{table}</div>'
 
 
+def _one_line(text: str) -> str:
+    return re.sub(r"\s*\n\s*", " ↵ ", text)
+
+
 def _likeliest(found: dict[str, Any]) -> str:
-    return " ".join(f"<code>{escape(token)}</code>&nbsp;{p:.0%}" for token, p in found["likeliest"])
+    return " ".join(
+        f'<span class="token"><code>{escape(visible(token.encode()))}</code> {_percent(p)}</span>'
+        for token, p in found["likeliest"]
+    )
+
+
+def _percent(share: float) -> str:
+    """Of a student that knows nothing yet, too: its likeliest tokens have a few hundredths of a percent."""
+    return f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
 
 
 def _calibration(report: RunReport) -> str:
@@ -223,8 +266,9 @@ def _alignments(report: RunReport) -> str:
     if not views:
         return ""
     teacher = escape(_short(views[0].teacher.name))
-    names = f"<p>Upper row: the student's tokens. Lower row: the teacher's ({teacher}).</p>"
-    return names + "".join(map(alignment_text, views)) + KEY
+    student = escape(_short(report.student))
+    names = f"<p>Upper row: the student's tokens ({student}). Lower row: the teacher's ({teacher}).</p>"
+    return names + KEY + "".join(map(alignment_text, views))
 
 
 def _time(report: RunReport) -> str:
@@ -235,7 +279,7 @@ def _time(report: RunReport) -> str:
         f'<td class="bar"><i style="width:{100 * share:.1f}%"></i></td><td>{escape(MEANINGS[phase])}</td></tr>'
         for phase, share in report.shares.items()
     )
-    table = f'<div class="card"><p><b>A step\'s seconds</b></p><table class="phases">{rows}</table></div>'
+    table = f'<div class="card two"><p><b>A step\'s seconds</b></p><table class="phases">{rows}</table></div>'
     chart = line_chart(
         "Throughput",
         Axis("optimizer step", whole=True),
@@ -251,9 +295,9 @@ def _lineage(report: RunReport) -> str:
     known = {
         "teacher": report.teacher,
         "student": report.student,
-        "run": result.get("run_id"),
+        "MLflow run": result.get("run_id"),
         "registered as": _registered(result),
-        **{key.replace("_", " "): value for key, value in lineage.items() if key not in ("teacher",)},
+        **{key.replace("_", " "): value for key, value in lineage.items() if not _says_nothing(key, value)},
     }
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(_shown(value))}</td></tr>"
@@ -263,11 +307,18 @@ def _lineage(report: RunReport) -> str:
     return f'<table class="facts">{rows}</table>'
 
 
+def _says_nothing(key: str, value: Any) -> bool:
+    """The teacher is named above; a term of weight 0 had no part in it."""
+    return key == "teacher" or (key.endswith("_weight") and value == 0)
+
+
 def _registered(result: dict[str, Any]) -> str | None:
     return f"{result['model_name']} version {result['model_version']}" if result.get("model_name") else None
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

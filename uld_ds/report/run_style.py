@@ -16,16 +16,18 @@ p { margin: .5rem 0; max-width: 46rem; }
 .names { font-weight: 600; overflow-wrap: anywhere; }
 .names span, .figures li, figcaption span, .context, .phases td:last-child { color: var(--faint); }
 .figures { display: flex; flex-wrap: wrap; gap: .5rem 2.25rem; margin: 0; padding: 0; list-style: none; }
+.setting { margin-top: 1rem; font-size: .9rem; max-width: none; overflow-wrap: anywhere; }
+.setting span { display: inline-block; margin-right: 1.5rem; }
 .figures b { color: var(--ink); font-size: 1.5rem; font-variant-numeric: tabular-nums; }
 .warning { color: var(--alarm); font-weight: 600; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(23rem, 100%), 1fr)); gap: 1.25rem; }
 .grid > * { background: var(--card); border-radius: .4rem; padding: .75rem .9rem; margin: 0; min-width: 0; }
+@media (min-width: 54rem) { .grid .two { grid-column: span 2; } }
 .grid figure { margin-inline: 0; }
-.card figure { margin: 0; }
-figcaption { min-height: 1.5rem; }
+.card figure { margin: 0 0 .75rem; }
 figcaption span { display: block; font-size: .85rem; }
 figure > svg { display: block; width: 100%; height: auto; margin-top: .4rem; }
-svg text { font: 11px system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif; fill: var(--faint); }
+svg text { font: 13px system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif; fill: var(--faint); }
 svg .name { fill: var(--ink); }
 .rule { stroke: var(--line); }
 path { fill: none; }
@@ -42,22 +44,26 @@ th { text-align: left; font-weight: 600; vertical-align: top; white-space: nowra
 td { vertical-align: top; overflow-wrap: anywhere; }
 th, td { padding: .2rem .75rem .2rem 0; }
 .card thead th { color: var(--faint); font-weight: 400; }
-.context { font-size: .9rem; margin: 0 0 .25rem; overflow-wrap: anywhere; white-space: pre-wrap; }
+.context { font-size: .9rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
+.card .context { min-height: 4.5em; }
 q { quotes: none; }
 mark { background: none; color: var(--ink); font-weight: 600; border-bottom: 2px solid var(--ink); }
 code, pre, .answer dd { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-code { white-space: pre-wrap; border: 1px solid var(--line); border-radius: .2rem; padding: 0 .2rem; }
-pre { background: var(--card); border-radius: .4rem; padding: .75rem .9rem; overflow-x: auto; font-size: .9rem; }
+code { border: 1px solid var(--line); border-radius: .2rem; padding: 0 .2rem; }
+.token { display: inline-block; margin-right: .6rem; font-variant-numeric: tabular-nums; }
+pre { background: var(--card); border-radius: .4rem; padding: .75rem .9rem; font-size: .9rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 .answer { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1rem; margin: 1rem 0;
   background: var(--card); border-radius: .4rem; padding: .75rem .9rem; }
 .answer dt { font-weight: 600; }
 .answer dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .9rem; }
 .phases td, .phases th { white-space: nowrap; }
-.phases td:last-child { white-space: normal; width: 50%; }
+.phases td:last-child { white-space: normal; width: 45%; }
 .share { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { width: 25%; padding-top: .55rem; }
+.bar { width: 35%; padding-top: .55rem; }
 .bar i { display: block; height: .6rem; background: var(--ink); }
 .facts { max-width: 60rem; }
+section .text { margin: 0; padding: 1rem 0; border-top: 0; font-size: 1rem; }
 a { color: var(--s0); }
 summary { cursor: pointer; }
 @media (max-width: 34rem) {
@@ -66,6 +72,10 @@ summary { cursor: pointer; }
   .answer { grid-template-columns: 1fr; }
   .facts th, .facts td { display: block; padding-right: 0; }
   .facts td { padding-bottom: .5rem; }
+  .likeliest thead th:last-child { display: none; }
+  .likeliest tr { display: grid; grid-template-columns: 1fr auto; padding-top: .4rem; }
+  .likeliest td { padding: 0; }
+  .likeliest td:last-child { grid-column: span 2; }
 }
 @media print {
   body { margin: 0; max-width: none; }

@@ -55,6 +55,18 @@ def test_lines_differ_in_more_than_colour() -> None:
     assert len(marks) >= 3
 
 
+def test_a_legend_shows_what_is_drawn() -> None:
+    series = [
+        Series("a", [(1, 1.0), (2, 2.0)], 0, markers=False),
+        Series("b", [(1, 1.0), (2, 3.0)], 1, markers=True),
+    ]
+    chart = line_chart("", STEPS, LOSS, series)
+    assert "figcaption" not in chart
+    first, second = re.findall(r"<li>(.*?)</li>", chart)
+    assert "mark" not in first
+    assert "mark" in second
+
+
 def test_counts_have_whole_ticks() -> None:
     chart = line_chart("", STEPS, LOSS, [Series("a", [(1, 1.0), (3, 2.0)], 0)])
     below = [e.text for e in parsed(chart).iter("text") if e.get("text-anchor") == "middle" and e.get("class") is None]

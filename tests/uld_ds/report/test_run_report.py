@@ -31,7 +31,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def distribution(p: float) -> dict[str, Any]:
-    return {"points": [[1, p], [2, (1 - p) / 2], [4, 1e-4]], "right": p, "likeliest": [["<b>", p], [" x", 0.1]]}
+    return {"points": [[1, p], [2, (1 - p) / 2], [4, 1e-4]], "right": p, "likeliest": [["<b>", p], [" x\n", 7e-4]]}
 
 
 @pytest.fixture
@@ -40,7 +40,9 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "first"
     (folder / "report").mkdir(parents=True)
     recipe = {"run": {"name": "first"}, "teacher": {"model": "org/large"}, "student": {"model": "org/<small>"}}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"registry": {"model_name": None}}))
+    recipe |= {"registry": {"model_name": None}, "data": {"train": {"source": "files", "path": "rows.jsonl"}}}
+    recipe |= {"objective": {"ce": 1.0, "uld": 0.3, "hybrid": 0.0}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     writer = ProgressWriter(folder / "progress.jsonl")
     writer.start(0, 3, workers=1)
     writer.evaluation(0, "teacher", 2.0)
@@ -51,10 +53,17 @@ def run(tmp_path: Path) -> Path:
     calibration = {"tokens": 50, "error": 0.125, "bins": [{"tokens": 50, "confidence": 0.5, "accuracy": 0.375}]}
     kept: dict[str, Any] = {
         **{who: {"spectra": [distribution(p)], "calibration": calibration} for who, p in MODELS.items()},
-        "places": [{"prompt": "Q", "before": "the long <i>", "text": "er"}],
+        "places": [{"prompt": "Q", "before": "the long\n\n <i>", "text": "er"}],
         "alignment": [view_alignment(zoo.characters(), zoo.plain_bytes(), "aé", teacher_name="org/large").to_json()],
         "answers": [{"prompt": "What?", "given": "That.", "before": "zz", "after": " ", "teacher": "That & more."}],
-        "lineage": {"teacher": "org/large", "data_digest": "d" * 64, "code_revision": f"{COMMIT}-dirty"},
+        "lineage": {
+            "teacher": "org/large",
+            "same_tokenizer": False,
+            "uld_weight": 0.3,
+            "hybrid_weight": 0.0,
+            "data_digest": "d" * 64,
+            "code_revision": f"{COMMIT}-dirty",
+        },
     }
     for name, content in kept.items():
         (folder / "report" / f"{name}.json").write_text(json.dumps(content))
@@ -105,14 +114,16 @@ def test_everything_is_there_and_nothing_is_loaded(run: Path) -> None:
         "After 3 steps the student needs 3.0000 bits per byte of held-out answers instead of 4.0000 (-25.0%): "
         "50% of the way to its teacher (2.0000).",
         "75% of the student's tokens begin a segment",
+        "Data rows.jsonl Loss 1 × cross-entropy + 0.3 × ULD Workers 1",
         "Cross-entropy",
         "ULD distance",
         "Bits per byte of answers",
-        "…the long <i> er",
-        "student, after 40.00% <b> 40% x 10%",
+        "…the long ↵ <i> er",
+        "student, after 40.00% <b> 40% ·x↵ 0.07%",
         "student, after: off by 12.5%",
         "student, after nothing teacher That & more. given answer That.",
         "teacher 40.0% teacher's forward",
+        "same tokenizer no uld weight 0.3 data digest",
         f"code revision {COMMIT}-dirty",
         "registered as small version 3",
         f"git checkout {COMMIT} # and changes that were not committed uld-ds train recipe.yaml --set "
@@ -136,7 +147,7 @@ def test_the_picture_of_the_alignment_is_that_of_align(run: Path) -> None:
 
 
 def test_lines_are_told_apart_without_colour(run: Path) -> None:
-    (chart,) = re.findall(r'aria-label="(: student, after.*?)</figure>', report_page(run), flags=re.S)
+    (chart,) = re.findall(r'aria-label="(student, after.*?)</figure>', report_page(run), flags=re.S)
     assert set(re.findall(r'class="line s\d"(?: stroke-dasharray="([\d ]+)")?', chart)) == {"", "7 4", "2 3"}
 
 
