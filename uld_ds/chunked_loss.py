@@ -56,8 +56,9 @@ class Rows:
         self.ce_slopes.index_add_(0, self.earlier, -slope[self.earlier_segment].to(self.ce_slopes.dtype))
 
 
-NUM_PARTS = 4
-"""What is known of every row: cross-entropy, ULD distance, the head's share of that, its error bound."""
+NUM_PARTS = 5
+"""What is known of every row: cross-entropy, ULD distance, the head's share of that, its error bound, whether it passed
+the gate (and has a distance)."""
 OneChunk = Callable[[Tensor, Rows, slice], tuple[list[Tensor], Tensor]]
 """From logits [C, V] of some rows: [C] each of the ``NUM_PARTS`` and of every term, and [C, V] d loss / d logits."""
 

@@ -18,53 +18,11 @@ from uld_ds.finite import NonFiniteTeacherError, Watch
 from uld_ds.language_model import Consume, Head, scores_of
 from uld_ds.normalisation import RowWeights, step_weights
 from uld_ds.objective import Objective
+from uld_ds.step_result import StepResult
 from uld_ds.teachers import TeacherSource
 from uld_ds.teachers.tokens import TeacherSegments, TeacherTokens
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step did, over all ranks."""
-
-    loss: float
-    ce: float
-    """Cross-entropy, nats per answer token (per sample with ``normalise: sample``)."""
-    uld: float
-    """ULD distance per segment, 0 to 2."""
-    uld_head: float
-    """Share of ``uld`` that lies among the largest probabilities, 0 to 1."""
-    uld_bound: float
-    """``uld`` is at most this far from the exact distance; NaN where that is not computed."""
-    likelihood: float | None
-    """Divergence of likelihood matching per segment; None where it has no weight."""
-    terms: dict[str, float]
-    """Of each term that looks at identities, by its name: nats per segment."""
-    teacher_entropy: float
-    """Nats, mean over segments."""
-    student_entropy: float
-    """Nats, mean over a sample of answer tokens."""
-    bits_per_byte: float
-    """Of the step's own training answers, before the update."""
-    learning_rate: float
-    """The one this step used."""
-    gradient_norm: float
-    """Before clipping."""
-    teacher_tokens: int
-    """Tokens in all forwards of the teacher, without padding."""
-    student_tokens: int
-    teacher_bytes: int
-    """Of the teacher's weights, received by all ranks together from others."""
-    seconds: dict[str, float]
-    """Per phase: ``data`` (to the device), ``teacher``, ``reduce`` (counts and sums over ranks, and waiting for them),
-    ``student`` (forward), ``loss``, ``backward``, ``step`` (the optimizer). No second is in two of them."""
-    skipped: bool = False
-    """Something was not finite, on whichever rank: no rank has changed its weights or its optimizer's state."""
-    suspects: tuple[int, ...] = ()
-    """Of a skipped step: the examples of all ranks that it came from; where that cannot be told, all of the step."""
-    reason: str = ""
-    """Of a skipped step: what was not finite."""
 
 
 @dataclass
@@ -168,8 +126,7 @@ class DistillationEngine:
         )
         return StepResult(
             **numbers,
-            likelihood=None,
-            terms={},
+            options={},
             learning_rate=learning_rate,
             gradient_norm=float("nan"),
             teacher_tokens=0,
@@ -286,8 +243,7 @@ class DistillationEngine:
             uld=whole["uld"],
             uld_head=whole["uld_head"] / max(whole["uld"], 1e-12),
             uld_bound=whole["uld_bound"],
-            likelihood=whole.get("likelihood"),
-            terms={term.name: whole[term.name] for term in self.objective.terms},
+            options={name: whole[name] for name in self.objective.optional_parts},
             teacher_entropy=whole["teacher_entropy"],
             student_entropy=whole["student_entropy"] / max(whole["student_entropy_rows"], 1.0),
             bits_per_byte=bits(whole["nats"]) / whole["bytes"],

@@ -162,6 +162,7 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "merge": objective.merge,
         "ce_weight": objective.ce,
         "uld_weight": objective.uld,
+        "uld_gate": objective.uld_gate,
         "likelihood_weight": objective.likelihood,
         "classical_weight": objective.classical,
         "classical_divergence": objective.classical_divergence if objective.classical else None,

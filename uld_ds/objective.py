@@ -30,6 +30,7 @@ from uld_ds.recipe import ObjectiveSettings
 from uld_ds.spectrum import Spectrum
 from uld_ds.top_tokens import TopTokens
 from uld_ds.uld import uld_distance, uld_value_and_grad
+from uld_ds.uld_gate import passes_gate
 from uld_ds.vocabulary import VocabularyRelations
 
 # Rows of a micro-batch whose student entropy is measured: enough for a curve, few enough to cost nothing.
@@ -58,6 +59,13 @@ class Objective:
     def __post_init__(self) -> None:
         if [term.name for term in self.terms] != weighed_terms(self.settings):
             raise ValueError(f"the objective needs {weighed_terms(self.settings)}: see Objective.of")
+
+    @property
+    def optional_parts(self) -> list[str]:
+        """Names of the parts that only some objectives have."""
+        settings = self.settings
+        has = {"likelihood": bool(settings.likelihood), "uld_gate": settings.uld_gate is not None}
+        return [name for name, there in has.items() if there] + [term.name for term in self.terms]
 
     @classmethod
     def of(
@@ -100,8 +108,9 @@ class Objective:
             (without the recipe's weights, so that they compare across recipes), ``uld_head`` (the share of ``uld``
             among the largest probabilities), ``uld_bound`` (how far ``uld`` may be from the exact distance),
             ``teacher_entropy`` (nats, weighed like ``uld``), ``student_entropy`` (nats, summed over a sample of
-            ``student_entropy_rows`` rows); with likelihood matching ``likelihood``; of every term
-            its value, by its name. Beside them ``token_nats`` [A].
+            ``student_entropy_rows`` rows); the ``optional_parts``: ``likelihood``, ``uld_gate`` (the share of segments
+            that passed it; the others have no part in ``uld``), of every term its value. Beside them
+            ``token_nats`` [A].
 
         Raises:
             ValueError: the spectrum has another number of rows than there are segments; what a term needs is missing.
@@ -116,12 +125,14 @@ class Objective:
         in_order, *of_rows = (part.detach() for part in per_row)
         nats = torch.empty_like(in_order)
         nats[order] = in_order
-        distance, head_distance, bound, *of_terms = (part[: len(segments)] for part in of_rows)
+        distance, head_distance, bound, passed, *of_terms = (part[: len(segments)] for part in of_rows)
         of_segments = weights.segments.to(distance.dtype)
         with torch.no_grad():
             counted = (weights.answers[:_ENTROPY_ROWS] > 0).float()
             student_entropy = entropy(head.logits(hidden[:_ENTROPY_ROWS])) @ counted
         parts = {} if likelihood is None else {"likelihood": likelihood.value @ weights.segments.double()}
+        if self.settings.uld_gate is not None:
+            parts["uld_gate"] = passed @ of_segments
         for term, value in zip(self.terms, of_terms, strict=True):
             parts[term.name] = value @ weights.segments.to(value.dtype)
         return loss, parts | {
@@ -230,11 +241,13 @@ class Objective:
         targets = rows.ids[chunk, None]
         slopes = rows.ce_slopes[chunk]
         if chunk.start < rows.num_compared:
+            passed = passes_gate(logits, rows.ids[chunk], self.settings.uld_gate)
             grad = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
             terms = uld_value_and_grad(
                 logits,
                 rows.spectrum[chunk],
                 student_log_scale=None if rows.log_scale is None else rows.log_scale[chunk],
+                mask=passed,
                 weight=rows.uld_weights[chunk],
                 probability_weight=slopes,
                 out=grad,
@@ -245,11 +258,11 @@ class Objective:
                 rows.note_scale_slopes(chunk, rows.uld_weights[chunk] * terms.grad_log_scale)
             assert terms.bound is not None
             log_normaliser = terms.log_normaliser
-            of_segments = [terms.distance, terms.head, terms.bound]
+            of_segments = [terms.distance, terms.head, terms.bound, passed.to(log_normaliser.dtype)]
         else:
             log_normaliser = logits.float().logsumexp(1)
             grad = (logits.float() - log_normaliser[:, None]).exp_().mul_(slopes[:, None])
-            of_segments = [torch.zeros_like(log_normaliser)] * 3
+            of_segments = [torch.zeros_like(log_normaliser)] * 4
         nats = log_normaliser - logits.gather(1, targets).squeeze(1)
         grad.scatter_add_(1, targets, -slopes[:, None].to(grad.dtype))
         return _Chunk([nats, *of_segments], grad, log_normaliser)
@@ -263,15 +276,17 @@ class Objective:
         with torch.enable_grad():
             z = logits.detach().float().masked_fill(broken[:, None], 0.0).requires_grad_()
             nats = F.cross_entropy(z, rows.ids[chunk], reduction="none")
-            distance = torch.zeros_like(nats)
+            distance = passed = torch.zeros_like(nats)
             loss = nats @ rows.ce_slopes[chunk]
             if chunk.start < rows.num_compared:
                 scale = None if rows.log_scale is None else rows.log_scale[chunk].clone().requires_grad_()
+                passed = passes_gate(z, rows.ids[chunk], self.settings.uld_gate).to(nats.dtype)
                 distance = uld_distance(
                     z,
                     rows.spectrum[chunk],
                     student_temperature=self.settings.student_temperature,
                     method=self.settings.method,
+                    mask=passed,
                     student_log_scale=scale,
                 )
                 loss = loss + distance.to(nats.dtype) @ rows.uld_weights[chunk]
@@ -280,7 +295,7 @@ class Objective:
             rows.note_scale_slopes(chunk, of_scale[0])
         nats, distance = (part.detach().masked_fill(broken, float("nan")) for part in (nats, distance))
         unknown = torch.full_like(nats, float("nan"))
-        return _Chunk([nats, distance, unknown, unknown], grad, logits.float().logsumexp(1))
+        return _Chunk([nats, distance, unknown, unknown, passed], grad, logits.float().logsumexp(1))
 
 
 def _inverse(order: Tensor) -> Tensor:

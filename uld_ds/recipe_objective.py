@@ -14,6 +14,9 @@ class ObjectiveSettings(Strict):
     """Weight of the cross-entropy on the answer."""
     uld: Annotated[float, Field(ge=0)] = 1.5
     """Weight of the ULD distance (the paper's lambda)."""
+    uld_gate: Annotated[int, Field(ge=1)] | None = None
+    """The ULD distance counts only where the right token is among the student's so many likeliest, e.g. 10; elsewhere
+    it is 0, and what is left weighs what it did. Default: it counts everywhere."""
     likelihood: Annotated[float, Field(ge=0)] = 0.0
     """Weight of likelihood matching: what probability do both models give to each segment's bytes?"""
     likelihood_divergence: Literal["kl", "reverse_kl", "jensen_shannon", "total_variation"] = "kl"
@@ -60,6 +63,8 @@ class ObjectiveSettings(Strict):
         if not any(getattr(self, name) for name in weights):
             *most, last = (f"objective.{name}" for name in weights)
             raise ValueError(f"{', '.join(most)} and {last} are all 0: nothing to learn")
+        if self.uld_gate is not None and not self.uld:
+            raise ValueError(f"objective.uld_gate {self.uld_gate} has no effect with objective.uld 0")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from uld_ds.engine import StepResult
+from uld_ds.step_result import StepResult
 
 # A whole batch may be under suspicion; a line stays readable.
 MOST_SHOWN = 64

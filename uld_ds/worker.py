@@ -21,7 +21,7 @@ from uld_ds.data.order import deal, num_run_examples, num_steps, step_examples
 from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.windows import Batcher, MicroBatch
 from uld_ds.distributed import Ranks, device_for
-from uld_ds.engine import DistillationEngine, StepResult
+from uld_ds.engine import DistillationEngine
 from uld_ds.evaluation.bits_per_byte import Scores, bits_per_byte, of_stored, of_student, of_teacher
 from uld_ds.evaluation.calibration import Calibration
 from uld_ds.export import export_student
@@ -42,6 +42,7 @@ from uld_ds.report.keeper import ReportKeeper, shown_rows
 from uld_ds.report.phases import with_other
 from uld_ds.report.progress import ProgressWriter
 from uld_ds.skipped import SkippedSteps
+from uld_ds.step_result import StepResult
 from uld_ds.stopping import StopFile
 from uld_ds.system_metrics import NodeMonitor
 from uld_ds.teachers import TeacherSource
@@ -382,24 +383,10 @@ class Worker:
         if self.recorder is None or self.progress is None:
             return
         metrics = {
-            "train/loss": result.loss,
-            "train/ce": result.ce,
-            "train/uld": result.uld,
-            "train/uld_head_share": result.uld_head,
-            "train/uld_error_bound": result.uld_bound,
-            **({} if result.likelihood is None else {"train/likelihood": result.likelihood}),
-            **{f"train/{name}": value for name, value in result.terms.items()},
-            "train/teacher_entropy": result.teacher_entropy,
-            "train/student_entropy": result.student_entropy,
-            "train/bits_per_byte": result.bits_per_byte,
-            "train/learning_rate": result.learning_rate,
-            "train/gradient_norm": result.gradient_norm,
+            **result.metrics(),
             "tokens_per_second": (result.student_tokens + result.teacher_tokens) / seconds,
             "seconds/total": seconds,
             **{f"seconds/{phase}": value for phase, value in phases.items()},
-            "student_tokens": float(result.student_tokens),
-            "teacher_tokens": float(result.teacher_tokens),
-            "teacher_bytes_gathered": float(result.teacher_bytes),
             "peak_memory_bytes": float(peak_memory_bytes(self.device)),
         }
         self.recorder.metrics(state.step, metrics)

@@ -94,7 +94,7 @@ def gradient_of_one_step(config: dict[str, Any], indices: list[int]) -> dict[str
 
     engine.student.step = step_and_look
     result = engine.train_step(window_of(job, batcher, np.asarray(indices), ranks))
-    return {"gradients": gradients, "loss": result.loss, "ce": result.ce, "uld": result.uld} | result.terms
+    return {"gradients": gradients, "loss": result.loss, "ce": result.ce, "uld": result.uld} | result.options
 
 
 def gradients_of_steps(configs: dict[str, dict[str, Any]], indices: list[int]) -> dict[str, dict[str, Any]]:
@@ -111,6 +111,7 @@ def variant(recipe: dict[str, Any], *, workers: int, micro: int, normalise: str,
         "objective": {
             "normalise": normalise,
             "uld": 1.5,
+            "uld_gate": 200,
             "classical": 0.7,
             "hybrid": 0.4,
             "projection": 0.9,
@@ -141,12 +142,13 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
     assert len(outcomes) == 6
     for name, outcome in outcomes.items():
         reference = outcomes["1 rank x 1, " + name.rpartition(", ")[2]]
-        for key in ("loss", "ce", "uld", "classical", "hybrid", "projection"):
+        for key in ("loss", "ce", "uld", "uld_gate", "classical", "hybrid", "projection"):
             assert outcome[key] == pytest.approx(reference[key], rel=1e-6), (name, key)
         for parameter, gradient in outcome["gradients"].items():
             expected = reference["gradients"][parameter]
             error = (gradient - expected).norm() / expected.norm()
             assert error < 2e-6, (name, parameter, float(error))
+    assert 0.1 < outcomes["1 rank x 1, token"]["uld_gate"] < 0.9, "the gate must tell segments apart"
     difference = outcomes["1 rank x 1, token"]["ce"] - outcomes["1 rank x 1, sample"]["ce"]
     assert abs(difference) > 1e-4, "uneven answers must tell the two normalisations apart"
 
@@ -196,7 +198,7 @@ def test_step_equals_plain_formulas_on_unsharded_models(
     tiny_recipe: dict[str, Any], tmp_path: Path, merge: str
 ) -> None:
     recipe = variant(tiny_recipe, workers=1, micro=2, normalise="token", stage="zero3")
-    recipe["objective"] |= {"merge": merge, "classical": 0.0, "hybrid": 0.0, "projection": 0.0}
+    recipe["objective"] |= {"merge": merge, "uld_gate": None, "classical": 0.0, "hybrid": 0.0, "projection": 0.0}
     job = prepared_job(recipe, tmp_path)
     (found,) = run_on_ranks(plain_step, 1, job.to_config(), [0, 1, 2, 3, 4, 5, 6, 7])
     assert found["ce"] == pytest.approx(found["plain_ce"], rel=1e-5)

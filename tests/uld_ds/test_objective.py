@@ -70,6 +70,7 @@ class Case:
         leaves = self.leaves(torch.float64)
         logits = self.head(leaves).logits(leaves[0])
         nats = F.cross_entropy(logits, self.batch.answer_ids, reduction="none")
+        loss = settings.ce * (nats @ self.weights.answers.double())
         compared = SEGMENTS if settings.merge == "first" else STOPS - 1
         p = (logits[compared] / settings.student_temperature).softmax(-1).sort(-1, descending=True).values
         q = (self.teacher.double() / settings.teacher_temperature).softmax(-1).sort(-1, descending=True).values
@@ -78,13 +79,21 @@ class Case:
             p = p * torch.stack(scale).exp()[:, None]
             q = q * self.teacher_scale.double().exp()[:, None]
         distance = (F.pad(p, (0, TEACHER_VOCAB - VOCAB)) - q).abs().sum(-1)
-        loss = settings.ce * (nats @ self.weights.answers.double())
-        loss = loss + settings.uld * (distance @ self.weights.segments.double())
+        if settings.uld_gate is not None:
+            distance = distance[passed := self.passed(logits, compared, settings.uld_gate)]
+            loss = loss + settings.uld * (distance @ self.weights.segments.double()[passed])
+        else:
+            loss = loss + settings.uld * (distance @ self.weights.segments.double())
         loss = loss + settings.likelihood * (self.binary_kl(nats, settings) @ self.weights.segments.double())
         if settings.classical:
             loss = loss + settings.classical * (self.lumped(logits, settings) @ self.weights.segments.double())
         loss.backward()
         return loss.item(), [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    def passed(self, logits: Tensor, compared: Tensor, rank: int) -> list[int]:
+        """Which segments' right token is among the likeliest, by sorting."""
+        best = logits[compared].argsort(1, descending=True)[:, :rank].tolist()
+        return [n for n, row in enumerate(compared) if int(self.batch.answer_ids[row]) in best[n]]
 
     def lumped(self, logits: Tensor, settings: ObjectiveSettings) -> Tensor:
         """[S] KL(teacher, student) over the teacher's likeliest tokens and all others together."""
@@ -151,6 +160,9 @@ def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         {"merge": "chain"},
         {"merge": "chain", "ce": 0.0},
         {"merge": "chain", "method": "exact", "student_temperature": 2.0},
+        {"uld_gate": 80},
+        {"uld_gate": 80, "merge": "chain", "ce": 0.0},
+        {"uld_gate": 80, "method": "exact", "student_temperature": 2.0, "likelihood": 0.5},
         {"ce": 0.0, "uld": 0.0, "likelihood": 1.0},
         {"uld": 0.3, "likelihood": 0.7, "likelihood_temperature": 100.0},
         {"merge": "chain", "likelihood": 2.0},
@@ -161,6 +173,7 @@ def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     ],
     ids=[
         *("closed form", "uld only", "ce only", "exact", "temperatures", "chain", "chain alone", "chain exact"),
+        *("gated", "gated chain", "gated by autograd"),
         *("likelihood alone", "all three", "chain and likelihood", "exact and likelihood"),
         *("classical alone", "all four", "classical by autograd"),
     ],
@@ -189,6 +202,24 @@ def test_parts_add_up_to_the_loss() -> None:
     wanted = entropy(Case().teacher) @ Case().weights.segments
     assert parts["teacher_entropy"].item() == pytest.approx(wanted.item(), rel=1e-3)
     assert parts["student_entropy_rows"].item() == ANSWERS
+
+
+def test_the_gate_opens_for_the_right_tokens_rank() -> None:
+    example, shares = Case(), []
+    logits = example.head(example.leaves(torch.float64)).logits(example.hidden.double())
+    free = example.chunked(ObjectiveSettings())[2]
+    for rank in (1, 40, 80, VOCAB):
+        parts = example.chunked(ObjectiveSettings(uld_gate=rank))[2]
+        passed = example.passed(logits, SEGMENTS, rank)
+        assert parts["uld_gate"].item() == pytest.approx(example.weights.segments[passed].sum().item(), rel=1e-6)
+        assert parts["ce"].item() == free["ce"].item()
+        assert 0 <= parts["uld"].item() <= free["uld"].item()
+        shares.append(len(passed))
+    # The denominator stays that of all segments; the case tells ranks apart.
+    assert parts["uld"].item() == free["uld"].item()
+    assert shares == sorted(set(shares))
+    assert shares[-1] == len(SEGMENTS)
+    assert "uld_gate" not in free
 
 
 def test_no_segment_leaves_cross_entropy() -> None:

@@ -267,6 +267,10 @@ def test_a_long_value_is_shown_in_part() -> None:
             "objective.projection are all 0: nothing to learn",
         ),
         (
+            {"objective": {"uld": 0.0, "uld_gate": 10}},
+            "objective: objective.uld_gate 10 has no effect with objective.uld 0",
+        ),
+        (
             {"objective": {"projection": 1.0, "merge": "chain"}},
             "objective: objective.merge 'chain' has no meaning for objective.projection, which compares both models "
             "where a segment begins; take merge 'first'",

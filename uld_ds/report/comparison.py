@@ -134,7 +134,8 @@ def _student(settings: dict[str, Any]) -> str:
 
 def _objective(settings: dict[str, Any]) -> str:
     terms = [f"{settings[name]:g} {name}" for name in _WEIGHTS if settings.get(name)]
-    return f"{' + '.join(terms)}, {settings.get('alignment', 'segments')}"
+    gate = f", uld_gate {settings['uld_gate']}" if settings.get("uld_gate") else ""
+    return f"{' + '.join(terms)}, {settings.get('alignment', 'segments')}{gate}"
 
 
 def _tokens(steps: Sequence[dict[str, Any]]) -> int | None:

@@ -99,6 +99,8 @@ Bits per byte of answers that no training example holds; lower is better, whatev
 
 def _other_terms(facts: Mapping[str, Any]) -> str:
     text = ""
+    if rank := facts.get("uld_gate"):
+        text += f" (where the right token is among the student's {rank} likeliest)"
     if weight := facts.get("likelihood_weight"):
         text += f" + {weight} x likelihood matching ([arXiv 2503.20083](https://arxiv.org/abs/2503.20083))"
     if weight := facts.get("classical_weight"):

@@ -249,7 +249,7 @@ def step_of_each(configs: dict[str, dict[str, Any]], path: str) -> dict[str, Any
             engine.student.step = look
             result = engine.train_step(window_of(job, batcher, np.arange(8), engine.ranks))
             found[f"{name} {source}"] = {"loss": result.loss, "uld": result.uld, "gradient": torch.cat(gradients)}
-            found[f"{name} {source}"] |= result.terms
+            found[f"{name} {source}"] |= result.options
     return found
 
 
