@@ -3,10 +3,12 @@
     python benchmarks/quality.py --quick                                   # does it run: a few minutes
     python benchmarks/quality.py --folder ~/quality --fraction 100         # resumes: finished runs are kept there
     python benchmarks/quality.py --folder ~/quality --arm ce --arm "ce+0.3uld first" --student scratch --seeds 5
+    python benchmarks/quality.py --folder ~/quality --budget 60 --budget 100                # also with fewer steps
     python benchmarks/quality.py --folder ~/quality --report               # what is there so far, nothing is run
 
-Teacher: SmolLM2-135M-Instruct, asked once (a spectrum store). Data: docstrings of Python's standard library, as in the
-demo recipe; the answers are given ones. Students, both with a 4,096-entry Unigram tokenizer:
+Teacher: SmolLM2-135M-Instruct, asked once (a spectrum store). Data: questions about Python's standard library, as in
+the demo recipe; answers are the docstrings (given), or what the teacher says (--answers teacher). Students, both with a
+4,096-entry Unigram tokenizer:
 
     scratch   a Llama of 1.4M parameters, from nothing
     pruned    three layers of SmolLM2, embeddings made anew for the tokenizer (student.embeddings: spelled)
@@ -18,6 +20,8 @@ initial weights of a seed; a share of the data below 100 % means more epochs ove
     against ce          difference from cross-entropy alone, by seed; 95 % bootstrap interval over seeds and documents
     tokens              student tokens until ce's final quality is reached, share of ce's (learning rates fall until
                         the last step, so even a better arm reaches it late)
+    60 % of the steps   the same arm with so many steps, its learning rate falling within them, against all of ce's:
+                        0 or less where so many tokens are enough for ce's final quality (--budget)
     token F1            of greedy answers to a few held-out prompts; small students hardly say anything right
     verdict             better or worse where both that and a t interval over seeds say so; weaker where only it does
 
@@ -40,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import quality_table
 from measuring import add_output_options, write_results
-from quality_setup import ARMS, BASELINE, FULL, QUICK, STUDENTS, Cell, Size, prepare, setup_facts
+from quality_setup import ANSWERS, ARMS, BASELINE, FULL, QUICK, STUDENTS, Cell, Size, prepare, setup_facts
 
 QUICK_ARMS = [BASELINE, "ce+0.3uld first"]
 
@@ -62,7 +66,8 @@ def measure(folder: Path, size: Size, options: argparse.Namespace) -> int:
     if not options.report:
         wanted = [cell for cell in cells_of(options) if load(results, cell, size) is None]
         if wanted:
-            prepare(folder, size)
+            for answers in options.answers:
+                prepare(folder, size, answers)
             failed = run_all(folder, results, size, wanted, options.workers)
     found = [load(results, cell, size) for cell in cells_of(options)]
     records = [record for record in found if record is not None]
@@ -76,9 +81,11 @@ def measure(folder: Path, size: Size, options: argparse.Namespace) -> int:
 def cells_of(options: argparse.Namespace) -> list[Cell]:
     """In the order in which they run: all arms of a seed beside each other."""
     return [
-        Cell(student, arm, percent, seed)
+        Cell(student, arm, percent, seed, budget, answers)
+        for answers in options.answers
         for student in options.student
         for percent in options.fraction
+        for budget in options.budget
         for seed in range(options.seeds)
         for arm in options.arm
     ]
@@ -90,7 +97,7 @@ def load(results: Path, cell: Cell, size: Size) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     record: dict[str, Any] = json.loads(file.read_text())
-    same = record["setup"] == json.loads(json.dumps(setup_facts(size))) and record["arm"] == ARMS[cell.arm]
+    same = record["setup"] == json.loads(json.dumps(setup_facts(size, cell))) and record["arm"] == ARMS[cell.arm]
     return record if same else None
 
 
@@ -117,6 +124,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--arm", action="append", choices=list(ARMS), help="repeatable; default: all")
     parser.add_argument("--student", action="append", choices=list(STUDENTS), help="repeatable; default: all")
     parser.add_argument("--fraction", action="append", type=int, help="percent of the data; default: 100, 50, 25")
+    parser.add_argument("--budget", action="append", type=int, help="percent of the steps, repeatable; default: 100")
+    parser.add_argument("--answers", action="append", choices=ANSWERS, help="whose, repeatable; default: given")
     parser.add_argument("--seeds", type=int, help="runs of each; default: 3")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     parser.add_argument("--report", action="store_true", help="run nothing, print what is in --folder")
@@ -125,11 +134,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.arm = options.arm or (QUICK_ARMS if options.quick else list(ARMS))
     options.student = options.student or (["scratch"] if options.quick else list(STUDENTS))
     options.fraction = options.fraction or ([100] if options.quick else [100, 50, 25])
+    options.budget = options.budget or [100]
+    options.answers = options.answers or ["given"]
     options.seeds = options.seeds or (1 if options.quick else 3)
     if BASELINE not in options.arm:
         options.arm.insert(0, BASELINE)
-    if not all(0 < percent <= 100 for percent in options.fraction):
-        parser.error("--fraction is a percentage between 1 and 100")
+    if not all(0 < percent <= 100 for percent in options.fraction + options.budget):
+        parser.error("--fraction and --budget are percentages between 1 and 100")
     if options.report and options.folder is None:
         parser.error("--report needs --folder")
     return options

@@ -8,7 +8,6 @@ import logging
 import os
 import tempfile
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from quality_setup import ARMS, Cell, Size, recipe_of, setup_facts
+from quality_setup import ARMS, Cell, Size, recipe_of, rows_of, setup_facts
 from transformers import set_seed
 
-from launcher.recipes.stdlib_docstrings import pairs
 from uld_ds.data.order import deal, step_examples
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.sides import TextSide
@@ -75,7 +73,7 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     evaluated = Preparer(recipe, side, StoredSide(held_out)).prepare(recipe.data.eval, "data.eval", cache)
     job = Job(recipe, folder, "", str(place), "", "", False, student_config(recipe, on_gpu=False), {}, {})
     engine = DistillationEngine(
-        load_student(job, CPU, size.steps[cell.student]),
+        load_student(job, CPU, cell.steps(size)),
         StoredTeacher(store, train.rows),
         objective_of(recipe, side),
         ranks=Ranks.current(),
@@ -85,9 +83,11 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     batches = Batcher(train.rows, padding=padding, merge=recipe.objective.merge)
     held_out_batches = Batcher(evaluated.rows, padding=padding)
     curve, skipped, documents = train_and_measure(engine, recipe, size, batches, held_out_batches)
-    answers = f1_of_answers(engine, side, size)
+    answers = f1_of_answers(
+        engine, side, rows_of(folder, size, cell.answers, "held_out")[: size.prompts], size.new_tokens
+    )
     record = {
-        "setup": setup_facts(size),
+        "setup": setup_facts(size, cell),
         "cell": vars(cell),
         "arm": ARMS[cell.arm],
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in engine.student.module.parameters()),
@@ -153,14 +153,15 @@ def measured(engine: DistillationEngine, batcher: Batcher, per_forward: int = 8)
     return nats, num_bytes
 
 
-def f1_of_answers(engine: DistillationEngine, side: TextSide, size: Size) -> list[float]:
-    """Token F1, in percent, of greedy answers to some held-out prompts, against the references."""
-    rows = list(islice(pairs("held_out"), size.prompts))
+def f1_of_answers(
+    engine: DistillationEngine, side: TextSide, rows: list[dict[str, str]], new_tokens: int
+) -> list[float]:
+    """Token F1, in percent, of greedy answers to the prompts of ``rows``, against the answers in them."""
     prompts = [side.prompt_ids(Example.of(row["prompt"], row["answer"])) for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         export_student(engine.student, side.tokenizer, Path(folder) / "export", Ranks.current())
         model = Model(str(Path(folder) / "export"), None, "fp32", CPU)
-    decoding = Decoding(max_new_tokens=size.new_tokens)
+    decoding = Decoding(max_new_tokens=new_tokens)
     answers = model.answer(prompts, decoding, [str(n) for n in range(len(rows))])
     said = [Prediction(answer.text, (row["answer"],)) for answer, row in zip(answers, rows, strict=True)]
     found: Any = score(said, ["f1"]).rows[:, 0]

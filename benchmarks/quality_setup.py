@@ -7,20 +7,25 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import pandas as pd
 import yaml
 
-from uld_ds.recipe import ObjectiveSettings, Recipe, load_recipe, parse_recipe
+from launcher.recipes.stdlib_docstrings import pairs
+from uld_ds.recipe import Recipe, load_recipe, parse_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "launcher" / "recipes" / "demo.yaml"
 BASELINE = "ce"
+Answers = Literal["given", "teacher"]
+ANSWERS: tuple[Answers, ...] = get_args(Answers)
 SEGMENTS: dict[str, Any] = {"alignment": "segments"}
 POSITIONAL: dict[str, Any] = {"alignment": "positional"}
 # The objective of each arm; what is not said is zero. The first is what the others are compared with.
-ALL_ARMS: dict[str, dict[str, Any]] = {
+ARMS: dict[str, dict[str, Any]] = {
     BASELINE: {"ce": 1.0},
     "ce+1.5uld positional": {"ce": 1.0, "uld": 1.5, **POSITIONAL},
     "ce+0.3uld positional": {"ce": 1.0, "uld": 0.3, **POSITIONAL},
@@ -33,9 +38,10 @@ ALL_ARMS: dict[str, dict[str, Any]] = {
     "ce+1hybrid": {"ce": 1.0, "hybrid": 1.0, **SEGMENTS},
     "0.3ce+0.7projection": {"ce": 0.3, "projection": 0.7, **SEGMENTS},
 }
-# Those that this version of the objective knows.
-ARMS = {name: terms for name, terms in ALL_ARMS.items() if terms.keys() <= ObjectiveSettings.model_fields.keys()}
-
+COLUMNS: dict[Answers, dict[str, str]] = {
+    "given": {"prompt": "prompt", "answer": "answer"},
+    "teacher": {"prompt": "prompt", "answer": "teacher_answer"},
+}
 TOKENIZER = {"train": "unigram", "vocab_size": 4096}
 STUDENTS: dict[str, dict[str, Any]] = {
     "scratch": {
@@ -53,8 +59,11 @@ STUDENTS: dict[str, dict[str, Any]] = {
         "embeddings": "spelled",
     },
 }
-# Of the demo for a new student; a quarter of it for weights that know something. Not tuned for any arm.
-LEARNING_RATES = {"scratch": 4e-3, "pruned": 1e-3}
+# The best of three for cross-entropy alone; not tuned for any other arm. With the demo's (4e-3) seeds differ five times
+# as much, and more than most arms.
+LEARNING_RATES = {"scratch": 2e-3, "pruned": 1e-3}
+# Of the teacher, greedily; longer ones are cut there.
+ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -86,14 +95,38 @@ class Cell:
     percent: int
     """Of the training examples; steps, and tokens up to the length of answers, stay the same."""
     seed: int
+    budget: int = 100
+    """Percent of the steps, with a learning rate that falls to its end within them."""
+    answers: Answers = "given"
+    """Whose answers the student learns, and is measured on."""
 
     @property
     def name(self) -> str:
-        return f"{self.student} {self.arm} {self.percent} {self.seed}".replace(" ", "_")
+        """Of its file."""
+        parts = [self.student, self.arm, self.percent, self.seed]
+        parts += [f"of-{self.budget}"] if self.budget != 100 else []
+        parts += [f"{self.answers}-answers"] if self.answers != "given" else []
+        return "_".join(str(part) for part in parts).replace(" ", "_")
+
+    def steps(self, size: Size) -> int:
+        """That it trains for."""
+        return max(1, size.steps[self.student] * self.budget // 100)
 
 
-def source(split: str, limit: int) -> dict[str, Any]:
-    """The demo's questions and answers."""
+def rows_of(folder: Path, size: Size, answers: Answers, split: str) -> list[dict[str, str]]:
+    """Prompts and answers: the demo's docstrings, or what the teacher said to their prompts (from ``prepare``)."""
+    if answers == "given":
+        return list(islice(pairs(split), size.examples if split == "train" else size.held_out))  # type: ignore[arg-type]
+    said = pd.read_parquet(folder / "answers" / split / "train.parquet")
+    columns = zip(said["prompt"], said["teacher_answer"], strict=True)
+    return [{"prompt": prompt, "answer": answer} for prompt, answer in columns]
+
+
+def source(folder: Path, size: Size, cell: Cell, split: str) -> dict[str, Any]:
+    """Those rows, as a recipe names them."""
+    limit = max(1, size.examples * cell.percent // 100) if split == "train" else size.held_out
+    if cell.answers == "teacher":
+        return {"source": "files", "path": str(folder / "answers" / split / "train.parquet"), "limit": limit}
     function = "launcher.recipes.stdlib_docstrings:pairs"
     return {"source": "generator", "function": function, "arguments": {"split": split}, "limit": limit}
 
@@ -103,62 +136,85 @@ def recipe_of(folder: Path, size: Size, cell: Cell) -> Recipe:
     demo = yaml.safe_load(DEMO.read_text())
     tree = {
         "run": {"name": "quality", "storage": str(folder / "runs"), "seed": cell.seed},
-        "teacher": demo["teacher"] | {"source": "stored", "path": str(store_of(folder))},
+        "teacher": demo["teacher"] | {"source": "stored", "path": str(store_of(folder, cell.answers))},
         "student": STUDENTS[cell.student]
-        | {"tokenizer": str(folder / "tokenizer"), "precision": "fp32", "max_length": 320}
+        | {"tokenizer": str(tokenizer_of(folder, cell.answers)), "precision": "fp32", "max_length": 320}
         | {"deepspeed": "student_zero2_cpu.json"},
         "data": {
-            "train": source("train", max(1, size.examples * cell.percent // 100)),
-            "eval": source("held_out", size.held_out),
+            "train": source(folder, size, cell, "train"),
+            "eval": source(folder, size, cell, "held_out"),
+            "columns": COLUMNS[cell.answers],
             "workers": 1,
         },
         "objective": {"ce": 0.0, "uld": 0.0} | ARMS[cell.arm],
         "training": demo["training"]
-        | {"epochs": None, "steps": size.steps[cell.student], "batch_size": size.batch_size, "micro_batch_size": 8}
+        | {"epochs": None, "steps": cell.steps(size), "batch_size": size.batch_size, "micro_batch_size": 8}
         | {"optimizer": {"learning_rate": LEARNING_RATES[cell.student], "weight_decay": 0.05}},
         "cluster": {"workers": 1, "accelerator": "cpu"},
     }
     return parse_recipe(tree)
 
 
-def setup_facts(size: Size) -> dict[str, Any]:
+def setup_facts(size: Size, cell: Cell) -> dict[str, Any]:
     """What must be the same for two results to be compared."""
-    return {"size": asdict(size), "students": STUDENTS, "learning_rates": LEARNING_RATES, "tokenizer": TOKENIZER}
+    facts = asdict(size) | {"steps": size.steps[cell.student], "tokenizer": TOKENIZER}
+    facts |= {"student": STUDENTS[cell.student], "learning_rate": LEARNING_RATES[cell.student]}
+    return facts | ({"answer_tokens": ANSWER_TOKENS} if cell.answers == "teacher" else {})
 
 
-def store_of(folder: Path) -> Path:
-    """With the ids of the teacher's likeliest tokens, where this version keeps them."""
-    return folder / ("store-ids" if keeps_ids() else "store")
+def tokenizer_of(folder: Path, answers: Answers) -> Path:
+    """Trained on the answers it will write."""
+    return folder / ("tokenizer" if answers == "given" else "tokenizer-teacher")
 
 
-def keeps_ids() -> bool:
-    """Whether a store may hold token ids."""
-    return "store" in Recipe.model_fields
+def store_of(folder: Path, answers: Answers) -> Path:
+    """With the ids of the teacher's likeliest tokens."""
+    return folder / ("store-ids" if answers == "given" else "store-teacher")
 
 
-def prepare(folder: Path, size: Size) -> None:
-    """Tokenizer and spectrum store in ``folder``, unless they are there. The teacher runs here and nowhere else."""
-    tokenizer = folder / "tokenizer"
+def prepare(folder: Path, size: Size, answers: Answers) -> None:
+    """The teacher's answers where they are learnt, tokenizer and spectrum store in ``folder``, unless they are there.
+    The teacher runs here and nowhere else."""
+    if answers == "teacher":
+        for split in ("train", "held_out"):
+            answer(folder, size, split)
+    tokenizer = tokenizer_of(folder, answers)
     if not tokenizer.is_dir():
-        from launcher.recipes.stdlib_docstrings import pairs
         from uld_ds.places import build_once
         from uld_ds.tokenizer_training import train_tokenizer
 
-        rows = [row for row, _ in zip(pairs("train"), range(size.examples), strict=False)]
-        trained = train_tokenizer("unigram", TOKENIZER["vocab_size"], (text for row in rows for text in row.values()))
+        texts = (text for row in rows_of(folder, size, answers, "train") for text in row.values())
+        trained = train_tokenizer("unigram", TOKENIZER["vocab_size"], texts)
         build_once(tokenizer, lambda aside: trained.save_pretrained(aside))
-    done = folder / f"{store_of(folder).name}.json"
+    store = store_of(folder, answers)
+    whole = Cell("scratch", BASELINE, 100, 0, answers=answers)
+    data = {split: source(folder, size, whole, split) for split in ("train", "held_out")}
+    tree = {
+        "run": {"name": "store", "storage": str(folder / "runs")},
+        "data": {"train": data["train"], "eval": data["held_out"], "columns": COLUMNS[answers]},
+        "store": {"top_ids": 64},
+    }
+    launch(folder, store.name, tree, ["store", "build"], ["--output", str(store), "--json"])
+
+
+def answer(folder: Path, size: Size, split: str) -> None:
+    """Lets the teacher answer the prompts of a split."""
+    given = Cell("scratch", BASELINE, 100, 0)
+    settings = {"prompts": source(folder, size, given, split), "output": str(folder / "answers" / split)}
+    settings |= {"max_new_tokens": ANSWER_TOKENS, "held_out": 0, "drop": ["empty"], "batch_size": 32}
+    tree = {"run": {"name": f"answers-{split}", "storage": str(folder / "runs")}, "generation": settings}
+    launch(folder, f"answers-{split}", tree, ["generate"], ["--json"])
+
+
+def launch(folder: Path, name: str, tree: dict[str, Any], command: list[str], arguments: list[str]) -> None:
+    """Runs ``uld-ds COMMAND`` on the demo's recipe with the changes of ``tree``, once; what it says is kept."""
+    done = folder / f"{name}.json"
     if done.is_file():
         return
     recipe = load_recipe(DEMO, [], environment={}).model_dump(mode="json")
-    recipe["run"] = {"name": "store", "storage": str(folder / "runs")}
-    recipe["data"]["train"] = source("train", size.examples)
-    recipe["data"]["eval"] = source("held_out", size.held_out)
-    if keeps_ids():
-        recipe["store"] = {"top_ids": 64}
-    (folder / "store.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "launcher", "store", "build", str(folder / "store.yaml")]
-    command += ["--output", str(store_of(folder)), "--json"]
+    recipe |= tree | {"data": recipe["data"] | tree.get("data", {})}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    whole = [sys.executable, "-m", "launcher", *command, str(folder / f"{name}.yaml"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    built = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
-    done.write_text(json.dumps(json.loads(built.stdout.splitlines()[-1])))
+    said = subprocess.run(whole, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    done.write_text(json.dumps(json.loads(said.stdout.splitlines()[-1])))

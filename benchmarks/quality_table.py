@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,55 +105,72 @@ def share_of_tokens(arm: Mapping[int, Record], baseline: Mapping[int, Record]) -
     return f"{middle:.0%}" if middle < math.inf else f"not reached ({reached} of {len(shares)} seeds do)"
 
 
-Runs = dict[tuple[str, int], dict[str, dict[int, Record]]]
+Arms = dict[str, dict[int, Record]]
+Group = tuple[str, str, int]
 
 
-def grouped(records: Sequence[Record]) -> Runs:
-    """By student and percent of the data, then by arm, then by seed."""
-    runs: Runs = {}
+def grouped(records: Sequence[Record]) -> dict[Group, dict[int, Arms]]:
+    """By answers, student and percent of the data; then by percent of the steps, arm and seed."""
+    runs: dict[Group, dict[int, Arms]] = {}
     for record in records:
         cell = record["cell"]
-        arms = runs.setdefault((cell["student"], cell["percent"]), {})
-        arms.setdefault(cell["arm"], {})[cell["seed"]] = record
+        budgets = runs.setdefault((cell["answers"], cell["student"], cell["percent"]), {})
+        budgets.setdefault(cell["budget"], {}).setdefault(cell["arm"], {})[cell["seed"]] = record
     return runs
 
 
-HEAD = (
-    "| arm | seeds | bits per byte | against {baseline} (seeds and documents) "
-    "| tokens to its quality | token F1 | verdict |",
-    "|---|---|---|---|---|---|---|",
-)
-
-
 def tables(records: Sequence[Record], order: Sequence[str], baseline: str) -> str:
-    """Markdown: one table for each student and share of the data, in the order of ``order``."""
+    """Markdown: one table for each kind of answers, student and share of the data, in the order of ``order``; runs with
+    a share of the steps have a column beside those with all of them."""
     parts = []
-    for (student, percent), arms in sorted(
-        grouped(records).items(), key=lambda item: (item[0][0] != "scratch", -item[0][1])
-    ):
-        some = next(iter(next(iter(arms.values())).values()))
-        tokens = some["curve"][-1]["tokens"]
-        lines = [
-            f"**{student}** ({some['parameters'] / 1e6:.1f}M parameters), {percent} % of the data, {tokens:,.0f} tokens"
-        ]
-        lines += ["", HEAD[0].format(baseline=baseline), HEAD[1]]
-        for name in [name for name in order if name in arms]:
-            lines.append(_row(name, arms[name], arms.get(baseline, {}), is_baseline=name == baseline))
+    for (answers, student, percent), budgets in sorted(grouped(records).items(), key=_place):
+        whole = budgets.pop(100, {})
+        some = next(iter(next(iter((whole or next(iter(budgets.values()))).values())).values()))
+        tokens, answers_of = some["curve"][-1]["tokens"], "the teacher's" if answers == "teacher" else answers
+        title = (
+            f"**{student}** ({some['parameters'] / 1e6:.1f}M parameters), {answers_of} answers, {percent} % of the data"
+        )
+        lines = [f"{title}, {tokens:,.0f} tokens", "", *_head(baseline, budgets)]
+        for name in [name for name in order if name in whole]:
+            lines.append(_row(name, whole, budgets, baseline))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _row(name: str, arm: Mapping[int, Record], baseline: Mapping[int, Record], *, is_baseline: bool) -> str:
+def _place(item: tuple[Group, Any]) -> tuple[bool, bool, int]:
+    (answers, student, percent), _ = item
+    return answers != "given", student != "scratch", -percent
+
+
+def _head(baseline: str, budgets: Iterable[int]) -> list[str]:
+    columns = ["arm", "seeds", "bits per byte", f"against {baseline} (seeds and documents)", "tokens to its quality"]
+    columns += [f"{budget} % of the steps, against all of {baseline}'s" for budget in sorted(budgets, reverse=True)]
+    columns += ["token F1", "verdict"]
+    return ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+
+
+def _row(name: str, arms: Arms, budgets: Mapping[int, Arms], baseline: str) -> str:
+    arm, base = arms[name], arms.get(baseline, {})
     bits = [bits_of(arm[seed]) for seed in sorted(arm)]
     f1 = statistics.mean(statistics.mean(record["f1"]) for record in arm.values())
     skipped = sum(record["skipped"] for record in arm.values())
     cells = [name, str(len(arm)), f"{statistics.mean(bits):.3f} ({min(bits):.3f} to {max(bits):.3f})"]
-    if is_baseline or not arm.keys() & baseline.keys():
-        cells += ["", "100%" if is_baseline else "", f"{f1:.1f}", "" if is_baseline else "nothing to compare with"]
+    if name == baseline:
+        cells, verdict = [*cells, "", "100%"], ""
+    elif not arm.keys() & base.keys():
+        cells, verdict = [*cells, "", ""], "nothing to compare with"
     else:
-        found = against(arm, baseline)
-        cells += [f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]", share_of_tokens(arm, baseline)]
-        cells += [f"{f1:.1f}", found.verdict]
+        cells, verdict = [*cells, _difference(arm, base), share_of_tokens(arm, base)], against(arm, base).verdict
+    for _, cheaper in sorted(budgets.items(), reverse=True):
+        cells.append(_difference(cheaper.get(name, {}), base))
     if skipped:
-        cells[-1] += f" ({skipped} steps skipped)"
-    return "| " + " | ".join(cells) + " |"
+        verdict += f" ({skipped} steps skipped)"
+    return "| " + " | ".join([*cells, f"{f1:.1f}", verdict]) + " |"
+
+
+def _difference(arm: Mapping[int, Record], baseline: Mapping[int, Record]) -> str:
+    """With its interval; nothing where no seed is in both."""
+    if not arm.keys() & baseline.keys():
+        return ""
+    found = against(arm, baseline)
+    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"

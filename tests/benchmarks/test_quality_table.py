@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 import quality_table as table
-from quality_setup import ALL_ARMS, ARMS, BASELINE, FULL, STUDENTS, Cell, recipe_of
+from quality_setup import ARMS, BASELINE, FULL, STUDENTS, Cell, recipe_of
 
 LOG2 = math.log(2)
 
 
-def run(bits: float, *, arm: str = "x", seed: int = 0, documents: int = 40, tokens: int = 1000) -> dict[str, Any]:
+def run(
+    bits: float, *, arm: str = "x", seed: int = 0, documents: int = 40, tokens: int = 1000, **cell: Any
+) -> dict[str, Any]:
     """A run whose every document of 100 bytes takes so many bits per byte, reached along a straight curve from 4."""
     curve = [{"step": n, "tokens": tokens * n / 4, "bits": 4 + (bits - 4) * n / 4} for n in range(5)]
     return {
-        "cell": {"student": "scratch", "arm": arm, "percent": 100, "seed": seed},
+        "cell": vars(Cell("scratch", arm, 100, seed, **cell)),
         "nats": [bits * 100 * LOG2] * documents,
         "bytes": [100] * documents,
         "f1": [10.0, 20.0],
@@ -76,7 +78,7 @@ def test_the_table_says_what_came_out() -> None:
     records = [run(value, arm=arm, seed=seed) for arm, values in {BASELINE: (2.0, 2.1), "worse": (2.3, 2.4)}.items()
                for seed, value in enumerate(values)]  # fmt: skip
     text = table.tables(records, [BASELINE, "worse", "absent"], BASELINE)
-    assert "**scratch** (1.0M parameters), 100 % of the data, 1,000 tokens" in text
+    assert "**scratch** (1.0M parameters), given answers, 100 % of the data, 1,000 tokens" in text
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert "2.050 (2.000 to 2.100)" in rows[BASELINE] and "100%" in rows[BASELINE]
     assert rows["worse"].endswith("| worse |") and "+0.300 [+0.300, +0.300]" in rows["worse"]
@@ -84,12 +86,34 @@ def test_the_table_says_what_came_out() -> None:
     assert "absent" not in text
 
 
+def test_fewer_steps_stand_beside_all_of_the_baselines() -> None:
+    records = [run(2.0, arm=BASELINE), run(2.2, arm="x"), run(1.9, arm="x", budget=60), run(3.0, arm="x", budget=30)]
+    head, row = (
+        line for line in table.tables(records, [BASELINE, "x"], BASELINE).splitlines() if line[:5] in ("| arm", "| x |")
+    )
+    assert head.split(" | ")[5:7] == [f"{n} % of the steps, against all of ce's" for n in (60, 30)]
+    assert [cell.split()[0] for cell in row.split(" | ")[5:7]] == ["-0.100", "+1.000"]
+
+
+def test_answers_of_the_teacher_have_tables_of_their_own() -> None:
+    text = table.tables([run(2.0, arm=BASELINE), run(1.0, arm=BASELINE, answers="teacher")], [BASELINE], BASELINE)
+    assert text.index("given answers") < text.index("the teacher's answers") and text.count("| arm |") == 2
+
+
 @pytest.mark.parametrize("student", sorted(STUDENTS))
 def test_every_arm_is_a_recipe(student: str, tmp_path: Any) -> None:
-    assert next(iter(ARMS)) == BASELINE and ARMS.keys() <= ALL_ARMS.keys()
+    assert next(iter(ARMS)) == BASELINE
     for arm in ARMS:
         recipe = recipe_of(tmp_path, FULL, Cell(student, arm, 25, 3))
         terms = {"ce": 0.0, "uld": 0.0, "likelihood": 0.0} | ARMS[arm]
         assert {name: getattr(recipe.objective, name) for name in terms} == terms
         assert recipe.data.train.limit == FULL.examples // 4
         assert (recipe.run.seed, recipe.training.steps) == (3, FULL.steps[student])
+
+
+def test_a_share_of_the_steps_is_trained_on_the_teachers_answers(tmp_path: Any) -> None:
+    cell = Cell("scratch", BASELINE, 50, 1, budget=60, answers="teacher")
+    recipe = recipe_of(tmp_path, FULL, cell)
+    assert recipe.training.steps == 86 and recipe.data.columns.answer == "teacher_answer"
+    assert recipe.data.train.source == "files" and recipe.data.train.limit == FULL.examples // 2
+    assert cell.name == "scratch_ce_50_1_of-60_teacher-answers"
