@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import all as collector
 import arms
 import pytest
 import scaling
@@ -72,15 +71,3 @@ def test_the_model_says_what_saturates_first() -> None:
     slow = list(scaling.modelled(scaling.parse(["--inter-gbps", "10"]), altogether=None))
     text = scaling.model_table("Slow", slow)
     assert text.endswith("First to saturate: teacher: wires between nodes, student: wires between nodes, at 2 x 8.")
-
-
-def test_results_keep_the_sections_of_other_benchmarks(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "RESULTS", tmp_path / "RESULTS.md")
-    sections = {name: collector.section(name, name.title(), ["--quick"], f"of {name}", 3.0) for name in ("step", "uld")}
-    collector.write(sections)
-    text = (tmp_path / "RESULTS.md").read_text()
-    assert text.startswith(collector.HEADER) and text.index("of uld") < text.index("of step")
-    assert "`python benchmarks/uld.py --quick` (3 s)" in text
-    assert collector.read_sections(text) == sections
-    with pytest.raises(SystemExit):
-        collector.parse(["--only", "quality"])
