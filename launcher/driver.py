@@ -37,6 +37,7 @@ from uld_ds.identity_terms import needs_relations
 from uld_ds.job import Job
 from uld_ds.origins import teacher_facts
 from uld_ds.places import write_whole
+from uld_ds.quantised import check_installed, check_quantisable
 from uld_ds.recipe import Recipe, StudentSettings
 from uld_ds.redaction import redacted
 from uld_ds.remote_code import NO_CODE
@@ -249,10 +250,15 @@ def _num_parameters(place: str, settings: StudentSettings) -> int:
     """
     import torch
 
+    check_installed(settings)
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(place, revision=settings.revision, **NO_CODE)
-        model = shaped(auto_class(config).from_config(config), settings)
-    return sum(parameter.numel() // (1 if parameter.requires_grad else 4) for parameter in model.parameters())
+        model = auto_class(config).from_config(config)
+        check_quantisable(settings, model)
+        model = shaped(model, settings)
+    # Beside weights in 4 bits, a checkpoint holds what learns alone.
+    frozen = 0 if settings.quantise else 0.25
+    return int(sum(parameter.numel() * (1 if parameter.requires_grad else frozen) for parameter in model.parameters()))
 
 
 def _warn_of_overlap(splits: dict[str, Split]) -> None:

@@ -34,6 +34,7 @@ from uld_ds.checkpoint_files import (
 )
 from uld_ds.distributed import Ranks
 from uld_ds.errors import FinalError, RunError
+from uld_ds.quantised import base_digest, is_quantised, learning, load_learning
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray's own list, in the run's folder, of what it has taken."""
 _TAG = "state"
 _UNIVERSAL = ".universal"
+_BASE = "frozen_digest"
 
 
 @dataclass
@@ -70,15 +72,20 @@ class TrainState:
 class _HostCopy(CheckpointEngine):
     """Takes what DeepSpeed would write to files, as copies on the host."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, kept: set[str] | None) -> None:
         super().__init__()
         self._folder = Path(folder)
+        self._kept = kept
+        """Of the module; None: all of it."""
         self.state: HostState = {}
 
     def create(self, info: CheckpointCommitInfo) -> None:
         """There is nothing to make."""
 
     def save(self, state_dict: Any, path: str) -> None:
+        if self._kept is not None and "module" in state_dict:
+            module = {name: tensor for name, tensor in state_dict["module"].items() if name in self._kept}
+            state_dict = state_dict | {"module": module}
         self.state[str(Path(path).relative_to(self._folder))] = on_host(state_dict)
 
     def load(self, path: str, map_location: Any = None) -> Any:
@@ -209,7 +216,7 @@ class Checkpoints:
     def _load(self, student: Any, folder: Path, warn: Callable[[str], None]) -> tuple[str | None, dict[str, Any]]:
         made_by = num_ranks(folder)
         if made_by == self._ranks.size:
-            return student.load_checkpoint(str(folder), tag=_TAG)
+            return load_state(student, folder, self._ranks)
         if not student.zero_optimization_partition_weights():
             raise FinalError(
                 f"{folder} was made by {made_by} workers, this run has {self._ranks.size}: only a student at ZeRO "
@@ -242,6 +249,25 @@ class Checkpoints:
             f"no checkpoint in {self._run_dir} is whole: {'; '.join(damaged)}. "
             "Remove the folder to start again, or restore its files"
         )
+
+
+def load_state(student: Any, folder: Path, ranks: Ranks) -> tuple[str | None, dict[str, Any]]:
+    """Loads what ``host_state`` has taken of as many ranks as there are. Collective.
+
+    Raises:
+        FinalError: the weights in 4 bits that it learnt beside are others than those of this run.
+    """
+    if not is_quantised(student.module.lm):
+        return student.load_checkpoint(str(folder), tag=_TAG)
+    path, client = student.load_checkpoint(str(folder), tag=_TAG, custom_load_fn=load_learning)
+    same = path is None or not ranks.is_first or client[_BASE] == base_digest(student.module)
+    if not all(ranks.gather(same)):
+        raise FinalError(
+            f"{folder.name} was learnt beside other 4-bit weights than those made of student.model now: its files have "
+            "changed, or another kind of device rounds them otherwise. Restore the files, go on where the run was, or "
+            "set another run.name"
+        )
+    return path, client
 
 
 def divide_anew(source: Path, target: Path) -> None:
@@ -282,12 +308,19 @@ def load_divided(student: Any, folder: Path) -> tuple[str | None, dict[str, Any]
 
 def host_state(student: Any, state: TrainState) -> HostState:
     """A copy, on the host, of all that this rank's shard of a checkpoint holds. Collective."""
+    client: dict[str, Any] = {"uld_ds": asdict(state)}
+    quantised = is_quantised(student.module.lm)
+    kept = learning(student.module) if quantised else None
+    if quantised and Ranks.current().is_first:
+        client[_BASE] = base_digest(student.module)
     # DeepSpeed leaves scripts beside what it writes; neither is kept.
     with tempfile.TemporaryDirectory() as folder:
-        taken = _HostCopy(folder)
+        taken = _HostCopy(folder, kept)
         writer, student.checkpoint_engine = student.checkpoint_engine, taken
         try:
-            student.save_checkpoint(folder, tag=_TAG, client_state={"uld_ds": asdict(state)}, save_latest=False)
+            student.save_checkpoint(
+                folder, tag=_TAG, client_state=client, save_latest=False, exclude_frozen_parameters=quantised
+            )
         finally:
             student.checkpoint_engine = writer
     return taken.state

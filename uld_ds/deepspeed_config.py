@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from uld_ds.errors import UserError
-from uld_ds.recipe import DType, Recipe
+from uld_ds.recipe import DType, Recipe, StudentSettings
 
 Role = Literal["student", "teacher"]
 
@@ -135,9 +135,30 @@ def teacher_config(recipe: Recipe, *, on_gpu: bool) -> dict[str, Any]:
     }
 
 
+def read_student_config(settings: StudentSettings, *, on_gpu: bool) -> dict[str, Any]:
+    """The student's JSON, checked; of one in 4 bits, by default ``student_zero2_{cpu,gpu}.json``.
+
+    Raises:
+        UserError: as ``read_config``, or it would shard weights that are held in 4 bits.
+    """
+    name = settings.deepspeed
+    if settings.quantise is None:
+        return read_config(name, "student", on_gpu=on_gpu)
+    fitting = f"student_zero2_{'gpu' if on_gpu else 'cpu'}.json"
+    config = read_config(name or fitting, "student", on_gpu=on_gpu)
+    if zero_stage(config) == 3:
+        raise UserError(
+            "student.deepspeed",
+            f"{name!r} shards weights (ZeRO stage 3), but those of student.lora.quantise {settings.quantise!r} have "
+            "scales outside of the parameters",
+            f"leave it out, or name {fitting} (stage 2)",
+        )
+    return config
+
+
 def student_config(recipe: Recipe, *, on_gpu: bool) -> dict[str, Any]:
     """The complete configuration of the student: batch, precision and optimizer from the recipe."""
-    config = read_config(recipe.student.deepspeed, "student", on_gpu=on_gpu)
+    config = read_student_config(recipe.student, on_gpu=on_gpu)
     return {
         **config,
         **_precision(recipe.student.precision),

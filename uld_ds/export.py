@@ -1,6 +1,7 @@
 """The student out of its engine, as a Hugging Face directory whose logits are the engine's.
 
-They are the engine's bit for bit. Adapters are merged into the weights they adapt: there, logits differ by rounding.
+They are the engine's bit for bit. Adapters are merged into the weights they adapt (of weights held in 4 bits, into what
+these stand for): there, logits differ by rounding.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.distributed import Ranks
+from uld_ds.quantised import is_quantised, unquantised_like
 from uld_ds.shaping import is_adapted, merged
 
 _PREFIX = "lm."
@@ -33,6 +35,8 @@ def export_student(student: Any, tokenizer: PreTrainedTokenizerBase, target: Pat
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         if is_adapted(lm):
             lm, weights = lm.get_base_model(), merged(lm, weights)
+        if is_quantised(lm):
+            lm = unquantised_like(lm)
         lm.save_pretrained(aside, state_dict=weights)
         tokenizer.save_pretrained(aside)
         aside.chmod(0o755)

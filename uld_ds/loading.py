@@ -24,6 +24,7 @@ from uld_ds.host_memory import return_free_memory
 from uld_ds.job import Job
 from uld_ds.language_model import RowModel, choose_head_path
 from uld_ds.models import DTYPES
+from uld_ds.quantised import compute_alike, loading_options
 from uld_ds.recipe import ModelSettings, ScheduleSettings, TeacherSettings
 from uld_ds.remote_code import code_options
 from uld_ds.shaping import shaped
@@ -70,7 +71,13 @@ def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
     """The student in an engine with optimizer and learning-rate schedule."""
     config = job.student_deepspeed
     settings = job.recipe.student
-    lm: Any = _from_pretrained(job.student, settings, config)
+    quantisation: dict[str, Any] = {}
+    if settings.quantise is not None:
+        of_model = AutoConfig.from_pretrained(job.student, revision=settings.revision, **code_options(settings))
+        quantisation = loading_options(settings, of_model, DTYPES[settings.precision], device)
+    lm: Any = _from_pretrained(job.student, settings, config, **quantisation)
+    if quantisation:
+        compute_alike(lm)
     if settings.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     set_seed(job.recipe.run.seed)
@@ -111,7 +118,9 @@ def share_fp32_weights(optimizer: Any) -> int:
     return saved
 
 
-def _from_pretrained(place: str, settings: ModelSettings, config: dict[str, Any]) -> PreTrainedModel:
+def _from_pretrained(
+    place: str, settings: ModelSettings, config: dict[str, Any], **quantisation: Any
+) -> PreTrainedModel:
     options = {"revision": settings.revision, **code_options(settings)}
     of_model = AutoConfig.from_pretrained(place, **options)
     # While this object lives, transformers partitions parameters as they are created. Not those of a model with an
@@ -120,7 +129,7 @@ def _from_pretrained(place: str, settings: ModelSettings, config: dict[str, Any]
     early = zero_stage(config) == 3 and not is_encoder_decoder(of_model)
     sharding = HfDeepSpeedConfig(config) if early else None
     loaded: Any = auto_class(of_model).from_pretrained(
-        place, dtype=DTYPES[settings.precision], output_loading_info=True, **options, **SAFE_WEIGHTS
+        place, dtype=DTYPES[settings.precision], output_loading_info=True, **options, **SAFE_WEIGHTS, **quantisation
     )
     del sharding
     lm, info = loaded

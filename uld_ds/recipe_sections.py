@@ -167,6 +167,9 @@ class LoraSettings(Strict):
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Names of the linear layers that get one, e.g. ``[q_proj, v_proj]``; ``all-linear``: all but the output head."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    quantise: Literal["nf4"] | None = None
+    """Hold the frozen linear layers in 4 bits (QLoRA, arXiv 2305.14314): ``pip install 'uld-ds[qlora]'``. For ZeRO
+    stages up to 2, of which 2 is then the default."""
 
 
 class StudentSettings(ModelSettings):
@@ -187,6 +190,11 @@ class StudentSettings(ModelSettings):
     """Learn low-rank adapters instead of the model's own parameters; ``{}`` for the defaults."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+
+    @property
+    def quantise(self) -> Literal["nf4"] | None:
+        """How frozen layers are held, where that is not ``precision``."""
+        return None if self.lora is None else self.lora.quantise
 
     @model_validator(mode="after")
     def _shape_fits(self) -> StudentSettings:

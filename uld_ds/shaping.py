@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from uld_ds.architectures import auto_class, is_encoder_decoder
 from uld_ds.errors import UserError
+from uld_ds.quantised import dequantised, is_quantised, is_transposed, quieten
 from uld_ds.recipe import LoraSettings, StudentSettings
 
 ADAPTER = "default"
@@ -121,6 +122,7 @@ def with_adapters(model: Any, settings: LoraSettings) -> Any:
     """
     if find_spec("peft") is None:
         raise UserError("student.lora", "PEFT is not installed", "pip install 'uld-ds[lora]', on every node")
+    quieten()
     from peft import LoraConfig, get_peft_model
 
     key = "student.lora.targets"
@@ -156,6 +158,8 @@ def is_adapted(model: object) -> bool:
 def merged(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of the model that adapters make of their base: in them, nothing is left of adapters.
 
+    Of a base in 4 bits they are what these stand for, not what it was made of: adapters have learnt beside those.
+
     Args:
         model: from ``with_adapters``; its own weights may be in shards.
         weights: all of them, whole, by the wrapped model's names.
@@ -168,11 +172,15 @@ def merged(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in weights.items()
         if ".lora_" not in name
     }
-    for name, layer in model.get_base_model().named_modules():
+    base = model.get_base_model()
+    if is_quantised(base):
+        plain = dequantised(base, plain)
+    for name, layer in base.named_modules():
         if ADAPTER in getattr(layer, "lora_A", {}):
             down, up = (weights[f"{_WRAPPED}{name}.lora_{part}.{ADAPTER}.weight"].float() for part in "AB")
             # Some architectures keep their matrices transposed.
-            delta = layer.scaling[ADAPTER] * (down.T @ up.T if layer.fan_in_fan_out else up @ down)
+            transposed = layer.fan_in_fan_out or is_transposed(layer.base_layer)
+            delta = layer.scaling[ADAPTER] * (down.T @ up.T if transposed else up @ down)
             weight = plain[f"{name}.weight"]
-            plain[f"{name}.weight"] = (weight.float() + delta).to(weight.dtype)
+            plain[f"{name}.weight"] = (weight.float() + delta.to(weight.device)).to(weight.dtype)
     return plain

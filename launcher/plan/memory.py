@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from launcher.plan.shapes import Shape
 from uld_ds.level_counts import LevelGrid
+from uld_ds.quantised import BYTES_PER_WEIGHT
 from uld_ds.recipe import DType
 from uld_ds.spectrum import DEFAULT_NUM_HEAD
 
@@ -68,7 +69,8 @@ class Role:
     @property
     def weights(self) -> int:
         """Of all ranks together, once."""
-        return self.shape.parameters * self.width
+        quantised = self.shape.quantised
+        return (self.shape.parameters - quantised) * self.width + round(quantised * BYTES_PER_WEIGHT)
 
     def offload(self, what: Literal["param", "optimizer"]) -> Place:
         """Where parameters or optimizer states rest."""
@@ -114,9 +116,13 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
     yield Line("student", "gathered layers", role.gathered(backward=True), moment="student")
     yield Line("student", "activations", activations(role, tokens, checkpointing=checkpointing), moment="student")
     yield Line("student", "head chunk", head_bytes(role, rows, backward=True), moment="student")
+    if role.shape.quantised:
+        unpacked = role.shape.largest_quantised * role.width
+        yield Line("student", "a matrix out of its 4 bits", unpacked, moment="student")
     yield Line("student", "communication buffers", _bucket(role), moment="student")
-    # Written beside training, from a copy: all states of this rank, and its weights.
-    copied = role.share(number * states + role.weights, 3 if role.stage == 3 else 1)
+    # Written beside training, from a copy: all states of this rank, and its weights; beside 4 bits, those that learn.
+    held = number * role.width if role.shape.quantised else role.weights
+    copied = role.share(number * states + held, 3 if role.stage == 3 else 1)
     yield Line("student", "checkpoint on its way", copied, "host")
     fp32_gradients = 4 * min(role.share(number, 1), int(role.zero.get("sub_group_size", _SUB_GROUP)))
     yield Line("student", "fp32 gradients of the update", fp32_gradients, role.offload("optimizer"), "step")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from launcher.plan.memory import BASE, CHECKPOINT_BYTES, HOST_BASE, Line, Role, student_lines, teacher_lines
 from launcher.plan.shapes import Shape
 from launcher.plan.speed import Hardware, Traffic, forward_operations, student_traffic, teacher_traffic
-from uld_ds.deepspeed_config import read_config
+from uld_ds.deepspeed_config import read_config, read_student_config
 from uld_ds.errors import UserError
 from uld_ds.identity_terms import needed_ids
 from uld_ds.recipe import Recipe, parse_recipe
@@ -56,7 +56,7 @@ class Plan:
     @cached_property
     def student(self) -> Role:
         settings = self.recipe.student
-        zero = read_config(settings.deepspeed, "student", on_gpu=self.kind == "gpu").get("zero_optimization", {})
+        zero = read_student_config(settings, on_gpu=self.kind == "gpu").get("zero_optimization", {})
         return Role(self.student_shape, settings.precision, zero, self.ranks, self.kind)
 
     @cached_property
@@ -133,9 +133,10 @@ class Plan:
     def disk(self) -> dict[str, int]:
         """Checkpoints (one is complete before an older one goes, and one is staged) and the exported student."""
         shape, kept = self.student_shape, self.recipe.training.keep_checkpoints + 2
-        frozen = (shape.parameters - shape.learning) * self.student.width
+        # Of a student in 4 bits a checkpoint holds what learns alone; its export is not in 4 bits.
+        frozen = 0 if shape.quantised else (shape.parameters - shape.learning) * self.student.width
         checkpoint = shape.learning * CHECKPOINT_BYTES + frozen
-        return {"checkpoints": checkpoint * kept, "export": self.student.weights}
+        return {"checkpoints": checkpoint * kept, "export": shape.parameters * self.student.width}
 
     @property
     def fits(self) -> bool:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError
 from uld_ds.places import PACKAGE, converted_gguf, package_folder
+from uld_ds.quantised import check_quantisable, quantised_linears
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.remote_code import check_remote_code, code_options
 from uld_ds.shaping import keep_in_config, shaped
@@ -44,6 +45,10 @@ class Shape:
     vocab: int
     file_bytes: int | None
     """Of its weights on disk; None where they are not here."""
+    quantised: int = 0
+    """Parameters that are held in 4 bits."""
+    largest_quantised: int = 0
+    """Of them, those of one matrix: what exists unpacked at a time."""
 
     @property
     def body_parameters(self) -> int:
@@ -75,6 +80,10 @@ def shape_of(
     layers = _layers(model)
     layer_parameters = sum(p.numel() for layer in layers for p in layer.parameters()) // len(layers)
     head = model.get_output_embeddings()
+    in_four_bits = [0]
+    if student is not None and student.quantise is not None:
+        check_quantisable(student, model)
+        in_four_bits += [model.get_submodule(linear).weight.numel() for linear in quantised_linears(model)]
     if student is not None:
         with torch.device("meta"):
             model = shaped(model, student)
@@ -97,6 +106,8 @@ def shape_of(
         heads=heads,
         vocab=text.vocab_size,
         file_bytes=file_bytes,
+        quantised=sum(in_four_bits),
+        largest_quantised=max(in_four_bits),
     )
 
 

@@ -144,6 +144,23 @@ def test_only_what_learns_has_gradients_and_states(folder: Path, plan: Plan) -> 
     assert ratio == pytest.approx((2 + share) / 3 * (STUDENT + adapters) / STUDENT)
 
 
+def test_weights_in_four_bits(folder: Path, plan: Plan) -> None:
+    recipe = recipe_of(folder, "student.lora={rank: 8, quantise: nf4}", "student.deepspeed=null")
+    shape = student_shape(recipe.student)
+    linear = 16 * (2 * 2048**2 + 2 * 2048 * 512 + 3 * 2048 * 8192)
+    assert (shape.quantised, shape.largest_quantised) == (linear, 2048 * 8192)
+    four = replace(plan, recipe=recipe, student_shape=shape)
+    assert four.student.stage == 2
+    lines = lines_of(four)
+    # Half a byte, a byte for 64, four for 16,384: on every rank. Embeddings, norms and adapters are bf16.
+    assert lines["student", "weights"] == 2 * (shape.parameters - linear) + round(linear * (0.5 + 1 / 64 + 1 / 4096))
+    assert lines["student", "a matrix out of its 4 bits"] == 2048 * 8192 * 2
+    assert lines["student", "optimizer states"] == shape.learning * 12 // 16
+    assert four.disk == {"checkpoints": shape.learning * CHECKPOINT_BYTES * 4, "export": shape.parameters * 2}
+    with pytest.raises(UserError, match="shards weights"):
+        four.changed({"student.deepspeed": "student_zero3_gpu.json"}).bytes_at("always", "device")
+
+
 def test_frozen_and_missing_layers(folder: Path) -> None:
     recipe = recipe_of(folder, "student.keep_layers=[0, 5, 15]", "student.freeze=[model.embed_tokens.*]")
     shape = student_shape(recipe.student)
