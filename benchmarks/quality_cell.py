@@ -75,7 +75,7 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     engine = DistillationEngine(
         load_student(job, CPU, cell.steps(size)),
         StoredTeacher(store, train.rows),
-        objective_of(recipe, side),
+        objective_of(recipe, side, size.steps[cell.student]),
         ranks=Ranks.current(),
         device=CPU,
     )
@@ -107,12 +107,12 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     aside.replace(results / f"{cell.name}.json")
 
 
-def objective_of(recipe: Recipe, side: TextSide) -> Objective:
+def objective_of(recipe: Recipe, side: TextSide, steps: int) -> Objective:
     """The recipe's; terms that look at identities read the teacher's tokenizer, never its weights."""
     if not needs_relations(recipe.objective):
-        return Objective.of(recipe.objective)
+        return Objective.of(recipe.objective, total_steps=steps)
     teacher = load_tokenizer(locate_model(recipe.teacher, "teacher"), None, "teacher.model")
-    return Objective.of(recipe.objective, relations_of(side.tokenizer, teacher))
+    return Objective.of(recipe.objective, relations_of(side.tokenizer, teacher), total_steps=steps)
 
 
 def train_and_measure(

@@ -33,6 +33,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "ce+0.3uld first": {"ce": 1.0, "uld": 0.3, "merge": "first", **SEGMENTS},
     "ce+0.3uld chain": {"ce": 1.0, "uld": 0.3, "merge": "chain", **SEGMENTS},
     "ce+0.3uld gated": {"ce": 1.0, "uld": 0.3, "uld_gate": 10, **SEGMENTS},
+    "ce+0.3uld warmup": {"ce": 1.0, "uld": 0.3, "schedule": {"uld": {"kind": "warmup", "steps": 0.5}}, **SEGMENTS},
+    "ce+0.3uld fading": {"ce": 1.0, "uld": 0.3, "schedule": {"uld": {"kind": "linear", "to": 0.0}}, **SEGMENTS},
     "ce+1likelihood": {"ce": 1.0, "likelihood": 1.0, **SEGMENTS},
     "ce+1likelihood+0.3uld": {"ce": 1.0, "uld": 0.3, "likelihood": 1.0, **SEGMENTS},
     "ce+1hybrid": {"ce": 1.0, "hybrid": 1.0, **SEGMENTS},

@@ -27,6 +27,7 @@ from uld_ds import models, tracking
 from uld_ds.architectures import auto_class
 from uld_ds.data.bad_examples import FILE, bad_examples
 from uld_ds.data.facts import DataFacts
+from uld_ds.data.order import num_steps
 from uld_ds.data.prepare import PREPARED_DATA, Preparer, Split
 from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import training_texts
@@ -48,6 +49,7 @@ from uld_ds.stopping import StopFile
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.stored import held_out_store
 from uld_ds.teachers.stored_side import StoredSide
+from uld_ds.weight_schedule import check_schedule
 from uld_ds.worker import train_worker
 
 log = logging.getLogger(__name__)
@@ -134,6 +136,9 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         view.note(_described(name, split))
     write_whole(run_dir / FILE, json.dumps({name: bad_examples(s.folder) for name, s in splits.items()}, indent=1))
     _warn_of_poor_alignment(splits["train"].facts)
+    length, examples = recipe.training, len(splits["train"].rows)
+    steps = num_steps(examples, length.batch_size, epochs=length.epochs, steps=length.steps)
+    check_schedule(recipe.objective, steps)
     places = {name: str(split.folder) for name, split in splits.items()}
     if shared:
         view.note("teacher and student have one tokenizer: objective.classical (KL, Jensen-Shannon) is possible, too")

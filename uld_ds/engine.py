@@ -100,6 +100,7 @@ class DistillationEngine:
         with clock.phase("data"):
             window = [micro_batch.to(self.device) for micro_batch in window]
         before = self.teacher.tokens_run, self.teacher.bytes_gathered
+        self.objective = self.objective.at(self.student.global_steps)
         learning_rate = self.student.get_lr()[0]
         with clock.phase("teacher"):
             try:
@@ -127,6 +128,7 @@ class DistillationEngine:
         return StepResult(
             **numbers,
             options={},
+            scheduled=self.objective.scheduled,
             learning_rate=learning_rate,
             gradient_norm=float("nan"),
             teacher_tokens=0,
@@ -244,6 +246,7 @@ class DistillationEngine:
             uld_head=whole["uld_head"] / max(whole["uld"], 1e-12),
             uld_bound=whole["uld_bound"],
             options={name: whole[name] for name in self.objective.optional_parts},
+            scheduled=self.objective.scheduled,
             teacher_entropy=whole["teacher_entropy"],
             student_entropy=whole["student_entropy"] / max(whole["student_entropy_rows"], 1.0),
             bits_per_byte=bits(whole["nats"]) / whole["bytes"],

@@ -168,6 +168,7 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "classical_divergence": objective.classical_divergence if objective.classical else None,
         "hybrid_weight": objective.hybrid,
         "projection_weight": objective.projection,
+        "weight_schedules": json.dumps(objective.model_dump(mode="json")["schedule"]) if objective.schedule else None,
         "student_temperature": objective.student_temperature,
         "teacher_temperature": objective.teacher_temperature,
         "normalise": objective.normalise,

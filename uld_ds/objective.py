@@ -12,7 +12,7 @@ Loss and gradients are computed in one pass over chunks of rows (chunked_loss.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +32,7 @@ from uld_ds.top_tokens import TopTokens
 from uld_ds.uld import uld_distance, uld_value_and_grad
 from uld_ds.uld_gate import passes_gate
 from uld_ds.vocabulary import VocabularyRelations
+from uld_ds.weight_schedule import scheduled_weights
 
 # Rows of a micro-batch whose student entropy is measured: enough for a curve, few enough to cost nothing.
 _ENTROPY_ROWS = 32
@@ -55,8 +56,14 @@ class Objective:
     settings: ObjectiveSettings
     terms: tuple[IdentityTerm, ...] = ()
     """Those that look at identities: all that the settings give a weight."""
+    total_steps: int | None = None
+    """Of the run, where weights follow a schedule,"""
+    step: int = 0
+    """and the optimizer step, from 0, whose weights these are."""
 
     def __post_init__(self) -> None:
+        if self.settings.schedule and self.total_steps is None:
+            raise ValueError("weights follow a schedule: the objective needs the number of all steps")
         if [term.name for term in self.terms] != weighed_terms(self.settings):
             raise ValueError(f"the objective needs {weighed_terms(self.settings)}: see Objective.of")
 
@@ -73,9 +80,25 @@ class Objective:
         settings: ObjectiveSettings,
         relations: VocabularyRelations | None = None,
         device: torch.device | str = "cpu",
+        *,
+        total_steps: int | None = None,
     ) -> Objective:
-        """As a recipe says; arguments and errors are those of ``identity_terms``."""
-        return cls(settings, identity_terms(settings, relations, device))
+        """As a recipe says; arguments and errors are those of ``identity_terms``, and ``total_steps`` of the run."""
+        return cls(settings, identity_terms(settings, relations, device), total_steps)
+
+    def at(self, step: int) -> Objective:
+        """The same with the weights of an optimizer step, from 0."""
+        return replace(self, step=step)
+
+    @property
+    def scheduled(self) -> dict[str, float]:
+        """The weights that follow a schedule, by their terms' names, as they are in this step."""
+        if self.total_steps is None:
+            return {}
+        return scheduled_weights(self.settings, self.step, self.total_steps)
+
+    def _weight(self, name: str) -> float:
+        return self.scheduled.get(name, getattr(self.settings, name))
 
     def __call__(
         self,
@@ -199,10 +222,10 @@ class Objective:
                 earlier_ids = batch.answer_ids[segments.earlier]
                 log_scale = segments.log_scale(log_probs_of(earlier_ids)(hidden[segments.earlier], head))
             place = _inverse(order)[segments.earlier]
-        ce_weights = weights.answers[order] * self.settings.ce
+        ce_weights = weights.answers[order] * self._weight("ce")
         ce_slopes, likelihood_loss = ce_weights.clone(), ce_weights.new_zeros(())
         if likelihood is not None:
-            of_segments = self.settings.likelihood * weights.segments.double()
+            of_segments = self._weight("likelihood") * weights.segments.double()
             likelihood_loss = (likelihood.value @ of_segments).to(ce_weights.dtype)
             # A segment's log-probability is the sum of its tokens': each one's cross-entropy, negated.
             slopes = (-likelihood.slope * of_segments).to(ce_slopes.dtype)
@@ -211,10 +234,10 @@ class Objective:
             ids=batch.answer_ids[order],
             ce_weights=ce_weights,
             ce_slopes=ce_slopes,
-            uld_weights=weights.segments * self.settings.uld,
+            uld_weights=weights.segments * self._weight("uld"),
             spectrum=spectrum,
             said=said,
-            term_weights=tuple(weights.segments * term.weight for term in self.terms),
+            term_weights=tuple(weights.segments * self.scheduled.get(term.name, term.weight) for term in self.terms),
             log_scale=log_scale,
             earlier=place,
             earlier_segment=segments.earlier_segment,

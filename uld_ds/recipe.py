@@ -25,7 +25,7 @@ from pydantic import ValidationError, model_validator
 
 from uld_ds.errors import UserError
 from uld_ds.recipe_errors import as_user_error
-from uld_ds.recipe_objective import ObjectiveSettings
+from uld_ds.recipe_objective import LinearSchedule, ObjectiveSettings, WarmupSchedule
 from uld_ds.recipe_sections import (
     ClusterSettings,
     CodecSettings,
@@ -54,6 +54,7 @@ from uld_ds.recipe_sections import (
     TrainedTokenizerSettings,
     TrainingSettings,
 )
+from uld_ds.weight_schedule import check_schedule
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -68,6 +69,7 @@ __all__ = [
     "GenerationSettings",
     "GeneratorSource",
     "HubSource",
+    "LinearSchedule",
     "LoraSettings",
     "ModelSettings",
     "ObjectiveSettings",
@@ -84,6 +86,7 @@ __all__ = [
     "TrackingSettings",
     "TrainedTokenizerSettings",
     "TrainingSettings",
+    "WarmupSchedule",
     "load_recipe",
     "parse_recipe",
 ]
@@ -233,9 +236,12 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
         UserError: naming the first bad key, its value and the fix.
     """
     try:
-        return Recipe.model_validate(dict(tree))
+        recipe = Recipe.model_validate(dict(tree))
     except ValidationError as error:
         raise as_user_error(error, tree, Recipe) from error
+    if recipe.training.steps is not None:  # how many an epoch has is known when the data is
+        check_schedule(recipe.objective, recipe.training.steps)
+    return recipe
 
 
 def _file_layer(file: Path) -> DictConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -82,15 +82,21 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every key of a recipe, dotted; those of alternatives one after the other."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        for section in _sections_in(field.annotation):
-            yield from known_keys(section, f"{prefix}{name}.")
+        for key, section in _sections_in(field.annotation, prefix + name):
+            yield from known_keys(section, f"{key}.")
 
 
-def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def _sections_in(annotation: Any, key: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Sections inside the type of a key, each with its own; of a mapping, one for each name that it may have."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
+        yield key, annotation
+    names, *rest = get_args(annotation) or ((),)
+    if get_origin(annotation) is dict and get_origin(names) is Literal:
+        for name in get_args(names):
+            yield from _sections_in(rest[0], f"{key}.{name}")
+        return
     for argument in get_args(annotation):
-        yield from _sections_in(argument)
+        yield from _sections_in(argument, key)
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
@@ -99,7 +105,8 @@ def _nearest(key: str, known: Sequence[str]) -> str:
     if key in known:
         return f"remove it; it belongs to another kind of {section}"
     siblings = [other for other in known if other.rpartition(".")[0] == section]
-    for candidates, cutoff in ((siblings, 0.6), (known, 0.8)):
+    # Of keys with the same name, the one that is written with the fewest sections.
+    for candidates, cutoff in ((siblings, 0.6), (sorted(known, key=lambda other: other.count(".")), 0.8)):
         names = [other.rpartition(".")[2] for other in candidates]
         near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
         if near:

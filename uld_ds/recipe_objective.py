@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from uld_ds.recipe_sections import Strict
+
+Term = Literal["ce", "uld", "likelihood", "classical", "hybrid", "projection"]
+TERMS: tuple[Term, ...] = get_args(Term)
+
+
+class WarmupSchedule(Strict):
+    """The weight rises in equal steps from 0, at the first optimizer step, to its value, and stays there."""
+
+    kind: Literal["warmup"]
+    steps: Annotated[float, Field(gt=0)]
+    """How long it rises: below 1 a share of all optimizer steps, from 1 on their number."""
+
+    @model_validator(mode="after")
+    def _a_share_or_a_number(self) -> WarmupSchedule:
+        if self.steps > 1 and self.steps != int(self.steps):
+            raise ValueError(f"steps {self.steps} is neither a share of all steps (below 1) nor a whole number of them")
+        return self
+
+
+class LinearSchedule(Strict):
+    """The weight moves in equal steps from its value, at the first optimizer step, to another one at the last."""
+
+    kind: Literal["linear"]
+    to: Annotated[float, Field(ge=0)]
+    """The weight at the last step."""
+
+
+WeightSchedule = Annotated[WarmupSchedule | LinearSchedule, Field(discriminator="kind")]
 
 
 class ObjectiveSettings(Strict):
@@ -41,6 +69,9 @@ class ObjectiveSettings(Strict):
     top_ids: Annotated[int, Field(ge=1, le=65535)] = 64
     """How many of the teacher's likeliest tokens ``classical``, ``hybrid`` and ``projection`` tell apart; the others
     count as "anything else"."""
+    schedule: dict[Term, WeightSchedule] = Field(default_factory=dict)
+    """How weights change while the student learns: for each term that should, ``warmup`` or ``linear``, e.g.
+    ``{uld: {kind: warmup, steps: 0.2}}``."""
     student_temperature: Annotated[float, Field(gt=0)] = 1.0
     teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
     alignment: Literal["segments", "positional"] = "segments"
@@ -59,12 +90,23 @@ class ObjectiveSettings(Strict):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> ObjectiveSettings:
-        weights = ("ce", "uld", "likelihood", "classical", "hybrid", "projection")
-        if not any(getattr(self, name) for name in weights):
-            *most, last = (f"objective.{name}" for name in weights)
+        if not any(getattr(self, name) for name in TERMS):
+            *most, last = (f"objective.{name}" for name in TERMS)
             raise ValueError(f"{', '.join(most)} and {last} are all 0: nothing to learn")
         if self.uld_gate is not None and not self.uld:
             raise ValueError(f"objective.uld_gate {self.uld_gate} has no effect with objective.uld 0")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_schedule(self) -> ObjectiveSettings:
+        for name in self.schedule:
+            if not getattr(self, name):
+                raise ValueError(f"objective.schedule.{name} has no effect with objective.{name} 0")
+        schedules = [self.schedule.get(name) for name in TERMS if getattr(self, name)]
+        if all(isinstance(schedule, WarmupSchedule) for schedule in schedules):
+            raise ValueError("objective.schedule begins at 0 with every term that has a weight: leave one as it is")
+        if all(isinstance(schedule, LinearSchedule) and not schedule.to for schedule in schedules):
+            raise ValueError("objective.schedule ends at 0 with every term that has a weight: leave one as it is")
         return self
 
     @model_validator(mode="after")

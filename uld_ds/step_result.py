@@ -21,6 +21,8 @@ class StepResult:
     options: dict[str, float]
     """By name, what only some objectives have: the divergence of likelihood matching and of each term that looks at
     identities, nats per segment; ``uld_gate``, the share of segments that passed it."""
+    scheduled: dict[str, float]
+    """The weights that follow a schedule, by their terms' names: those of this step."""
     teacher_entropy: float
     """Nats, mean over segments."""
     student_entropy: float
@@ -55,6 +57,7 @@ class StepResult:
             "train/uld_head_share": self.uld_head,
             "train/uld_error_bound": self.uld_bound,
             **{f"train/{name}": value for name, value in self.options.items()},
+            **{f"train/weight_{name}": value for name, value in self.scheduled.items()},
             "train/teacher_entropy": self.teacher_entropy,
             "train/student_entropy": self.student_entropy,
             "train/bits_per_byte": self.bits_per_byte,

@@ -200,7 +200,8 @@ class Worker:
         teacher = self._teacher()
         self._stage("loading the student")
         student = load_student(self.job, self.device, self.total_steps)
-        objective = Objective.of(self.recipe.objective, self._relations(), self.device)
+        settings = self.recipe.objective
+        objective = Objective.of(settings, self._relations(), self.device, total_steps=self.total_steps)
         return DistillationEngine(student, teacher, objective, ranks=self.ranks, device=self.device)
 
     def _relations(self) -> VocabularyRelations | None:

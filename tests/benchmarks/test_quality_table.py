@@ -106,7 +106,8 @@ def test_every_arm_is_a_recipe(student: str, tmp_path: Any) -> None:
     for arm in ARMS:
         recipe = recipe_of(tmp_path, FULL, Cell(student, arm, 25, 3))
         terms = {"ce": 0.0, "uld": 0.0, "likelihood": 0.0} | ARMS[arm]
-        assert {name: getattr(recipe.objective, name) for name in terms} == terms
+        said = recipe.objective.model_dump(mode="json")
+        assert {name: said[name] for name in terms} == terms
         assert recipe.data.train.limit == FULL.examples // 4
         assert (recipe.run.seed, recipe.training.steps) == (3, FULL.steps[student])
 

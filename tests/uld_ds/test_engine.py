@@ -54,7 +54,7 @@ def build(job: Job) -> tuple[DistillationEngine, Batcher]:
     relations = None
     if needs_relations(job.recipe.objective):
         relations = relations_of(*(AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)))
-    objective = Objective.of(job.recipe.objective, relations)
+    objective = Objective.of(job.recipe.objective, relations, total_steps=10)
     engine = DistillationEngine(student, teacher, objective, ranks=ranks, device=CPU)
     return engine, Batcher(rows, padding=0, merge=job.recipe.objective.merge)
 

@@ -109,14 +109,16 @@ class Case:
         q = (own / settings.likelihood_temperature).exp()
         return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
 
-    def chunked(self, settings: ObjectiveSettings) -> tuple[float, list[Tensor], dict[str, Tensor]]:
+    def chunked(
+        self, settings: ObjectiveSettings, *, total_steps: int | None = None, step: int = 0
+    ) -> tuple[float, list[Tensor], dict[str, Tensor]]:
         leaves = self.leaves(torch.float32)
         spectrum = Spectrum.from_logits(self.teacher, temperature=settings.teacher_temperature)
         if settings.merge == "chain":
             spectrum = spectrum.shift(self.teacher_scale)
         segments = segments_of(SEGMENTS, STOPS, ANSWERS, settings.merge)
         top = TopTokens.from_logits(self.teacher[:, :VOCAB], 50) if settings.classical else None
-        loss, parts = Objective.of(settings)(
+        loss, parts = Objective.of(settings, total_steps=total_steps).at(step)(
             leaves[0],
             self.head(leaves),
             self.batch,

@@ -135,7 +135,8 @@ def _student(settings: dict[str, Any]) -> str:
 def _objective(settings: dict[str, Any]) -> str:
     terms = [f"{settings[name]:g} {name}" for name in _WEIGHTS if settings.get(name)]
     gate = f", uld_gate {settings['uld_gate']}" if settings.get("uld_gate") else ""
-    return f"{' + '.join(terms)}, {settings.get('alignment', 'segments')}{gate}"
+    schedules = "".join(f", {name} {schedule['kind']}" for name, schedule in settings.get("schedule", {}).items())
+    return f"{' + '.join(terms)}, {settings.get('alignment', 'segments')}{gate}{schedules}"
 
 
 def _tokens(steps: Sequence[dict[str, Any]]) -> int | None:

@@ -31,7 +31,8 @@ def make_run(
     tree = {
         "teacher": {"model": "org/large"},
         "student": {"model": None, "from_config": {"model_type": "llama"}},
-        "objective": {"ce": 1.0, "uld": 0.3, "uld_gate": 10, "alignment": "segments"},
+        "objective": {"ce": 1.0, "uld": 0.3, "uld_gate": 10, "alignment": "segments"}
+        | {"schedule": {"uld": {"kind": "warmup", "steps": 0.2}}},
         "data": {"eval": {"path": "held_out.jsonl"}},
     }
     (place / "recipe.yaml").write_text(yaml.safe_dump(tree | recipe))
@@ -67,7 +68,7 @@ def make_run(
 def test_what_a_run_folder_says(tmp_path: Path) -> None:
     found = ComparedRun.of(make_run(tmp_path, "a", f1=(40.0, 35.0, 45.0)))
     assert (found.name, found.state, found.steps, found.student_tokens) == ("a", "finished", 4, 400)
-    objective = "1 ce + 0.3 uld, segments, uld_gate 10"
+    objective = "1 ce + 0.3 uld, segments, uld_gate 10, uld warmup"
     assert (found.teacher, found.student, found.objective) == ("org/large", "a new llama", objective)
     assert (found.wall_seconds, found.bits_before, found.bits_teacher) == (61.4, 4.0, 1.2)
     assert found.curve == [(0.0, 4.0), (200.0, 3.0), (400.0, 2.5)]
