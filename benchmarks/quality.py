@@ -1,7 +1,8 @@
 """Does distilling help? Held-out bits per byte of students trained with and without the teacher's spectra.
 
     python benchmarks/quality.py --quick                                   # does it run: a few minutes
-    python benchmarks/quality.py --folder ~/quality --fraction 100         # resumes: finished runs are kept there
+    python benchmarks/quality.py --folder ~/quality                        # an hour; resumes: finished runs are kept
+    python benchmarks/quality.py --folder ~/quality --arm all --student scratch --fraction 100
     python benchmarks/quality.py --folder ~/quality --arm ce --arm "ce+0.3uld first" --student scratch --seeds 5
     python benchmarks/quality.py --folder ~/quality --budget 60 --budget 100                # also with fewer steps
     python benchmarks/quality.py --folder ~/quality --report               # what is there so far, nothing is run
@@ -44,7 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import quality_table
 from measuring import add_output_options, write_results
-from quality_setup import ANSWERS, ARMS, BASELINE, FULL, QUICK, STUDENTS, Cell, Size, prepare, setup_facts
+from quality_setup import ANSWERS, ARMS, BASELINE, FULL, MAIN_ARMS, QUICK, STUDENTS, Cell, Size, prepare, setup_facts
 
 QUICK_ARMS = [BASELINE, "ce+0.3uld first"]
 
@@ -122,7 +123,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keeps store and finished runs; default: a temporary one")
-    parser.add_argument("--arm", action="append", choices=list(ARMS), help="repeatable; default: all")
+    parser.add_argument("--arm", action="append", choices=["all", *ARMS], help="repeatable; default: the main ones")
     parser.add_argument("--student", action="append", choices=list(STUDENTS), help="repeatable; default: all")
     parser.add_argument("--fraction", action="append", type=int, help="percent of the data; default: 100, 50, 25")
     parser.add_argument("--budget", action="append", type=int, help="percent of the steps, repeatable; default: 100")
@@ -132,7 +133,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="run nothing, print what is in --folder")
     add_output_options(parser, quick="a few steps of two arms, one student, one seed: says nothing about quality")
     options = parser.parse_args(arguments)
-    options.arm = options.arm or (QUICK_ARMS if options.quick else list(ARMS))
+    options.arm = options.arm or (QUICK_ARMS if options.quick else list(MAIN_ARMS))
+    options.arm = list(ARMS) if "all" in options.arm else options.arm
     options.student = options.student or (["scratch"] if options.quick else list(STUDENTS))
     options.fraction = options.fraction or ([100] if options.quick else [100, 50, 25])
     options.budget = options.budget or [100]

@@ -82,7 +82,7 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     padding = padding_id(side.tokenizer)
     batches = Batcher(train.rows, padding=padding, merge=recipe.objective.merge)
     held_out_batches = Batcher(evaluated.rows, padding=padding)
-    curve, skipped, documents = train_and_measure(engine, recipe, size, batches, held_out_batches)
+    curve, skipped, documents = train_and_measure(engine, recipe, size.points[cell.student], batches, held_out_batches)
     answers = f1_of_answers(
         engine, side, rows_of(folder, size, cell.answers, "held_out")[: size.prompts], size.new_tokens
     )
@@ -116,18 +116,18 @@ def objective_of(recipe: Recipe, side: TextSide, steps: int) -> Objective:
 
 
 def train_and_measure(
-    engine: DistillationEngine, recipe: Recipe, size: Size, batches: Batcher, held_out: Batcher
+    engine: DistillationEngine, recipe: Recipe, num_points: int, batches: Batcher, held_out: Batcher
 ) -> tuple[list[dict[str, float]], int, tuple[np.ndarray, np.ndarray]]:
     """The curve of held-out bits per byte, how many steps were skipped, and nats and bytes of each document."""
     steps = recipe.training.steps
     assert steps is not None
-    points = {round(steps * (n + 1) / size.points) for n in range(size.points)}
+    points = {round(steps * (n + 1) / num_points) for n in range(num_points)}
     nats, num_bytes = measured(engine, held_out)
     curve = [{"step": 0, "tokens": 0, "bits": bits(float(nats.sum())) / float(num_bytes.sum())}]
     tokens = skipped = 0
     for step in range(steps):
         set_seed(recipe.run.seed * 100_003 + step)
-        indices = step_examples(step, len(batches), size.batch_size, recipe.run.seed)
+        indices = step_examples(step, len(batches), recipe.training.batch_size, recipe.run.seed)
         dealt = deal(indices, batches.lengths, rank=0, ranks=1, micro_batch_size=recipe.training.micro_batch_size)
         result = engine.train_step(batches.window(dealt))
         tokens += result.student_tokens

@@ -40,6 +40,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "ce+1hybrid": {"ce": 1.0, "hybrid": 1.0, **SEGMENTS},
     "0.3ce+0.7projection": {"ce": 0.3, "projection": 0.7, **SEGMENTS},
 }
+MAIN_ARMS = [BASELINE, "ce+1.5uld positional", "ce+0.3uld first", "ce+0.3uld chain", "ce+1likelihood"]
 COLUMNS: dict[Answers, dict[str, str]] = {
     "given": {"prompt": "prompt", "answer": "answer"},
     "teacher": {"prompt": "prompt", "answer": "teacher_answer"},
@@ -76,16 +77,31 @@ class Size:
     steps: dict[str, int]
     """By student."""
     held_out: int
-    points: int
-    """Held-out evaluations of a run, the last one included."""
+    points: dict[str, int]
+    """Held-out evaluations of a run, the last one included; by student."""
     prompts: int
     """Held-out prompts that are answered."""
     new_tokens: int
     batch_size: int = 16
 
 
-FULL = Size(examples=768, steps={"scratch": 144, "pruned": 64}, held_out=64, points=8, prompts=16, new_tokens=40)
-QUICK = Size(examples=64, steps={"scratch": 8, "pruned": 2}, held_out=8, points=2, prompts=2, new_tokens=8)
+# A run takes 70 to 95 seconds of a core: MAIN_ARMS, both students, all shares and three seeds fit into an hour of two.
+FULL = Size(
+    examples=768,
+    steps={"scratch": 144, "pruned": 32},
+    held_out=64,
+    points={"scratch": 8, "pruned": 4},
+    prompts=16,
+    new_tokens=40,
+)
+QUICK = Size(
+    examples=64,
+    steps={"scratch": 8, "pruned": 2},
+    held_out=8,
+    points={"scratch": 2, "pruned": 2},
+    prompts=2,
+    new_tokens=8,
+)
 
 
 @dataclass(frozen=True)
@@ -159,7 +175,8 @@ def recipe_of(folder: Path, size: Size, cell: Cell) -> Recipe:
 
 def setup_facts(size: Size, cell: Cell) -> dict[str, Any]:
     """What must be the same for two results to be compared."""
-    facts = asdict(size) | {"steps": size.steps[cell.student], "tokenizer": TOKENIZER}
+    facts = asdict(size) | {"tokenizer": TOKENIZER}
+    facts |= {"steps": size.steps[cell.student], "points": size.points[cell.student]}
     facts |= {"student": STUDENTS[cell.student], "learning_rate": LEARNING_RATES[cell.student]}
     return facts | ({"answer_tokens": ANSWER_TOKENS} if cell.answers == "teacher" else {})
 
