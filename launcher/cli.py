@@ -34,9 +34,12 @@ from uld_ds.errors import RunError, UserError
 
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
+NAME = "uld-ds"
+
 app = typer.Typer(
-    name="uld-ds",
+    name=NAME,
     help="Distil large language models into small ones across tokenizers.",
+    epilog="Exit status: 0 done, 1 begun and failed, 2 cannot be done as asked; 130 and 143: docs/command-line.md",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -80,10 +83,13 @@ def main() -> None:
     # Imported libraries print banners of their own; what this program says is below.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        # Named: completion looks for it, and `python -m launcher` is the same program.
+        app(prog_name=NAME)
     except (UserError, RunError) as error:
         _fail(str(error), error.exit_status)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _fail(f"{str(error.filename)[:60]}...: {error.strerror}; give a shorter one", UserError.exit_status)
         if error.errno not in STORAGE_ERRORS:
             raise
         _fail(f"{error.filename or 'storage'}: {error.strerror}; make room there, or name another folder", 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from launcher.preflight import writable_folder
 from launcher.progress import ProgressView
@@ -24,6 +25,7 @@ from uld_ds.finish import write_whole
 from uld_ds.generation.decoding import Answer, Decoding, Model
 from uld_ds.generation.prompts import Prompt, collect_prompts
 from uld_ds.job import EXPORT
+from uld_ds.places import in_home
 from uld_ds.recipe import ModelSettings, Recipe
 from uld_ds.report.comparison import evaluation_of
 from uld_ds.report.progress import ProgressWriter
@@ -116,7 +118,7 @@ def _suites(
 
 
 def _run_of(name: str, recipe: Recipe) -> Path:
-    place = Path(name).expanduser().resolve()
+    place = in_home(name).resolve()
     is_export = place.name == EXPORT and is_run(place.parent)
     return place.parent if is_export else Path(recipe.run.storage) / recipe.run.name
 
@@ -124,7 +126,10 @@ def _run_of(name: str, recipe: Recipe) -> Path:
 def _settings_of(name: str, recipe: Recipe) -> ModelSettings:
     """The student's way to read, with this model."""
     fields = recipe.student.model_dump(include={"precision", "prompt_template", "system_prompt", "max_length"})
-    return ModelSettings(**fields, model=name)
+    try:
+        return ModelSettings(**fields, model=name)
+    except ValidationError as error:
+        raise UserError("MODEL", f"{name!r} is no name", "give a folder, a hub id or package:NAME") from error
 
 
 def _write(

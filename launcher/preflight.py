@@ -11,6 +11,7 @@ from pathlib import Path
 from launcher.jobs.inside import is_job
 from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.errors import UserError
+from uld_ds.places import in_home
 from uld_ds.recipe import Recipe, load_recipe
 from uld_ds.redaction import Redactor
 
@@ -38,12 +39,12 @@ def writable_folder(folder: Path, key: str) -> Path:
     Raises:
         UserError: it cannot be written, or goes with the job that this command is.
     """
-    if is_job() and not folder.expanduser().is_absolute():
+    if is_job() and not in_home(folder).is_absolute():
         problem = (
             f"{str(folder)!r} is relative: in a job it lies in a copy of the working directory, which goes with it"
         )
         raise UserError(key, problem, "name a folder that every node sees by its absolute path")
-    folder = Path(os.path.abspath(folder.expanduser()))  # noqa: PTH100 (keeps a shared mount's link names)
+    folder = Path(os.path.abspath(in_home(folder)))  # noqa: PTH100 (keeps a shared mount's link names)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:

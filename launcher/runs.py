@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from uld_ds.errors import UserError
+from uld_ds.places import in_home
 from uld_ds.report.status import is_run, runs_in
 
 HELP = "A run's folder, or its name in `runs` or in the storage that ULD_DS__RUN__STORAGE names."
@@ -18,8 +19,8 @@ def find_run(run: str) -> Path:
     Raises:
         UserError: there is no such run.
     """
-    storage = Path(os.environ.get("ULD_DS__RUN__STORAGE", "runs")).expanduser()
-    for folder in (Path(run).expanduser(), storage / run):
+    storage = in_home(os.environ.get("ULD_DS__RUN__STORAGE", "runs"))
+    for folder in (in_home(run), storage / run):
         if folder.is_dir() and is_run(folder):
             return folder
     known = runs_in(Path(run)) or runs_in(storage)

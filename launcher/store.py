@@ -17,6 +17,7 @@ from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.deepspeed_config import teacher_config
 from uld_ds.errors import UserError
 from uld_ds.identity_terms import needed_ids
+from uld_ds.places import in_home
 from uld_ds.recipe import DataSource, Recipe
 from uld_ds.store_worker import StoreJob, StorePart, build_store_worker
 from uld_ds.teachers.store import CodecFacts, SpectrumStore, StoreIdentity, StoreManifest
@@ -30,7 +31,7 @@ def with_absolute_store(recipe: Recipe) -> Recipe:
     path = recipe.teacher.path
     if path is None or "://" in path:
         return recipe
-    teacher = recipe.teacher.model_copy(update={"path": str(Path(path).expanduser().absolute())})
+    teacher = recipe.teacher.model_copy(update={"path": str(in_home(path).absolute())})
     return recipe.model_copy(update={"teacher": teacher})
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 from uld_ds.errors import UserError
+from uld_ds.places import in_home
 from uld_ds.recipe import DType, Recipe, StudentSettings
 
 Role = Literal["student", "teacher"]
@@ -66,7 +66,7 @@ def read_config(name: str | None, role: Role, *, on_gpu: bool) -> dict[str, Any]
     """
     key = f"{role}.deepspeed"
     name = name or f"{role}_zero3_{'gpu' if on_gpu else 'cpu'}.json"
-    path = Path(name).expanduser()
+    path = in_home(name)
     shipped = resources.files("ds_configs") / path.name
     if not path.is_file() and not (path.name == name and shipped.is_file()):
         raise UserError(key, f"no file {name!r}", f"give a path or one of {', '.join(shipped_configs())}")

@@ -28,7 +28,7 @@ from transformers import (
 from uld_ds.architectures import SAFE_WEIGHTS, auto_class
 from uld_ds.errors import UserError
 from uld_ds.new_embeddings import remake_embeddings
-from uld_ds.places import PACKAGE, build_once, converted_gguf, package_folder
+from uld_ds.places import PACKAGE, build_once, converted_gguf, in_home, package_folder
 from uld_ds.recipe import DType, ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.remote_code import NO_CODE, check_remote_code, code_options, needs_code
 from uld_ds.shaping import with_layers
@@ -52,7 +52,7 @@ def locate_model(settings: ModelSettings, key: str) -> str:
     """
     place = settings.model
     is_package = place.startswith(PACKAGE)
-    folder = package_folder(place, f"{key}.model") if is_package else Path(place).expanduser()
+    folder = package_folder(place, f"{key}.model") if is_package else in_home(place)
     if not folder.is_dir() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
         raise UserError(f"{key}.model", f"no folder {place!r}", "correct the path, or give a hub id like org/name")
     if settings.gguf_file is not None:

@@ -46,7 +46,7 @@ def teacher_facts(recipe: Recipe, place: str) -> dict[str, Any]:
         }
     assert settings.path is not None
     manifest = SpectrumStore.open(settings.path, key="teacher.path").manifest
-    said = StoreFiles(settings.path).read(MANIFEST)
+    said = StoreFiles(settings.path, key="teacher.path").read(MANIFEST)
     assert said is not None
     return {
         "teacher": manifest.teacher,

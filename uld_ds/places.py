@@ -17,8 +17,13 @@ PACKAGE = "package:"
 
 def cache_dir() -> Path:
     """Folder for converted models: ``ULD_DS_CACHE``, or ``uld-ds`` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "uld-ds"
+    default = in_home(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "uld-ds"
     return Path(os.environ.get("ULD_DS_CACHE", default))
+
+
+def in_home(place: str | Path) -> Path:
+    """``place`` with ``~`` as a home folder; ``~name`` of nobody stays as it is written, a path that leads nowhere."""
+    return Path(os.path.expanduser(place))  # noqa: PTH111 (pathlib's raises RuntimeError for nobody)
 
 
 def package_folder(place: str, key: str) -> Path:
@@ -67,5 +72,8 @@ def converted_gguf(source: Path, kind: str) -> Path:
 def write_whole(file: Path, text: str) -> None:
     """Writes a file that is never seen half written."""
     aside = file.with_name(file.name + ".tmp")
-    aside.write_text(text)
-    aside.rename(file)
+    try:
+        aside.write_text(text)
+        aside.rename(file)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uld_ds.errors import UserError
-from uld_ds.places import PACKAGE, build_once, converted_gguf, package_folder
+from uld_ds.places import PACKAGE, build_once, converted_gguf, in_home, package_folder
 from uld_ds.remote_code import NO_CODE
 
 if TYPE_CHECKING:
@@ -153,9 +153,9 @@ def local_path(place: str, key: str) -> Path | None:
 def _expanded(place: str) -> tuple[Path, bool]:
     """``place`` as a path, and whether it exists."""
     try:
-        path = Path(place).expanduser()
+        path = in_home(place)
         return path, path.exists()
-    except (OSError, RuntimeError):  # a name too long for any file, ~ of an unknown user
+    except OSError:  # a name too long for any file
         return Path(place), False
 
 

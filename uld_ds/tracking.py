@@ -25,7 +25,7 @@ from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from uld_ds.errors import UserError
-from uld_ds.places import write_whole
+from uld_ds.places import in_home, write_whole
 from uld_ds.recipe import Recipe
 from uld_ds.redaction import Redactor, redacted
 
@@ -45,7 +45,7 @@ _GONE = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 def tracking_uri(recipe: Recipe) -> str:
     """Where runs are recorded: the recipe's choice, MLFLOW_TRACKING_URI, or sqlite in ``run.storage``."""
     chosen = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return chosen or f"sqlite:///{Path(recipe.run.storage).expanduser().resolve() / 'mlflow.db'}"
+    return chosen or f"sqlite:///{in_home(recipe.run.storage).resolve() / 'mlflow.db'}"
 
 
 def shown(uri: str) -> str:

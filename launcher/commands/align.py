@@ -14,7 +14,9 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from launcher.commands.options import OUTPUT
 from launcher.quiet import no_news
+from launcher.targets import cannot_write, check_target
 from uld_ds.errors import UserError
 from uld_ds.tokenizer_files import is_read, local_path, open_tokenizer, without_torch
 
@@ -41,9 +43,12 @@ def align(
     text_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A UTF-8 file with the text instead.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print ids, spans and segments as a JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print ids, spans and segments as a JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page, for a slide, and print its path.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page, for a slide, and print its path.", rich_help_panel=OUTPUT),
     ] = None,
     vocabulary: Annotated[
         bool, typer.Option("--vocabulary", help="Show instead which tokens the two vocabularies share; takes no text.")
@@ -56,7 +61,7 @@ def align(
     if as_json and html is not None:
         raise UserError("--json", "does not go together with --html", "give one of them")
     if html is not None:
-        _check_target(html)
+        check_target(html, "--html")
     content = _text(text, text_file)
     with _reading(student, teacher):
         view = _view(content, student, teacher)
@@ -156,25 +161,11 @@ def _not_utf8(key: str, where: str) -> UserError:
     return UserError(key, f"the text is not valid UTF-8 at {where} (counted from 0)", "convert it to UTF-8")
 
 
-def _check_target(html: Path) -> None:
-    try:
-        if html.is_dir():
-            raise UserError("--html", f"{str(html)!r} is a folder", "name a file in it")
-        if not html.parent.is_dir():
-            raise UserError("--html", f"no folder {str(html.parent)!r}", "make it, or choose another file")
-    except OSError as error:
-        raise _cannot_write(html, error) from error
-
-
 def _write(html: Path, page: str) -> None:
     try:
         html.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise _cannot_write(html, error) from error
-
-
-def _cannot_write(html: Path, error: OSError) -> UserError:
-    return UserError("--html", f"cannot write {str(html)!r} ({error.strerror})", "choose another file")
+        raise cannot_write(html, "--html", error) from error
 
 
 def _view(text: str, student: str, teacher: str) -> AlignmentView:

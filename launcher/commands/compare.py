@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launcher.commands.options import OUTPUT
 from launcher.runs import HELP, find_run
+from launcher.targets import cannot_write, check_target
 from uld_ds.errors import UserError
+from uld_ds.places import in_home
 
 if TYPE_CHECKING:
     from uld_ds.report.comparison import ComparedRun
@@ -23,9 +26,14 @@ def add_to(app: typer.Typer) -> None:
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help=HELP, show_default=False)],
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write one self-contained page, with pictures.")
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Also write one self-contained page, with pictures.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the facts as one JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Put runs side by side, as a Markdown table: objective, tokens used, time, held-out scores with intervals.
 
@@ -34,6 +42,8 @@ def compare(
     """
     if len(runs) < 2:
         raise UserError("RUN", f"only {runs[0]!r} to compare", "name two runs or more")
+    if html is not None:
+        check_target(html, "--html")
     from uld_ds.report.comparison import ComparedRun, cautions, markdown
 
     compared = [ComparedRun.of(_found(run)) for run in runs]
@@ -48,7 +58,7 @@ def compare(
 def _found(run: str) -> Path:
     from uld_ds.report.comparison import is_evaluation
 
-    place = Path(run).expanduser()
+    place = in_home(run)
     if is_evaluation(place):
         return place
     folder = find_run(run)
@@ -61,9 +71,7 @@ def _write_page(file: Path, compared: list[ComparedRun]) -> None:
     from uld_ds.places import write_whole
     from uld_ds.report.comparison_page import comparison_page
 
-    if not file.parent.is_dir():
-        raise UserError("--html", f"no folder {str(file.parent)!r}", "make it, or choose another file")
     try:
         write_whole(file, comparison_page(compared))
     except OSError as error:
-        raise UserError("--html", f"cannot write {str(file)!r} ({error.strerror})", "choose another file") from error
+        raise cannot_write(file, "--html", error) from error

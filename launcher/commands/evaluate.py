@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launcher.commands.options import Overrides
+from launcher.commands.options import OUTPUT, Overrides
 from uld_ds.recipe import load_recipe
 
 
@@ -23,10 +23,16 @@ def evaluate(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
     output: Annotated[
         str | None,
-        typer.Option("--output", help="Folder for what is found. Default: NAME-evaluation beside the run."),
+        typer.Option(
+            "--output",
+            help="Folder for what is found. Default: NAME-evaluation beside the run.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one last JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the facts as one last JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Let a model answer the recipe's held-out prompts, and score it: percentages with 95 % intervals."""
     loaded = load_recipe(recipe, overrides or [])

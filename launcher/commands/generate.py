@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.commands.options import Overrides
+from launcher.commands.options import OUTPUT, Overrides
 from uld_ds.recipe import load_recipe
 
 _SHOWN = ("rows", "unusable", "duplicates", "too_long", "prompts", "tokens", "empty", "truncated", "dropped", "train")
@@ -24,10 +24,15 @@ def add_to(app: typer.Typer) -> None:
 def generate(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
     output: Annotated[
-        str | None, typer.Option("--output", help="Folder of the answers. Default: the recipe's generation.output.")
+        str | None,
+        typer.Option(
+            "--output", help="Folder of the answers. Default: the recipe's generation.output.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one last JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the facts as one last JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Let the recipe's teacher answer its prompts, into Parquet files. Run again, it goes on where it stopped."""
     loaded = load_recipe(recipe, overrides or [])

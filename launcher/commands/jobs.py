@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launcher.commands.options import Address
+from launcher.commands.options import OUTPUT, Address
 
 if TYPE_CHECKING:
     from launcher.jobs.listing import Listed
@@ -22,7 +22,7 @@ def add_to(app: typer.Typer) -> None:
 def jobs(
     address: Address = None,
     ended: Annotated[bool, typer.Option("--all", help="Also what has ended.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
     """List the runs on a Ray cluster with their step, loss and time left.
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from launcher.commands.options import OUTPUT
 from launcher.commands.promote import registry_uri
 from uld_ds.errors import UserError
 
@@ -24,7 +25,9 @@ def lineage(
     tracking_uri: Annotated[
         str | None, typer.Option(help="The registry's. Default: MLFLOW_TRACKING_URI, else runs/mlflow.db.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the chain as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the chain as one JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Show the chain behind a student: version, run, teacher, store, data, recipe, code."""
     name, version, alias = _parsed(model)

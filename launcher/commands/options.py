@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+OUTPUT = "Output"
+"""Panel of what a verb prints and writes."""
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. training.steps=100. Repeatable."),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher.commands.options import Overrides
+from launcher.commands.options import OUTPUT, Overrides
 from launcher.quiet import no_news
 from uld_ds.errors import UserError
 from uld_ds.recipe import load_recipe
@@ -58,7 +58,9 @@ def plan(
     intra_gbps: Annotated[
         float, typer.Option(help="Gbit/s into a device from its node.", min=0.001, rich_help_panel=_HARDWARE)
     ] = 3600.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the plan as one JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Count memory per worker, traffic and time per step; say what does not fit and which change would make it fit."""
     loaded = load_recipe(recipe, overrides or [])

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from launcher.commands.options import OUTPUT
 from uld_ds.errors import UserError
 
 
@@ -52,7 +53,9 @@ def promote(
     tracking_uri: Annotated[
         str | None, typer.Option(help="The registry's. Default: MLFLOW_TRACKING_URI, else runs/mlflow.db.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the decision as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the decision as one JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Measure a version and the alias's holder on the same held-out rows; move the alias if it is no worse."""
     if force and not (reason and reason.strip()):

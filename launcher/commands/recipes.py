@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from launcher.commands.options import OUTPUT
+from launcher.targets import cannot_write, check_target
 from uld_ds.errors import UserError
 
 recipes = typer.Typer(help="List and copy the recipes that ship with uld-ds.", no_args_is_help=True)
@@ -27,7 +29,9 @@ def shipped_recipes() -> dict[str, str]:
 
 
 @recipes.command("list")
-def list_recipes(as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False) -> None:
+def list_recipes(
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.", rich_help_panel=OUTPUT)] = False,
+) -> None:
     """Show name and purpose of every recipe."""
     purposes = {name: text.split("\n", 1)[0].lstrip("# ") for name, text in shipped_recipes().items()}
     if as_json:
@@ -48,17 +52,27 @@ def print_reference() -> None:
 
 @recipes.command("copy")
 def copy_recipe(
-    name: Annotated[str, typer.Argument(help="A name that `recipes list` shows.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="A name that `recipes list` shows.", autocompletion=lambda: list(shipped_recipes())),
+    ],
     target: Annotated[Path | None, typer.Argument(help="Where to write it. Default: NAME.yaml here.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the file's path as a JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Write a recipe to a file of your own, to change it."""
     known = shipped_recipes()
     if name not in known:
         raise UserError("NAME", f"no recipe {name!r}", f"choose one of {', '.join(known)}")
     path = target or Path(f"{name}.yaml")
-    if path.exists():
-        raise UserError("TARGET", f"{str(path)!r} exists", "choose another file")
-    if not path.parent.is_dir():
-        raise UserError("TARGET", f"no folder {str(path.parent)!r}", "make it, or choose another file")
-    path.write_text(known[name])
-    typer.echo(str(path))
+    check_target(path, "TARGET")
+    try:
+        # Not over a file that is there.
+        with path.open("x") as file:
+            file.write(known[name])
+    except FileExistsError:
+        raise UserError("TARGET", f"{str(path)!r} exists", "choose another file") from None
+    except OSError as error:
+        raise cannot_write(path, "TARGET", error) from error
+    typer.echo(json.dumps({"recipe": str(path)}) if as_json else str(path))

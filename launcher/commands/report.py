@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from launcher.commands.options import OUTPUT
 from launcher.runs import HELP, find_run
+from launcher.targets import cannot_write, check_target
 from uld_ds.errors import UserError
 from uld_ds.report.snapshots_folder import REPORT
 
@@ -20,16 +23,19 @@ def add_to(app: typer.Typer) -> None:
 def report(
     run: Annotated[str, typer.Argument(help=HELP, show_default=False)],
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help=f"Default: {REPORT} in the run's folder.")
+        Path | None,
+        typer.Option(
+            "--output", metavar="FILE", help=f"Default: {REPORT} in the run's folder.", rich_help_panel=OUTPUT
+        ),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print its path as a JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Write one self-contained HTML page about a run, finished or not, and print its path."""
     folder = find_run(run)
     target = output or folder / REPORT
-    if target.is_dir():
-        raise UserError("--output", f"{str(target)!r} is a folder", "name a file in it")
-    if not target.parent.is_dir():
-        raise UserError("--output", f"no folder {str(target.parent)!r}", "make it, or choose another file")
+    check_target(target, "--output")
     if not (folder / "recipe.yaml").is_file():
         raise UserError("RUN", f"{str(folder)!r} has no recipe.yaml", "name the folder of a training run")
     from uld_ds.report.run_report import write_report
@@ -37,6 +43,5 @@ def report(
     try:
         write_report(folder, target)
     except OSError as error:
-        problem = f"cannot write {str(target)!r} ({error.strerror})"
-        raise UserError("--output", problem, "choose another file") from error
-    typer.echo(str(target))
+        raise cannot_write(target, "--output", error) from error
+    typer.echo(json.dumps({"report": str(target)}) if as_json else str(target))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launcher.commands.options import OUTPUT
 from uld_ds.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def score(
         str, typer.Option(metavar="NAMES", help="accuracy, f1, precision, recall, em, rouge, bertscore.")
     ] = "f1,precision,recall,em,rouge",
     intervals: Annotated[bool, typer.Option("--intervals", help="Also 95 % bootstrap intervals.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
     """Score answers against references: percentages, the best reference counts."""
     from uld_ds.evaluation import metrics as scoring

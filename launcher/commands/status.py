@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launcher.commands.options import OUTPUT
 from launcher.runs import HELP, find_run
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def add_to(app: typer.Typer) -> None:
 
 def status(
     run: Annotated[str, typer.Argument(help=HELP, show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the facts as one JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Show how a run is doing: step, loss, throughput, where its time goes, checkpoint, restarts."""
     from uld_ds.report.status import run_status

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher.commands.options import Overrides
+from launcher.commands.options import OUTPUT, Overrides
 from uld_ds.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -27,10 +27,15 @@ def add_to(app: typer.Typer) -> None:
 def build(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
     output: Annotated[
-        str | None, typer.Option("--output", help="Folder or URL of the store. Default: the recipe's teacher.path.")
+        str | None,
+        typer.Option(
+            "--output", help="Folder or URL of the store. Default: the recipe's teacher.path.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the store's facts as one last JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the store's facts as one last JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Run the recipe's teacher over its data and keep what it says. Run again, it goes on where it stopped."""
     # The last word: a URL is no YAML.
@@ -49,7 +54,7 @@ def build(
 @store.command("info")
 def info(
     path: Annotated[str, typer.Argument(help="A store's folder or fsspec URL.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.", rich_help_panel=OUTPUT)] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare its checksum.")] = False,
 ) -> None:
     """Show whose words a store holds, about what, and how precisely."""

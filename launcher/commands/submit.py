@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from launcher.commands.options import Address, Overrides
+from launcher.commands.options import OUTPUT, Address, Overrides
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,7 +35,9 @@ def submit(
         list[str] | None,
         typer.Option(metavar="NAME[=VALUE]", help="Send an environment variable; no secrets. Repeatable."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what became of it as one last JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what became of it as one last JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Send a run to a Ray cluster and follow it; the job's exit status is this command's.
 

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError
-from uld_ds.places import PACKAGE, converted_gguf, package_folder
+from uld_ds.places import PACKAGE, converted_gguf, in_home, package_folder
 from uld_ds.quantised import check_quantisable, quantised_linears
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.remote_code import check_remote_code, code_options
@@ -159,7 +159,7 @@ def student_shape(settings: StudentSettings) -> Shape:
 
 def _existing(settings: ModelSettings, role: str, student: StudentSettings | None = None) -> Shape:
     place = str(settings.model)
-    folder = package_folder(place, f"{role}.model") if place.startswith(PACKAGE) else Path(place).expanduser()
+    folder = package_folder(place, f"{role}.model") if place.startswith(PACKAGE) else in_home(place)
     gguf = settings.gguf_file
     if gguf is not None and (folder / gguf).is_file():
         converted = converted_gguf(folder / gguf, "models")

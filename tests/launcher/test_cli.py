@@ -199,7 +199,7 @@ def test_a_mistake_can_be_corrected_under_the_same_name(run: Callable[..., tuple
 def test_a_failed_run_is_one_line_and_status_1(
     run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, line: str
 ) -> None:
-    def fail() -> None:
+    def fail(**_: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "app", fail)
@@ -207,7 +207,7 @@ def test_a_failed_run_is_one_line_and_status_1(
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(**_: object) -> None:
         raise FileNotFoundError(errno.ENOENT, "no such file", "x")
 
     monkeypatch.setattr(cli, "app", fail)

@@ -19,6 +19,7 @@ from datasets import Dataset, load_dataset, load_from_disk
 
 from uld_ds.data.json_rows import are_closed, closed_rows, is_utf8, opened
 from uld_ds.errors import UserError
+from uld_ds.places import in_home
 from uld_ds.recipe import ColumnSettings, DataSettings, DataSource, FilesSource, GeneratorSource, HubSource
 from uld_ds.tasks.registry import get_task
 from uld_ds.tasks.task import TEACHER_ANSWER, Question, Task
@@ -107,7 +108,7 @@ def source_files(source: DataSource, key: str) -> list[Path]:
     patterns = [source.path] if isinstance(source.path, str) else source.path
     files: list[str] = []
     for pattern in patterns:
-        found = _matching(str(Path(pattern).expanduser()))
+        found = _matching(str(in_home(pattern)))
         if not found:
             raise UserError(f"{key}.path", f"no file matches {pattern!r}", "correct the path or pattern")
         files.extend(found)
@@ -154,7 +155,7 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _from_hub(source: HubSource, key: str) -> Dataset:
-    folder = Path(source.dataset).expanduser()
+    folder = in_home(source.dataset)
     try:
         if (folder / "state.json").is_file():
             return load_from_disk(str(folder))

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from uld_ds.errors import UserError
 from uld_ds.models import DTYPES
+from uld_ds.places import in_home
 from uld_ds.recipe import DType
 
 _KEY = "evaluation.suites"
@@ -75,7 +75,7 @@ def _tasks(suites: Sequence[str]) -> tuple[Any, list[str]]:
         raise UserError(_KEY, f"{list(suites)} need lm-evaluation-harness", "pip install 'uld-ds[harness]'")
     from lm_eval.tasks import TaskManager
 
-    files = {suite: Path(suite).expanduser() for suite in suites if suite.endswith((".yaml", ".yml"))}
+    files = {suite: in_home(suite) for suite in suites if suite.endswith((".yaml", ".yml"))}
     for suite, file in files.items():
         if not file.is_file():
             raise UserError(_KEY, f"no file {suite!r}", "correct the path, or name a task of the harness")

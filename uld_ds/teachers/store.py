@@ -80,9 +80,16 @@ class SpectrumStore:
 
         Raises:
             UserError: there is none, only a half-written one, or one of another version.
+            RunError: it cannot be reached.
         """
-        files = StoreFiles(url)
-        data = files.read(MANIFEST)
+        files = StoreFiles(url, key=key)
+        try:
+            data = files.read(MANIFEST)
+        except Exception as error:  # every file system has errors of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RunError(
+                f"{key}: {str(url)!r} cannot be read ({reason}); see that this machine reaches it"
+            ) from error
         if data is None:
             if files.read(PARTIAL_MANIFEST) is not None:
                 problem = f"{files.url} is half-written: its build was cut short"

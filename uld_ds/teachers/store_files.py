@@ -10,6 +10,8 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from uld_ds.errors import UserError
+
 # There a put is atomic by itself, and a rename would be a copy.
 _ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "memory"}
 _ASIDE = ".aside-"
@@ -20,11 +22,19 @@ class StoreFiles:
 
     Args:
         url: a path, or a URL with a protocol that fsspec knows.
+        key: where the user named it.
+
+    Raises:
+        UserError: a protocol that is unknown or whose package is not installed, or no URL.
     """
 
-    def __init__(self, url: str | os.PathLike[str]) -> None:
+    def __init__(self, url: str | os.PathLike[str], *, key: str = "store") -> None:
         self.url = str(url).rstrip("/")
-        self._fs, root = cast("tuple[Any, str]", fsspec.core.url_to_fs(str(url)))
+        try:
+            self._fs, root = cast("tuple[Any, str]", fsspec.core.url_to_fs(str(url)))
+        except (ImportError, ValueError) as error:
+            fix = "install the package" if isinstance(error, ImportError) else "give a folder or another URL"
+            raise UserError(key, f"{str(url)!r} cannot be reached ({' '.join(str(error).split())})", fix) from error
         self._root = root.rstrip("/")
 
     def path(self, name: str) -> str:
@@ -45,7 +55,7 @@ class StoreFiles:
         """The content of ``name``, None if there is no such file."""
         try:
             return cast("bytes", self._fs.cat_file(self._at(name)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def open(self, name: str) -> BinaryIO:

@@ -54,7 +54,7 @@ class StoreWriter:
         examples_per_shard: int = 1024,
         key: str = "store",
     ) -> None:
-        self._files = StoreFiles(url)
+        self._files = StoreFiles(url, key="teacher.path")
         fields = {name: getattr(identity, name) for name in StoreIdentity.model_fields}
         self._plan = PartialManifest(**fields, examples=examples, examples_per_shard=examples_per_shard)
         self._precision = identity.codec.to_precision()

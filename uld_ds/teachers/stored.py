@@ -26,7 +26,9 @@ def held_out_url(url: str) -> str:
 def held_out_store(url: str) -> SpectrumStore | None:
     """The store of held-out examples that was built with the one at ``url``, if any."""
     place = held_out_url(url)
-    return SpectrumStore.open(place, key="teacher.path") if StoreFiles(place).read(MANIFEST) else None
+    return (
+        SpectrumStore.open(place, key="teacher.path") if StoreFiles(place, key="teacher.path").read(MANIFEST) else None
+    )
 
 
 class StoredTeacher:
