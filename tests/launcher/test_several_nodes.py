@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,42 @@ def test_storage_that_a_node_does_not_see_is_refused(nodes: Nodes, recipe: dict[
     done, run_dir = train(nodes, recipe, "elsewhere", labels={"pool": f"!p{number}"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"127.0.0.{number + 2}" not in places(run_dir)
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to give a node file systems of its own")
+def test_storage_that_a_node_cannot_write_is_refused(nodes: Nodes, recipe: dict[str, Any]) -> None:
+    """One more node sees the folder, but read-only."""
+    storage = Path(recipe["run"]["storage"])
+    storage.mkdir(exist_ok=True)
+    mount = f"mount --bind {storage} {storage} && mount -o remount,ro,bind {storage}"
+    protect = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    if subprocess.run([*protect, "true"], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    number = len(nodes.processes)
+    nodes.join(before=protect)
+    nodes.wait_for(number + 1)
+    done, run_dir = train(nodes, recipe, "read-only", labels={"pool": f"in(p0, p{number})"})
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.splitlines()[-1] == (
+        f"error: run.storage: '{run_dir}' is not shared by the cluster's 2 nodes: 127.0.0.{number + 2} (Read-only file "
+        "system); name a folder of storage that every node mounts at the same path"
+    )
+    assert not (run_dir / "mlflow_run_id").exists()
+
+
+def test_nodes_with_other_libraries_are_named(nodes: Nodes, recipe: dict[str, Any], tmp_path: Path) -> None:
+    """One more node finds another MLflow installed; a run that would go there is refused before anything starts."""
+    metadata = tmp_path / "mlflow-1.2.3.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: mlflow\nVersion: 1.2.3\n")
+    known = nodes.environment.get("PYTHONPATH", "")
+    number = len(nodes.processes)
+    nodes.join(before=["env", f"PYTHONPATH={tmp_path}:{known}"])
+    nodes.wait_for(number + 1)
+    done, run_dir = train(nodes, recipe, "versions", labels={"pool": f"in(p0, p{number})"})
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.splitlines()[-1] == (
+        f"error: cluster: nodes have other versions than this process: 127.0.0.{number + 2}: mlflow 1.2.3 (here "
+        f"{version('mlflow')}); install the same environment on every node (constraints.txt)"
+    )
+    assert not (run_dir / "mlflow_run_id").exists()
