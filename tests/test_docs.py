@@ -21,6 +21,18 @@ def test_links_lead_to_pages() -> None:
             assert target == "recipe.md" or (page.parent / target).exists(), (page.name, target)
 
 
+def test_messages_of_troubleshooting_are_in_the_program() -> None:
+    """Their longest piece without values, in code whose strings are put together."""
+    files = [file for folder in ("uld_ds", "launcher") for file in (ROOT / folder).rglob("*.py")]
+    code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text() for file in files))
+    rows = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), flags=re.M)
+    assert len(rows) > 10
+    for message in rows:
+        longest = max(re.findall(r"[a-z][a-zA-Z ]+[a-z]", message), key=len)
+        assert len(longest) > 12, message
+        assert longest in code, message
+
+
 def test_it_builds_strictly(tmp_path: Path) -> None:
     if importlib.util.find_spec("material") is None:
         pytest.skip("mkdocs-material is not installed (make docs)")
@@ -29,3 +41,5 @@ def test_it_builds_strictly(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "training.checkpoint_every" in (tmp_path / "recipe" / "index.html").read_text()
+    assert "The spectrum store" in (tmp_path / "results" / "index.html").read_text()
+    assert 'href="../results/"' in (tmp_path / "performance" / "index.html").read_text()

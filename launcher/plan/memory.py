@@ -31,7 +31,6 @@ _SPECTRUM_SCRATCH = 28
 _TOP_TOKEN_BYTES = 8 + 4
 _SPECTRUM_BYTES = 4 * (DEFAULT_NUM_HEAD + 2 * LevelGrid.below_head(DEFAULT_NUM_HEAD).num_bins + 1)
 _SUB_GROUP = 1_000_000_000
-CHECKPOINT_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -107,12 +106,7 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
     number = role.shape.learning
     yield Line("student", "weights", role.share(role.weights, 3), role.offload("param"))
     yield Line("student", "gradients", role.share(number * role.width, 2), role.offload("optimizer"))
-    # Two moments, and fp32 weights where the model is not its own fp32 copy.
-    own_copy = role.precision == "fp32" and (
-        role.stage == 0 or (role.stage == 3 and role.offload("optimizer") == "device")
-    )
-    states = 8 if own_copy else 12
-    yield Line("student", "optimizer states", role.share(number * states, 1), role.offload("optimizer"))
+    yield Line("student", "optimizer states", role.share(number * states_width(role), 1), role.offload("optimizer"))
     yield Line("student", "gathered layers", role.gathered(backward=True), moment="student")
     yield Line("student", "activations", activations(role, tokens, checkpointing=checkpointing), moment="student")
     yield Line("student", "head chunk", head_bytes(role, rows, backward=True), moment="student")
@@ -120,13 +114,35 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
         unpacked = role.shape.largest_quantised * role.width
         yield Line("student", "a matrix out of its 4 bits", unpacked, moment="student")
     yield Line("student", "communication buffers", _bucket(role), moment="student")
-    # Written beside training, from a copy: all states of this rank, and its weights; beside 4 bits, those that learn.
-    held = number * role.width if role.shape.quantised else role.weights
-    copied = role.share(number * states + held, 3 if role.stage == 3 else 1)
-    yield Line("student", "checkpoint on its way", copied, "host")
+    # Written beside training, from a copy.
+    yield Line("student", "checkpoint on its way", sum(checkpoint_bytes(role)), "host")
     fp32_gradients = 4 * min(role.share(number, 1), int(role.zero.get("sub_group_size", _SUB_GROUP)))
     yield Line("student", "fp32 gradients of the update", fp32_gradients, role.offload("optimizer"), "step")
     yield Line("student", "whole weights on the first rank", loading_bytes(role), "host", "loading")
+
+
+def states_width(role: Role) -> int:
+    """Bytes of optimizer states per parameter: two moments, and fp32 weights where the model is not its own fp32 copy.
+
+    ZeRO 1 and 2 copy what a rank updates, and so does an optimizer on the host.
+    """
+    own_copy = role.stage == 0 or (role.stage == 3 and role.offload("optimizer") == "device")
+    return 8 if own_copy and role.precision == "fp32" else 12
+
+
+def checkpoint_bytes(role: Role) -> tuple[int, int]:
+    """What DeepSpeed writes of a student: the first rank's share of states, and its weights.
+
+    Under ZeRO-3 the states' fp32 weights are those that learn, and only frozen ones are written beside them, by each
+    rank its share. Otherwise the first rank writes all weights in their type, and ZeRO-2 the frozen ones once more.
+    """
+    shape = role.shape
+    # Of a model in 4 bits what learns alone.
+    frozen = 0 if shape.quantised else (shape.parameters - shape.learning) * role.width
+    if role.stage == 3:
+        return role.share(shape.learning * 12, 3), role.share(frozen, 3)
+    twice = 2 if role.stage == 2 else 1
+    return role.share(shape.learning * states_width(role), 1), shape.learning * role.width + frozen * twice
 
 
 def teacher_lines(role: Role, *, tokens: int, rows: int, window_rows: int, top_ids: int = 0) -> Iterator[Line]:

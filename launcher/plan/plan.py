@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from launcher.plan.memory import BASE, CHECKPOINT_BYTES, HOST_BASE, Line, Role, student_lines, teacher_lines
+from launcher.plan.memory import BASE, HOST_BASE, Line, Role, checkpoint_bytes, student_lines, teacher_lines
 from launcher.plan.shapes import Shape
 from launcher.plan.speed import Hardware, Traffic, forward_operations, student_traffic, teacher_traffic
 from uld_ds.deepspeed_config import read_config, read_student_config
@@ -133,9 +133,8 @@ class Plan:
     def disk(self) -> dict[str, int]:
         """Checkpoints (one is complete before an older one goes, and one is staged) and the exported student."""
         shape, kept = self.student_shape, self.recipe.training.keep_checkpoints + 2
-        # Of a student in 4 bits a checkpoint holds what learns alone; its export is not in 4 bits.
-        frozen = 0 if shape.quantised else (shape.parameters - shape.learning) * self.student.width
-        checkpoint = shape.learning * CHECKPOINT_BYTES + frozen
+        checkpoint = sum(checkpoint_bytes(replace(self.student, ranks=1)))
+        # An export is never in 4 bits.
         return {"checkpoints": checkpoint * kept, "export": shape.parameters * self.student.width}
 
     @property

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from launcher.cli import app
 from launcher.commands.recipes import shipped_recipes
-from launcher.plan.memory import BYTES, CHECKPOINT_BYTES, Role
+from launcher.plan.memory import BYTES, Role, checkpoint_bytes
 from launcher.plan.plan import Plan
 from launcher.plan.shapes import student_shape, teacher_shape, tensor_bytes
 from launcher.plan.speed import Hardware, student_traffic
@@ -70,7 +70,9 @@ def test_weights_gradients_and_states_are_shared_by_sixteen(plan: Plan) -> None:
     # The head is 2.1 GB: more than what ZeRO-3 lets be whole at a time, but it has to be.
     assert lines["teacher", "gathered layers"] == 128256 * 8192 * 2
     assert lines["teacher", "whole weights on the first rank"] == TEACHER * 2
-    assert plan.disk["checkpoints"] == STUDENT * CHECKPOINT_BYTES * 4
+    # ZeRO-3 writes fp32 weights and two moments; the weights in bf16 follow from them.
+    assert plan.disk["checkpoints"] == STUDENT * 12 * 4
+    assert lines["student", "checkpoint on its way"] == STUDENT * 12 // 16
 
 
 def test_the_designs_arithmetic(plan: Plan) -> None:
@@ -100,6 +102,22 @@ def test_stages_share_what_they_share(plan: Plan) -> None:
         role = Role(plan.student_shape, "bf16", {"stage": stage}, 4, "gpu")
         sizes[stage] = [role.share(100, first) for first in (3, 2, 1)]  # weights, gradients, states
     assert sizes == {0: [100, 100, 100], 1: [100, 100, 25], 2: [100, 25, 25], 3: [25, 25, 25]}
+
+
+def test_checkpoints_by_stage(plan: Plan) -> None:
+    """Bytes per parameter, all ranks together."""
+    one = replace(plan.student, ranks=1)
+    for precision, stage, expected in [
+        ("fp32", 3, 12),
+        ("bf16", 3, 12),
+        ("fp32", 2, 16),
+        ("bf16", 2, 14),
+        ("fp32", 0, 12),
+    ]:
+        role = replace(one, precision=precision, zero={"stage": stage})
+        assert sum(checkpoint_bytes(role)) == STUDENT * expected, (precision, stage)
+    # All weights from the first rank, below ZeRO-3; of the states its share.
+    assert checkpoint_bytes(replace(plan.student, zero={"stage": 2})) == (STUDENT * 12 // 16, STUDENT * 2)
 
 
 def test_stage_three_gathers_per_micro_batch(plan: Plan) -> None:
@@ -135,7 +153,7 @@ def test_only_what_learns_has_gradients_and_states(folder: Path, plan: Plan) -> 
     assert lines["student", "optimizer states"] == adapters * 12 // 16
     assert lines["student", "weights"] == (STUDENT + adapters) * 2 // 16
     assert whole["student", "head chunk"] - lines["student", "head chunk"] == 128256 * 2048 * 2
-    assert lora.disk["checkpoints"] == (adapters * CHECKPOINT_BYTES + STUDENT * 2) * 4
+    assert lora.disk["checkpoints"] == (adapters * 12 + STUDENT * 2) * 4
     # Two passes instead of three, and one more for what is computed again.
     share = adapters / (STUDENT + adapters)
     assert lora._student_operations() / plan._student_operations() == pytest.approx((3 + share) / 4)
@@ -156,7 +174,7 @@ def test_weights_in_four_bits(folder: Path, plan: Plan) -> None:
     assert lines["student", "weights"] == 2 * (shape.parameters - linear) + round(linear * (0.5 + 1 / 64 + 1 / 4096))
     assert lines["student", "a matrix out of its 4 bits"] == 2048 * 8192 * 2
     assert lines["student", "optimizer states"] == shape.learning * 12 // 16
-    assert four.disk == {"checkpoints": shape.learning * CHECKPOINT_BYTES * 4, "export": shape.parameters * 2}
+    assert four.disk == {"checkpoints": shape.learning * (12 + 2) * 4, "export": shape.parameters * 2}
     with pytest.raises(UserError, match="shards weights"):
         four.changed({"student.deepspeed": "student_zero3_gpu.json"}).bytes_at("always", "device")
 
