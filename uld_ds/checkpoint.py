@@ -257,7 +257,7 @@ def load_state(student: Any, folder: Path, ranks: Ranks) -> tuple[str | None, di
     Raises:
         FinalError: the weights in 4 bits that it learnt beside are others than those of this run.
     """
-    if not is_quantised(student.module.lm):
+    if not is_quantised(student.module):
         return student.load_checkpoint(str(folder), tag=_TAG)
     path, client = student.load_checkpoint(str(folder), tag=_TAG, custom_load_fn=load_learning)
     same = path is None or not ranks.is_first or client[_BASE] == base_digest(student.module)
@@ -309,7 +309,7 @@ def load_divided(student: Any, folder: Path) -> tuple[str | None, dict[str, Any]
 def host_state(student: Any, state: TrainState) -> HostState:
     """A copy, on the host, of all that this rank's shard of a checkpoint holds. Collective."""
     client: dict[str, Any] = {"uld_ds": asdict(state)}
-    quantised = is_quantised(student.module.lm)
+    quantised = is_quantised(student.module)
     kept = learning(student.module) if quantised else None
     if quantised and Ranks.current().is_first:
         client[_BASE] = base_digest(student.module)

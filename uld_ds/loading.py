@@ -24,7 +24,7 @@ from uld_ds.host_memory import return_free_memory
 from uld_ds.job import Job
 from uld_ds.language_model import RowModel, choose_head_path
 from uld_ds.models import DTYPES
-from uld_ds.quantised import compute_alike, loading_options
+from uld_ds.quantised import loading_options, settle
 from uld_ds.recipe import ModelSettings, ScheduleSettings, TeacherSettings
 from uld_ds.remote_code import code_options
 from uld_ds.shaping import shaped
@@ -77,7 +77,7 @@ def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
         quantisation = loading_options(settings, of_model, DTYPES[settings.precision], device)
     lm: Any = _from_pretrained(job.student, settings, config, **quantisation)
     if quantisation:
-        compute_alike(lm)
+        settle(lm)
     if settings.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     set_seed(job.recipe.run.seed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import logging
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
@@ -36,11 +35,6 @@ def check_installed(settings: StudentSettings) -> None:
         raise UserError("student.lora.quantise", f"{settings.quantise!r} needs bitsandbytes, which is not there", fix)
 
 
-def quieten() -> None:
-    """Without its word about a kernel that it would fetch from a hub, for a layout of weights that is not used here."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-
 def loading_options(
     settings: StudentSettings, of_model: PreTrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Any]:
@@ -56,7 +50,6 @@ def loading_options(
         UserError: as ``check_quantisable``.
     """
     check_installed(settings)
-    quieten()
     with torch.device("meta"):
         model = auto_class(of_model).from_config(of_model)
     check_quantisable(settings, model)
@@ -105,17 +98,21 @@ def check_quantisable(settings: StudentSettings, model: PreTrainedModel) -> None
         raise UserError(key, problem, "leave it out")
 
 
-def compute_alike(model: Any) -> None:
-    """Makes a loaded model compute in evaluation what it computes in training."""
+def settle(model: Any) -> None:
+    """Makes a loaded model compute in evaluation what it computes in training, and lets go of its files."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            # What is not quantised may lie in a file that is mapped into memory, with all else that was read of it.
+            parameter.data = parameter.data.clone()
     for _, layer in _layers(model):
         # On some CPUs it would, when it is evaluated, round its scales to bf16 for another layout: other weights than
         # those that are trained, and for some shapes an error.
         layer.support_avx512bf16_for_cpu = False
 
 
-def is_quantised(model: Any) -> bool:
-    """Whether it was loaded with ``loading_options``."""
-    return bool(getattr(model, "is_loaded_in_4bit", False))
+def is_quantised(model: nn.Module) -> bool:
+    """Whether it, or what it wraps, was loaded with ``loading_options``."""
+    return any(getattr(part, "is_loaded_in_4bit", False) for part in model.modules())
 
 
 def _layers(model: Any) -> Iterable[tuple[str, Any]]:

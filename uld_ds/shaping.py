@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from uld_ds.architectures import auto_class, is_encoder_decoder
 from uld_ds.errors import UserError
-from uld_ds.quantised import dequantised, is_quantised, is_transposed, quieten
+from uld_ds.quantised import dequantised, is_quantised, is_transposed
 from uld_ds.recipe import LoraSettings, StudentSettings
 
 ADAPTER = "default"
@@ -122,7 +122,6 @@ def with_adapters(model: Any, settings: LoraSettings) -> Any:
     """
     if find_spec("peft") is None:
         raise UserError("student.lora", "PEFT is not installed", "pip install 'uld-ds[lora]', on every node")
-    quieten()
     from peft import LoraConfig, get_peft_model
 
     key = "student.lora.targets"

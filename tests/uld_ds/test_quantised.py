@@ -38,10 +38,10 @@ from uld_ds.quantised import (
     base_digest,
     check_installed,
     check_quantisable,
-    compute_alike,
     dequantised,
     loading_options,
     quantised_linears,
+    settle,
 )
 from uld_ds.recipe import LoraSettings, StudentSettings, parse_recipe
 from uld_ds.shaping import shaped
@@ -65,7 +65,7 @@ def loaded(settings: StudentSettings) -> Any:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.precision]
     options = loading_options(settings, AutoConfig.from_pretrained(settings.model), dtype, CPU)
     model = _from_pretrained(str(settings.model), settings, {}, **options)
-    compute_alike(model)
+    settle(model)
     return model
 
 
