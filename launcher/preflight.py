@@ -9,14 +9,15 @@ import tempfile
 from pathlib import Path
 
 from launcher.jobs.inside import is_job
-from uld_ds.deepspeed_config import student_config, teacher_config
+from uld_ds.deepspeed_config import read_config, student_config, teacher_config, zero_stage
 from uld_ds.errors import UserError
 from uld_ds.places import in_home
 from uld_ds.recipe import Recipe, load_recipe
 from uld_ds.redaction import Redactor
 
-# fp32 weights and two Adam moments, and the weights themselves: bytes of a checkpoint per parameter.
-CHECKPOINT_BYTES_PER_PARAMETER = 16
+# Bytes of a checkpoint per parameter that learns: fp32 weights and two Adam moments; below ZeRO-3, beside them, the
+# weights themselves. Frozen ones take less.
+CHECKPOINT_BYTES_AT_ZERO_3, CHECKPOINT_BYTES_BELOW = 12, 16
 # What a run's folder holds from the moment its tracked run exists, and what is made of the recipe before.
 STARTED = "mlflow_run_id"
 MADE_BEFORE_THE_START = ("student", "prepared.json", "teacher")
@@ -98,7 +99,9 @@ def _difference(stored: Path, recipe: Recipe) -> str | None:
 def check_free_disk(run_dir: Path, recipe: Recipe, num_parameters: int) -> None:
     """Raises UserError when the checkpoints of a student of this size will not fit."""
     # One more than is kept, because a checkpoint is complete before an older one goes; and the best one.
-    needed = num_parameters * (CHECKPOINT_BYTES_PER_PARAMETER * (recipe.training.keep_checkpoints + 2) + 8)
+    sharded = zero_stage(read_config(recipe.student.deepspeed, "student", on_gpu=False)) == 3
+    each = CHECKPOINT_BYTES_AT_ZERO_3 if sharded else CHECKPOINT_BYTES_BELOW
+    needed = num_parameters * (each * (recipe.training.keep_checkpoints + 2) + 8)
     free = shutil.disk_usage(run_dir).free
     if free < needed:
         raise UserError(
