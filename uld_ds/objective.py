@@ -24,7 +24,7 @@ from uld_ds.chunked_loss import ChunkedLoss, Rows, head_tensors
 from uld_ds.data.windows import SegmentRows, SideBatch
 from uld_ds.identity_terms import IdentityTerm, identity_terms, weighed_terms
 from uld_ds.language_model import Head, log_probs_of
-from uld_ds.likelihood import LikelihoodTerm, likelihood_term
+from uld_ds.likelihood_runs import LikelihoodPart, likelihood_part, runs_of
 from uld_ds.normalisation import RowWeights
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.spectrum import Spectrum
@@ -142,7 +142,7 @@ class Objective:
             raise ValueError(f"{len(spectrum)} teacher rows for {len(segments)} segments: not aligned")
         said = self._said(batch, segments, teacher_log_probs, top, first_log_probs)
         order = torch.cat([segments.compared, segments.others])
-        likelihood = self._likelihood(hidden, head, batch, segments, teacher_log_probs)
+        likelihood = self._likelihood(hidden, head, batch, segments, weights, teacher_log_probs)
         rows = self._rows(hidden, head, batch, segments, order, spectrum, weights, likelihood, said)
         loss, *per_row = ChunkedLoss.apply(hidden[order], *head_tensors(head), head, rows, self._one_chunk)
         in_order, *of_rows = (part.detach() for part in per_row)
@@ -153,7 +153,7 @@ class Objective:
         with torch.no_grad():
             counted = (weights.answers[:_ENTROPY_ROWS] > 0).float()
             student_entropy = entropy(head.logits(hidden[:_ENTROPY_ROWS])) @ counted
-        parts = {} if likelihood is None else {"likelihood": likelihood.value @ weights.segments.double()}
+        parts = {} if likelihood is None else {"likelihood": likelihood.value}
         if self.settings.uld_gate is not None:
             parts["uld_gate"] = passed @ of_segments
         for term, value in zip(self.terms, of_terms, strict=True):
@@ -187,8 +187,14 @@ class Objective:
         return tuple(term.prepare(compared) for term in self.terms)
 
     def _likelihood(
-        self, hidden: Tensor, head: Head, batch: SideBatch, segments: SegmentRows, teacher: Tensor | None
-    ) -> LikelihoodTerm | None:
+        self,
+        hidden: Tensor,
+        head: Head,
+        batch: SideBatch,
+        segments: SegmentRows,
+        weights: RowWeights,
+        teacher: Tensor | None,
+    ) -> LikelihoodPart | None:
         """Of all segments; a pass of its own over their tokens, because the slope of one token's cross-entropy depends
         on all of them, which may lie in different chunks."""
         if not self.settings.likelihood:
@@ -197,12 +203,8 @@ class Objective:
             raise ValueError("likelihood matching needs the teacher's log-probabilities of the segments")
         with torch.no_grad():
             of_tokens = log_probs_of(batch.answer_ids[segments.members])(hidden[segments.members], head)
-        return likelihood_term(
-            teacher,
-            segments.log_probs(of_tokens),
-            divergence=self.settings.likelihood_divergence,
-            temperature=self.settings.likelihood_temperature,
-        )
+        runs = runs_of(segments, batch.answer_rows, self.settings.likelihood_run)
+        return likelihood_part(teacher, segments.log_probs(of_tokens), runs, weights.segments, self.settings)
 
     def _rows(
         self,
@@ -213,7 +215,7 @@ class Objective:
         order: Tensor,
         spectrum: Spectrum,
         weights: RowWeights,
-        likelihood: LikelihoodTerm | None,
+        likelihood: LikelihoodPart | None,
         said: tuple[Any, ...],
     ) -> Rows:
         log_scale, place = None, segments.earlier
@@ -225,10 +227,10 @@ class Objective:
         ce_weights = weights.answers[order] * self._weight("ce")
         ce_slopes, likelihood_loss = ce_weights.clone(), ce_weights.new_zeros(())
         if likelihood is not None:
-            of_segments = self._weight("likelihood") * weights.segments.double()
-            likelihood_loss = (likelihood.value @ of_segments).to(ce_weights.dtype)
+            weight = self._weight("likelihood")
+            likelihood_loss = (weight * likelihood.value).to(ce_weights.dtype)
             # A segment's log-probability is the sum of its tokens': each one's cross-entropy, negated.
-            slopes = (-likelihood.slope * of_segments).to(ce_slopes.dtype)
+            slopes = (-weight * likelihood.slopes).to(ce_slopes.dtype)
             ce_slopes.index_add_(0, _inverse(order)[segments.members], slopes[segments.member_segment])
         return Rows(
             ids=batch.answer_ids[order],

@@ -51,6 +51,9 @@ class ObjectiveSettings(Strict):
     """Between those two probabilities, each against "anything else"."""
     likelihood_temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides their logarithms; a high one weighs unlikely segments like likely ones."""
+    likelihood_run: Annotated[int, Field(ge=1)] = 1
+    """Segments in a row, within one answer, whose bytes are compared as one: how their probability is shared out among
+    them is then the student's affair."""
     classical: Annotated[float, Field(ge=0)] = 0.0
     """Weight of a divergence between the two distributions themselves, token by token, at temperature 1. Only where
     both sides have the same tokenizer."""
@@ -95,6 +98,10 @@ class ObjectiveSettings(Strict):
             raise ValueError(f"{', '.join(most)} and {last} are all 0: nothing to learn")
         if self.uld_gate is not None and not self.uld:
             raise ValueError(f"objective.uld_gate {self.uld_gate} has no effect with objective.uld 0")
+        if self.likelihood_run > 1 and not self.likelihood:
+            raise ValueError(
+                f"objective.likelihood_run {self.likelihood_run} has no effect with objective.likelihood 0"
+            )
         return self
 
     @model_validator(mode="after")

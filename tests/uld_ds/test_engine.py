@@ -112,6 +112,8 @@ def variant(recipe: dict[str, Any], *, workers: int, micro: int, normalise: str,
             "normalise": normalise,
             "uld": 1.5,
             "uld_gate": 200,
+            "likelihood": 0.5,
+            "likelihood_run": 3,
             "classical": 0.7,
             "hybrid": 0.4,
             "projection": 0.9,
@@ -142,7 +144,7 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
     assert len(outcomes) == 6
     for name, outcome in outcomes.items():
         reference = outcomes["1 rank x 1, " + name.rpartition(", ")[2]]
-        for key in ("loss", "ce", "uld", "uld_gate", "classical", "hybrid", "projection"):
+        for key in ("loss", "ce", "uld", "uld_gate", "likelihood", "classical", "hybrid", "projection"):
             assert outcome[key] == pytest.approx(reference[key], rel=1e-6), (name, key)
         for parameter, gradient in outcome["gradients"].items():
             expected = reference["gradients"][parameter]

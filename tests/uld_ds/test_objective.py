@@ -28,8 +28,9 @@ STOPS = torch.tensor([2, 3, 7, 8, 12, 13, 14, 20, 21])
 
 
 def side_batch(ids: Tensor) -> SideBatch:
-    """Only what the objective reads: the answer's ids."""
-    return SideBatch(NOTHING, NOTHING, NOTHING, ids, NOTHING, NOTHING)
+    """Only what the objective reads: the answers' ids, and where they are. Token 8 begins a second answer."""
+    rows = torch.arange(len(ids))
+    return SideBatch(NOTHING, NOTHING, rows + 5 * (rows >= 8), ids, NOTHING, NOTHING)
 
 
 def segments_of(starts: Tensor, stops: Tensor, num_answers: int, merge: str = "first") -> SegmentRows:
@@ -84,7 +85,7 @@ class Case:
             loss = loss + settings.uld * (distance @ self.weights.segments.double()[passed])
         else:
             loss = loss + settings.uld * (distance @ self.weights.segments.double())
-        loss = loss + settings.likelihood * (self.binary_kl(nats, settings) @ self.weights.segments.double())
+        loss = loss + settings.likelihood * self.binary_kl(nats, settings)
         if settings.classical:
             loss = loss + settings.classical * (self.lumped(logits, settings) @ self.weights.segments.double())
         loss.backward()
@@ -103,11 +104,16 @@ class Case:
         return (p * (p / q).log()).sum(1)
 
     def binary_kl(self, nats: Tensor, settings: ObjectiveSettings) -> Tensor:
-        """[S] between the probabilities of each segment's bytes, from their definition."""
-        own = torch.stack([-nats[start:stop].sum() for start, stop in zip(SEGMENTS, STOPS, strict=True)])
-        p = (self.teacher_log_probs.double() / settings.likelihood_temperature).exp()
-        q = (own / settings.likelihood_temperature).exp()
-        return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+        """Between the probabilities of the bytes of each run of segments, weighed, from their definition."""
+        total, length = torch.zeros((), dtype=torch.float64), settings.likelihood_run
+        for answer in (range(4), range(4, 9)):  # segment 4 begins at token 8
+            for run in (answer[n : n + length] for n in range(0, len(answer), length)):
+                own = -nats[SEGMENTS[run[0]] : STOPS[run[-1]]].sum()
+                p = (self.teacher_log_probs[list(run)].double().sum() / settings.likelihood_temperature).exp()
+                q = (own / settings.likelihood_temperature).exp()
+                value = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+                total = total + value * self.weights.segments[list(run)].double().sum()
+        return total
 
     def chunked(
         self, settings: ObjectiveSettings, *, total_steps: int | None = None, step: int = 0
@@ -168,6 +174,8 @@ def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         {"ce": 0.0, "uld": 0.0, "likelihood": 1.0},
         {"uld": 0.3, "likelihood": 0.7, "likelihood_temperature": 100.0},
         {"merge": "chain", "likelihood": 2.0},
+        {"ce": 0.0, "uld": 0.0, "likelihood": 1.0, "likelihood_run": 3, "likelihood_temperature": 4.0},
+        {"uld": 0.3, "likelihood": 1.0, "likelihood_run": 100, "likelihood_temperature": 20.0},
         {"method": "exact", "likelihood": 2.0},
         {"ce": 0.0, "uld": 0.0, "classical": 1.0, "top_ids": 20},
         {"classical": 0.5, "likelihood": 0.3, "top_ids": 50},
@@ -176,7 +184,14 @@ def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     ids=[
         *("closed form", "uld only", "ce only", "exact", "temperatures", "chain", "chain alone", "chain exact"),
         *("gated", "gated chain", "gated by autograd"),
-        *("likelihood alone", "all three", "chain and likelihood", "exact and likelihood"),
+        *(
+            "likelihood alone",
+            "all three",
+            "chain and likelihood",
+            "runs of three",
+            "whole answers",
+            "exact and likelihood",
+        ),
         *("classical alone", "all four", "classical by autograd"),
     ],
 )

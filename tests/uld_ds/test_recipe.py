@@ -267,6 +267,10 @@ def test_a_long_value_is_shown_in_part() -> None:
             "objective.projection are all 0: nothing to learn",
         ),
         (
+            {"objective": {"likelihood_run": 4}},
+            "objective: objective.likelihood_run 4 has no effect with objective.likelihood 0",
+        ),
+        (
             {"objective": {"uld": 0.0, "uld_gate": 10}},
             "objective: objective.uld_gate 10 has no effect with objective.uld 0",
         ),

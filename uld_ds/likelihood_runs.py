@@ -1,0 +1,80 @@
+"""Likelihood matching over runs of segments: what both models give to the bytes of several segments in a row.
+
+A longer run asks for less: the two models may share its probability out among the segments in there as they like.
+(The chunks of several sizes of Minixhofer et al., arXiv 2503.20083; here one size at a time.)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from uld_ds.data.windows import SegmentRows
+from uld_ds.likelihood import likelihood_term
+from uld_ds.recipe import ObjectiveSettings
+
+
+class LikelihoodPart(NamedTuple):
+    """What likelihood matching comes to in one micro-batch, without the recipe's weight."""
+
+    value: Tensor
+    """Scalar, float64."""
+    slopes: Tensor
+    """[S] float64: d value / d the student's log-probability of each segment."""
+
+
+def runs_of(segments: SegmentRows, answer_rows: Tensor, length: int) -> Tensor:
+    """The run that each segment belongs to.
+
+    Runs lie within one answer of one example: its segments follow each other without a gap, and where the next answer
+    begins there is at least a prompt between. The last run of an answer may be shorter.
+
+    Args:
+        segments: S segments.
+        answer_rows: [A] the position that predicts each answer token, as SideBatch has them.
+        length: segments of a run, at least 1.
+
+    Returns:
+        [S] numbers from 0, in order.
+    """
+    number = torch.arange(len(segments), device=answer_rows.device)
+    if length == 1 or len(segments) == 0:
+        return number
+    position = answer_rows[segments.members]
+    # Members stand segment after segment: where the owner changes, one ends and another begins.
+    begins = F.pad(segments.member_segment.diff() != 0, (1, 0), value=True)
+    gap = F.pad(position.diff() != 1, (1, 0), value=True)
+    opens = gap[begins]  # whether a segment is the first of an answer
+    first = torch.where(opens, number, 0).cummax(0).values
+    return (((number - first) % length == 0).cumsum(0) - 1).long()
+
+
+def likelihood_part(
+    teacher: Tensor, student: Tensor, runs: Tensor, weights: Tensor, settings: ObjectiveSettings
+) -> LikelihoodPart:
+    """Sum over runs of the divergence between both models' probabilities of a run's bytes.
+
+    A run counts as much as its segments together: the weights of a step add up to 1 whatever their number.
+
+    Args:
+        teacher: [S] natural log-probability of each segment's bytes.
+        student: [S] the student's.
+        runs: [S] from ``runs_of``.
+        weights: [S] of the segments in the loss.
+        settings: a recipe's.
+    """
+    nothing = torch.zeros(len(runs), dtype=torch.float64, device=runs.device)
+    of_teacher, of_student, of_run = (
+        nothing.index_add(0, runs, values.double()) for values in (teacher, student, weights)
+    )
+    term = likelihood_term(
+        of_teacher,
+        of_student,
+        divergence=settings.likelihood_divergence,
+        temperature=settings.likelihood_temperature,
+    )
+    # Numbers that no run has: of weight 0.
+    return LikelihoodPart(term.value @ of_run, (term.slope * of_run)[runs])
