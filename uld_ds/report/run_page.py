@@ -115,12 +115,13 @@ def _setting(report: RunReport) -> str:
     """What was learnt from, by which loss, on how many workers: the recipe in one line."""
     recipe = report.recipe
     data = recipe.get("data", {}).get("train", {})
-    learnt = data.get("path") or data.get("function") or data.get("name")
+    learnt = data.get("path") or data.get("function") or data.get("dataset") or ""
+    files = learnt if isinstance(learnt, list) else [learnt]
     objective = recipe.get("objective", {})
     terms = [f"{_shown(objective[term])} × {name}" for term, name in _TERMS.items() if objective.get(term)]
     workers = report.status.workers
     said = {
-        "Data": learnt and str(learnt),
+        "Data": ", ".join(_short(str(file)) for file in files),
         "Loss": " + ".join(terms),
         "Workers": workers and str(workers),
     }

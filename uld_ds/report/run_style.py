@@ -70,6 +70,7 @@ summary { cursor: pointer; }
   body { margin: 1rem auto; padding: 0 1rem; }
   h1 { font-size: 1.35rem; }
   .answer { grid-template-columns: 1fr; }
+  .card .context { min-height: 0; }
   .facts th, .facts td { display: block; padding-right: 0; }
   .facts td { padding-bottom: .5rem; }
   .likeliest thead th:last-child { display: none; }

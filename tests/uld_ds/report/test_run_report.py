@@ -40,7 +40,10 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "first"
     (folder / "report").mkdir(parents=True)
     recipe = {"run": {"name": "first"}, "teacher": {"model": "org/large"}, "student": {"model": "org/<small>"}}
-    recipe |= {"registry": {"model_name": None}, "data": {"train": {"source": "files", "path": "rows.jsonl"}}}
+    recipe |= {
+        "registry": {"model_name": None},
+        "data": {"train": {"source": "files", "path": ["/a/b/c/rows.jsonl", "more.jsonl"]}},
+    }
     recipe |= {"objective": {"ce": 1.0, "uld": 0.3, "hybrid": 0.0}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     writer = ProgressWriter(folder / "progress.jsonl")
@@ -114,7 +117,7 @@ def test_everything_is_there_and_nothing_is_loaded(run: Path) -> None:
         "After 3 steps the student needs 3.0000 bits per byte of held-out answers instead of 4.0000 (-25.0%): "
         "50% of the way to its teacher (2.0000).",
         "75% of the student's tokens begin a segment",
-        "Data rows.jsonl Loss 1 × cross-entropy + 0.3 × ULD Workers 1",
+        "Data c/rows.jsonl, more.jsonl Loss 1 × cross-entropy + 0.3 × ULD Workers 1",
         "Cross-entropy",
         "ULD distance",
         "Bits per byte of answers",
