@@ -37,6 +37,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "ce+0.3uld fading": {"ce": 1.0, "uld": 0.3, "schedule": {"uld": {"kind": "linear", "to": 0.0}}, **SEGMENTS},
     "ce+1likelihood": {"ce": 1.0, "likelihood": 1.0, **SEGMENTS},
     "ce+1likelihood run4": {"ce": 1.0, "likelihood": 1.0, "likelihood_run": 4, **SEGMENTS},
+    "ce+1likelihood words": {"ce": 1.0, "likelihood": 1.0, "likelihood_boundary": 0.1, **SEGMENTS},
     "ce+1likelihood+0.3uld": {"ce": 1.0, "uld": 0.3, "likelihood": 1.0, **SEGMENTS},
     "ce+1hybrid": {"ce": 1.0, "hybrid": 1.0, **SEGMENTS},
     "0.7ce+0.3projection": {"ce": 0.7, "projection": 0.3, **SEGMENTS},

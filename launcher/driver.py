@@ -198,8 +198,8 @@ def _check_stored_tokenizer(recipe: Recipe, digest: str) -> None:
     if settings.model is None:
         raise UserError(
             "teacher.model",
-            "is missing: objective.hybrid and objective.projection ask its tokenizer what the stored ids spell",
-            "name the model whose words are stored, or set both to 0",
+            "is missing: objective.hybrid, projection and likelihood_boundary ask its tokenizer what stored ids spell",
+            "name the model whose words are stored, or set them to 0",
         )
     place = models.locate_model(settings, "teacher")
     own = TextSide.of_model(place, settings, "teacher", "teacher.model").tokenizer_digest

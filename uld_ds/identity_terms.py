@@ -70,7 +70,8 @@ def identity_terms(
         ValueError: there are no relations, and a term needs them.
     """
     if relations is None and needs_relations(settings):
-        raise ValueError(f"{weighed_terms(settings)} need to know how the two vocabularies relate")
+        names = weighed_terms(settings) or ["likelihood_boundary"]
+        raise ValueError(f"{names} need to know how the two vocabularies relate")
     return tuple(_TERMS[name](settings, relations, device) for name in weighed_terms(settings))
 
 
@@ -81,12 +82,12 @@ def weighed_terms(settings: ObjectiveSettings) -> list[str]:
 
 def needed_ids(settings: ObjectiveSettings) -> int:
     """How many of the teacher's likeliest tokens the objective looks at; 0 if at none."""
-    return settings.top_ids if weighed_terms(settings) else 0
+    return settings.top_ids if weighed_terms(settings) or settings.likelihood_boundary else 0
 
 
 def needs_relations(settings: ObjectiveSettings) -> bool:
-    """Whether a term looks at how the two vocabularies relate."""
-    return bool(settings.hybrid or settings.projection)
+    """Whether anything looks at how the two vocabularies relate, or at what the teacher's tokens spell."""
+    return bool(settings.hybrid or settings.projection or settings.likelihood_boundary)
 
 
 def _classical(settings: ObjectiveSettings, *_: Any) -> IdentityTerm:

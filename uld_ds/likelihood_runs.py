@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from uld_ds.data.windows import SegmentRows
 from uld_ds.likelihood import likelihood_term
 from uld_ds.recipe import ObjectiveSettings
+from uld_ds.top_tokens import TopTokens
 
 
 class LikelihoodPart(NamedTuple):
@@ -26,7 +27,28 @@ class LikelihoodPart(NamedTuple):
     """[S] float64: d value / d the student's log-probability of each segment."""
 
 
-def runs_of(segments: SegmentRows, answer_rows: Tensor, length: int) -> Tensor:
+def word_may_be_over(top: TopTokens, ends_word: Tensor, threshold: float) -> Tensor:
+    """Before which segments the teacher thinks that a word may be over.
+
+    A tokenizer that would have cut the text elsewhere gives what it cannot write from there on no probability: bytes
+    that end inside of a word are not worth comparing. (Minixhofer et al. join such chunks with the next: their
+    ``merge_by_space_prob``, with a threshold of 0.1.)
+
+    Args:
+        top: [S] the teacher's likeliest tokens where each segment begins; the sum over them is a lower bound of the sum
+            over all.
+        ends_word: [V_t] from VocabularyRelations. Ids beyond them do not end a word.
+        threshold: a probability.
+
+    Returns:
+        [S] bool.
+    """
+    known = F.pad(ends_word, (0, 1), value=False)
+    ends = known[top.ids.clamp(max=len(ends_word))]
+    return (top.log_probs.double().exp() * ends).sum(1) > threshold
+
+
+def runs_of(segments: SegmentRows, answer_rows: Tensor, length: int, may_begin: Tensor | None = None) -> Tensor:
     """The run that each segment belongs to.
 
     Runs lie within one answer of one example: its segments follow each other without a gap, and where the next answer
@@ -35,21 +57,24 @@ def runs_of(segments: SegmentRows, answer_rows: Tensor, length: int) -> Tensor:
     Args:
         segments: S segments.
         answer_rows: [A] the position that predicts each answer token, as SideBatch has them.
-        length: segments of a run, at least 1.
+        length: segments of a run, at least 1; with ``may_begin`` the stretches between such segments count as one.
+        may_begin: [S] bool, before which of them a run may end; None: before all.
 
     Returns:
         [S] numbers from 0, in order.
     """
     number = torch.arange(len(segments), device=answer_rows.device)
-    if length == 1 or len(segments) == 0:
+    if len(segments) == 0 or (length == 1 and may_begin is None):
         return number
     position = answer_rows[segments.members]
     # Members stand segment after segment: where the owner changes, one ends and another begins.
     begins = F.pad(segments.member_segment.diff() != 0, (1, 0), value=True)
     gap = F.pad(position.diff() != 1, (1, 0), value=True)
     opens = gap[begins]  # whether a segment is the first of an answer
-    first = torch.where(opens, number, 0).cummax(0).values
-    return (((number - first) % length == 0).cumsum(0) - 1).long()
+    allowed = torch.ones_like(opens) if may_begin is None else opens | may_begin
+    stretch = allowed.cumsum(0)
+    first = torch.where(opens, stretch, 0).cummax(0).values
+    return (allowed & ((stretch - first) % length == 0)).cumsum(0) - 1
 
 
 def likelihood_part(

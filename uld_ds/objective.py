@@ -24,7 +24,7 @@ from uld_ds.chunked_loss import ChunkedLoss, Rows, head_tensors
 from uld_ds.data.windows import SegmentRows, SideBatch
 from uld_ds.identity_terms import IdentityTerm, identity_terms, weighed_terms
 from uld_ds.language_model import Head, log_probs_of
-from uld_ds.likelihood_runs import LikelihoodPart, likelihood_part, runs_of
+from uld_ds.likelihood_runs import LikelihoodPart, likelihood_part, runs_of, word_may_be_over
 from uld_ds.normalisation import RowWeights
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.spectrum import Spectrum
@@ -56,6 +56,8 @@ class Objective:
     settings: ObjectiveSettings
     terms: tuple[IdentityTerm, ...] = ()
     """Those that look at identities: all that the settings give a weight."""
+    ends_word: Tensor | None = None
+    """[V_t] bool, from VocabularyRelations; for ``likelihood_boundary``."""
     total_steps: int | None = None
     """Of the run, where weights follow a schedule,"""
     step: int = 0
@@ -84,7 +86,9 @@ class Objective:
         total_steps: int | None = None,
     ) -> Objective:
         """As a recipe says; arguments and errors are those of ``identity_terms``, and ``total_steps`` of the run."""
-        return cls(settings, identity_terms(settings, relations, device), total_steps)
+        terms = identity_terms(settings, relations, device)
+        ends_word = None if relations is None else torch.from_numpy(relations.ends_word).to(device)
+        return cls(settings, terms, ends_word, total_steps)
 
     def at(self, step: int) -> Objective:
         """The same with the weights of an optimizer step, from 0."""
@@ -123,7 +127,8 @@ class Objective:
             weights: of the A and S rows.
             teacher_log_probs: [S] nats, what the teacher gives to each segment's bytes; for likelihood matching and
                 the terms.
-            top: [S] its likeliest tokens, ``settings.top_ids`` or more of them; for the terms.
+            top: [S] its likeliest tokens, ``settings.top_ids`` or more of them; for the terms and
+                ``likelihood_boundary``.
             first_log_probs: [S] nats, what it gives to its own first token of each segment; for the terms.
 
         Returns:
@@ -142,7 +147,7 @@ class Objective:
             raise ValueError(f"{len(spectrum)} teacher rows for {len(segments)} segments: not aligned")
         said = self._said(batch, segments, teacher_log_probs, top, first_log_probs)
         order = torch.cat([segments.compared, segments.others])
-        likelihood = self._likelihood(hidden, head, batch, segments, weights, teacher_log_probs)
+        likelihood = self._likelihood(hidden, head, batch, segments, weights, teacher_log_probs, top)
         rows = self._rows(hidden, head, batch, segments, order, spectrum, weights, likelihood, said)
         loss, *per_row = ChunkedLoss.apply(hidden[order], *head_tensors(head), head, rows, self._one_chunk)
         in_order, *of_rows = (part.detach() for part in per_row)
@@ -194,6 +199,7 @@ class Objective:
         segments: SegmentRows,
         weights: RowWeights,
         teacher: Tensor | None,
+        top: TopTokens | None,
     ) -> LikelihoodPart | None:
         """Of all segments; a pass of its own over their tokens, because the slope of one token's cross-entropy depends
         on all of them, which may lie in different chunks."""
@@ -203,7 +209,12 @@ class Objective:
             raise ValueError("likelihood matching needs the teacher's log-probabilities of the segments")
         with torch.no_grad():
             of_tokens = log_probs_of(batch.answer_ids[segments.members])(hidden[segments.members], head)
-        runs = runs_of(segments, batch.answer_rows, self.settings.likelihood_run)
+        may_begin = None
+        if threshold := self.settings.likelihood_boundary:
+            if top is None or self.ends_word is None:
+                raise ValueError("likelihood_boundary needs the teacher's likeliest tokens, and what they spell")
+            may_begin = word_may_be_over(top.first(self.settings.top_ids), self.ends_word, threshold)
+        runs = runs_of(segments, batch.answer_rows, self.settings.likelihood_run, may_begin)
         return likelihood_part(teacher, segments.log_probs(of_tokens), runs, weights.segments, self.settings)
 
     def _rows(

@@ -54,6 +54,10 @@ class ObjectiveSettings(Strict):
     likelihood_run: Annotated[int, Field(ge=1)] = 1
     """Segments in a row, within one answer, whose bytes are compared as one: how their probability is shared out among
     them is then the student's affair."""
+    likelihood_boundary: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Compare bytes only up to where the teacher thinks a word may be over: where it gives more than this probability,
+    e.g. 0.1, to tokens that begin with whitespace or end the turn. Segments that end elsewhere are joined with what
+    follows. 0: compare up to any boundary."""
     classical: Annotated[float, Field(ge=0)] = 0.0
     """Weight of a divergence between the two distributions themselves, token by token, at temperature 1. Only where
     both sides have the same tokenizer."""
@@ -71,7 +75,7 @@ class ObjectiveSettings(Strict):
     the student token with the longest bytes that it begins with."""
     top_ids: Annotated[int, Field(ge=1, le=65535)] = 64
     """How many of the teacher's likeliest tokens ``classical``, ``hybrid`` and ``projection`` tell apart; the others
-    count as "anything else"."""
+    count as "anything else". ``likelihood_boundary`` looks at so many, too."""
     schedule: dict[Term, WeightSchedule] = Field(default_factory=dict)
     """How weights change while the student learns: for each term that should, ``warmup`` or ``linear``, e.g.
     ``{uld: {kind: warmup, steps: 0.2}}``."""
@@ -98,10 +102,9 @@ class ObjectiveSettings(Strict):
             raise ValueError(f"{', '.join(most)} and {last} are all 0: nothing to learn")
         if self.uld_gate is not None and not self.uld:
             raise ValueError(f"objective.uld_gate {self.uld_gate} has no effect with objective.uld 0")
-        if self.likelihood_run > 1 and not self.likelihood:
-            raise ValueError(
-                f"objective.likelihood_run {self.likelihood_run} has no effect with objective.likelihood 0"
-            )
+        for name, unset in (("likelihood_run", 1), ("likelihood_boundary", 0.0)):
+            if (value := getattr(self, name)) != unset and not self.likelihood:
+                raise ValueError(f"objective.{name} {value} has no effect with objective.likelihood 0")
         return self
 
     @model_validator(mode="after")
@@ -124,6 +127,11 @@ class ObjectiveSettings(Strict):
             raise ValueError(
                 "objective.merge 'chain' has no meaning for objective.classical: with one tokenizer on both sides a "
                 "segment is one token; take merge 'first'"
+            )
+        if self.likelihood_boundary and self.merge == "chain":
+            raise ValueError(
+                "objective.merge 'chain' looks at the end of a segment, objective.likelihood_boundary at what the "
+                "teacher expects where one begins; take merge 'first'"
             )
         for name in ("hybrid", "projection"):
             if getattr(self, name) and self.alignment == "positional":

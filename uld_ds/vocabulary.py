@@ -44,7 +44,7 @@ NONE = -1
 """Stands for "no token"."""
 
 # Part of the name of what is kept: to be raised when relations come to mean something else.
-_VERSION = 2
+_VERSION = 3
 # A tokenizer written in Python does not say how it writes its tokens: the reading that spells these decides.
 _PROBES = ("The cat's 12 naïve words, unbelievably (re)read.", " plain text")
 _DROPS_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
@@ -93,6 +93,16 @@ class Vocabulary:
             is_byte[:] = [isinstance(token, str) and len(token) == 6 and token[:3] == "<0x" for token in tokens]
         return cls(tokens, spellings, is_byte, tokenizer.eos_token_id)
 
+    def ends_word(self) -> NDArray[np.bool_]:
+        """[V] whether what stands before the token is whole: it begins with whitespace, or is a special token."""
+        return np.array(
+            [
+                token is not None and (spelled is None or spelled[:1].isspace())
+                for token, spelled in zip(self.tokens, self.spellings, strict=True)
+            ],
+            dtype=bool,
+        )
+
     def by_bytes(self) -> dict[bytes, int]:
         """The id of each spelling. Of several tokens with the same bytes the one with the lowest id, but a token of a
         character before the one for a byte."""
@@ -136,13 +146,15 @@ class VocabularyRelations:
     """[V_t] the student's token with the longest bytes that the teacher's token begins with, or is."""
     num_student: int
     """V_s, the size of the student's vocabulary."""
+    ends_word: NDArray[np.bool_]
+    """[V_t] of the teacher's tokens themselves: ``Vocabulary.ends_word``."""
 
 
 def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
     """How two vocabularies relate, by the rules that this module's docstring gives."""
     if list(student.tokens) == list(teacher.tokens):
         same = np.arange(len(teacher), dtype=np.int64)
-        return VocabularyRelations(same, same.copy(), len(student))
+        return VocabularyRelations(same, same.copy(), len(student), teacher.ends_word())
     ids = student.by_bytes()
     longest = max(map(len, ids), default=0)
     identity = np.full(len(teacher), NONE, np.int64)
@@ -159,7 +171,7 @@ def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
         identity[index] = ids.get(spelled, NONE)
     if student.end is not None and teacher.end is not None:
         identity[teacher.end] = projection[teacher.end] = student.end
-    return VocabularyRelations(identity, projection, len(student))
+    return VocabularyRelations(identity, projection, len(student), teacher.ends_word())
 
 
 def relations_of(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> VocabularyRelations:
@@ -184,13 +196,16 @@ def _read(file: Path) -> VocabularyRelations | None:
     """What ``_write`` left; None if there is nothing, or something else."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            identity, projection, size = (arrays[name] for name in ("identity", "projection", "num_student"))
+            names = ("identity", "projection", "num_student", "ends_word")
+            identity, projection, size, ends_word = (arrays[name] for name in names)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         log.warning("%s is damaged (%s) and is made anew", file, error)
         return None
-    return VocabularyRelations(identity.astype(np.int64), projection.astype(np.int64), int(size))
+    return VocabularyRelations(
+        identity.astype(np.int64), projection.astype(np.int64), int(size), ends_word.astype(bool)
+    )
 
 
 def _write(file: Path, relations: VocabularyRelations) -> None:
@@ -203,6 +218,7 @@ def _write(file: Path, relations: VocabularyRelations) -> None:
                 identity=relations.identity.astype(np.int32),
                 projection=relations.projection.astype(np.int32),
                 num_student=np.int64(relations.num_student),
+                ends_word=relations.ends_word,
             )
         Path(aside).replace(file)
     finally:

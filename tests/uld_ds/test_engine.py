@@ -114,6 +114,7 @@ def variant(recipe: dict[str, Any], *, workers: int, micro: int, normalise: str,
             "uld_gate": 200,
             "likelihood": 0.5,
             "likelihood_run": 3,
+            "likelihood_boundary": 0.1,
             "classical": 0.7,
             "hybrid": 0.4,
             "projection": 0.9,
@@ -200,7 +201,14 @@ def test_step_equals_plain_formulas_on_unsharded_models(
     tiny_recipe: dict[str, Any], tmp_path: Path, merge: str
 ) -> None:
     recipe = variant(tiny_recipe, workers=1, micro=2, normalise="token", stage="zero3")
-    recipe["objective"] |= {"merge": merge, "uld_gate": None, "classical": 0.0, "hybrid": 0.0, "projection": 0.0}
+    recipe["objective"] |= {
+        "merge": merge,
+        "uld_gate": None,
+        "likelihood_boundary": 0.0,
+        "classical": 0.0,
+        "hybrid": 0.0,
+        "projection": 0.0,
+    }
     job = prepared_job(recipe, tmp_path)
     (found,) = run_on_ranks(plain_step, 1, job.to_config(), [0, 1, 2, 3, 4, 5, 6, 7])
     assert found["ce"] == pytest.approx(found["plain_ce"], rel=1e-5)

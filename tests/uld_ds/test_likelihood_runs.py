@@ -13,8 +13,9 @@ from torch import Tensor
 from tests.uld_ds.test_objective import NOTHING, segments_of
 from uld_ds.data.windows import SegmentRows
 from uld_ds.likelihood import likelihood_term
-from uld_ds.likelihood_runs import likelihood_part, runs_of
+from uld_ds.likelihood_runs import likelihood_part, runs_of, word_may_be_over
 from uld_ds.recipe import ObjectiveSettings
+from uld_ds.top_tokens import TopTokens
 
 ANSWERS = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=9), min_size=1, max_size=4)
 
@@ -51,6 +52,40 @@ def test_runs_fill_answers_and_never_cross_them(answers: list[list[int]], length
         base = expected[-1] + 1 if expected else 0
         expected += [base + n // length for n in range(len(answer))]
     assert runs_of(segments, positions, length).tolist() == expected
+
+
+def test_runs_end_only_where_they_may() -> None:
+    segments, positions = rows_of([[1, 2, 1, 3], [2], [1, 1, 1]])
+    may_begin = torch.tensor([False, False, True, True, False, True, False, True])
+    assert runs_of(segments, positions, 1, may_begin).tolist() == [0, 0, 1, 2, 3, 4, 4, 5]
+    assert runs_of(segments, positions, 2, may_begin).tolist() == [0, 0, 0, 1, 2, 3, 3, 3]
+    assert runs_of(segments, positions, 1, torch.zeros(8, dtype=torch.bool)).tolist() == [0, 0, 0, 0, 1, 2, 2, 2]
+
+
+@given(answers=ANSWERS, length=st.integers(1, 5), seed=st.integers(0, 99))
+def test_every_run_but_an_answers_last_has_so_many_stretches(answers: list[list[int]], length: int, seed: int) -> None:
+    segments, positions = rows_of(answers)
+    may_begin = torch.rand(len(segments), generator=torch.Generator().manual_seed(seed)) < 0.5
+    expected, run = [], -1
+    for answer in answers:
+        stretch = -1
+        for place in range(len(answer)):
+            if place == 0 or may_begin[len(expected)]:
+                stretch += 1
+                run += stretch % length == 0
+            expected.append(run)
+    assert runs_of(segments, positions, length, may_begin).tolist() == expected
+    anywhere = torch.ones(len(segments), dtype=torch.bool)
+    assert torch.equal(runs_of(segments, positions, length, anywhere), runs_of(segments, positions, length))
+
+
+def test_a_word_may_be_over_where_the_teacher_expects_whitespace() -> None:
+    # Tokens: "a", " a", "\n", the end of a turn; id 7 is beyond the tokenizer's.
+    ends_word = torch.tensor([False, True, True, True])
+    p = torch.tensor([[0.5, 0.3], [0.75, 0.125], [0.5, 0.125], [0.9, 0.05], [0.0, 0.0]])
+    top = TopTokens(torch.tensor([[0, 7], [1, 3], [0, 2], [0, 1], [0, 1]]), p.log())
+    assert word_may_be_over(top, ends_word, 0.1).tolist() == [False, True, True, False, False]
+    assert word_may_be_over(top, ends_word, 0.2).tolist() == [False, True, False, False, False]
 
 
 def random_case(seed: int, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

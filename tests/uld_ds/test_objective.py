@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,13 @@ from uld_ds.objective import Objective, entropy
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.spectrum import Spectrum
 from uld_ds.top_tokens import TopTokens
+from uld_ds.vocabulary import NONE, VocabularyRelations
 
 ANSWERS, HIDDEN, VOCAB, TEACHER_VOCAB = 21, 16, 211, 307
 SEGMENTS = torch.tensor([0, 2, 3, 7, 8, 12, 13, 14, 20])
 NOTHING = torch.empty(0, dtype=torch.long)
+# Of the teacher's tokens.
+ENDS_WORD = torch.arange(TEACHER_VOCAB) % 3 == 0
 
 
 STOPS = torch.tensor([2, 3, 7, 8, 12, 13, 14, 20, 21])
@@ -107,13 +111,27 @@ class Case:
         """Between the probabilities of the bytes of each run of segments, weighed, from their definition."""
         total, length = torch.zeros((), dtype=torch.float64), settings.likelihood_run
         for answer in (range(4), range(4, 9)):  # segment 4 begins at token 8
-            for run in (answer[n : n + length] for n in range(0, len(answer), length)):
+            stretches = self.stretches(answer, settings)
+            for n in range(0, len(stretches), length):
+                run = [segment for stretch in stretches[n : n + length] for segment in stretch]
                 own = -nats[SEGMENTS[run[0]] : STOPS[run[-1]]].sum()
-                p = (self.teacher_log_probs[list(run)].double().sum() / settings.likelihood_temperature).exp()
+                p = (self.teacher_log_probs[run].double().sum() / settings.likelihood_temperature).exp()
                 q = (own / settings.likelihood_temperature).exp()
                 value = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-                total = total + value * self.weights.segments[list(run)].double().sum()
+                total = total + value * self.weights.segments[run].double().sum()
         return total
+
+    def stretches(self, answer: range, settings: ObjectiveSettings) -> list[list[int]]:
+        """An answer's segments, joined where the teacher expects a word to go on."""
+        found: list[list[int]] = []
+        for n in answer:
+            likeliest = self.teacher[n].double().softmax(-1).topk(settings.top_ids)
+            over = likeliest.values[ENDS_WORD[likeliest.indices]].sum().item()
+            if found and settings.likelihood_boundary and over <= settings.likelihood_boundary:
+                found[-1].append(n)
+            else:
+                found.append([n])
+        return found
 
     def chunked(
         self, settings: ObjectiveSettings, *, total_steps: int | None = None, step: int = 0
@@ -124,7 +142,12 @@ class Case:
             spectrum = spectrum.shift(self.teacher_scale)
         segments = segments_of(SEGMENTS, STOPS, ANSWERS, settings.merge)
         top = TopTokens.from_logits(self.teacher[:, :VOCAB], 50) if settings.classical else None
-        loss, parts = Objective.of(settings, total_steps=total_steps).at(step)(
+        relations = None
+        if settings.likelihood_boundary:
+            top = TopTokens.from_logits(self.teacher, settings.top_ids)
+            nowhere = np.full(TEACHER_VOCAB, NONE)
+            relations = VocabularyRelations(nowhere, nowhere, VOCAB, ENDS_WORD.numpy())
+        loss, parts = Objective.of(settings, relations, total_steps=total_steps).at(step)(
             leaves[0],
             self.head(leaves),
             self.batch,
@@ -176,6 +199,8 @@ def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         {"merge": "chain", "likelihood": 2.0},
         {"ce": 0.0, "uld": 0.0, "likelihood": 1.0, "likelihood_run": 3, "likelihood_temperature": 4.0},
         {"uld": 0.3, "likelihood": 1.0, "likelihood_run": 100, "likelihood_temperature": 20.0},
+        {"ce": 0.0, "likelihood": 1.0, "likelihood_boundary": 0.2, "likelihood_temperature": 4.0, "top_ids": 20},
+        {"likelihood": 1.0, "likelihood_boundary": 0.2, "likelihood_run": 2, "likelihood_temperature": 4.0},
         {"method": "exact", "likelihood": 2.0},
         {"ce": 0.0, "uld": 0.0, "classical": 1.0, "top_ids": 20},
         {"classical": 0.5, "likelihood": 0.3, "top_ids": 50},
@@ -190,6 +215,8 @@ def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
             "chain and likelihood",
             "runs of three",
             "whole answers",
+            "words",
+            "two words",
             "exact and likelihood",
         ),
         *("classical alone", "all four", "classical by autograd"),
@@ -267,11 +294,18 @@ def test_unaligned_spectra_are_refused() -> None:
         )
 
 
+def test_the_case_has_words_of_one_segment_and_of_several() -> None:
+    found = Case().stretches(range(4, 9), ObjectiveSettings(likelihood=1.0, likelihood_boundary=0.2))
+    assert 1 < len(found) < 5
+
+
 def test_terms_without_what_they_need_are_refused() -> None:
     with pytest.raises(ValueError, match=r"needs \['classical'\]"):
         Objective(ObjectiveSettings(classical=1.0))
     example = Case()
     hidden, weight = example.leaves(torch.float32)
+    with pytest.raises(ValueError, match=r"\['likelihood_boundary'\] need to know how the two vocabularies relate"):
+        Objective.of(ObjectiveSettings(likelihood=1.0, likelihood_boundary=0.1))
     with pytest.raises(ValueError, match="classical needs the teacher's likeliest tokens"):
         Objective.of(ObjectiveSettings(classical=1.0))(
             hidden,

@@ -267,6 +267,15 @@ def test_a_long_value_is_shown_in_part() -> None:
             "objective.projection are all 0: nothing to learn",
         ),
         (
+            {"objective": {"likelihood_boundary": 0.1}},
+            "objective: objective.likelihood_boundary 0.1 has no effect with objective.likelihood 0",
+        ),
+        (
+            {"objective": {"likelihood": 1.0, "likelihood_boundary": 0.1, "merge": "chain"}},
+            "objective: objective.merge 'chain' looks at the end of a segment, objective.likelihood_boundary at what "
+            "the teacher expects where one begins; take merge 'first'",
+        ),
+        (
             {"objective": {"likelihood_run": 4}},
             "objective: objective.likelihood_run 4 has no effect with objective.likelihood 0",
         ),
