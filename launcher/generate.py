@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from uld_ds.generation.prompts import Prompt, Prompts, batches_by_length, collec
 from uld_ds.recipe import Recipe
 from uld_ds.remote_code import code_options
 from uld_ds.report.progress import ProgressWriter
+
+# The last line of a traceback.
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
 
 
 def generate_answers(recipe: Recipe) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
             **_identity(recipe, side, decoding),
             "task": reader.task.name,
             "data_digest": content_digest(rows),
-            "versions": {name: version(name) for name in ("uld-ds", "transformers", "torch", "ray")},
+            "versions": _versions(recipe.generation.engine),
         }
         drop, held_out = recipe.generation.drop, recipe.generation.held_out
         return {**answers.finish(rows, prompts, drop, held_out, facts), "output": str(folder)}
@@ -98,6 +102,13 @@ def _identity(recipe: Recipe, side: TextSide, decoding: Decoding) -> dict[str, A
     }
 
 
+def _versions(engine: str) -> dict[str, str]:
+    names = ["uld-ds", "transformers", "torch", "ray"]
+    # Builds for other devices are distributed under other names.
+    names += packages_distributions()["vllm"][:1] if engine == "vllm" else []
+    return {name: version(name) for name in names}
+
+
 def _described(prompts: Prompts, missing: int) -> str:
     left_out = {"asked twice": prompts.duplicates, "too long": prompts.too_long, "unusable": prompts.unusable}
     reasons = "".join(f", {number:,} {reason}" for reason, number in left_out.items() if number)
@@ -113,12 +124,13 @@ def _run(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     batches = batches_by_length(missing, recipe.generation.batch_size)
     tables = [
-        pa.table({"id": [prompt.id for prompt in batch], "prompt": [prompt.ids.tolist() for prompt in batch]})
+        # (A column "prompt" would be taken for text by the vllm engine.)
+        pa.table({"id": [prompt.id for prompt in batch], "prompt_ids": [prompt.ids.tolist() for prompt in batch]})
         for batch in batches
     ]
     source = ray.data.from_arrow(tables)  # a block per batch: what is answered together is what was put together
     if recipe.generation.engine == "vllm":
-        done = _with_vllm(source, recipe, place, decoding, folder)
+        done = _with_vllm(source, recipe, place, decoding, folder, on_gpu=on_gpu)
     else:
         done = _with_transformers(source, recipe, place, decoding, folder, on_gpu=on_gpu)
     progress = ProgressWriter(folder / "progress.jsonl")
@@ -131,9 +143,14 @@ def _run(
             text = f"prompts, {tokens / seconds:,.0f} tokens/s"
             progress.step(answered, len(missing), {"seconds/total": seconds / answered}, text=text)
     except Exception as error:  # Ray wraps whatever the actors raised
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = lines[-1] if lines else type(error).__name__
-        raise RunError(f"the teacher's answers failed: {cause} (logs in {folder / 'logs'})") from error
+        raise RunError(f"the teacher's answers failed: {_cause(error)} (logs in {folder / 'logs'})") from error
+
+
+def _cause(error: Exception) -> str:
+    """What an actor raised, in one line: Ray puts its traceback before it, and advice on retries after it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = [line for line in lines if _RAISED.match(line)]
+    return (raised or lines or [type(error).__name__])[-1]
 
 
 def _with_transformers(
@@ -162,7 +179,7 @@ def _with_transformers(
 
 
 def _with_vllm(
-    source: ray.data.Dataset, recipe: Recipe, place: str, decoding: Decoding, folder: Path
+    source: ray.data.Dataset, recipe: Recipe, place: str, decoding: Decoding, folder: Path, *, on_gpu: bool
 ) -> ray.data.Dataset:
     """Through Ray's own integration: prompts come as tokens, answers as text."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -174,6 +191,8 @@ def _with_vllm(
         engine_kwargs={"dtype": dtype, "revision": settings.revision, "max_model_len": settings.max_length},
         batch_size=recipe.generation.batch_size,
         concurrency=recipe.cluster.workers,
+        # Without one, Ray's integration waits for a GPU.
+        placement_group_config=None if on_gpu else {"bundle_per_worker": {"CPU": recipe.cluster.cpus_per_worker}},
         chat_template_stage=False,
         tokenize_stage=False,
         detokenize_stage=False,
@@ -188,7 +207,7 @@ def _with_vllm(
     }
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
-        return {"id": row["id"], "tokenized_prompt": row["prompt"], "sampling_params": sampling}
+        return {"id": row["id"], "tokenized_prompt": row["prompt_ids"], "sampling_params": sampling}
 
     columns = ("id", "generated_text", "num_generated_tokens")
     processor = build_processor(config, preprocess=ask, postprocess=lambda row: {name: row[name] for name in columns})

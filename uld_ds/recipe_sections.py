@@ -370,7 +370,7 @@ class GenerationSettings(Strict):
     output: str | None = None
     """Folder for ``train.parquet`` and ``held_out.parquet``. Default: ``answers`` in the run's folder."""
     engine: Literal["transformers", "vllm"] = "transformers"
-    """``vllm`` needs GPUs and ``pip install 'uld-ds[vllm]'``."""
+    """``vllm`` needs ``pip install 'uld-ds[vllm]'``, and GPUs or a build of vLLM for CPUs."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     """Longest answer in tokens. Default: the task's."""
     stop: list[Annotated[str, Field(min_length=1)]] | None = None

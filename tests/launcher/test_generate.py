@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import yaml
 from typer.testing import CliRunner
 
 from launcher.cli import app
+from launcher.generate import _cause
+from tests.tiny import save_tiny_model
 from uld_ds.data.sources import ExampleReader, load_rows
 from uld_ds.errors import UserError
 from uld_ds.recipe import DataSettings, FilesSource
@@ -68,6 +71,36 @@ def test_wrong_use_of_evaluate(squad: Path, tiny_student: Path) -> None:
         assert str(caught.value).startswith(problem)
     with pytest.raises(UserError, match=r"^generation.engine: 'vllm' is not installed; "):
         run("generate", str(squad), "--set", "generation.engine=vllm")
+
+
+def test_what_actors_raised_is_told_without_advice() -> None:
+    text = (
+        "Traceback (most recent call last):\n  File 'x'\nRuntimeError: no memory on the device\n\n"
+        "To change retry attempts, configure `DataContext.get_current()` if you believe this to be transient."
+    )
+    assert _cause(RuntimeError(text)) == "RuntimeError: no memory on the device"
+    assert _cause(RuntimeError("nothing that looks like one\n")) == "nothing that looks like one"
+    assert _cause(RuntimeError()) == "RuntimeError"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_answers_as_transformers_does(squad: Path, tmp_path: Path, rows: list[dict[str, str]]) -> None:
+    # Its attention takes heads of 32 or more.
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    teacher = save_tiny_model(tmp_path / "wide", rows, kind="bpe", vocab_size=600, seed=1, **sizes)
+    answers: dict[str, dict[str, str]] = {}
+    for engine in ("transformers", "vllm"):
+        folder = tmp_path / engine
+        words = ("--set", f"generation.engine={engine}", "--set", f"teacher.model={teacher}", "--output", str(folder))
+        facts = run("generate", str(squad), *words, "--set", "generation.held_out=0.0", "--json")
+        assert (facts["prompts"], facts["truncated"]) == (12, 12)
+        table = pq.read_table(folder / "train.parquet").to_pylist()
+        answers[engine] = {row["prompt_digest"]: row["teacher_answer"] for row in table}
+    assert len(answers["vllm"]) == 12
+    for prompt, text in answers["transformers"].items():
+        # vLLM leaves a character out that was cut off in its middle.
+        assert text.rstrip("\ufffd") == answers["vllm"][prompt].rstrip("\ufffd")
 
 
 @pytest.mark.slow

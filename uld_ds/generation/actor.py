@@ -38,9 +38,9 @@ class Answerer:
         self._parts = Path(parts)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """A table of ``id`` and ``prompt`` (token ids); returns how many prompts and tokens that was."""
+        """A table of ``id`` and ``prompt_ids`` (tokens); returns how many prompts and tokens that was."""
         ids = batch["id"].to_pylist()
-        answers = self._model.answer(batch["prompt"].to_pylist(), self._decoding, ids)
+        answers = self._model.answer(batch["prompt_ids"].to_pylist(), self._decoding, ids)
         write_part(self._parts, ids, answers)
         return pa.table({"prompts": [len(ids)], "tokens": [sum(answer.tokens for answer in answers)]})
 
