@@ -24,12 +24,21 @@ def as_user_error(error: ValidationError, tree: Mapping[str, Any], model: type[B
     """
     found = {_dotted(detail, tree): detail for detail in reversed(error.errors(include_url=False))}
     # A value that fits no member of a union is reported once per member; the deepest report is the one meant.
-    found = {key: detail for key, detail in found.items() if not any(other.startswith(f"{key}.") for other in found)}
+    found = {
+        key: detail
+        for key, detail in found.items()
+        if _is_about_key(detail) or not any(other.startswith(f"{key}.") for other in found)
+    }
     # Unknown keys first: a misspelt key is often also reported as the right key missing. Then in written order.
-    key, detail = min(reversed(found.items()), key=lambda item: item[1]["type"] != "extra_forbidden")
+    key, detail = min(reversed(found.items()), key=lambda item: not _is_about_key(item[1]))
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     problem, fix = _problem_and_fix(key, detail, model)
     return UserError(key, problem + more, fix)
+
+
+def _is_about_key(detail: ErrorDetails) -> bool:
+    """Whether the key itself is unknown, to a section or to a mapping; what is below it says nothing then."""
+    return detail["type"] == "extra_forbidden" or detail["loc"][-1:] == ("[key]",)
 
 
 def _problem_and_fix(key: str, detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:

@@ -379,6 +379,11 @@ def test_keys_that_do_not_fit_each_other_are_both_named(changes: dict[str, Any],
             "'projection'",
         ),
         (
+            {"foo": {"kind": "warmup"}},
+            "objective.schedule.foo: 'foo' is not known (and 1 more); choose 'ce', 'uld', 'likelihood', 'classical', "
+            "'hybrid' or 'projection'",
+        ),
+        (
             {"uld": {"kind": "warmup", "stepz": 0.5}},
             "objective.schedule.uld.stepz: unknown key (value 0.5) (and 1 more); did you mean "
             "objective.schedule.uld.steps?",
