@@ -41,9 +41,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "ce+1likelihood+0.3uld": {"ce": 1.0, "uld": 0.3, "likelihood": 1.0, **SEGMENTS},
     "ce+1hybrid": {"ce": 1.0, "hybrid": 1.0, **SEGMENTS},
     "0.7ce+0.3projection": {"ce": 0.7, "projection": 0.3, **SEGMENTS},
+    "0.7ce+0.3projection+0.3uld": {"ce": 0.7, "uld": 0.3, "projection": 0.3, **SEGMENTS},
     "0.3ce+0.7projection": {"ce": 0.3, "projection": 0.7, **SEGMENTS},
 }
-MAIN_ARMS = [BASELINE, "ce+1.5uld positional", "ce+0.3uld first", "ce+0.3uld chain", "0.3ce+0.7projection"]
+MAIN_ARMS = [BASELINE, "ce+1.5uld positional", "ce+0.3uld first", "ce+0.3uld chain", "0.7ce+0.3projection"]
 COLUMNS: dict[Answers, dict[str, str]] = {
     "given": {"prompt": "prompt", "answer": "answer"},
     "teacher": {"prompt": "prompt", "answer": "teacher_answer"},
