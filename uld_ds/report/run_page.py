@@ -133,6 +133,15 @@ def _number(value: float | None, form: str = ".4f") -> str | None:
     return None if value is None else format(value, form)
 
 
+# Terms of the objective that are measured only where they have a weight.
+_OTHER_TERMS = {
+    "likelihood": "Likelihood of the same bytes",
+    "classical": "Classical divergence",
+    "hybrid": "Hybrid divergence",
+    "projection": "Divergence from the teacher, projected",
+}
+
+
 def _learning(report: RunReport) -> str:
     step = Axis("optimizer step", whole=True)
     held_out = [(event["step"], event["bits_per_byte"]) for event in report.evaluations if event["who"] != "teacher"]
@@ -151,6 +160,11 @@ def _learning(report: RunReport) -> str:
             step,
             Axis("per segment, 0 to 2"),
             [Series("training", _points(report, "train/uld"), STUDENT, markers=False)],
+        ),
+        *(
+            line_chart(title, step, Axis("per segment"), [Series("training", points, STUDENT, markers=False)])
+            for name, title in _OTHER_TERMS.items()
+            if (points := _points(report, f"train/{name}"))
         ),
         line_chart(
             "Bits per byte of answers",

@@ -109,6 +109,15 @@ class Page(HTMLParser):
         return " ".join(self.words.split())
 
 
+def test_terms_are_drawn_where_they_were_measured(run: Path) -> None:
+    title = "Divergence from the teacher, projected"
+    assert title not in Page(report_page(run)).text
+    writer = ProgressWriter(run / "progress.jsonl")
+    writer.step(3, 3, metrics(2.7) | {"train/projection": 1.25})
+    text = Page(report_page(run)).text
+    assert title in text and "Hybrid divergence" not in text
+
+
 def test_everything_is_there_and_nothing_is_loaded(run: Path) -> None:
     source = report_page(run)
     page = Page(source)
