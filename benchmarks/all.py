@@ -34,6 +34,7 @@ TITLES = {
     "scaling": "Ranks of one machine, and a cost model of many",
     "store": "The spectrum store",
     "alignment": "Byte spans and alignment",
+    "vocabulary": "Two vocabularies by their bytes",
     "checkpoint": "Checkpoints",
     "plan": "What a plan predicts, and what is used",
 }
