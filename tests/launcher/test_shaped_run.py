@@ -37,6 +37,23 @@ def test_adapters_are_learnt_and_merged(
     assert '"rank": 4' in version.tags["student_lora"]
 
 
+@pytest.mark.slow
+def test_beside_weights_in_four_bits(
+    tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
+) -> None:
+    recipe: dict[str, Any] = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)
+    recipe["student"] |= {"lora": {"rank": 4, "quantise": "nf4"}}
+    facts = run_training(parse_recipe(recipe))
+    assert facts["bits_per_byte"]["after"] < facts["bits_per_byte"]["before"]
+    exported = AutoModelForCausalLM.from_pretrained(facts["export_dir"])
+    assert not hasattr(exported.config, "quantization_config")
+    large = AutoModelForCausalLM.from_pretrained(tiny_student).state_dict()
+    for name, weight in exported.state_dict().items():
+        assert torch.equal(weight, large[name]) is not ("proj" in name), name
+    version = mlflow.MlflowClient(facts["tracking_uri"]).get_model_version_by_alias("tiny-student", "candidate")
+    assert '"quantise": "nf4"' in version.tags["student_lora"]
+
+
 def test_vocabularies_that_are_one(tiny_teacher: Path, tiny_student: Path) -> None:
     settings = ModelSettings(model="x")
     places = tiny_teacher, tiny_student

@@ -93,8 +93,12 @@ def collect_prompts(
     found.kept = sorted((p for p in prompts if len(p.ids) <= max_tokens), key=lambda prompt: prompt.question)
     found.too_long = len(prompts) - len(found.kept)
     if not found.kept:
-        reason = problem or f"every prompt is longer than {max_tokens} tokens (max_length without the answer's)"
-        raise UserError(key, f"no usable row among {len(rows)}: {reason}", "repair the data, or raise max_length")
+        reason = problem or f"every prompt is longer than the {max_tokens} tokens that max_length has beside an answer"
+        raise UserError(
+            key,
+            f"no usable row among {len(rows)}: {reason}",
+            "repair the data, raise max_length, or lower generation.max_new_tokens",
+        )
     return found
 
 

@@ -86,7 +86,9 @@ def test_rows_that_are_not_asked_are_counted() -> None:
     assert (found.rows, found.duplicates, found.too_long, found.unusable, len(found.kept)) == (5, 1, 1, 1, 2)
     with pytest.raises(UserError, match=r"^data.train: row 1: column 'prompt' holds NoneType, not text; repair"):
         collect(asking("a", None))
-    with pytest.raises(UserError, match=r"^data.train: no usable row among 1: every prompt is longer than 3 tokens"):
+    with pytest.raises(
+        UserError, match=r"^data.train: no usable row among 1: every prompt is longer than the 3 tokens that"
+    ):
         collect(asking("abcdef"), max_tokens=3)
 
 
