@@ -23,7 +23,8 @@ initial weights of a seed; a share of the data below 100 % means more epochs ove
                         the last step, so even a better arm reaches it late)
     60 % of the steps   the same arm with so many steps, its learning rate falling within them, against all of ce's:
                         0 or less where so many tokens are enough for ce's final quality (--budget)
-    token F1            of greedy answers to a few held-out prompts; small students hardly say anything right
+    token F1            of greedy answers to a few held-out prompts, with a bootstrap interval over seeds and prompts of
+                        the difference; students of given answers hardly say anything right
     verdict             better or worse where both that and a t interval over seeds say so; weaker where only it does
 
 A run is one process's one thread; two run at a time. Not a timing: other work beside it changes nothing but the wait.

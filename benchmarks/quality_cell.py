@@ -83,9 +83,8 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     batches = Batcher(train.rows, padding=padding, merge=recipe.objective.merge)
     held_out_batches = Batcher(evaluated.rows, padding=padding)
     curve, skipped, documents = train_and_measure(engine, recipe, size.points[cell.student], batches, held_out_batches)
-    answers = f1_of_answers(
-        engine, side, rows_of(folder, size, cell.answers, "held_out")[: size.prompts], size.new_tokens
-    )
+    asked = rows_of(folder, size, cell.answers, "held_out")[: size.prompts[cell.answers]]
+    answers = f1_of_answers(engine, side, asked, size.new_tokens)
     record = {
         "setup": setup_facts(size, cell),
         "cell": vars(cell),

@@ -83,8 +83,8 @@ class Size:
     held_out: int
     points: dict[str, int]
     """Held-out evaluations of a run, the last one included; by student."""
-    prompts: int
-    """Held-out prompts that are answered."""
+    prompts: dict[Answers, int]
+    """Held-out prompts that are answered: more where students learn to answer at all."""
     new_tokens: int
     batch_size: int = 16
 
@@ -95,7 +95,7 @@ FULL = Size(
     steps={"scratch": 144, "pruned": 32},
     held_out=64,
     points={"scratch": 8, "pruned": 4},
-    prompts=16,
+    prompts={"given": 16, "teacher": 64},
     new_tokens=40,
 )
 QUICK = Size(
@@ -103,7 +103,7 @@ QUICK = Size(
     steps={"scratch": 8, "pruned": 2},
     held_out=8,
     points={"scratch": 2, "pruned": 2},
-    prompts=2,
+    prompts={"given": 2, "teacher": 2},
     new_tokens=8,
 )
 
@@ -181,6 +181,7 @@ def setup_facts(size: Size, cell: Cell) -> dict[str, Any]:
     """What must be the same for two results to be compared."""
     facts = asdict(size) | {"tokenizer": TOKENIZER}
     facts |= {"steps": size.steps[cell.student], "points": size.points[cell.student]}
+    facts |= {"prompts": size.prompts[cell.answers]}
     facts |= {"student": STUDENTS[cell.student], "learning_rate": LEARNING_RATES[cell.student]}
     return facts | ({"answer_tokens": ANSWER_TOKENS} if cell.answers == "teacher" else {})
 

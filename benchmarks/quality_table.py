@@ -77,6 +77,19 @@ def against(arm: Mapping[int, Record], baseline: Mapping[int, Record], *, resamp
     return Against(mean, float(low), float(high), mean - half, mean + half, tuple(by_seed.tolist()))
 
 
+def f1_against(arm: Mapping[int, Record], baseline: Mapping[int, Record], *, resamples: int = 2000) -> str:
+    """Difference of mean token F1 in points, with a 95 % bootstrap interval over seeds and prompts, in pairs."""
+    seeds = sorted(arm.keys() & baseline.keys())
+    points = np.array([np.subtract(arm[seed]["f1"], baseline[seed]["f1"]) for seed in seeds])
+    draw = np.random.default_rng(0)
+    drawn = []
+    for _ in range(resamples):
+        prompts = draw.integers(0, points.shape[1], points.shape[1])
+        drawn.append(points[draw.integers(0, len(seeds), len(seeds))][:, prompts].mean())
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return f"{points.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def _t(freedom: int) -> float:
     return _T[freedom - 1] if freedom <= len(_T) else _NORMAL
 
@@ -145,7 +158,7 @@ def _place(item: tuple[Group, Any]) -> tuple[bool, bool, int]:
 def _head(baseline: str, budgets: Iterable[int]) -> list[str]:
     columns = ["arm", "seeds", "bits per byte", f"against {baseline} (seeds and documents)", "tokens to its quality"]
     columns += [f"{budget} % of the steps, against all of {baseline}'s" for budget in sorted(budgets, reverse=True)]
-    columns += ["token F1", "verdict"]
+    columns += [f"token F1 (against {baseline})", "verdict of bits per byte"]
     return ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
 
 
@@ -165,7 +178,8 @@ def _row(name: str, arms: Arms, budgets: Mapping[int, Arms], baseline: str) -> s
         cells.append(_difference(cheaper.get(name, {}), base))
     if skipped:
         verdict += f" ({skipped} steps skipped)"
-    return "| " + " | ".join([*cells, f"{f1:.1f}", verdict]) + " |"
+    against_f1 = f" ({f1_against(arm, base)})" if name != baseline and arm.keys() & base.keys() else ""
+    return "| " + " | ".join([*cells, f"{f1:.1f}{against_f1}", verdict]) + " |"
 
 
 def _difference(arm: Mapping[int, Record], baseline: Mapping[int, Record]) -> str:

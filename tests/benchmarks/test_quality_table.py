@@ -55,6 +55,15 @@ def test_one_seed_shows_nothing() -> None:
     assert found.seeds_low == -math.inf and found.verdict == "no difference shown"
 
 
+def test_f1_is_compared_by_prompt_and_seed() -> None:
+    better = by_seed(2.0, 2.0)
+    for seed, points in ((0, [11.0, 22.0]), (1, [13.0, 24.0])):
+        better[seed]["f1"] = points
+    # Means of any two seeds and prompts: from 1 (seed 0, first prompt) to 4 (seed 1, second), 2.5 over all.
+    assert table.f1_against(better, by_seed(3.0, 3.0)) == "+2.5 [+1.0, +4.0]"
+    assert table.f1_against(by_seed(1.0), by_seed(3.0)) == "+0.0 [+0.0, +0.0]"
+
+
 def test_only_pairs_are_compared() -> None:
     arm = {1: run(2.0, seed=1), 5: run(9.0, seed=5)}
     assert table.against(arm, by_seed(2.5, 2.5, 2.5)).by_seed == pytest.approx((-0.5,))
