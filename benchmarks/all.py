@@ -37,6 +37,7 @@ TITLES = {
     "vocabulary": "Two vocabularies by their bytes",
     "checkpoint": "Checkpoints",
     "plan": "What a plan predicts, and what is used",
+    "four_bits": "Frozen weights of a student in fp32, bf16 and 4 bits",
 }
 HEADER = (
     "# Results\n\n"
