@@ -264,7 +264,8 @@ def test_students_of_two_tokenizers_learn_the_same_from_one_store(
     recipe = variant(tiny_recipe, workers=1, micro=2, normalise="token", stage="zero2")
     # The first store has more likeliest tokens than the objective looks at, the other one has none.
     # (Terms that look at identities compare where a segment begins.)
-    by_identity = {"classical": 0.7} if merge == "first" else dict.fromkeys(("classical", "hybrid", "projection"), 0.0)
+    names = ("classical", "hybrid", "projection", "likelihood_boundary")
+    by_identity = {"classical": 0.7} if merge == "first" else dict.fromkeys(names, 0.0)
     recipe["objective"] |= {"merge": merge} | by_identity
     recipe["store"] = {"top_ids": 24 if merge == "first" else 0}
     path = tmp_path / "store"
