@@ -11,7 +11,7 @@ Teacher: SmolLM2-135M-Instruct, asked once (a spectrum store). Data: questions a
 the demo recipe; answers are the docstrings (given), or what the teacher says (--answers teacher). Students, both with a
 4,096-entry Unigram tokenizer:
 
-    scratch   a Llama of 1.4M parameters, from nothing
+    scratch   a Llama of 1.3M parameters, from nothing
     pruned    three layers of SmolLM2, embeddings made anew for the tokenizer (student.embeddings: spelled)
 
 Every arm is an objective (quality_setup.py). All arms of a student train with the same steps, examples, order and

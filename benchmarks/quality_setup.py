@@ -89,7 +89,8 @@ class Size:
     batch_size: int = 16
 
 
-# A run takes 70 to 95 seconds of a core: MAIN_ARMS, both students, all shares and three seeds fit into an hour of two.
+# A run takes some 67 (scratch) or 93 (pruned) seconds of a core: all of MAIN_ARMS, with both students, three shares and
+# three seeds, take an hour of two cores beside the store.
 FULL = Size(
     examples=768,
     steps={"scratch": 144, "pruned": 32},

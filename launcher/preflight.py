@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from launcher.jobs.inside import is_job
-from uld_ds.deepspeed_config import read_config, student_config, teacher_config, zero_stage
+from uld_ds.deepspeed_config import read_student_config, student_config, teacher_config, zero_stage
 from uld_ds.errors import UserError
 from uld_ds.places import in_home
 from uld_ds.recipe import Recipe, load_recipe
@@ -99,7 +99,7 @@ def _difference(stored: Path, recipe: Recipe) -> str | None:
 def check_free_disk(run_dir: Path, recipe: Recipe, num_parameters: int) -> None:
     """Raises UserError when the checkpoints of a student of this size will not fit."""
     # One more than is kept, because a checkpoint is complete before an older one goes; and the best one.
-    sharded = zero_stage(read_config(recipe.student.deepspeed, "student", on_gpu=False)) == 3
+    sharded = zero_stage(read_student_config(recipe.student, on_gpu=False)) == 3
     each = CHECKPOINT_BYTES_AT_ZERO_3 if sharded else CHECKPOINT_BYTES_BELOW
     needed = num_parameters * (each * (recipe.training.keep_checkpoints + 2) + 8)
     free = shutil.disk_usage(run_dir).free

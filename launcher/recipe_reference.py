@@ -107,7 +107,7 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         return "see below"
     said = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else str(value)
-    return f"`{said}`" if said and len(said) <= _LARGEST_DEFAULT else "see `recipe_sections.py`"
+    return f"`{said}`" if said and len(said) <= _LARGEST_DEFAULT else "see its class"
 
 
 def _about(field: FieldInfo) -> str:

@@ -3,9 +3,9 @@
 A recipe is YAML. Three layers are merged, later ones winning: the file, environment variables
 (``ULD_DS__TRAINING__STEPS=100`` sets ``training.steps``) and ``--set training.steps=100``. Values may refer to
 the environment with ``${oc.env:NAME}`` or ``${oc.env:NAME,default}``, which are text; a number is
-``${oc.decode:${oc.env:NAME}}``. Every key that exists is a field of a section, with its
-meaning (recipe_sections.py, recipe_objective.py; this module is their door); a key that does not exist is an error that
-names the nearest one that does.
+``${oc.decode:${oc.env:NAME}}``. Every key that exists is a field of a section, with its meaning (recipe_sections.py,
+recipe_models.py, recipe_objective.py; this module is their door); a key that does not exist is an error that names the
+nearest one that does.
 """
 
 from __future__ import annotations
@@ -25,10 +25,19 @@ from pydantic import ValidationError, model_validator
 
 from uld_ds.errors import UserError
 from uld_ds.recipe_errors import as_user_error
+from uld_ds.recipe_models import (
+    CodecSettings,
+    LoraSettings,
+    ModelSettings,
+    RemoteCodeSettings,
+    StoreSettings,
+    StudentSettings,
+    TeacherSettings,
+    TrainedTokenizerSettings,
+)
 from uld_ds.recipe_objective import LinearSchedule, ObjectiveSettings, WarmupSchedule
 from uld_ds.recipe_sections import (
     ClusterSettings,
-    CodecSettings,
     ColumnSettings,
     DataSettings,
     DataSource,
@@ -38,20 +47,13 @@ from uld_ds.recipe_sections import (
     GenerationSettings,
     GeneratorSource,
     HubSource,
-    LoraSettings,
-    ModelSettings,
     OptimizerSettings,
     ProfileSettings,
     RegistrySettings,
-    RemoteCodeSettings,
     RunSettings,
     ScheduleSettings,
-    StoreSettings,
     Strict,
-    StudentSettings,
-    TeacherSettings,
     TrackingSettings,
-    TrainedTokenizerSettings,
     TrainingSettings,
 )
 from uld_ds.weight_schedule import check_schedule

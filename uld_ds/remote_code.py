@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uld_ds.errors import UserError
 
 if TYPE_CHECKING:
-    from uld_ds.recipe_sections import ModelSettings, RemoteCodeSettings
+    from uld_ds.recipe_models import ModelSettings, RemoteCodeSettings
 
 FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}

@@ -125,48 +125,53 @@ def test_a_run_waits_for_a_node_that_is_still_to_come(nodes: Nodes, recipe: dict
     assert sorted(places(run_dir)) == ["127.0.0.3", "127.0.0.4"]
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to give a node file systems of its own")
+def join(nodes: Nodes, before: list[str]) -> int:
+    """One more node, started by a command of its own; its number."""
+    number = len(nodes.processes)
+    nodes.join(before=before)
+    nodes.wait_for(number + 1)
+    return number
+
+
+def join_with_mount(nodes: Nodes, mount: str) -> int:
+    """One more node, whose file systems a shell command has changed for it alone; its number."""
+    before = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*before, "true"], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    return join(nodes, before)
+
+
+def assert_not_shared(done: subprocess.CompletedProcess[str], run_dir: Path, num_nodes: int, which: str) -> None:
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.splitlines()[-1] == (
+        f"error: run.storage: '{run_dir}' is not shared by the cluster's {num_nodes} nodes: {which}; name a folder of "
+        "storage that every node mounts at the same path"
+    )
+
+
 def test_storage_that_a_node_does_not_see_is_refused(nodes: Nodes, recipe: dict[str, Any]) -> None:
     """One more node has another file system where the run's folder should be; a run that avoids it goes on."""
     storage = Path(recipe["run"]["storage"])
     storage.mkdir(exist_ok=True)
-    hide = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {storage} && exec "$@"', "sh"]
-    if subprocess.run([*hide, "true"], capture_output=True).returncode:
-        pytest.skip("may not mount")
-    number = len(nodes.processes)
-    nodes.join(before=hide)
-    nodes.wait_for(number + 1)
+    number = join_with_mount(nodes, f"mount -t tmpfs none {storage}")
+    address = f"127.0.0.{number + 2}"
     done, run_dir = train(nodes, recipe, "local", placement_strategy="SPREAD")
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert done.stderr.splitlines()[-1] == (
-        f"error: run.storage: '{run_dir}' is not shared by the cluster's {number + 1} nodes: 127.0.0.{number + 2} (No "
-        "such file or directory); name a folder of storage that every node mounts at the same path"
-    )
+    assert_not_shared(done, run_dir, number + 1, f"{address} (No such file or directory)")
     assert not list(run_dir.glob(".probe-*"))
 
     done, run_dir = train(nodes, recipe, "elsewhere", labels={"pool": f"!p{number}"})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"127.0.0.{number + 2}" not in places(run_dir)
+    assert address not in places(run_dir)
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to give a node file systems of its own")
 def test_storage_that_a_node_cannot_write_is_refused(nodes: Nodes, recipe: dict[str, Any]) -> None:
     """One more node sees the folder, but read-only."""
     storage = Path(recipe["run"]["storage"])
     storage.mkdir(exist_ok=True)
     mount = f"mount --bind {storage} {storage} && mount -o remount,ro,bind {storage}"
-    protect = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
-    if subprocess.run([*protect, "true"], capture_output=True).returncode:
-        pytest.skip("may not mount")
-    number = len(nodes.processes)
-    nodes.join(before=protect)
-    nodes.wait_for(number + 1)
+    number = join_with_mount(nodes, mount)
     done, run_dir = train(nodes, recipe, "read-only", labels={"pool": f"in(p0, p{number})"})
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert done.stderr.splitlines()[-1] == (
-        f"error: run.storage: '{run_dir}' is not shared by the cluster's 2 nodes: 127.0.0.{number + 2} (Read-only file "
-        "system); name a folder of storage that every node mounts at the same path"
-    )
+    assert_not_shared(done, run_dir, 2, f"127.0.0.{number + 2} (Read-only file system)")
     assert not (run_dir / "mlflow_run_id").exists()
 
 
@@ -176,9 +181,7 @@ def test_nodes_with_other_libraries_are_named(nodes: Nodes, recipe: dict[str, An
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: mlflow\nVersion: 1.2.3\n")
     known = nodes.environment.get("PYTHONPATH", "")
-    number = len(nodes.processes)
-    nodes.join(before=["env", f"PYTHONPATH={tmp_path}:{known}"])
-    nodes.wait_for(number + 1)
+    number = join(nodes, ["env", f"PYTHONPATH={tmp_path}:{known}"])
     done, run_dir = train(nodes, recipe, "versions", labels={"pool": f"in(p0, p{number})"})
     assert done.returncode == 2, done.stderr[-2000:]
     assert done.stderr.splitlines()[-1] == (
