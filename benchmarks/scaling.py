@@ -240,10 +240,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--intra-gbps", type=float, default=3600.0, help="into a GPU from its node (default: 3600)")
     parser.add_argument("--inter-gbps", type=float, default=400.0, help="into a node (default: 400)")
     parser.add_argument("--hop-microseconds", type=float, default=5.0, help="from rank to rank (default: 5)")
-    add_output_options(parser, quick="1 and 2 ranks, three steps")
+    add_output_options(parser, quick="1 and 2 ranks, two steps")
     options = parser.parse_args(arguments)
     options.ranks = sorted(options.ranks or ([1, 2] if options.quick else [1, 2, 4]))
-    options.steps = options.steps or (3 if options.quick else 5)
+    options.steps = options.steps or (2 if options.quick else 5)
     return options
 
 
