@@ -12,7 +12,7 @@ QUALITY = ["--folder", "~/quality", "--report", "--arm", "ce+0.3uld first"]
 
 def test_sections_are_read_back_and_stand_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(every, "RESULTS", tmp_path / "RESULTS.md")
-    runs = [["store", "--quick"], ["step", "--quick"], ["step"], ["quality", *QUALITY]]
+    runs = [["store", "--quick"], ["step", "--quick"], ["step", "--steps", "2"], ["quality", *QUALITY]]
     sections = {every.line_of(*run): every.section(run[0], run[1:], f"table of {run}", 1.4) for run in runs}
     every.write(sections)
     text = every.RESULTS.read_text()
@@ -20,7 +20,7 @@ def test_sections_are_read_back_and_stand_in_order(tmp_path: Path, monkeypatch: 
     commands = [line for line in text.splitlines() if line.startswith("`python")]
     assert commands == [
         "`python benchmarks/quality.py --folder ~/quality --report --arm 'ce+0.3uld first'`",
-        "`python benchmarks/step.py` (1 s)",
+        "`python benchmarks/step.py --steps 2` (1 s)",
         "`python benchmarks/step.py --quick` (1 s)",
         "`python benchmarks/store.py --quick` (1 s)",
     ]
