@@ -29,5 +29,5 @@ def test_sections_are_read_back_and_stand_in_order(tmp_path: Path, monkeypatch: 
 def test_what_is_run_must_be_a_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         every.parse(["--run", "quantity --quick"])
-    assert "begins with none of quality, uld" in capsys.readouterr().err
+    assert "begins with none of demo, quality" in capsys.readouterr().err
     assert every.parse(["--run", "step --quick"]).run == ["step --quick"]
