@@ -171,7 +171,7 @@ def recipe_of(folder: Path, size: Size, cell: Cell) -> Recipe:
         },
         "objective": {"ce": 0.0, "uld": 0.0} | ARMS[cell.arm],
         "training": demo["training"]
-        | {"epochs": None, "steps": cell.steps(size), "batch_size": size.batch_size, "micro_batch_size": 8}
+        | {"epochs": None, "steps": cell.steps(size), "batch_size": size.batch_size, "micro_batch_size": 4}
         | {"optimizer": {"learning_rate": LEARNING_RATES[cell.student], "weight_decay": 0.05}},
         "cluster": {"workers": 1, "accelerator": "cpu"},
     }

@@ -8,6 +8,7 @@
 The text is docstrings of Python's standard library, as in the demo recipe, each side with its own chat template (or
 none). For every precision a store of these examples is written to a temporary folder and read back. Printed are
 
+    settings  num_exact, rank_ratio, step, even_mass of teacher.codec; dropped_mass and mantissa_bits where they differ
     bytes     size of all shards over the number of teacher tokens: every column, everything compressed
     error     mean relative error of the ULD distance, student to teacher, against a float64 sort
     cosine    between the student's gradient and the true one
@@ -32,6 +33,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,14 +177,31 @@ def measure(name: str, examples: list[StoredExample], quality: Quality, rounds: 
 def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = [
-        "| precision | bytes | error | cosine | write | stream | random | memory |",
-        "|---|---|---|---|---|---|---|---|",
+        "| precision | settings | bytes | error | cosine | write | stream | random | memory |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         figures = f"{row.bytes_per_token:.1f} | {row.mean_relative_error:.1e} | {row.gradient_cosine:.6f}"
         speeds = f"{row.write:,.0f} | {row.stream:,.0f} | {row.random:,.0f} | {row.memory:,.0f}"
-        lines.append(f"| {row.precision} | {figures} | {speeds} |")
+        lines.append(f"| {row.precision} | {settings_of(PRECISIONS[row.precision])} | {figures} | {speeds} |")
     return "\n".join(lines)
+
+
+def settings_of(precision: Precision) -> str:
+    """As ``teacher.codec`` has them; reciprocals as fractions."""
+    usual = Precision()
+    shown = [f"{precision.num_exact}", f"{precision.rank_ratio:g}"]
+    shown += [f"1/{1 / part:.0f}" for part in (precision.step, precision.even_mass)]
+    others = ("dropped_mass", "mantissa_bits")
+    changed = [name for name in others if getattr(precision, name) != getattr(usual, name)]
+    return ", ".join(shown + [f"{name} {getattr(precision, name):g}" for name in changed])
+
+
+def shown(place: str | None) -> str:
+    """A model, without the folders above its own that mean nothing elsewhere."""
+    if place is None:
+        return "stand-in"
+    return Path(place).name if Path(place).is_absolute() else place
 
 
 def main() -> None:
@@ -231,7 +250,6 @@ def main() -> None:
         print(f"\r{name:20}", end="", file=sys.stderr, flush=True)
         rows.append(measure(name, examples, quality, options.rounds))
     print("\r", end="", file=sys.stderr)
-    against_whom = options.student or "stand-in"
     first = rows[0]
     met = (
         first.bytes_per_token <= MAX_BYTES
@@ -244,9 +262,9 @@ def main() -> None:
         f"{MIN_STREAM:,} tokens/s streamed: {'met' if met else 'NOT met'}."
     )
     notes = [
-        f"{num_tokens:,} tokens of {options.teacher} in {len(examples)} examples",
+        f"{num_tokens:,} tokens of {shown(options.teacher)} in {len(examples)} examples",
         f"{len(sample)} of them for error and cosine",
-        f"Student: {against_whom}",
+        f"Student: {shown(options.student)}",
     ]
     write_results("store", f"{table(rows)}\n\n{goals}", [asdict(row) for row in rows], options, notes=notes)
 
