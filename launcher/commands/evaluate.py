@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from launcher.commands.options import OUTPUT, Overrides
+from launcher.commands.options import OUTPUT, FactsAsJson, Overrides, RecipeFile
 from uld_ds.recipe import load_recipe
 
 
@@ -20,7 +19,7 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A folder, a hub id or package:NAME.", show_default=False)],
-    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
+    recipe: RecipeFile,
     output: Annotated[
         str | None,
         typer.Option(
@@ -30,9 +29,7 @@ def evaluate(
         ),
     ] = None,
     overrides: Overrides = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the facts as one last JSON object.", rich_help_panel=OUTPUT)
-    ] = False,
+    as_json: FactsAsJson = False,
 ) -> None:
     """Let a model answer the recipe's held-out prompts, and score it: percentages with 95 % intervals."""
     loaded = load_recipe(recipe, overrides or [])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from launcher.commands.options import OUTPUT, Overrides
+from launcher.commands.options import OUTPUT, FactsAsJson, Overrides, RecipeFile
 from uld_ds.recipe import load_recipe
 
 _SHOWN = ("rows", "unusable", "duplicates", "too_long", "prompts", "tokens", "empty", "truncated", "dropped", "train")
@@ -22,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def generate(
-    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
+    recipe: RecipeFile,
     output: Annotated[
         str | None,
         typer.Option(
@@ -30,9 +29,7 @@ def generate(
         ),
     ] = None,
     overrides: Overrides = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the facts as one last JSON object.", rich_help_panel=OUTPUT)
-    ] = False,
+    as_json: FactsAsJson = False,
 ) -> None:
     """Let the recipe's teacher answer its prompts, into Parquet files. Run again, it goes on where it stopped."""
     loaded = load_recipe(recipe, overrides or [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 OUTPUT = "Output"
 """Panel of what a verb prints and writes."""
 
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. training.steps=100. Repeatable."),
@@ -21,3 +23,6 @@ Address = Annotated[
     ),
 ]
 """Of Ray's Jobs API."""
+FactsAsJson = Annotated[
+    bool, typer.Option("--json", help="Print the facts as one last JSON object.", rich_help_panel=OUTPUT)
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher.commands.options import OUTPUT, Overrides
+from launcher.commands.options import OUTPUT, Overrides, RecipeFile
 from launcher.quiet import no_news
 from uld_ds.errors import UserError
 from uld_ds.recipe import load_recipe
@@ -29,7 +28,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
+    recipe: RecipeFile,
     overrides: Overrides = None,
     student_tokens: Annotated[
         float | None, typer.Option(help="Mean length of an example. Default: student.max_length.", min=1)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher.commands.options import OUTPUT, Overrides
+from launcher.commands.options import OUTPUT, FactsAsJson, Overrides, RecipeFile
 from uld_ds.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 @store.command("build")
 def build(
-    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
+    recipe: RecipeFile,
     output: Annotated[
         str | None,
         typer.Option(
@@ -33,9 +32,7 @@ def build(
         ),
     ] = None,
     overrides: Overrides = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the store's facts as one last JSON object.", rich_help_panel=OUTPUT)
-    ] = False,
+    as_json: FactsAsJson = False,
 ) -> None:
     """Run the recipe's teacher over its data and keep what it says. Run again, it goes on where it stopped."""
     # The last word: a URL is no YAML.

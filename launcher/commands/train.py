@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from launcher.commands.options import OUTPUT, Overrides
+from launcher.commands.options import OUTPUT, FactsAsJson, Overrides, RecipeFile
 from uld_ds.recipe import load_recipe
 
 
@@ -19,14 +18,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
+    recipe: RecipeFile,
     overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.", rich_help_panel=OUTPUT)
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the run's facts as one last JSON object.", rich_help_panel=OUTPUT)
-    ] = False,
+    as_json: FactsAsJson = False,
 ) -> None:
     """Distil a student. Running the same run again resumes it where its last checkpoint left off."""
     loaded = load_recipe(recipe, overrides or [])
