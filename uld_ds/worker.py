@@ -6,7 +6,6 @@ import gc
 import logging
 import resource
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,30 +13,27 @@ import ray.train
 import ray.util
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from uld_ds.checkpoint import Checkpoints, TrainState
 from uld_ds.data.order import deal, num_run_examples, num_steps, step_examples
-from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.windows import Batcher, MicroBatch
 from uld_ds.distributed import Ranks, device_for
 from uld_ds.engine import DistillationEngine
-from uld_ds.evaluation.bits_per_byte import Scores, bits_per_byte, of_stored, of_student, of_teacher
+from uld_ds.evaluation.bits_per_byte import bits_per_byte, of_student
 from uld_ds.evaluation.calibration import Calibration
 from uld_ds.export import export_student
 from uld_ds.finish import finish
 from uld_ds.finite import SpikeDetector
 from uld_ds.giving_up import giving_up, note_if_final
-from uld_ds.identity_terms import needed_ids, needs_relations
 from uld_ds.job import Job
-from uld_ds.loading import init_process_group, load_student, load_teacher
-from uld_ds.models import load_tokenizer, locate_model
+from uld_ds.loading import init_process_group, load_student
+from uld_ds.models import load_tokenizer
 from uld_ds.objective import Objective
 from uld_ds.places import write_whole
 from uld_ds.process import configure_process, padding_id
 from uld_ds.profiling import StepProfiler
 from uld_ds.recorder import Recorder
-from uld_ds.remote_code import code_options
 from uld_ds.report.keeper import ReportKeeper, shown_rows
 from uld_ds.report.phases import with_other
 from uld_ds.report.progress import ProgressWriter
@@ -45,13 +41,7 @@ from uld_ds.skipped import SkippedSteps
 from uld_ds.step_result import StepResult
 from uld_ds.stopping import StopFile
 from uld_ds.system_metrics import NodeMonitor
-from uld_ds.teachers import TeacherSource
-from uld_ds.teachers.online import OnlineTeacher
-from uld_ds.teachers.remember import Memory
-from uld_ds.teachers.remembering import RememberingTeacher, memory_identity
-from uld_ds.teachers.store import SpectrumStore
-from uld_ds.teachers.stored import StoredTeacher, held_out_store
-from uld_ds.vocabulary import VocabularyRelations, relations_of
+from uld_ds.teacher_side import TeacherSide
 
 log = logging.getLogger(__name__)
 
@@ -108,13 +98,7 @@ class Worker:
         )
 
         self.student_tokenizer = load_tokenizer(job.student, self.recipe.student.revision, "student.model")
-        self.teacher_padding = 0
-        self.teacher_tokenizer: PreTrainedTokenizerBase | None = None
-        if self.recipe.teacher.source == "online":
-            self.teacher_tokenizer = load_tokenizer(
-                job.teacher, self.recipe.teacher.revision, "teacher.model", code=code_options(self.recipe.teacher)
-            )
-            self.teacher_padding = padding_id(self.teacher_tokenizer)
+        self.teacher = TeacherSide(job, ranks=self.ranks, device=self.device, stage=self._stage)
         self.train_rows = job.split("train").rows
         if self.ranks.is_first:
             self.skipped = SkippedSteps(job.skipped_file, self.train_rows)
@@ -140,9 +124,9 @@ class Worker:
             self.progress.start(state.step, self.total_steps, self.ranks.size)
         if restored is None:
             self._log_data()
-            self.report.beginning(self.teacher_tokenizer)
+            self.report.beginning(self.teacher.tokenizer)
             state.bits_teacher = self._evaluate(state, "teacher")
-            self._show_teacher()
+            self.teacher.show(self.report, self.engine.teacher, shown_rows(self.job), self.calibrations.get("teacher"))
             state.bits_before = self._evaluate(state, "before")
             self.report.student("before", self.engine, self.calibrations.get("before"))
         saved = state.step
@@ -197,63 +181,15 @@ class Worker:
 
     def _load_engine(self) -> DistillationEngine:
         # Teacher first: its sharding must not see the student's configuration.
-        teacher = self._teacher()
+        source = self.teacher.source(self.train_rows, begins=ray.train.get_checkpoint() is None)
         self._stage("loading the student")
         student = load_student(self.job, self.device, self.total_steps)
-        settings = self.recipe.objective
-        objective = Objective.of(settings, self._relations(), self.device, total_steps=self.total_steps)
-        return DistillationEngine(student, teacher, objective, ranks=self.ranks, device=self.device)
-
-    def _relations(self) -> VocabularyRelations | None:
-        """How the two vocabularies relate, where the objective looks at that."""
-        if not needs_relations(self.recipe.objective):
-            return None
-        teacher = self.teacher_tokenizer
-        if teacher is None:  # whose words are stored; the driver has seen that it is the same tokenizer
-            settings = self.recipe.teacher
-            place = locate_model(settings, "teacher")
-            teacher = load_tokenizer(place, settings.revision, "teacher.model", code=code_options(settings))
-        return relations_of(self.student_tokenizer, teacher)
-
-    def _teacher(self) -> TeacherSource:
-        settings = self.recipe.teacher
-        if settings.source == "stored":
-            assert settings.path is not None
-            with_top = needed_ids(self.recipe.objective) > 0
-            store = SpectrumStore.open(settings.path, key="teacher.path", with_top=with_top)
-            return StoredTeacher(store, self.train_rows)
-        if not settings.remember:
-            return self._online_teacher()
-        memory = Memory(
-            self.job.run_dir / "teacher",
-            memory_identity(self.recipe, Path(self.job.splits["train"]).name),
-            rank=self.ranks.rank,
-            precision=settings.codec.to_precision(),
-        )
-        number = len(self.train_rows)
-        # A run that begins also measures the teacher itself.
-        begins = ray.train.get_checkpoint() is None and self.eval_rows is not None
-        needed = self.ranks.max(torch.tensor(int(begins or not memory.complete(number)), device=self.device))
-        teacher = self._online_teacher() if needed else None
-        return RememberingTeacher(memory, teacher, num_examples=number, ranks=self.ranks, device=self.device)
-
-    def _online_teacher(self) -> OnlineTeacher:
-        self._stage("loading the teacher")
-        return OnlineTeacher(
-            load_teacher(self.job.teacher, self.recipe.teacher, self.job.teacher_deepspeed, self.device),
-            self._teacher_batcher(self.train_rows),
-            ranks=self.ranks,
-            device=self.device,
-            temperature=self.recipe.objective.teacher_temperature,
-            top_ids=needed_ids(self.recipe.objective),
-        )
+        relations = self.teacher.relations(self.student_tokenizer)
+        objective = Objective.of(self.recipe.objective, relations, self.device, total_steps=self.total_steps)
+        return DistillationEngine(student, source, objective, ranks=self.ranks, device=self.device)
 
     def _batcher(self, rows: Dataset) -> Batcher:
         return Batcher(rows, padding=padding_id(self.student_tokenizer), merge=self.recipe.objective.merge)
-
-    def _teacher_batcher(self, rows: Dataset) -> TeacherBatcher:
-        budget = self.recipe.teacher.max_tokens_per_forward
-        return TeacherBatcher(rows, padding=self.teacher_padding, max_tokens=budget)
 
     def _train_step(self, state: TrainState) -> None:
         begin = time.perf_counter()
@@ -328,7 +264,7 @@ class Worker:
         self._stage(f"measuring held-out bits per byte ({who})")
         begin = time.perf_counter()
         if who == "teacher":
-            scores = self._of_teacher(self.eval_rows)
+            scores = self.teacher.scores(self.engine.teacher, self.eval_rows)
             if scores is None:
                 return None
         else:
@@ -349,28 +285,6 @@ class Worker:
             self.recorder.metrics(state.step, {name: bits, **seconds})
             self.progress.evaluation(state.step, who, bits)
         return bits
-
-    def _show_teacher(self) -> None:
-        """Keeps what the report says of the teacher, as far as there is one to ask."""
-        rows, calibration = shown_rows(self.job), self.calibrations.get("teacher")
-        if self.teacher_tokenizer is not None:
-            batcher = self._teacher_batcher(rows)
-            self.report.teacher(self.engine.teacher, batcher, self.teacher_tokenizer, calibration)
-            return
-        path = self.recipe.teacher.path
-        assert path is not None
-        store = SpectrumStore.open(path, key="teacher.path") if self.eval_rows is None else held_out_store(path)
-        if store is not None:
-            self.report.stored_teacher(StoredTeacher(store, rows), calibration)
-
-    def _of_teacher(self, rows: Dataset) -> Scores | None:
-        """How the teacher scores held-out answers; None when nobody asked it about them."""
-        batcher = self._teacher_batcher(rows)
-        if self.recipe.teacher.source == "online":
-            return of_teacher(self.engine.teacher, batcher, self.device)
-        assert self.recipe.teacher.path is not None
-        store = held_out_store(self.recipe.teacher.path)
-        return None if store is None else of_stored(StoredTeacher(store, rows), batcher, self.device)
 
     def _log_data(self) -> None:
         if self.recorder is None:
