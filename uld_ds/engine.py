@@ -133,6 +133,7 @@ class DistillationEngine:
             gradient_norm=float("nan"),
             teacher_tokens=0,
             student_tokens=0,
+            student_padding=float("nan"),
             teacher_bytes=0,
             seconds=clock.seconds,
             skipped=True,
@@ -188,6 +189,7 @@ class DistillationEngine:
             loss = self.student(batch, batch.answer_rows, consume)
         clock.seconds["student"] -= clock.seconds["loss"] - seconds_of_loss
         sums.add("student_tokens", batch.num_tokens())
+        sums.add("student_positions", torch.tensor(batch.num_positions(), device=self.device))
         sums.add("bytes", micro_batch.answer_bytes @ micro_batch.example_weight.to(torch.int64))
         # DeepSpeed takes the mean over ranks and accumulated micro-batches; the weights are global already.
         scale: Tensor | int = self.ranks.size * self._gas
@@ -254,6 +256,7 @@ class DistillationEngine:
             gradient_norm=float(self.student.get_global_grad_norm() or 0.0),
             teacher_tokens=int(whole["teacher_tokens"]),
             student_tokens=int(whole["student_tokens"]),
+            student_padding=1 - whole["student_tokens"] / whole["student_positions"],
             teacher_bytes=int(whole["teacher_bytes"]),
             seconds=clock.seconds,
             skipped=skipped,

@@ -36,6 +36,8 @@ class StepResult:
     teacher_tokens: int
     """Tokens in all forwards of the teacher, without padding."""
     student_tokens: int
+    student_padding: float
+    """Share of the positions in the student's forwards that hold no token, 0 to 1."""
     teacher_bytes: int
     """Of the teacher's weights, received by all ranks together from others."""
     seconds: dict[str, float]
@@ -64,6 +66,7 @@ class StepResult:
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm,
             "student_tokens": float(self.student_tokens),
+            "student_padding": self.student_padding,
             "teacher_tokens": float(self.teacher_tokens),
             "teacher_bytes_gathered": float(self.teacher_bytes),
         }

@@ -72,6 +72,8 @@ def _rows(found: RunStatus) -> dict[str, str]:
         rows["held-out bits per byte"] = said
     if found.tokens_per_second is not None and found.seconds_per_step is not None:
         rows["throughput"] = f"{found.tokens_per_second:,.0f} tokens/s, {found.seconds_per_step:.3g} s per step"
+        if found.student_padding is not None:
+            rows["throughput"] += f"; {found.student_padding:.0%} of the student's positions are padding"
     point = found.last_checkpoint
     rows["last checkpoint"] = (
         "none yet"

@@ -93,8 +93,15 @@ def gradient_of_one_step(config: dict[str, Any], indices: list[int]) -> dict[str
         update()
 
     engine.student.step = step_and_look
-    result = engine.train_step(window_of(job, batcher, np.asarray(indices), ranks))
-    return {"gradients": gradients, "loss": result.loss, "ce": result.ce, "uld": result.uld} | result.options
+    window = window_of(job, batcher, np.asarray(indices), ranks)
+    result = engine.train_step(window)
+    masks = [micro_batch.student.attention_mask for micro_batch in window]
+    of_rank = {
+        "gradients": gradients,
+        "padding": result.student_padding,
+        "mine": 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks),
+    }
+    return of_rank | {"loss": result.loss, "ce": result.ce, "uld": result.uld} | result.options
 
 
 def gradients_of_steps(configs: dict[str, dict[str, Any]], indices: list[int]) -> dict[str, dict[str, Any]]:
@@ -151,6 +158,9 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
             expected = reference["gradients"][parameter]
             error = (gradient - expected).norm() / expected.norm()
             assert error < 2e-6, (name, parameter, float(error))
+    together, apart = (outcomes[f"1 rank x {turns}, token"] for turns in (1, 4))
+    assert (together["padding"], apart["padding"]) == pytest.approx((together["mine"], apart["mine"]))
+    assert 0 < apart["padding"] < together["padding"], "examples of a length share a micro-batch"
     assert 0.1 < outcomes["1 rank x 1, token"]["uld_gate"] < 0.9, "the gate must tell segments apart"
     difference = outcomes["1 rank x 1, token"]["ce"] - outcomes["1 rank x 1, sample"]["ce"]
     assert abs(difference) > 1e-4, "uneven answers must tell the two normalisations apart"

@@ -89,6 +89,10 @@ class SideBatch:
         decoder = self.attention_mask.sum()
         return decoder if self.encoder_mask is None else decoder + self.encoder_mask.sum()
 
+    def num_positions(self) -> int:
+        """All that the model computes, padding included."""
+        return self.input_ids.numel() + (0 if self.encoder_ids is None else self.encoder_ids.numel())
+
     def to(self, device: torch.device) -> SideBatch:
         there = {name: value for name, value in self.__dict__.items() if value is not None}
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in there.items()})

@@ -49,6 +49,8 @@ class RunStatus:
     """Student and teacher together, median of the recent steps."""
     seconds_per_step: float | None
     """Median of the recent steps."""
+    student_padding: float | None
+    """Share of what the student computes that is padding, median of the recent steps."""
     seconds_left: float | None
     """For the remaining steps alone."""
     phase_shares: dict[str, float]
@@ -100,6 +102,7 @@ def run_status(folder: Path, *, now: float | None = None) -> RunStatus:
         held_out_bits_per_byte={e["who"]: e["bits_per_byte"] for e in events if e["event"] == "evaluation"},
         tokens_per_second=_median(event.get("tokens_per_second") for event in recent),
         seconds_per_step=pace,
+        student_padding=_median(event.get("student_padding") for event in recent),
         seconds_left=(total - step) * pace if None not in (total, step, pace) and running else None,
         phase_shares=phase_shares(recent),
         last_checkpoint=_checkpoint(folder, events, now),

@@ -27,7 +27,7 @@ def test_a_table(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F
     assert lines["first"].startswith("first running, last sign 0 s ago")
     assert lines["progress"] == "progress 3 of 10 (30%), 1 min 10 s left"
     assert lines["loss"] == "loss 2.7000 (cross-entropy 2.6000, ULD 0.2000; 2.500 bits per byte)"
-    assert lines["throughput"] == "throughput 300 tokens/s, 10 s per step"
+    assert lines["throughput"] == "throughput 300 tokens/s, 10 s per step; 46% of the student's positions are padding"
     assert lines["last checkpoint"] == "last checkpoint step 2, 0 s ago, written in 1.5 s"
     assert lines["restarts"] == "restarts 0"
     assert re.search(r"^teacher +40\.0%  █{10} +teacher's", phases, flags=re.M)

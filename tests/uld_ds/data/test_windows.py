@@ -70,6 +70,7 @@ def test_logits_at_the_position_before_a_token_are_about_it() -> None:
     side = batch.student
     assert side.input_ids.tolist() == [[100, 101, 102, 103, 104, 105], [200, 201, 202, 203, 7, 7]]
     assert side.attention_mask.tolist() == [[1] * 6, [1, 1, 1, 1, 0, 0]]
+    assert (int(side.num_tokens()), side.num_positions()) == (10, 12)
     assert side.answer_ids.tolist() == [102, 103, 104, 105, 201, 202, 203]
     assert side.input_ids.flatten()[side.answer_rows].tolist() == [101, 102, 103, 104, 200, 201, 202]
     assert side.answer_in_text.tolist() == [True, True, True, False, True, True, False]
@@ -191,7 +192,7 @@ def test_a_model_with_an_encoder_has_its_prompts_beside() -> None:
     assert side.encoder_ids.tolist() == [[51, 52, 53], [54, 7, 7]]
     assert side.encoder_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert side.input_ids.tolist() == batch_of([0, 1]).student.input_ids.tolist()
-    assert int(side.num_tokens()) == 10 + 4
+    assert (int(side.num_tokens()), side.num_positions()) == (10 + 4, 12 + 6)
     assert batch_of([0, 1]).student.encoder_ids is None
 
 

@@ -18,7 +18,8 @@ SECONDS = {"data": 0.5, "teacher": 4.0, "reduce": 0.25, "student": 1.0, "loss": 
 def metrics(loss: float, seconds: float = 10.0) -> dict[str, float]:
     parts = {"train/loss": loss, "train/ce": loss - 0.1, "train/uld": 0.2, "train/bits_per_byte": 2.5}
     phases = {f"seconds/{phase}": value for phase, value in SECONDS.items()}
-    return {**parts, "tokens_per_second": 300.0, "seconds/total": seconds, **phases}
+    throughput = {"tokens_per_second": 300.0, "student_padding": 0.46, "seconds/total": seconds}
+    return {**parts, **throughput, **phases}
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def test_a_run_that_goes_on(run: Path) -> None:
     assert found.loss == pytest.approx(2.7)
     assert found.seconds_since_last_sign == pytest.approx(30)
     assert (found.seconds_per_step, found.seconds_left, found.tokens_per_second) == (10.0, 70.0, 300.0)
+    assert found.student_padding == 0.46
     assert found.held_out_bits_per_byte == {"before": 4.0}
     assert found.last_checkpoint is not None
     assert found.last_checkpoint["step"] == 2
