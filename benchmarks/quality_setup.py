@@ -89,8 +89,8 @@ class Size:
     batch_size: int = 16
 
 
-# A run takes some 67 (scratch) or 93 (pruned) seconds of a core: all of MAIN_ARMS, with both students, three shares and
-# three seeds, take an hour of two cores beside the store.
+# A run takes some 57 (scratch) or 70 (pruned) seconds of a core: all of MAIN_ARMS, with both students, three shares and
+# three seeds, take 55 minutes of two cores, the store included.
 FULL = Size(
     examples=768,
     steps={"scratch": 144, "pruned": 32},

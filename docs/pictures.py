@@ -12,9 +12,10 @@ import argparse
 import json
 import math
 import textwrap
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from drawing import path, svg, text
 
 from uld_ds.report.alignment_view import AlignmentView, SideView
 from uld_ds.tokenizer_files import open_tokenizer
@@ -23,23 +24,8 @@ HERE = Path(__file__).parent
 TEXT = "Returns the longer naïve path."
 PLACE = 1
 """Of those that the run kept distributions of."""
-# Readable on white and on black, and told apart without colour by dash or place.
-STYLE = """text{font:14px ui-monospace,monospace;fill:#24292f}.small{font-size:12px}.axis{stroke:#8c959f;fill:none}
-.box0{fill:#9ec9f5}.box1{fill:#f5d58b}.box{stroke:#57606a}.box text,.box0+text{fill:#24292f}
-.teacher{stroke:#0969da}.before{stroke:#8c6d1f}.after{stroke:#bc4c00}.line{fill:none;stroke-width:2.2}
-@media(prefers-color-scheme:dark){text{fill:#e6edf3}.axis{stroke:#8c959f}.teacher{stroke:#58a6ff}.before{stroke:#d9b44a}
-.after{stroke:#ff8e4d}text.token{fill:#1b1f24}}"""
-DASHES = {"teacher": "", "before": "2 4", "after": "8 4"}
+COLOURS = {"teacher": "blue", "before": "ochre", "after": "orange"}
 NAMES = {"teacher": "teacher", "before": "student, before", "after": "student, after"}
-
-
-def svg(width: int, height: int, title: str, parts: list[str]) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" width="{width}">'
-    return f"{head}<title>{escape(title)}</title><style>{STYLE}</style>{''.join(parts)}</svg>\n"
-
-
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def segments(student: str, teacher: str) -> str:
@@ -70,7 +56,7 @@ def segments(student: str, teacher: str) -> str:
 def spectra(run: Path) -> str:
     """Probability over rank, both on logarithmic scales."""
     kept: dict[str, Any] = {
-        who: json.loads((run / "report" / f"{who}.json").read_text())["spectra"][PLACE]["points"] for who in DASHES
+        who: json.loads((run / "report" / f"{who}.json").read_text())["spectra"][PLACE]["points"] for who in COLOURS
     }
     place = json.loads((run / "report" / "places.json").read_text())[PLACE]
     left, right, top, bottom = 64.0, 620.0, 50.0, 330.0
@@ -90,11 +76,10 @@ def spectra(run: Path) -> str:
     parts.append(text((left + right) / 2, bottom + 40, "rank of the token, likeliest first", "small", "middle"))
     parts.append(text(left, 42, "probability", "small"))
     for number, (who, points) in enumerate(kept.items()):
-        path = "L".join(f"{across(rank):.1f} {up(p):.1f}" for rank, p in points if p > 1e-7)
-        dash = f' stroke-dasharray="{DASHES[who]}"'
-        parts.append(f'<path class="line {who}"{dash} d="M{path}"/>')
+        kind = f"line {COLOURS[who]}"
+        parts.append(path([(across(rank), up(p)) for rank, p in points if p > 1e-7], kind))
         y = 74 + 22 * number
-        parts.append(f'<path class="line {who}"{dash} d="M400 {y}H450"/>')
+        parts.append(path([(400, y), (450, y)], kind))
         parts.append(text(460, y + 5, NAMES[who], "small"))
     return svg(672, 384, "Three next-token distributions at one place, sorted", parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -31,6 +32,14 @@ def test_messages_of_troubleshooting_are_in_the_program() -> None:
         longest = max(re.findall(r"[a-z][a-zA-Z ]+[a-z]", message), key=len)
         assert len(longest) > 12, message
         assert longest in code, message
+
+
+def test_charts_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    charts = importlib.import_module("charts")
+    sections = charts.every.read_sections(charts.every.RESULTS.read_text())
+    for name, chart in {"steps.svg": charts.steps, "quality.svg": charts.quality}.items():
+        assert (ROOT / "docs" / name).read_text() == chart(sections), f"{name}: run python docs/charts.py"
 
 
 def test_it_builds_strictly(tmp_path: Path) -> None:
