@@ -191,7 +191,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="measured steps of each arm (default: 5)")
     parser.add_argument("--longest-extended", type=int, help="tokens of the longest answer for trl extended")
     add_trl_options(parser)
-    add_output_options(parser, quick="two lengths, two vocabularies, three steps")
+    add_output_options(parser, quick="two lengths, one vocabulary, three steps")
     options = parser.parse_args(arguments)
     if options.lengths is None:
         options.lengths = list(QUICK_LENGTHS if options.quick else LENGTHS)
