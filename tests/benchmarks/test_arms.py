@@ -46,6 +46,9 @@ def test_steps_table() -> None:
 def test_points_of_both_series() -> None:
     options = step.parse(["--quick", "--lengths", "128"])
     found = step.points(options.lengths, options.vocabularies)
+    assert [(point.tokens, point.vocab) for point in found] == [(128, 32768), (256, 65536)]
+    options = step.parse(["--lengths", "128", "--vocabularies", "4096", "65536"])
+    found = step.points(options.lengths, options.vocabularies)
     assert [(point.tokens, point.vocab) for point in found] == [(128, 32768), (256, 4096), (256, 65536)]
     with pytest.raises(SystemExit):
         step.parse(["--vocabularies", "1000"])
