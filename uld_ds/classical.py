@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from uld_ds.exact import accumulation_dtype
+from uld_ds.spectrum_checks import accumulation_dtype
 from uld_ds.top_tokens import TopTokens
 
 if TYPE_CHECKING:

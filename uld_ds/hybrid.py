@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from uld_ds.carried_tokens import NOWHERE, Compared, carried, images
 from uld_ds.classical import lumped, of_teacher
-from uld_ds.exact import accumulation_dtype, mean_of_equals
+from uld_ds.exact import mean_of_equals
+from uld_ds.spectrum_checks import accumulation_dtype
 from uld_ds.top_tokens import TopTokens
 
 

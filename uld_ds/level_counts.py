@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from uld_ds.exact import check_normalisers
+from uld_ds.spectrum_checks import check_normalisers
 
 _FLOAT32_MANTISSA_BITS = 23
 _FLOAT32_EXPONENT_BIAS = 127

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uld_ds import spectrum_codec
-from uld_ds.exact import accumulation_dtype, check_logits, check_temperature
 from uld_ds.level_counts import (
     LevelCounts,
     LevelGrid,
@@ -26,6 +25,7 @@ from uld_ds.level_counts import (
     softmax_into,
     top_probabilities,
 )
+from uld_ds.spectrum_checks import accumulation_dtype, check_logits, check_temperature
 from uld_ds.spectrum_codec import Precision
 
 DEFAULT_NUM_HEAD = 256

@@ -14,16 +14,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from uld_ds.exact import (
-    accumulation_dtype,
-    check_logits,
-    check_temperature,
-    probabilities,
-    sorted_distance,
-)
+from uld_ds.exact import probabilities, sorted_distance
 from uld_ds.level_counts import LevelCounts, LevelGrid, Workspace, check_dead_rows, kept_workspace, softmax_into
 from uld_ds.rank_pairing import pair
 from uld_ds.spectrum import DEFAULT_NUM_HEAD, Spectrum
+from uld_ds.spectrum_checks import accumulation_dtype, check_logits, check_temperature
 
 # With the teacher's logits at hand nothing has to be stored, so levels can be four times as fine.
 _LOGITS_MANTISSA_BITS = 7
