@@ -7,16 +7,13 @@ as counts and masses on a geometric grid of levels (the tail), which is all that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from uld_ds import spectrum_codec
 from uld_ds.level_counts import (
-    LevelCounts,
     LevelGrid,
     check_dead_rows,
     count_levels,
@@ -27,6 +24,7 @@ from uld_ds.level_counts import (
 )
 from uld_ds.spectrum_checks import accumulation_dtype, check_logits, check_temperature
 from uld_ds.spectrum_codec import Precision
+from uld_ds.spectrum_parts import SpectrumParts
 
 DEFAULT_NUM_HEAD = 256
 # Elements per chunk: measured on a CPU, where scratch should stay in cache and small operations be few.
@@ -34,7 +32,7 @@ _CHUNK_ELEMENTS_CPU = 1 << 20
 _CHUNK_ELEMENTS_ACCELERATOR = 1 << 25
 
 
-class Spectrum:
+class Spectrum(SpectrumParts):
     """``N`` compact spectra.
 
     Attributes:
@@ -51,35 +49,20 @@ class Spectrum:
     A row of zeros is padding: its distance to anything is 0.
     """
 
-    __slots__ = ("counts", "error", "grid", "head", "log_scale", "masses", "temperature")
+    __slots__ = ()
 
-    def __init__(
-        self,
-        head: Tensor,
-        counts: Tensor,
-        masses: Tensor,
-        *,
-        grid: LevelGrid,
-        temperature: float = 1.0,
-        log_scale: Tensor | None = None,
-        error: Tensor | None = None,
-    ) -> None:
-        """Wrap the parts; raises ValueError when their shapes disagree."""
-        rows = head.shape[0]
-        wanted = {"counts": (rows, grid.num_bins), "masses": (rows, grid.num_bins)}
-        for name, part in (("counts", counts), ("masses", masses)):
-            if tuple(part.shape) != wanted[name]:
-                raise ValueError(f"{name} must have shape {list(wanted[name])}, got {list(part.shape)}")
-        for name, vector in (("log_scale", log_scale), ("error", error)):
-            if vector is not None and tuple(vector.shape) != (rows,):
-                raise ValueError(f"{name} must have shape [{rows}], got {list(vector.shape)}")
-        self.head = head
-        self.counts = counts
-        self.masses = masses
-        self.grid = grid
-        self.temperature = temperature
-        self.log_scale = log_scale
-        self.error = error
+    @classmethod
+    def from_parts(cls, parts: SpectrumParts) -> Spectrum:
+        """Wrap what the codec gives; nothing is copied."""
+        return cls(
+            parts.head,
+            parts.counts,
+            parts.masses,
+            grid=parts.grid,
+            temperature=parts.temperature,
+            log_scale=parts.log_scale,
+            error=parts.error,
+        )
 
     @classmethod
     @torch.no_grad()
@@ -133,32 +116,6 @@ class Spectrum:
             check_dead_rows(dead, logits, name)
         return cls(head, counts, masses, grid=grid, temperature=temperature)
 
-    def __len__(self) -> int:
-        return self.head.shape[0]
-
-    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Spectrum:
-        """The rows of a slice, an integer tensor or a list of row numbers, in that order."""
-        if isinstance(index, int):
-            raise TypeError("a Spectrum is indexed by a slice, an integer tensor or a list, not by one int")
-        if not isinstance(index, slice):
-            index = torch.as_tensor(index, dtype=torch.int64, device=self.head.device)
-        return self._map(lambda part: part[index])
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Spectrum:
-        """The same spectra on another device."""
-        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Spectrum:
-        return Spectrum(
-            function(self.head),
-            function(self.counts),
-            function(self.masses),
-            grid=self.grid,
-            temperature=self.temperature,
-            log_scale=None if self.log_scale is None else function(self.log_scale),
-            error=None if self.error is None else function(self.error),
-        )
-
     @classmethod
     def cat(cls, spectra: Sequence[Spectrum]) -> Spectrum:
         """Concatenate along the rows; raises ValueError for an empty list or different grids or head sizes."""
@@ -194,34 +151,6 @@ class Spectrum:
             error=self.error,
         )
 
-    def with_head(self, num_head: int) -> Spectrum:
-        """The same spectra with only the ``num_head`` largest kept exactly; the others join the tail.
-
-        Raises:
-            ValueError: more are asked for than there are.
-        """
-        if not 1 <= num_head <= self.num_head:
-            raise ValueError(f"num_head must lie in 1..{self.num_head}, got {num_head}")
-        top_octave = min(self.grid.top_octave, LevelGrid.below_head(num_head).top_octave)
-        grid = replace(self.grid, top_octave=top_octave)
-        # Bins are numbered from the floor up: a higher top only appends some.
-        grown = (0, grid.num_bins - self.grid.num_bins)
-        counts, masses = F.pad(self.counts, grown), F.pad(self.masses, grown)
-        moved = self.head[:, num_head:]
-        levels = moved.float().clamp(grid.floor, grid.top).contiguous()
-        index = (levels.view(torch.int32) >> grid.shift).long() - grid.offset
-        counts.scatter_add_(1, index, (moved > 0).to(counts.dtype))
-        masses.scatter_add_(1, index, moved)
-        return Spectrum(
-            self.head[:, :num_head],
-            counts,
-            masses,
-            grid=grid,
-            temperature=self.temperature,
-            log_scale=self.log_scale,
-            error=self.error,
-        )
-
     def to_bytes(self, precision: Precision | None = None) -> bytes:
         """Compact, versioned bytes (``uld_ds.spectrum_codec``), about 80 per row; the error goes with them.
 
@@ -237,30 +166,16 @@ class Spectrum:
         Raises:
             ValueError: the bytes are of another version or kind, damaged or cut short (says which).
         """
-        return spectrum_codec.decode(data)
+        return Spectrum.from_parts(spectrum_codec.decode(data))
 
     def _kind(self) -> tuple[int, LevelGrid, float]:
         return self.num_head, self.grid, self.temperature
-
-    @property
-    def num_head(self) -> int:
-        """How many of the largest probabilities are kept exactly."""
-        return self.head.shape[1]
-
-    @property
-    def tail(self) -> LevelCounts:
-        """Counts and masses of everything but the head, unscaled."""
-        return LevelCounts(self.counts, self.masses)
 
     @property
     def num_bytes(self) -> int:
         """Bytes held in memory."""
         parts = (self.head, self.counts, self.masses, self.log_scale, self.error)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
-
-    def unscaled_mass(self) -> Tensor:
-        """Sum of the stored probabilities, ``[N]``: 1, or 0 for padding, up to rounding."""
-        return self.head.sum(-1) + self.masses.sum(-1)
 
     def total_mass(self) -> Tensor:
         """Sum of the probabilities, ``[N]``, ``exp(log_scale)`` included."""
@@ -282,28 +197,6 @@ class Spectrum:
         safe = torch.where(alive, mass, torch.ones_like(mass))
         return torch.where(alive, safe.log() - terms / safe, torch.zeros_like(mass)).clamp_min(0)
 
-    def cumulative_mass(self, ranks: Tensor) -> Tensor:
-        """Sum of the ``r`` largest probabilities, unscaled, for ranks ``[M]`` or ``[N, M]``: ``[N, M]``.
-
-        Exact within the head and wherever a rank falls between two bins; inside a bin its members are taken to
-        be equal.
-        """
-        rows = len(self)
-        ranks = ranks.expand(rows, -1) if ranks.dim() == 1 else ranks
-        # Descending levels; the underflow bin comes last and, having no counts, is reached by any rank beyond.
-        counts, masses = self.counts.flip(-1).double(), self.masses.flip(-1).double()
-        zero = counts.new_zeros(rows, 1)
-        steps = torch.arange(self.num_head + 1, dtype=torch.float64, device=counts.device).expand(rows, -1)
-        at_rank = torch.cat([steps, self.num_head + counts.cumsum(-1)], dim=1)
-        head = torch.cat([zero, self.head.double().cumsum(-1)], dim=1)
-        at_mass = torch.cat([head, head[:, -1:] + masses.cumsum(-1)], dim=1)
-        wanted = ranks.double().contiguous()
-        right = torch.searchsorted(at_rank, wanted, right=False).clamp(1, at_rank.shape[1] - 1)
-        r0, r1 = at_rank.gather(1, right - 1), at_rank.gather(1, right)
-        m0, m1 = at_mass.gather(1, right - 1), at_mass.gather(1, right)
-        share = torch.where(r1 > r0, (wanted - r0) / (r1 - r0).clamp_min(1e-300), torch.ones_like(r0))
-        return m0 + share.clamp(0, 1) * (m1 - m0)
-
     def to_probabilities(self, num_ranks: int) -> Tensor:
         """The ``num_ranks`` largest probabilities, scaled, descending: ``[N, num_ranks]``, for the exact method.
 
@@ -312,12 +205,6 @@ class Spectrum:
         ranks = torch.arange(num_ranks + 1, device=self.head.device)
         p = self.cumulative_mass(ranks).diff(dim=-1).to(self.head.dtype)
         return p if self.log_scale is None else p * self.log_scale.exp()[:, None]
-
-    def num_probabilities(self) -> int:
-        """Ranks that the longest row needs: the head plus every counted member of the tail."""
-        if len(self) == 0:
-            return self.num_head
-        return self.num_head + int(self.counts.double().sum(-1).max().ceil())
 
 
 def _cat_optional(parts: list[Tensor | None], spectra: Sequence[Spectrum]) -> Tensor | None:

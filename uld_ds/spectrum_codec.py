@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,9 +46,7 @@ from uld_ds.spectrum_blocks import (
     first_blocks,
     spread,
 )
-
-if TYPE_CHECKING:
-    from uld_ds.spectrum import Spectrum
+from uld_ds.spectrum_parts import SpectrumParts
 
 CODEC_VERSION = 2
 _MAGIC = b"ULDS"
@@ -120,7 +118,7 @@ class _Rows(NamedTuple):
     """[N] float32"""
 
 
-def encode(spectrum: Spectrum, precision: Precision) -> bytes:
+def encode(spectrum: SpectrumParts, precision: Precision) -> bytes:
     """Bytes of ``spectrum``; ``decode`` restores it up to ``Spectrum.error``, which the bytes carry.
 
     Raises:
@@ -129,7 +127,9 @@ def encode(spectrum: Spectrum, precision: Precision) -> bytes:
     return encode_many(spectrum, [len(spectrum)], precision)[0]
 
 
-def encode_many(spectrum: Spectrum, sizes: Sequence[int], precision: Precision, *, deflate: bool = True) -> list[bytes]:
+def encode_many(
+    spectrum: SpectrumParts, sizes: Sequence[int], precision: Precision, *, deflate: bool = True
+) -> list[bytes]:
     """Bytes of consecutive runs of rows, ``sizes`` long; each can be decoded by itself.
 
     Args:
@@ -145,7 +145,7 @@ def encode_many(spectrum: Spectrum, sizes: Sequence[int], precision: Precision, 
     return [_pack(_part(rows, slice(*bound)), deflate) for bound in pairwise(bounds)]
 
 
-def decode(data: bytes) -> Spectrum:
+def decode(data: bytes) -> SpectrumParts:
     """The spectra in ``data``.
 
     Raises:
@@ -154,7 +154,7 @@ def decode(data: bytes) -> Spectrum:
     return decode_many([data])[0]
 
 
-def decode_many(blobs: Sequence[bytes]) -> list[Spectrum]:
+def decode_many(blobs: Sequence[bytes]) -> list[SpectrumParts]:
     """The spectra in each, the same bits as ``decode`` gives of it alone; views of a few large tensors.
 
     Raises:
@@ -164,7 +164,7 @@ def decode_many(blobs: Sequence[bytes]) -> list[Spectrum]:
     alike: dict[_Kind, list[int]] = {}
     for place, part in enumerate(parts):
         alike.setdefault(part.kind, []).append(place)
-    found: dict[int, Spectrum] = {}
+    found: dict[int, SpectrumParts] = {}
     for kind, places in alike.items():
         together = [parts[place] for place in places]
         support = np.concatenate([part.support for part in together])
@@ -181,7 +181,7 @@ def decode_many(blobs: Sequence[bytes]) -> list[Spectrum]:
     return [found[place] for place in range(len(parts))]
 
 
-def _to_rows(spectrum: Spectrum, precision: Precision) -> _Rows:
+def _to_rows(spectrum: SpectrumParts, precision: Precision) -> _Rows:
     if precision.num_exact > spectrum.num_head:
         raise ValueError(f"num_exact {precision.num_exact} exceeds the spectrum's num_head {spectrum.num_head}")
     spectrum = spectrum.to("cpu").with_head(precision.num_exact)
@@ -287,7 +287,7 @@ def _side_by_side(parts: Sequence[Array]) -> Array:
     return codes
 
 
-def _support(cumulative: Array, ends: Array, spectrum: Spectrum, dropped_mass: float) -> Array:
+def _support(cumulative: Array, ends: Array, spectrum: SpectrumParts, dropped_mass: float) -> Array:
     """Ranks kept per row ``[N]``: up to the first block end that leaves at most ``dropped_mass`` behind."""
     left = spectrum.unscaled_mass().double().numpy() - cumulative
     enough = left <= dropped_mass
@@ -296,10 +296,8 @@ def _support(cumulative: Array, ends: Array, spectrum: Spectrum, dropped_mass: f
     return np.minimum(ends[enough.argmax(axis=0)], members.long().numpy())
 
 
-def _rebuild(kind: _Kind, support: Array, codes: Array) -> Spectrum:
+def _rebuild(kind: _Kind, support: Array, codes: Array) -> SpectrumParts:
     """The spectra that ``codes [J, N]`` stand for."""
-    from uld_ds.spectrum import Spectrum
-
     rows, num_exact, grid = len(support), kind.num_exact, kind.grid
     ends = first_blocks(num_exact, kind.rank_ratio, len(codes))
     sizes = block_sizes(ends, support)
@@ -311,7 +309,7 @@ def _rebuild(kind: _Kind, support: Array, codes: Array) -> Spectrum:
     counts, tail = np.zeros((rows, grid.num_bins)), np.zeros((rows, grid.num_bins))
     if len(codes) > num_exact:
         counts, tail = spread(masses[num_exact - 1 :], sizes[num_exact - 1 :], ends[num_exact - 1 :], support, grid)
-    return Spectrum(
+    return SpectrumParts(
         torch.from_numpy(head),
         torch.from_numpy(counts).float(),
         torch.from_numpy(tail).float(),
@@ -341,7 +339,7 @@ def _errors() -> Array:
     return (_LEAST_ERROR * np.exp2(np.arange(256) / 8)).astype(np.float32)
 
 
-def _error_bytes(true: Spectrum, decoded: Spectrum) -> Array:
+def _error_bytes(true: SpectrumParts, decoded: SpectrumParts) -> Array:
     """A bound on the W1 distance between the two, rounded up to a byte: ``[N]``."""
     areas = compare(_on_grid(true.tail, true.grid, decoded.grid), decoded.tail, decoded.grid)
     assert areas.bound is not None

@@ -96,4 +96,4 @@ def encode_spectra(
 
 def decode_spectra(encoded: Sequence[bytes]) -> list[Spectrum]:
     """The spectra of every example, on the CPU."""
-    return spectrum_codec.decode_many(encoded)
+    return [Spectrum.from_parts(parts) for parts in spectrum_codec.decode_many(encoded)]
