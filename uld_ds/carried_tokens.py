@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from uld_ds.classical import of_teacher
+from uld_ds.losses.term import Compared
 from uld_ds.top_tokens import TopTokens
 
 NOWHERE = 2**31 - 1
@@ -18,20 +16,6 @@ NOWHERE = 2**31 - 1
 
 # Log-probabilities that have been float16 are this near to what they were, relative to their size.
 _ROUNDING = 1e-3
-
-
-@dataclass(frozen=True)
-class Compared:
-    """What is known of S segments where their distributions are compared."""
-
-    top: TopTokens
-    """S rows: the teacher's likeliest tokens."""
-    log_probs: Tensor
-    """[S] natural log-probability that the teacher gives to each segment's bytes,"""
-    first_log_probs: Tensor
-    """[S] and to its own first token of the segment, which is one that ``top`` may hold."""
-    student_ids: Tensor
-    """[S] the student's first token of the segment: the one that its distribution there should predict."""
 
 
 def mapping_of(relation: NDArray[np.int64], device: torch.device | str = "cpu") -> Tensor:
@@ -76,7 +60,7 @@ def continued(said: Compared, mapping: Tensor) -> TopTokens:
         [S, k + 1].
     """
     top, ids = said.top, images(said.top, mapping)
-    p = of_teacher(top).exp()
+    p = top.bounded_log_probs().exp()
     gap = (top.log_probs - said.first_log_probs[:, None]).abs().double()
     # What is remembered or stored is rounded; the first token's probability is not.
     tolerance = 1e-5 + _ROUNDING * said.first_log_probs.abs().double()[:, None]

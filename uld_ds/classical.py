@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from uld_ds.losses.term import Compared
 from uld_ds.spectrum_checks import accumulation_dtype
 from uld_ds.top_tokens import TopTokens
-
-if TYPE_CHECKING:
-    from uld_ds.carried_tokens import Compared
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 
@@ -137,7 +135,7 @@ def lumped(
     """
     vocab, k = logits.shape[1], top.k
     there = top.ids < vocab
-    log_p = of_teacher(top).masked_fill(~there, -math.inf)
+    log_p = top.bounded_log_probs().masked_fill(~there, -math.inf)
     places = top.ids.clamp(max=vocab)
     padded = torch.full(
         (len(logits), vocab + 1), -math.inf, dtype=accumulation_dtype(logits.dtype), device=logits.device
@@ -168,9 +166,3 @@ def _believed(log_p: Tensor, kind: Divergence, *, has_rest: bool) -> Tensor:
     if has_rest:
         least[:, -1] = _LEAST_REST
     return log_p.maximum(least)
-
-
-def of_teacher(top: TopTokens) -> Tensor:
-    """[C, k] float64 log-probabilities that rounding has not made more than 1 together."""
-    log_p = top.log_probs.double()
-    return log_p - log_p.logsumexp(1, keepdim=True).clamp(min=0.0)

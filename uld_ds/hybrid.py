@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uld_ds.carried_tokens import NOWHERE, Compared, carried, images
-from uld_ds.classical import lumped, of_teacher
+from uld_ds.carried_tokens import NOWHERE, carried, images
+from uld_ds.classical import lumped
 from uld_ds.exact import mean_of_equals
+from uld_ds.losses.term import Compared
 from uld_ds.spectrum_checks import accumulation_dtype
 from uld_ds.top_tokens import TopTokens
 
@@ -65,7 +66,7 @@ class HybridTerm:
     @torch.no_grad()
     def prepare(self, said: Compared) -> Split:
         """As ``IdentityTerm`` says."""
-        p, ids = of_teacher(said.top).exp(), images(said.top, self.mapping)
+        p, ids = said.top.bounded_log_probs().exp(), images(said.top, self.mapping)
         is_unmatched = ids == NOWHERE
         return Split(
             matched=carried(ids, p),

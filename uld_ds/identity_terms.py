@@ -7,51 +7,17 @@ new one is one new file with a class that has what ``IdentityTerm`` asks for, an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from uld_ds.carried_tokens import Compared, mapping_of
+from uld_ds.carried_tokens import mapping_of
 from uld_ds.classical import ClassicalTerm
 from uld_ds.hybrid import HybridTerm
+from uld_ds.losses.term import IdentityTerm
 from uld_ds.projection import ProjectionTerm
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.vocabulary import VocabularyRelations
-
-
-class IdentityTerm(Protocol):
-    """A divergence between the student's distribution and the teacher's likeliest tokens, row by row."""
-
-    @property
-    def name(self) -> str:
-        """Of its weight among the recipe's objective, and of its value among a run's metrics."""
-        ...
-
-    @property
-    def weight(self) -> float:
-        """In the loss; never 0."""
-        ...
-
-    def prepare(self, said: Compared) -> Any:
-        """What ``add`` needs to know of S segments; a slice of it is the same of some of them."""
-        ...
-
-    def add(self, logits: Tensor, log_normaliser: Tensor, said: Any, weight: Tensor, grad: Tensor) -> Tensor:
-        """Values of a chunk of rows; adds their gradient.
-
-        Args:
-            logits: [C, V] the student's, of any floating type. To be left as they are.
-            log_normaliser: [C] ``logsumexp(logits)``.
-            said: C rows of what ``prepare`` made of the teacher's likeliest tokens. A row of nothing but -inf among
-                those is padding: value 0, gradient 0.
-            weight: [C] of each row's value in the loss.
-            grad: [C, V] float32, the loss's gradient on ``logits``: adds ``weight * d value / d logits``.
-
-        Returns:
-            [C] nats, without ``weight``; NaN where logits are NaN.
-        """
-        ...
 
 
 def identity_terms(

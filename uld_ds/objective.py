@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uld_ds.carried_tokens import Compared
 from uld_ds.chunked_loss import ChunkedLoss, Rows, head_tensors
 from uld_ds.data.windows import SegmentRows, SideBatch
-from uld_ds.identity_terms import IdentityTerm, identity_terms, weighed_terms
+from uld_ds.identity_terms import identity_terms, weighed_terms
 from uld_ds.language_model import Head, log_probs_of
 from uld_ds.likelihood_runs import LikelihoodPart, likelihood_part, runs_of, word_may_be_over
+from uld_ds.losses.term import Compared, IdentityTerm
 from uld_ds.normalisation import RowWeights
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.spectrum import Spectrum

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uld_ds.carried_tokens import Compared, continued
+from uld_ds.carried_tokens import continued
 from uld_ds.classical import lumped
+from uld_ds.losses.term import Compared
 from uld_ds.top_tokens import TopTokens
 
 

@@ -86,6 +86,11 @@ class TopTokens:
         """The ``k`` likeliest of each row; all that there are where those are fewer."""
         return TopTokens(self.ids[:, :k], self.log_probs[:, :k])
 
+    def bounded_log_probs(self) -> Tensor:
+        """[T, k] float64 log-probabilities that rounding has not made more than 1 together."""
+        log_p = self.log_probs.double()
+        return log_p - log_p.logsumexp(1, keepdim=True).clamp(min=0.0)
+
     @property
     def k(self) -> int:
         """Tokens per row."""

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uld_ds.carried_tokens import NOWHERE, Compared, carried, mapping_of
+from uld_ds.carried_tokens import NOWHERE, carried, mapping_of
 from uld_ds.hybrid import HybridTerm
 from uld_ds.identity_terms import identity_terms
+from uld_ds.losses.term import Compared
 from uld_ds.projection import ProjectionTerm
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.top_tokens import TopTokens
