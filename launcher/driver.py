@@ -40,8 +40,8 @@ from uld_ds.origins import teacher_facts
 from uld_ds.places import write_whole
 from uld_ds.quantised import check_installed, check_quantisable
 from uld_ds.recipe import Recipe, StudentSettings
+from uld_ds.recipe_models import NO_CODE
 from uld_ds.redaction import redacted
-from uld_ds.remote_code import NO_CODE
 from uld_ds.report.progress import ProgressWriter
 from uld_ds.run_record import begun_run, record_beginning, record_end, settle
 from uld_ds.shaping import shaped

@@ -29,7 +29,7 @@ from uld_ds.generation.answers import AnswerFolder
 from uld_ds.generation.decoding import Decoding
 from uld_ds.generation.prompts import Prompt, Prompts, batches_by_length, collect_prompts
 from uld_ds.recipe import Recipe
-from uld_ds.remote_code import code_options
+from uld_ds.recipe_models import code_options
 from uld_ds.report.progress import ProgressWriter
 
 # The last line of a traceback.

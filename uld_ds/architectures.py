@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError
-from uld_ds.remote_code import NO_CODE
+from uld_ds.recipe_models import NO_CODE
 
 # A pickle is code, too.
 SAFE_WEIGHTS: dict[str, Any] = {"use_safetensors": True}

@@ -19,10 +19,10 @@ from uld_ds.environment import library_versions
 from uld_ds.job import Job
 from uld_ds.origins import student_base
 from uld_ds.places import write_whole
+from uld_ds.recipe_models import NO_CODE
 from uld_ds.recorder import Recorder
 from uld_ds.redaction import Redactor
 from uld_ds.registry import example_input, log_student
-from uld_ds.remote_code import NO_CODE
 from uld_ds.report.keeper import sample_answers, shown_rows, write_answers
 from uld_ds.report.model_card import chat_template_of, description, model_card
 from uld_ds.report.progress import ProgressWriter

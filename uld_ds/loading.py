@@ -26,7 +26,7 @@ from uld_ds.language_model import RowModel, choose_head_path
 from uld_ds.models import DTYPES
 from uld_ds.quantised import loading_options, settle
 from uld_ds.recipe import ModelSettings, ScheduleSettings, TeacherSettings
-from uld_ds.remote_code import code_options
+from uld_ds.recipe_models import code_options
 from uld_ds.shaping import shaped
 
 

@@ -30,7 +30,8 @@ from uld_ds.errors import UserError
 from uld_ds.new_embeddings import remake_embeddings
 from uld_ds.places import PACKAGE, build_once, converted_gguf, in_home, package_folder
 from uld_ds.recipe import DType, ModelSettings, StudentSettings, TrainedTokenizerSettings
-from uld_ds.remote_code import NO_CODE, check_remote_code, code_options, needs_code
+from uld_ds.recipe_models import NO_CODE, code_options
+from uld_ds.remote_code import check_remote_code, needs_code
 from uld_ds.shaping import with_layers
 from uld_ds.tokenizer_files import load_tokenizer, one_line
 from uld_ds.tokenizer_training import train_tokenizer

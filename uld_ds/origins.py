@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from uld_ds.places import cache_dir, file_digest
 from uld_ds.recipe import ModelSettings, Recipe
-from uld_ds.remote_code import FULL_COMMIT, NO_CODE, code_options
+from uld_ds.recipe_models import FULL_COMMIT, NO_CODE, code_options
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.store_files import StoreFiles
 from uld_ds.teachers.store_manifest import MANIFEST

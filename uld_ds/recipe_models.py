@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from uld_ds.errors import UserError
 from uld_ds.recipe_sections import DType, Strict
-from uld_ds.remote_code import FULL_COMMIT
+
+if TYPE_CHECKING:
+    from uld_ds.recipe_models import ModelSettings, RemoteCodeSettings
 
 if TYPE_CHECKING:
     from uld_ds.spectrum_codec import Precision
@@ -205,3 +208,22 @@ class StudentSettings(ModelSettings):
                     f"student.from_config.max_position_embeddings {longest}"
                 )
         return self
+
+
+FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+
+
+def code_options(settings: ModelSettings) -> dict[str, Any]:
+    """What transformers' ``from_pretrained`` is told about code that comes with a model."""
+    trusted = trusted_code(settings)
+    # Without code_revision a module of another repository than the model's would be that of its main branch.
+    return NO_CODE if trusted is None else {"trust_remote_code": True, "code_revision": trusted.revision}
+
+
+def trusted_code(settings: ModelSettings) -> RemoteCodeSettings | None:
+    """A student has no such section: what it becomes would need the code wherever it is loaded."""
+    trusted: RemoteCodeSettings | None = getattr(settings, "remote_code", None)
+    return trusted

@@ -8,26 +8,17 @@ repository. Before anything is imported, every such name is compared with what t
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uld_ds.errors import UserError
+from uld_ds.recipe_models import FULL_COMMIT, trusted_code
 
 if TYPE_CHECKING:
     from uld_ds.recipe_models import ModelSettings, RemoteCodeSettings
 
-FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
-NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 _FILES = ("config.json", "tokenizer_config.json")
-
-
-def code_options(settings: ModelSettings) -> dict[str, Any]:
-    """What transformers' ``from_pretrained`` is told about code that comes with a model."""
-    trusted = _trusted(settings)
-    # Without code_revision a module of another repository than the model's would be that of its main branch.
-    return NO_CODE if trusted is None else {"trust_remote_code": True, "code_revision": trusted.revision}
 
 
 def needs_code(place: str, key: str) -> UserError:
@@ -55,7 +46,7 @@ def check_remote_code(settings: ModelSettings, place: str, key: str) -> None:
         UserError: the model's configuration names code of another repository or of its own folder, or a hub id whose
             ``revision`` may be another commit tomorrow.
     """
-    trusted = _trusted(settings)
+    trusted = trusted_code(settings)
     if trusted is None:
         return
     is_folder = Path(place).is_dir()
@@ -68,12 +59,6 @@ def check_remote_code(settings: ModelSettings, place: str, key: str) -> None:
     for name in _FILES:
         for reference in _classes(_content(place, name, settings.revision)):
             _check_reference(reference, trusted, place, name, is_folder=is_folder, key=key)
-
-
-def _trusted(settings: ModelSettings) -> RemoteCodeSettings | None:
-    """A student has no such section: what it becomes would need the code wherever it is loaded."""
-    trusted: RemoteCodeSettings | None = getattr(settings, "remote_code", None)
-    return trusted
 
 
 def _check_reference(

@@ -28,8 +28,8 @@ from uld_ds.journal import Delivery, history
 from uld_ds.models import load_tokenizer
 from uld_ds.places import write_whole
 from uld_ds.recipe import DataSource, FilesSource, HubSource, Recipe
+from uld_ds.recipe_models import code_options
 from uld_ds.redaction import Redactor
-from uld_ds.remote_code import code_options
 from uld_ds.report.plots import plots
 from uld_ds.report.snapshots import alignments
 

@@ -21,7 +21,7 @@ from uld_ds.distributed import Ranks, device_for
 from uld_ds.loading import init_process_group, load_teacher
 from uld_ds.process import configure_process, padding_id
 from uld_ds.recipe import Recipe, parse_recipe
-from uld_ds.remote_code import code_options
+from uld_ds.recipe_models import code_options
 from uld_ds.report.progress import ProgressWriter
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.quality import measure_codec

@@ -18,7 +18,7 @@ from uld_ds.job import Job
 from uld_ds.loading import load_teacher
 from uld_ds.models import load_tokenizer, locate_model
 from uld_ds.process import padding_id
-from uld_ds.remote_code import code_options
+from uld_ds.recipe_models import code_options
 from uld_ds.report.keeper import ReportKeeper
 from uld_ds.teachers import TeacherSource
 from uld_ds.teachers.online import OnlineTeacher

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from uld_ds.errors import UserError
 from uld_ds.places import PACKAGE, build_once, converted_gguf, in_home, package_folder
-from uld_ds.remote_code import NO_CODE
+from uld_ds.recipe_models import NO_CODE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,7 +14,8 @@ from uld_ds.errors import UserError
 from uld_ds.places import PACKAGE, converted_gguf, in_home, package_folder
 from uld_ds.quantised import check_quantisable, quantised_linears
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
-from uld_ds.remote_code import check_remote_code, code_options
+from uld_ds.recipe_models import code_options
+from uld_ds.remote_code import check_remote_code
 from uld_ds.shaping import keep_in_config, shaped
 from uld_ds.tokenizer_files import load_tokenizer, one_line
 

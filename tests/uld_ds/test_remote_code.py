@@ -24,7 +24,7 @@ from uld_ds.loading import _from_pretrained
 from uld_ds.models import locate_model
 from uld_ds.origins import model_identity
 from uld_ds.recipe import TeacherSettings, parse_recipe
-from uld_ds.remote_code import code_options
+from uld_ds.recipe_models import code_options
 
 READ = "1" * 40
 """A commit that somebody has read."""

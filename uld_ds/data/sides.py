@@ -13,7 +13,7 @@ from uld_ds.data.encoding import EncodedSide, Encoder, SplitEncoder
 from uld_ds.data.rendering import Rendered, RenderedTurn, Renderer
 from uld_ds.data.sources import Example
 from uld_ds.recipe import ModelSettings
-from uld_ds.remote_code import code_options
+from uld_ds.recipe_models import code_options
 from uld_ds.tokenizer_files import load_tokenizer, tokenizer_digest
 
 

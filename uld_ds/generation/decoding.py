@@ -15,7 +15,7 @@ from uld_ds.architectures import SAFE_WEIGHTS, auto_class, decoder_start
 from uld_ds.models import DTYPES
 from uld_ds.process import padding_id
 from uld_ds.recipe import DType, GenerationSettings
-from uld_ds.remote_code import NO_CODE
+from uld_ds.recipe_models import NO_CODE
 from uld_ds.tasks.task import Task
 from uld_ds.tokenizer_files import load_tokenizer
 
