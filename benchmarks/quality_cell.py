@@ -26,7 +26,8 @@ from uld_ds.data.windows import Batcher
 from uld_ds.deepspeed_config import student_config
 from uld_ds.distributed import Ranks
 from uld_ds.engine import DistillationEngine, bits
-from uld_ds.evaluation.metrics import Prediction, score
+from uld_ds.evaluation.metrics import score
+from uld_ds.evaluation.predictions import Prediction
 from uld_ds.export import export_student
 from uld_ds.generation.decoding import Decoding, Model
 from uld_ds.identity_terms import needed_ids, needs_relations

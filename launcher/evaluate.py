@@ -20,7 +20,8 @@ from uld_ds.data.sources import ExampleReader, load_rows
 from uld_ds.errors import UserError
 from uld_ds.evaluation.evaluate import answer_rows, bits_per_byte_of
 from uld_ds.evaluation.harness import check_suites, suite_scores
-from uld_ds.evaluation.metrics import Prediction, is_unanswerable, score, score_names
+from uld_ds.evaluation.metrics import score, score_names
+from uld_ds.evaluation.predictions import Prediction, is_unanswerable
 from uld_ds.finish import write_whole
 from uld_ds.generation.decoding import Answer, Decoding, Model
 from uld_ds.generation.prompts import Prompt, collect_prompts

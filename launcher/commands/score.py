@@ -12,7 +12,7 @@ from launcher.commands.options import OUTPUT
 from uld_ds.errors import UserError
 
 if TYPE_CHECKING:
-    from uld_ds.evaluation.metrics import Prediction
+    from uld_ds.evaluation.predictions import Prediction
 
 _FIX = 'write one {"prediction_text": "...", "answers": ["...", ...]} per line'
 
@@ -53,7 +53,8 @@ def score(
 
 def _read(file: Path) -> list[Prediction]:
     """Raises UserError for a file or line that cannot be read."""
-    from uld_ds.evaluation.metrics import Prediction, as_references
+    from uld_ds.evaluation.metrics import as_references
+    from uld_ds.evaluation.predictions import Prediction
 
     try:
         lines = file.read_text(encoding="utf-8").split("\n")

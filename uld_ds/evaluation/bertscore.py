@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uld_ds.errors import UserError
 
 if TYPE_CHECKING:
-    from uld_ds.evaluation.metrics import Prediction
+    from uld_ds.evaluation.predictions import Prediction
 
 
 def bertscores(predictions: Sequence[Prediction]) -> list[float]:
@@ -19,7 +19,7 @@ def bertscores(predictions: Sequence[Prediction]) -> list[float]:
     Raises:
         UserError: the package is not installed.
     """
-    from uld_ds.evaluation.metrics import is_unanswerable, normalised
+    from uld_ds.evaluation.predictions import is_unanswerable, normalised
 
     try:
         from bert_score import score

@@ -14,7 +14,8 @@ from uld_ds.data.sources import ExampleReader
 from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.teacher_rows import TEACHER_FEATURES, TeacherEncoding
 from uld_ds.engine import bits
-from uld_ds.evaluation.metrics import Prediction, percentile_interval, resampled
+from uld_ds.evaluation.metrics import percentile_interval, resampled
+from uld_ds.evaluation.predictions import Prediction
 from uld_ds.generation.decoding import Answer, Decoding, Model
 from uld_ds.generation.prompts import Prompt, batches_by_length
 from uld_ds.language_model import RowModel, choose_head_path, log_probs_of

@@ -12,8 +12,6 @@ published with ULD (Boizard et al., arXiv 2402.12030):
 
 from __future__ import annotations
 
-import re
-import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uld_ds.errors import UserError
+from uld_ds.evaluation.predictions import Prediction, normalised
 from uld_ds.tasks.task import NO_RESPONSE
 
 if TYPE_CHECKING:
@@ -42,17 +41,6 @@ METRICS: dict[str, tuple[str, ...]] = {
     BERTSCORE: (BERTSCORE,),
 }
 DEFAULT_METRICS = ("f1", "precision", "recall", "em", "rouge")
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """An answer, and those that count as right; none where there is nothing to answer."""
-
-    text: str
-    references: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -123,16 +111,6 @@ def score(predictions: Sequence[Prediction], metrics: Sequence[str] = DEFAULT_ME
         for scores, value in zip(row_scores, bertscores(predictions), strict=True):
             scores[BERTSCORE] = value
     return Scores(names, np.array([[scores[name] for name in names] for scores in row_scores], np.float64))
-
-
-def normalised(text: str) -> str:
-    """As the SQuAD script has it."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
-
-
-def is_unanswerable(prediction: Prediction) -> bool:
-    """Whether no reference says anything."""
-    return not any(normalised(reference) for reference in prediction.references)
 
 
 def _row_scores(prediction: Prediction, names: Sequence[str]) -> dict[str, float]:

@@ -10,16 +10,8 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from uld_ds.errors import UserError
-from uld_ds.evaluation.metrics import (
-    ROUGE,
-    Prediction,
-    Scores,
-    as_references,
-    is_unanswerable,
-    normalised,
-    score,
-    score_names,
-)
+from uld_ds.evaluation.metrics import ROUGE, Scores, as_references, score, score_names
+from uld_ds.evaluation.predictions import Prediction, is_unanswerable, normalised
 
 ALL = ("f1", "precision", "recall", "em", "rouge")
 
