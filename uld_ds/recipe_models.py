@@ -11,10 +11,10 @@ from uld_ds.errors import UserError
 from uld_ds.recipe_sections import DType, Strict
 
 if TYPE_CHECKING:
-    from uld_ds.recipe_models import ModelSettings, RemoteCodeSettings
-
-if TYPE_CHECKING:
     from uld_ds.spectrum_codec import Precision
+
+FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
 class ModelSettings(Strict):
@@ -208,12 +208,6 @@ class StudentSettings(ModelSettings):
                     f"student.from_config.max_position_embeddings {longest}"
                 )
         return self
-
-
-FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
 def code_options(settings: ModelSettings) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def score(
 ) -> None:
     """Score answers against references: percentages, the best reference counts."""
     from uld_ds.evaluation import metrics as scoring
+    from uld_ds.evaluation.predictions import is_unanswerable
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     scoring.score_names(names)
@@ -41,7 +42,7 @@ def score(
     scores = scoring.score(rows, names)
     percentages = scores.percentages()
     bounds = scores.intervals() if intervals else {}
-    unanswerable = sum(map(scoring.is_unanswerable, rows))
+    unanswerable = sum(map(is_unanswerable, rows))
     if as_json:
         facts: dict[str, Any] = {**percentages, "rows": len(rows), "unanswerable": unanswerable}
         typer.echo(json.dumps(facts | ({"intervals": bounds} if intervals else {})))
