@@ -30,6 +30,7 @@ from uld_ds.places import write_whole
 from uld_ds.recipe import DataSource, FilesSource, HubSource, Recipe
 from uld_ds.recipe_models import code_options
 from uld_ds.redaction import Redactor
+from uld_ds.report.alignment_page import alignment_page
 from uld_ds.report.plots import plots
 from uld_ds.report.snapshots import alignments
 
@@ -141,7 +142,7 @@ def _alignment_pages(job: Job) -> Iterator[tuple[str, str]]:
     names = (recipe.student.model or "student", recipe.teacher.model or "teacher")
     views = alignments(rows.select(range(min(_SHOWN_EXAMPLES, len(rows)))), student, teacher, names)
     for number, view in enumerate(views, 1):
-        yield f"example-{number}.html", view.to_html()
+        yield f"example-{number}.html", alignment_page(view)
 
 
 def log_plots(client: mlflow.MlflowClient, run_id: str, run_dir: Path) -> list[str]:

@@ -68,10 +68,14 @@ def align(
     if as_json:
         typer.echo(json.dumps(view.to_json()))
     elif html is not None:
-        _write(html, view.to_html())
+        from uld_ds.report.alignment_page import alignment_page
+
+        _write(html, alignment_page(view))
         typer.echo(str(html))
     else:
-        _show(view.to_rich())
+        from uld_ds.report.alignment_rows import AlignmentRows
+
+        _show(AlignmentRows(view))
     if view.warning is not None:
         line = Text.assemble(("warning:", "bold yellow"), " ", view.warning)
         Console(stderr=True, highlight=False).print(line, soft_wrap=True)

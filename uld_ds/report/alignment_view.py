@@ -12,8 +12,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from uld_ds.alignment import Segment, align, batch_token_spans
-from uld_ds.report.alignment_page import alignment_page
-from uld_ds.report.alignment_rows import AlignmentRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -156,14 +154,6 @@ class AlignmentView:
     def _bytes_of(self, segment: Segment) -> tuple[int, int]:
         tokens = self.student.tokens
         return tokens[segment.student.start].span[0], tokens[segment.student.stop - 1].span[1]
-
-    def to_rich(self) -> AlignmentRows:
-        """For ``rich.print``: two rows that wrap together at the terminal's width."""
-        return AlignmentRows(self)
-
-    def to_html(self) -> str:
-        """One self-contained page without scripts, for a light or a dark screen."""
-        return alignment_page(self)
 
 
 def view_alignment(
