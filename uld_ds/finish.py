@@ -26,7 +26,7 @@ from uld_ds.registry import example_input, log_student
 from uld_ds.report.keeper import sample_answers, shown_rows, write_answers
 from uld_ds.report.model_card import chat_template_of, description, model_card
 from uld_ds.report.progress import ProgressWriter
-from uld_ds.report.run_report import write_report
+from uld_ds.report.run_page import write_report
 from uld_ds.report.snapshots_folder import FOLDER, REPORT
 from uld_ds.run_record import log_plots, record_beginning
 from uld_ds.tokenizer_files import tokenizer_digest

@@ -38,7 +38,7 @@ def report(
     check_target(target, "--output")
     if not (folder / "recipe.yaml").is_file():
         raise UserError("RUN", f"{str(folder)!r} has no recipe.yaml", "name the folder of a training run")
-    from uld_ds.report.run_report import write_report
+    from uld_ds.report.run_page import write_report
 
     try:
         write_report(folder, target)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import base64
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from uld_ds.places import write_whole
+from uld_ds.redaction import Redactor
 from uld_ds.report.alignment_page import COLOURS, KEY, ROWS, alignment_text
 from uld_ds.report.alignment_view import AlignmentView, visible
 from uld_ds.report.charts import Axis, Point, Series, line_chart
 from uld_ds.report.phases import MEANINGS
+from uld_ds.report.run_report import RunReport
 from uld_ds.report.run_style import STYLE
 from uld_ds.report.verdict import verdict
-
-if TYPE_CHECKING:
-    from uld_ds.report.run_report import RunReport
 
 # The same line for the same model in every chart.
 STUDENT, TEACHER, BEFORE, MORE = range(4)
@@ -53,6 +53,16 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
+
+
+def report_page(folder: Path, *, result: Mapping[str, Any] | None = None) -> str:
+    """The page of the run in a folder, as a string to be written in UTF-8."""
+    return Redactor().text(run_page(RunReport.of(folder, result=result)))
+
+
+def write_report(folder: Path, file: Path, *, result: Mapping[str, Any] | None = None) -> None:
+    """Writes the page of the run in a folder."""
+    write_whole(file, report_page(folder, result=result))
 
 
 def run_page(report: RunReport) -> str:

@@ -10,10 +10,8 @@ from typing import Any
 
 import yaml
 
-from uld_ds.places import write_whole
 from uld_ds.redaction import Redactor
 from uld_ds.report.progress import read_events
-from uld_ds.report.run_page import run_page
 from uld_ds.report.snapshots_folder import FOLDER
 from uld_ds.report.status import RunStatus, phase_shares, result_of, run_status, steps_of
 
@@ -99,13 +97,3 @@ class RunReport:
 
 def _read(file: Path) -> Any:
     return json.loads(file.read_text()) if file.is_file() else None
-
-
-def report_page(folder: Path, *, result: Mapping[str, Any] | None = None) -> str:
-    """The page of the run in a folder, as a string to be written in UTF-8."""
-    return Redactor().text(run_page(RunReport.of(folder, result=result)))
-
-
-def write_report(folder: Path, file: Path, *, result: Mapping[str, Any] | None = None) -> None:
-    """Writes the page of the run in a folder."""
-    write_whole(file, report_page(folder, result=result))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from uld_ds.report.run_report import RunReport
+from uld_ds.report.run_report import RunReport
 
 # Changes of held-out bits per byte below this are noise of any held-out set that a person would have.
 _NOTHING = 0.002

@@ -18,7 +18,8 @@ from tests.uld_ds.report.test_status import metrics
 from uld_ds.report.alignment_page import alignment_page
 from uld_ds.report.alignment_view import AlignmentView, view_alignment
 from uld_ds.report.progress import ProgressWriter
-from uld_ds.report.run_report import RunReport, report_page
+from uld_ds.report.run_page import report_page
+from uld_ds.report.run_report import RunReport
 from uld_ds.report.verdict import verdict
 
 RESULT: dict[str, Any] = {
