@@ -30,7 +30,6 @@ from uld_ds.evaluation.metrics import score
 from uld_ds.evaluation.predictions import Prediction
 from uld_ds.export import export_student
 from uld_ds.generation.decoding import Decoding, Model
-from uld_ds.identity_terms import needed_ids, needs_relations
 from uld_ds.job import Job
 from uld_ds.loading import init_process_group, load_student
 from uld_ds.models import locate_model, make_student
@@ -66,7 +65,7 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     target = folder / "students" / f"{cell.student}-{cell.seed}"
     place = make_student(recipe.student, lambda: training_texts(recipe.data), cell.seed, target)
     side = TextSide.of_model(str(place), recipe.student, "student", "student.model")
-    store = SpectrumStore.open(str(recipe.teacher.path), with_top=needed_ids(recipe.objective) > 0)
+    store = SpectrumStore.open(str(recipe.teacher.path), with_top=recipe.objective.num_top_ids > 0)
     held_out = held_out_store(str(recipe.teacher.path))
     assert held_out is not None and recipe.data.eval is not None
     cache = folder / "prepared"
@@ -109,7 +108,7 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
 
 def objective_of(recipe: Recipe, side: TextSide, steps: int) -> Objective:
     """The recipe's; terms that look at identities read the teacher's tokenizer, never its weights."""
-    if not needs_relations(recipe.objective):
+    if not recipe.objective.needs_vocabularies:
         return Objective.of(recipe.objective, total_steps=steps)
     teacher = load_tokenizer(locate_model(recipe.teacher, "teacher"), None, "teacher.model")
     return Objective.of(recipe.objective, relations_of(side.tokenizer, teacher), total_steps=steps)

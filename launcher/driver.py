@@ -34,7 +34,6 @@ from uld_ds.data.sources import training_texts
 from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.environment import code_revision
 from uld_ds.errors import RunError, StoppedError, UserError
-from uld_ds.identity_terms import needs_relations
 from uld_ds.job import Job
 from uld_ds.origins import teacher_facts
 from uld_ds.places import write_whole
@@ -182,7 +181,7 @@ def _share_a_tokenizer(student: TextSide, teacher: Side, of_teacher: dict[str, A
 def _check_identities(recipe: Recipe, of_teacher: dict[str, Any], *, shared: bool) -> None:
     """Raises UserError where tokens are to be compared by their numbers, which mean different things on both sides, or
     by what they spell, which is not known."""
-    if needs_relations(recipe.objective) and recipe.teacher.source == "stored":
+    if recipe.objective.needs_vocabularies and recipe.teacher.source == "stored":
         _check_stored_tokenizer(recipe, of_teacher["teacher_tokenizer_digest"])
     if recipe.objective.classical and not shared:
         raise UserError(

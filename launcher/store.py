@@ -16,7 +16,6 @@ from uld_ds.data.sides import TextSide
 from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.deepspeed_config import teacher_config
 from uld_ds.errors import UserError
-from uld_ds.identity_terms import needed_ids
 from uld_ds.places import in_home
 from uld_ds.recipe import DataSource, Recipe
 from uld_ds.store_worker import StoreJob, StorePart, build_store_worker
@@ -132,7 +131,7 @@ def check_store(recipe: Recipe, store: SpectrumStore) -> None:
     temperature = recipe.objective.teacher_temperature
     if temperature != manifest.temperature:
         raise _differs(recipe, "objective.teacher_temperature", "temperature", temperature, manifest.temperature)
-    if (needed := needed_ids(recipe.objective)) > manifest.top_ids:
+    if (needed := recipe.objective.num_top_ids) > manifest.top_ids:
         problem = f"{needed}, but the store at {settings.path} was built with store.top_ids {manifest.top_ids}"
         fewer = f"set it to {manifest.top_ids} or less, or " if manifest.top_ids else ""
         raise UserError("objective.top_ids", problem, f"{fewer}build a store with store.top_ids {needed}")

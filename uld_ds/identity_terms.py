@@ -29,31 +29,16 @@ def identity_terms(
 
     Args:
         settings: a recipe's.
-        relations: of the two vocabularies, where a term ``needs_relations``.
+        relations: of the two vocabularies, where the settings say that they ``needs_vocabularies``.
         device: where logits will be.
 
     Raises:
         ValueError: there are no relations, and a term needs them.
     """
-    if relations is None and needs_relations(settings):
-        names = weighed_terms(settings) or ["likelihood_boundary"]
+    if relations is None and settings.needs_vocabularies:
+        names = settings.identity_terms or ["likelihood_boundary"]
         raise ValueError(f"{names} need to know how the two vocabularies relate")
-    return tuple(_TERMS[name](settings, relations, device) for name in weighed_terms(settings))
-
-
-def weighed_terms(settings: ObjectiveSettings) -> list[str]:
-    """Names of the terms that have a weight."""
-    return [name for name in _TERMS if getattr(settings, name)]
-
-
-def needed_ids(settings: ObjectiveSettings) -> int:
-    """How many of the teacher's likeliest tokens the objective looks at; 0 if at none."""
-    return settings.top_ids if weighed_terms(settings) or settings.likelihood_boundary else 0
-
-
-def needs_relations(settings: ObjectiveSettings) -> bool:
-    """Whether anything looks at how the two vocabularies relate, or at what the teacher's tokens spell."""
-    return bool(settings.hybrid or settings.projection or settings.likelihood_boundary)
+    return tuple(_TERMS[name](settings, relations, device) for name in settings.identity_terms)
 
 
 def _classical(settings: ObjectiveSettings, *_: Any) -> IdentityTerm:

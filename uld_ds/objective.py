@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from uld_ds.chunked_loss import ChunkedLoss, Rows, head_tensors
 from uld_ds.data.windows import SegmentRows, SideBatch
-from uld_ds.identity_terms import identity_terms, weighed_terms
+from uld_ds.identity_terms import identity_terms
 from uld_ds.language_model import Head, log_probs_of
 from uld_ds.likelihood_runs import LikelihoodPart, likelihood_part, runs_of, word_may_be_over
 from uld_ds.losses.term import Compared, IdentityTerm
@@ -66,8 +66,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.settings.schedule and self.total_steps is None:
             raise ValueError("weights follow a schedule: the objective needs the number of all steps")
-        if [term.name for term in self.terms] != weighed_terms(self.settings):
-            raise ValueError(f"the objective needs {weighed_terms(self.settings)}: see Objective.of")
+        if [term.name for term in self.terms] != self.settings.identity_terms:
+            raise ValueError(f"the objective needs {self.settings.identity_terms}: see Objective.of")
 
     @property
     def optional_parts(self) -> list[str]:

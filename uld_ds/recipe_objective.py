@@ -10,6 +10,7 @@ from uld_ds.recipe_sections import Strict
 
 Term = Literal["ce", "uld", "likelihood", "classical", "hybrid", "projection"]
 TERMS: tuple[Term, ...] = get_args(Term)
+IDENTITY_TERMS: tuple[Term, ...] = ("classical", "hybrid", "projection")
 
 
 class WarmupSchedule(Strict):
@@ -94,6 +95,21 @@ class ObjectiveSettings(Strict):
     """``token``: sums over global counts. ``sample``: mean of per-example means (the paper)."""
     method: Literal["linear", "exact"] = "linear"
     """How the distance is computed; ``exact`` sorts and is the reference."""
+
+    @property
+    def identity_terms(self) -> list[str]:
+        """Terms with a weight that look at token identities, in the order of their keys."""
+        return [name for name in IDENTITY_TERMS if getattr(self, name)]
+
+    @property
+    def num_top_ids(self) -> int:
+        """How many of the teacher's top-k tokens the objective looks at; 0 if at none."""
+        return self.top_ids if self.identity_terms or self.likelihood_boundary else 0
+
+    @property
+    def needs_vocabularies(self) -> bool:
+        """Whether anything looks at how the two vocabularies relate, or at what the teacher's tokens spell."""
+        return bool(self.hybrid or self.projection or self.likelihood_boundary)
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> ObjectiveSettings:

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.distributed import Ranks
 from uld_ds.evaluation.bits_per_byte import Scores, of_stored, of_teacher
-from uld_ds.identity_terms import needed_ids, needs_relations
 from uld_ds.job import Job
 from uld_ds.loading import load_teacher
 from uld_ds.models import load_tokenizer, locate_model
@@ -62,7 +61,7 @@ class TeacherSide:
         recipe = self._job.recipe
         if self._settings.source == "stored":
             assert self._settings.path is not None
-            with_top = needed_ids(recipe.objective) > 0
+            with_top = recipe.objective.num_top_ids > 0
             store = SpectrumStore.open(self._settings.path, key="teacher.path", with_top=with_top)
             return StoredTeacher(store, rows)
         if not self._settings.remember:
@@ -87,12 +86,12 @@ class TeacherSide:
             ranks=self._ranks,
             device=self._device,
             temperature=objective.teacher_temperature,
-            top_ids=needed_ids(objective),
+            top_ids=objective.num_top_ids,
         )
 
     def relations(self, student: PreTrainedTokenizerBase) -> VocabularyRelations | None:
         """How the two vocabularies relate, where the objective looks at that."""
-        if not needs_relations(self._job.recipe.objective):
+        if not self._job.recipe.objective.needs_vocabularies:
             return None
         teacher = self.tokenizer
         if teacher is None:  # whose words are stored; the driver has seen that it is the same tokenizer

@@ -12,7 +12,6 @@ from launcher.plan.shapes import Shape
 from launcher.plan.speed import Hardware, Traffic, forward_operations, student_traffic, teacher_traffic
 from uld_ds.deepspeed_config import read_config, read_student_config
 from uld_ds.errors import UserError
-from uld_ds.identity_terms import needed_ids
 from uld_ds.recipe import Recipe, parse_recipe
 
 USABLE = 0.94
@@ -97,7 +96,7 @@ class Plan:
                 max(self.recipe.teacher.max_tokens_per_forward, longest), int(self.examples_per_rank * longest)
             )
             window = int(self.examples_per_rank * self.teacher_tokens)
-            rows, top_ids = max(forward, 1), needed_ids(self.recipe.objective)
+            rows, top_ids = max(forward, 1), self.recipe.objective.num_top_ids
             lines += teacher_lines(self.teacher, tokens=rows, rows=rows, window_rows=window, top_ids=top_ids)
         return [line for line in lines if line.bytes > 0]
 

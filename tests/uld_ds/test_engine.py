@@ -23,7 +23,6 @@ from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.distributed import Ranks
 from uld_ds.engine import DistillationEngine
 from uld_ds.export import export_student
-from uld_ds.identity_terms import needed_ids, needs_relations
 from uld_ds.job import Job
 from uld_ds.language_model import Head
 from uld_ds.loading import load_student, load_teacher
@@ -48,11 +47,11 @@ def prepared_job(recipe: dict[str, Any], folder: Path) -> Job:
 def build(job: Job) -> tuple[DistillationEngine, Batcher]:
     rows = job.split("train").rows
     ranks = Ranks.current()
-    top_ids = needed_ids(job.recipe.objective)
+    top_ids = job.recipe.objective.num_top_ids
     teacher = OnlineTeacher(teacher_of(job), teacher_side(job), ranks=ranks, device=CPU, top_ids=top_ids)
     student = load_student(job, CPU, total_steps=10)
     relations = None
-    if needs_relations(job.recipe.objective):
+    if job.recipe.objective.needs_vocabularies:
         relations = relations_of(*(AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)))
     objective = Objective.of(job.recipe.objective, relations, total_steps=10)
     engine = DistillationEngine(student, teacher, objective, ranks=ranks, device=CPU)

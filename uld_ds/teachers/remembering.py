@@ -14,7 +14,6 @@ import torch
 from uld_ds.data.windows import SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.errors import RunError
-from uld_ds.identity_terms import needed_ids
 from uld_ds.recipe import Recipe
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.remember import Memory
@@ -37,7 +36,7 @@ def memory_identity(recipe: Recipe, rows: str) -> str:
         recipe.objective.teacher_temperature,
     ]
     # A memory without likeliest tokens is the same as before there were any.
-    if number := needed_ids(recipe.objective):
+    if number := recipe.objective.num_top_ids:
         what.append({"top_ids": number})
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

@@ -26,7 +26,6 @@ from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.distributed import Ranks
 from uld_ds.errors import UserError
-from uld_ds.identity_terms import needed_ids
 from uld_ds.job import Job
 from uld_ds.recipe import ModelSettings, Recipe, parse_recipe
 from uld_ds.spectrum import Spectrum
@@ -236,7 +235,7 @@ def step_of_each(configs: dict[str, dict[str, Any]], path: str) -> dict[str, Any
         for source in ("online", "stored"):
             engine, batcher = build(job)
             if source == "stored":
-                with_top = needed_ids(job.recipe.objective) > 0
+                with_top = job.recipe.objective.num_top_ids > 0
                 engine.teacher = StoredTeacher(SpectrumStore.open(path, with_top=with_top), job.split("stored").rows)
             gradients: list[torch.Tensor] = []
             update = engine.student.step
