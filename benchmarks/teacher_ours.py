@@ -24,8 +24,8 @@ from uld_ds.job import Job
 from uld_ds.loading import init_process_group, load_student, load_teacher
 from uld_ds.objective import Objective
 from uld_ds.recipe import load_recipe
-from uld_ds.teachers import TeacherSource
 from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.teachers.source import TeacherSource
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher
 from uld_ds.teachers.stored_side import StoredSide

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from uld_ds.data.windows import MicroBatch, SideBatch
 from uld_ds.distributed import Ranks
-from uld_ds.finite import NonFiniteTeacherError, Watch
+from uld_ds.finite import Watch
 from uld_ds.language_model import Consume, Head, scores_of
 from uld_ds.normalisation import RowWeights, step_weights
 from uld_ds.objective import Objective
 from uld_ds.step_result import StepResult
-from uld_ds.teachers import TeacherSource
+from uld_ds.teachers.source import NonFiniteTeacherError, TeacherSource
 from uld_ds.teachers.tokens import TeacherSegments, TeacherTokens
 
 T = TypeVar("T")

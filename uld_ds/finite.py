@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from uld_ds.data.windows import MicroBatch
-
-
-class NonFiniteTeacherError(ArithmeticError):
-    """The teacher's logits are not finite. Raised on every rank alike, with the examples of all of them."""
-
-    def __init__(self, examples: Sequence[int]) -> None:
-        self.examples = tuple(examples)
-        super().__init__(f"the teacher's logits are not finite in examples {', '.join(map(str, examples))}")
 
 
 @dataclass

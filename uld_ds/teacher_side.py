@@ -19,10 +19,10 @@ from uld_ds.models import load_tokenizer, locate_model
 from uld_ds.process import padding_id
 from uld_ds.recipe_models import code_options
 from uld_ds.report.keeper import ReportKeeper
-from uld_ds.teachers import TeacherSource
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.remember import Memory
 from uld_ds.teachers.remembering import RememberingTeacher, memory_identity
+from uld_ds.teachers.source import TeacherSource
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher, held_out_store
 from uld_ds.vocabulary import VocabularyRelations, relations_of

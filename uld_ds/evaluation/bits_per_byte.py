@@ -15,7 +15,7 @@ from uld_ds.data.windows import Batcher, MicroBatch, SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.engine import bits
 from uld_ds.evaluation.calibration import Calibration
-from uld_ds.teachers import TeacherSource
+from uld_ds.teachers.source import TeacherSource
 from uld_ds.teachers.tokens import TeacherTokens
 
 Scores = Callable[[MicroBatch], tuple[SideBatch, Tensor]]

@@ -23,9 +23,9 @@ from uld_ds.process import padding_id
 from uld_ds.redaction import Redactor
 from uld_ds.report.snapshots import NUM_ANSWERS, Showcase, Who, answer_text
 from uld_ds.report.snapshots_folder import FOLDER
-from uld_ds.teachers import TeacherSource
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.remembering import RememberingTeacher
+from uld_ds.teachers.source import TeacherSource
 from uld_ds.teachers.tokens import TeacherTokens
 
 log = logging.getLogger(__name__)

@@ -6,26 +6,3 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from uld_ds.teachers.tokens import TeacherTokens
-
-
-class TeacherSource(Protocol):
-    """What the engine needs of a teacher, whatever it is."""
-
-    @property
-    def tokens_run(self) -> int:
-        """Tokens that went through the teacher on this rank so far, without padding."""
-        ...
-
-    @property
-    def bytes_gathered(self) -> int:
-        """Bytes of the teacher's weights that this rank has received from others so far."""
-        ...
-
-    def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
-        """What the teacher says about the answers of each example of the training data. Collective.
-
-        Args:
-            examples: their numbers.
-            step: the optimizer step that needs them.
-        """
-        ...

@@ -1,0 +1,39 @@
+"""What the engine needs of a teacher, whatever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from uld_ds.teachers.tokens import TeacherTokens
+
+
+class NonFiniteTeacherError(ArithmeticError):
+    """The teacher's logits are not finite. Raised on every rank alike, with the examples of all of them."""
+
+    def __init__(self, examples: Sequence[int]) -> None:
+        self.examples = tuple(examples)
+        super().__init__(f"the teacher's logits are not finite in examples {', '.join(map(str, examples))}")
+
+
+class TeacherSource(Protocol):
+    """What the engine needs of a teacher, whatever it is."""
+
+    @property
+    def tokens_run(self) -> int:
+        """Tokens that went through the teacher on this rank so far, without padding."""
+        ...
+
+    @property
+    def bytes_gathered(self) -> int:
+        """Bytes of the teacher's weights that this rank has received from others so far."""
+        ...
+
+    def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
+        """What the teacher says about the answers of each example of the training data. Collective.
+
+        Args:
+            examples: their numbers.
+            step: the optimizer step that needs them.
+        """
+        ...
