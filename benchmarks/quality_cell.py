@@ -25,7 +25,7 @@ from uld_ds.data.sources import Example, training_texts
 from uld_ds.data.windows import Batcher
 from uld_ds.deepspeed_config import student_config
 from uld_ds.distributed import Ranks
-from uld_ds.engine import DistillationEngine, bits
+from uld_ds.engine import DistillationEngine
 from uld_ds.evaluation.metrics import score
 from uld_ds.evaluation.predictions import Prediction
 from uld_ds.export import export_student
@@ -33,6 +33,7 @@ from uld_ds.generation.decoding import Decoding, Model
 from uld_ds.job import Job
 from uld_ds.loading import init_process_group, load_student
 from uld_ds.models import locate_model, make_student
+from uld_ds.normalisation import nats_to_bits
 from uld_ds.objective import Objective
 from uld_ds.process import padding_id
 from uld_ds.recipe import Recipe
@@ -122,7 +123,7 @@ def train_and_measure(
     assert steps is not None
     points = {round(steps * (n + 1) / num_points) for n in range(num_points)}
     nats, num_bytes = measured(engine, held_out)
-    curve = [{"step": 0, "tokens": 0, "bits": bits(float(nats.sum())) / float(num_bytes.sum())}]
+    curve = [{"step": 0, "tokens": 0, "bits": nats_to_bits(float(nats.sum())) / float(num_bytes.sum())}]
     tokens = skipped = 0
     for step in range(steps):
         set_seed(recipe.run.seed * 100_003 + step)
@@ -133,7 +134,7 @@ def train_and_measure(
         skipped += result.skipped
         if step + 1 in points:
             nats, num_bytes = measured(engine, held_out)
-            found = bits(float(nats.sum())) / float(num_bytes.sum())
+            found = nats_to_bits(float(nats.sum())) / float(num_bytes.sum())
             curve.append({"step": step + 1, "tokens": tokens, "bits": found})
     return curve, skipped, (nats, num_bytes)
 

@@ -16,7 +16,7 @@ from uld_ds.data.windows import MicroBatch, SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.finite import Watch
 from uld_ds.language_model import Consume, Head, scores_of
-from uld_ds.normalisation import RowWeights, step_weights
+from uld_ds.normalisation import RowWeights, nats_to_bits, step_weights
 from uld_ds.objective import Objective
 from uld_ds.step_result import StepResult
 from uld_ds.teachers.source import NonFiniteTeacherError, TeacherSource
@@ -251,7 +251,7 @@ class DistillationEngine:
             scheduled=self.objective.scheduled,
             teacher_entropy=whole["teacher_entropy"],
             student_entropy=whole["student_entropy"] / max(whole["student_entropy_rows"], 1.0),
-            bits_per_byte=bits(whole["nats"]) / whole["bytes"],
+            bits_per_byte=nats_to_bits(whole["nats"]) / whole["bytes"],
             learning_rate=learning_rate,
             gradient_norm=float(self.student.get_global_grad_norm() or 0.0),
             teacher_tokens=int(whole["teacher_tokens"]),
@@ -274,8 +274,3 @@ class DistillationEngine:
         self.student.eval()
         with torch.no_grad():
             return self.student(batch, rows, consume)
-
-
-def bits(nats: float) -> float:
-    """Nats as bits."""
-    return nats / 0.6931471805599453

@@ -61,3 +61,8 @@ def _raw_weights(micro_batch: MicroBatch, normalise: Literal["token", "sample"])
         else:
             weights.append(per_example[owner])
     return RowWeights(*weights)
+
+
+def nats_to_bits(nats: float) -> float:
+    """Nats as bits."""
+    return nats / 0.6931471805599453

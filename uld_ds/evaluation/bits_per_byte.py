@@ -13,8 +13,8 @@ from uld_ds.data.order import IGNORED, deal
 from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.windows import Batcher, MicroBatch, SideBatch
 from uld_ds.distributed import Ranks
-from uld_ds.engine import bits
 from uld_ds.evaluation.calibration import Calibration
+from uld_ds.normalisation import nats_to_bits
 from uld_ds.teachers.source import TeacherSource
 from uld_ds.teachers.tokens import TeacherTokens
 
@@ -53,7 +53,7 @@ def bits_per_byte(
             calibration.add(found[:, 0], found[:, 1], counted)
         total[1] += (micro_batch.answer_bytes * micro_batch.example_weight).sum()
     total = ranks.sum(total)
-    return bits(float(total[0])) / float(total[1])
+    return nats_to_bits(float(total[0])) / float(total[1])
 
 
 def _dealt(batcher: Batcher, ranks: Ranks, micro_batch_size: int) -> Iterator[np.ndarray]:

@@ -13,12 +13,12 @@ from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import ExampleReader
 from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.teacher_rows import TEACHER_FEATURES, TeacherEncoding
-from uld_ds.engine import bits
 from uld_ds.evaluation.metrics import percentile_interval, resampled
 from uld_ds.evaluation.predictions import Prediction
 from uld_ds.generation.decoding import Answer, Decoding, Model
 from uld_ds.generation.prompts import Prompt, batches_by_length
 from uld_ds.language_model import RowModel, choose_head_path, log_probs_of
+from uld_ds.normalisation import nats_to_bits
 from uld_ds.process import padding_id
 
 Note = Callable[[int, int], None]
@@ -113,7 +113,7 @@ def bits_per_byte_of(
 
 def summed_up(nats: np.ndarray, sizes: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> BitsPerByte:
     """Of the nats [examples] and bytes [examples] of answers: a ratio of sums, resampled by examples."""
-    drawn = [bits(nats[chosen].sum()) / sizes[chosen].sum() for chosen in resampled(len(nats), resamples, seed)]
+    drawn = [nats_to_bits(nats[chosen].sum()) / sizes[chosen].sum() for chosen in resampled(len(nats), resamples, seed)]
     low, high = percentile_interval(np.array(drawn), 0.95)
-    mean = bits(float(nats.sum())) / float(sizes.sum())
+    mean = nats_to_bits(float(nats.sum())) / float(sizes.sum())
     return BitsPerByte(mean, float(low), float(high), len(nats), int(sizes.sum()))
