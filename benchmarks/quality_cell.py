@@ -22,7 +22,7 @@ from uld_ds.data.order import deal, step_examples
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import Example, training_texts
-from uld_ds.data.windows import Batcher
+from uld_ds.data.windows import Batcher, padding_id
 from uld_ds.deepspeed_config import student_config
 from uld_ds.distributed import Ranks
 from uld_ds.engine import DistillationEngine
@@ -35,7 +35,6 @@ from uld_ds.loading import init_process_group, load_student
 from uld_ds.models import locate_model, make_student
 from uld_ds.normalisation import nats_to_bits
 from uld_ds.objective import Objective
-from uld_ds.process import padding_id
 from uld_ds.recipe import Recipe
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher, held_out_store

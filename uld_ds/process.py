@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from datasets import disable_progress_bars
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from uld_ds.host_memory import hand_back_large_blocks
@@ -21,8 +20,3 @@ def configure_process(logs: Path, rank: int, threads: int) -> None:
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
     hand_back_large_blocks()
-
-
-def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """A token to fill up sequences with. Padded positions are masked: any id that exists will do."""
-    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from datasets import Dataset, load_from_disk
 
 from uld_ds.data.teacher_batches import TeacherBatcher
-from uld_ds.data.windows import read_rows
+from uld_ds.data.windows import padding_id, read_rows
 from uld_ds.distributed import Ranks, device_for
 from uld_ds.loading import init_process_group, load_teacher
-from uld_ds.process import configure_process, padding_id
+from uld_ds.process import configure_process
 from uld_ds.recipe import Recipe, parse_recipe
 from uld_ds.recipe_models import code_options
 from uld_ds.report.progress import ProgressWriter

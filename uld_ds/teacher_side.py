@@ -11,12 +11,12 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.data.teacher_batches import TeacherBatcher
+from uld_ds.data.windows import padding_id
 from uld_ds.distributed import Ranks
 from uld_ds.evaluation.bits_per_byte import Scores, of_stored, of_teacher
 from uld_ds.job import Job
 from uld_ds.loading import load_teacher
 from uld_ds.models import load_tokenizer, locate_model
-from uld_ds.process import padding_id
 from uld_ds.recipe_models import code_options
 from uld_ds.report.keeper import ReportKeeper
 from uld_ds.teachers.online import OnlineTeacher

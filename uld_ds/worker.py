@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from uld_ds.checkpoint import Checkpoints, TrainState
 from uld_ds.data.order import deal, num_run_examples, num_steps, step_examples
-from uld_ds.data.windows import Batcher, MicroBatch
+from uld_ds.data.windows import Batcher, MicroBatch, padding_id
 from uld_ds.distributed import Ranks, device_for
 from uld_ds.engine import DistillationEngine
 from uld_ds.evaluation.bits_per_byte import bits_per_byte, of_student
@@ -31,7 +31,7 @@ from uld_ds.loading import init_process_group, load_student
 from uld_ds.models import load_tokenizer
 from uld_ds.objective import Objective
 from uld_ds.places import write_whole
-from uld_ds.process import configure_process, padding_id
+from uld_ds.process import configure_process
 from uld_ds.profiling import StepProfiler
 from uld_ds.recorder import Recorder
 from uld_ds.report.keeper import ReportKeeper, shown_rows

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from uld_ds.data.order import IGNORED
 
@@ -243,3 +244,8 @@ def _runs(first: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarra
     owner = np.repeat(np.arange(len(first)), lengths)
     within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return first[owner] + within, owner
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A token to fill up sequences with. Padded positions are masked: any id that exists will do."""
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from uld_ds.architectures import SAFE_WEIGHTS, auto_class, decoder_start
+from uld_ds.data.windows import padding_id
 from uld_ds.models import DTYPES
-from uld_ds.process import padding_id
 from uld_ds.recipe import DType, GenerationSettings
 from uld_ds.recipe_models import NO_CODE
 from uld_ds.tasks.task import Task

@@ -14,12 +14,11 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from uld_ds.data.teacher_batches import TeacherBatcher
-from uld_ds.data.windows import Batcher
+from uld_ds.data.windows import Batcher, padding_id
 from uld_ds.distributed import Ranks
 from uld_ds.engine import DistillationEngine
 from uld_ds.job import Job
 from uld_ds.places import write_whole
-from uld_ds.process import padding_id
 from uld_ds.redaction import Redactor
 from uld_ds.report.snapshots import NUM_ANSWERS, Showcase, Who, answer_text
 from uld_ds.report.snapshots_folder import FOLDER
