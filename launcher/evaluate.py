@@ -22,11 +22,10 @@ from uld_ds.evaluation.evaluate import answer_rows, bits_per_byte_of
 from uld_ds.evaluation.harness import check_suites, suite_scores
 from uld_ds.evaluation.metrics import score, score_names
 from uld_ds.evaluation.predictions import Prediction, is_unanswerable
-from uld_ds.finish import write_whole
 from uld_ds.generation.decoding import Answer, Decoding, Model
 from uld_ds.generation.prompts import Prompt, collect_prompts
 from uld_ds.job import EXPORT
-from uld_ds.places import in_home
+from uld_ds.places import in_home, write_whole
 from uld_ds.recipe import ModelSettings, Recipe
 from uld_ds.report.comparison import evaluation_of
 from uld_ds.report.progress import ProgressWriter

@@ -19,9 +19,9 @@ from uld_ds.errors import UserError
 from uld_ds.places import in_home
 from uld_ds.recipe import DataSource, Recipe
 from uld_ds.store_worker import StoreJob, StorePart, build_store_worker
-from uld_ds.teachers.store import CodecFacts, SpectrumStore, StoreIdentity, StoreManifest
+from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.store_files import StoreFiles
-from uld_ds.teachers.store_manifest import MANIFEST
+from uld_ds.teachers.store_manifest import MANIFEST, CodecFacts, StoreIdentity, StoreManifest
 from uld_ds.teachers.stored import held_out_url
 
 

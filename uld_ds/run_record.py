@@ -25,7 +25,6 @@ from uld_ds.data.facts import DataFacts
 from uld_ds.environment import code_revision, environment
 from uld_ds.job import JOURNALS, Job
 from uld_ds.journal import Delivery, history
-from uld_ds.models import load_tokenizer
 from uld_ds.places import write_whole
 from uld_ds.recipe import DataSource, FilesSource, HubSource, Recipe
 from uld_ds.recipe_models import code_options
@@ -33,6 +32,7 @@ from uld_ds.redaction import Redactor
 from uld_ds.report.alignment_page import alignment_page
 from uld_ds.report.plots import plots
 from uld_ds.report.snapshots import alignments
+from uld_ds.tokenizer_files import load_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,9 @@ from uld_ds.recipe_models import code_options
 from uld_ds.report.progress import ProgressWriter
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.quality import measure_codec
-from uld_ds.teachers.store import Measured, StoredExample, StoreIdentity, StoreWriter
-from uld_ds.teachers.store_shard import spans_of
+from uld_ds.teachers.store_manifest import Measured, StoreIdentity
+from uld_ds.teachers.store_shard import StoredExample, spans_of
+from uld_ds.teachers.store_writer import StoreWriter
 from uld_ds.tokenizer_files import load_tokenizer
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from uld_ds.distributed import Ranks
 from uld_ds.evaluation.bits_per_byte import Scores, of_stored, of_teacher
 from uld_ds.job import Job
 from uld_ds.loading import load_teacher
-from uld_ds.models import load_tokenizer, locate_model
+from uld_ds.models import locate_model
 from uld_ds.recipe_models import code_options
 from uld_ds.report.keeper import ReportKeeper
 from uld_ds.teachers.online import OnlineTeacher
@@ -25,6 +25,7 @@ from uld_ds.teachers.remembering import RememberingTeacher, memory_identity
 from uld_ds.teachers.source import TeacherSource
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher, held_out_store
+from uld_ds.tokenizer_files import load_tokenizer
 from uld_ds.vocabulary import VocabularyRelations, relations_of
 
 

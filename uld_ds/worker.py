@@ -28,7 +28,6 @@ from uld_ds.finite import SpikeDetector
 from uld_ds.giving_up import giving_up, note_if_final
 from uld_ds.job import Job
 from uld_ds.loading import init_process_group, load_student
-from uld_ds.models import load_tokenizer
 from uld_ds.objective import Objective
 from uld_ds.places import write_whole
 from uld_ds.process import configure_process
@@ -42,6 +41,7 @@ from uld_ds.step_result import StepResult
 from uld_ds.stopping import StopFile
 from uld_ds.system_metrics import NodeMonitor
 from uld_ds.teacher_side import TeacherSide
+from uld_ds.tokenizer_files import load_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from launcher.commands.options import OUTPUT, FactsAsJson, Overrides, RecipeFile
 from uld_ds.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from uld_ds.teachers.store import StoreManifest
+    from uld_ds.teachers.store_manifest import StoreManifest
 
 store = typer.Typer(help="Build and look at spectrum stores: teachers that need no GPU.", no_args_is_help=True)
 

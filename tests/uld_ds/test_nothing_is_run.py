@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 from launcher.preflight import claim_run_dir
 from uld_ds.errors import UserError
 from uld_ds.loading import _from_pretrained
-from uld_ds.models import load_tokenizer, locate_model
+from uld_ds.models import locate_model
 from uld_ds.recipe import Recipe, TeacherSettings, parse_recipe
 from uld_ds.teachers.store_manifest import ShardFacts
+from uld_ds.tokenizer_files import load_tokenizer
 
 RUNS = "raise SystemExit('code that came with a model was run')\n"
 

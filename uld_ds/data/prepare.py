@@ -18,7 +18,6 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
-from uld_ds.alignment import AlignmentError
 from uld_ds.data.bad_examples import note_bad_examples
 from uld_ds.data.facts import DataFacts, content_digest, digest_of, facts_of
 from uld_ds.data.pairing import SIDES, Alignment, pair
@@ -29,6 +28,7 @@ from uld_ds.data.sources import Example, ExampleReader, load_rows, source_files
 from uld_ds.errors import UserError
 from uld_ds.places import build_once
 from uld_ds.recipe import DataSettings, DataSource, Recipe
+from uld_ds.span_finder import AlignmentError
 
 log = logging.getLogger(__name__)
 

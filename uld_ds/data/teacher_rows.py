@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from datasets import Features, List, Value
 
-from uld_ds.alignment import AlignmentError
 from uld_ds.data.encoding import EncodedSide
 from uld_ds.data.pairing import check_encoder_length
 from uld_ds.data.prepare import IDS
 from uld_ds.data.rendering import Rendered
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import Example
+from uld_ds.span_finder import AlignmentError
 
 TEACHER_FEATURES = Features(
     {

@@ -1,8 +1,5 @@
-"""Where the teacher's spectra come from."""
+"""Sources of teacher outputs: a sharded model beside the student, a cache of what it gave, or a store on disk."""
 
-from __future__ import annotations
+from uld_ds.teachers.source import NonFiniteTeacherError, TeacherSource
 
-from collections.abc import Sequence
-from typing import Protocol
-
-from uld_ds.teachers.tokens import TeacherTokens
+__all__ = ["NonFiniteTeacherError", "TeacherSource"]
