@@ -15,7 +15,9 @@ from uld_ds import tracking
 from uld_ds.architectures import SAFE_WEIGHTS, auto_class, is_encoder_decoder
 from uld_ds.checkpoint import TrainState
 from uld_ds.checkpoint_files import BEST
+from uld_ds.data.chat_templates import chat_template_of
 from uld_ds.environment import library_versions
+from uld_ds.generation.samples import sample_answers
 from uld_ds.job import Job
 from uld_ds.origins import student_base
 from uld_ds.places import write_whole
@@ -23,8 +25,8 @@ from uld_ds.recipe_models import NO_CODE
 from uld_ds.recorder import Recorder
 from uld_ds.redaction import Redactor
 from uld_ds.registry import example_input, log_student
-from uld_ds.report.keeper import sample_answers, shown_rows, write_answers
-from uld_ds.report.model_card import chat_template_of, description, model_card
+from uld_ds.report.keeper import shown_rows, write_answers
+from uld_ds.report.model_card import description, model_card
 from uld_ds.report.progress import ProgressWriter
 from uld_ds.report.run_page import write_report
 from uld_ds.report.snapshots_folder import FOLDER, REPORT

@@ -29,9 +29,9 @@ from uld_ds.places import write_whole
 from uld_ds.recipe import DataSource, FilesSource, HubSource, Recipe
 from uld_ds.recipe_models import code_options
 from uld_ds.redaction import Redactor
+from uld_ds.report.alignment_examples import alignments
 from uld_ds.report.alignment_page import alignment_page
 from uld_ds.report.plots import plots
-from uld_ds.report.snapshots import alignments
 from uld_ds.tokenizer_files import load_tokenizer
 
 log = logging.getLogger(__name__)

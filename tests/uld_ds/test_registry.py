@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from tests import tokenizers_zoo as zoo
 from tests.tiny import save_tiny_t5
+from uld_ds.data.chat_templates import chat_template_of
 from uld_ds.recipe import ModelSettings
 from uld_ds.registry import RegisteredModel, log_student
-from uld_ds.report.model_card import chat_template_of
 from uld_ds.served_student import ServedStudent
 
 CHAT = [{"role": "user", "content": "What does it do?"}]

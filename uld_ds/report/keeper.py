@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from uld_ds.data.teacher_batches import TeacherBatcher
-from uld_ds.data.windows import Batcher, padding_id
+from uld_ds.data.windows import Batcher
 from uld_ds.distributed import Ranks
 from uld_ds.engine import DistillationEngine
+from uld_ds.generation.samples import NUM_ANSWERS, sample_answers
 from uld_ds.job import Job
 from uld_ds.places import write_whole
 from uld_ds.redaction import Redactor
-from uld_ds.report.snapshots import NUM_ANSWERS, Showcase, Who, answer_text
+from uld_ds.report.alignment_examples import answer_text
+from uld_ds.report.snapshots import Showcase, Who
 from uld_ds.report.snapshots_folder import FOLDER
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.remembering import RememberingTeacher
@@ -28,8 +27,6 @@ from uld_ds.teachers.source import TeacherSource
 from uld_ds.teachers.tokens import TeacherTokens
 
 log = logging.getLogger(__name__)
-
-REPETITION_PENALTY = 1.3
 
 
 class ReportKeeper:
@@ -92,59 +89,6 @@ class ReportKeeper:
         said = TeacherTokens.cat(teacher.answers(range(self._showcase.num_examples), 0))
         spectra = self._showcase.of_store(said.spectrum.head, said.log_probs.exp())
         self._showcase.write("teacher", spectra=spectra, calibration=calibration)
-
-
-def sample_answers(
-    lm: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, side: str, max_new_tokens: int, device: torch.device
-) -> list[str]:
-    """What a model answers to the first prompts of prepared rows: the likeliest token each time.
-
-    Of a model that is sharded over ranks: collective, and the same on all of them.
-    """
-    if max_new_tokens == 0:
-        return []
-    prompts = [_prompt_ids(row, side) for row in rows.select(range(min(NUM_ANSWERS, len(rows))))]
-    input_ids, mask = _left_padded(prompts, padding_id(tokenizer))
-    own = lm.generation_config
-    options = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        repetition_penalty=REPETITION_PENALTY,
-        eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
-        pad_token_id=padding_id(tokenizer),
-        decoder_start_token_id=own.decoder_start_token_id,
-    )
-    with torch.no_grad():
-        said = lm.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=options,
-            # Every rank asks the same and stops at the same token.
-            synced_gpus=False,
-        )
-    # A decoder says its first token before the answer, and not the prompt.
-    begins = 1 if lm.config.is_encoder_decoder else input_ids.shape[1]
-    return [str(tokenizer.decode(row[begins:], skip_special_tokens=True)) for row in said]
-
-
-def _prompt_ids(row: dict[str, Any], side: str) -> list[int]:
-    """The tokens of a prepared row's prompt, up to its last answer."""
-    encoder = row[f"{side}_encoder_ids"]
-    if encoder:
-        return list(encoder)
-    answers = np.asarray(row[f"{side}_answers"])
-    starts = np.flatnonzero(np.diff(answers, prepend=-1) > 1)
-    return list(row[f"{side}_ids"][: int(answers[starts[-1]])])
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), padding)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    return ids, mask
 
 
 def write_answers(job: Job, student: PreTrainedTokenizerBase, said: dict[str, list[str]]) -> None:

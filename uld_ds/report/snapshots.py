@@ -8,7 +8,6 @@ number, so that a run with a report and one without learn the same.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,23 +24,18 @@ from uld_ds.data.windows import Batcher, MicroBatch, SideBatch
 from uld_ds.language_model import Consume, Head
 from uld_ds.places import write_whole
 from uld_ds.redaction import Redactor
-from uld_ds.report.alignment_view import AlignmentView, SideView
+from uld_ds.report.alignment_examples import alignments
 from uld_ds.report.snapshots_folder import FOLDER
-
-log = logging.getLogger(__name__)
-
 
 Who = Literal["before", "teacher", "after"]
 # Calls a model with a batch, positions and what is to be done with their hidden states.
 Forward = Callable[[SideBatch, Tensor, Consume[list[Tensor]]], list[Tensor]]
 
 NUM_EXAMPLES = 4
-NUM_ANSWERS = 2
 _SEGMENTS_PER_EXAMPLE = 2
 _MOST_RANKS = 8192
 _NUM_LIKELIEST = 3
 _CONTEXT_CHARACTERS = 90
-_SHOWN_CHARACTERS = 600
 
 
 def ranks_shown(vocab_size: int) -> list[int]:
@@ -187,30 +181,3 @@ def _distribution(p: Tensor, right: float, likeliest: Sequence[tuple[str, float]
     # A logarithm has no place for zero, and what is below this nobody sees.
     points = [[rank, float(f"{value:.4g}")] for rank, value in shown if value > 1e-9]
     return {"points": points, "right": right, "likeliest": [[token, value] for token, value in likeliest]}
-
-
-def alignments(
-    rows: Dataset, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase | None, names: tuple[str, str]
-) -> list[AlignmentView]:
-    """The answers of some rows, as both tokenizers cut them; none without the teacher's."""
-    if teacher is None:
-        return []
-    found = []
-    for row in rows:
-        text = answer_text(row, student)[:_SHOWN_CHARACTERS]
-        try:
-            sides = [SideView.of(side, text, name) for side, name in zip((student, teacher), names, strict=True)]
-            found.append(AlignmentView.of(text, *sides))
-        except ValueError as error:  # a picture; the figures are there without it
-            log.info("no picture of an answer: %s", error)
-    return found
-
-
-def answer_text(row: dict[str, Any], student: PreTrainedTokenizerBase) -> str:
-    """A prepared row's answer, as far as the student's tokens spell it."""
-    spelling = [
-        row["student_ids"][place]
-        for place, spells in zip(row["student_answers"], row["student_in_text"], strict=True)
-        if spells
-    ]
-    return str(student.decode(spelling, clean_up_tokenization_spaces=False))
