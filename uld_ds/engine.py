@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from uld_ds.data.windows import MicroBatch, SideBatch
+from uld_ds.batches import MicroBatch, SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.finite import Watch
 from uld_ds.language_model import Consume, Head, scores_of

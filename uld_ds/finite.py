@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uld_ds.data.windows import MicroBatch
+from uld_ds.batches import MicroBatch
 
 
 @dataclass

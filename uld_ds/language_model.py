@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from uld_ds.architectures import is_encoder_decoder
-from uld_ds.data.windows import SideBatch
+from uld_ds.batches import SideBatch
 from uld_ds.open_head import HeadWeights, LowRank, lend, open_head, shifted_adapters
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uld_ds.data.windows import SegmentRows
+from uld_ds.batches import SegmentRows
 from uld_ds.likelihood import likelihood_term
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.top_tokens import TopTokens

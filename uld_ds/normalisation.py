@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from uld_ds.data.windows import MicroBatch
+from uld_ds.batches import MicroBatch
 
 SumOverRanks = Callable[[Tensor], Tensor]
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from uld_ds.batches import SegmentRows, SideBatch
 from uld_ds.chunked_loss import ChunkedLoss, Rows, head_tensors
-from uld_ds.data.windows import SegmentRows, SideBatch
 from uld_ds.identity_terms import identity_terms
 from uld_ds.language_model import Head, log_probs_of
 from uld_ds.likelihood_runs import LikelihoodPart, likelihood_part, runs_of, word_may_be_over

@@ -15,9 +15,10 @@ import torch
 from datasets import Dataset
 from transformers import set_seed
 
+from uld_ds.batches import MicroBatch
 from uld_ds.checkpoint import Checkpoints, TrainState
 from uld_ds.data.order import deal, num_run_examples, num_steps, step_examples
-from uld_ds.data.windows import Batcher, MicroBatch, padding_id
+from uld_ds.data.windows import Batcher, padding_id
 from uld_ds.distributed import Ranks, device_for
 from uld_ds.engine import DistillationEngine
 from uld_ds.evaluation.bits_per_byte import bits_per_byte, of_student

@@ -24,12 +24,13 @@ from transformers import (
 from tests import tokenizers_zoo as zoo
 from tests.ranks import run_on_ranks
 from tests.tiny import save_tiny_t5
+from uld_ds.batches import SideBatch
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import Example, ExampleReader
 from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.teacher_rows import TEACHER_FEATURES, TeacherEncoding
-from uld_ds.data.windows import Batcher, SideBatch
+from uld_ds.data.windows import Batcher
 from uld_ds.deepspeed_config import student_config, teacher_config
 from uld_ds.distributed import Ranks
 from uld_ds.engine import DistillationEngine

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.ranks import run_on_ranks
 from uld_ds import language_model
-from uld_ds.data.windows import SegmentRows, SideBatch
+from uld_ds.batches import SegmentRows, SideBatch
 from uld_ds.deepspeed_config import student_config
 from uld_ds.language_model import Head, RowModel, choose_head_path
 from uld_ds.normalisation import RowWeights

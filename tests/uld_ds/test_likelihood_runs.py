@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.uld_ds.test_objective import NOTHING, segments_of
-from uld_ds.data.windows import SegmentRows
+from uld_ds.batches import SegmentRows
 from uld_ds.likelihood import likelihood_term
 from uld_ds.likelihood_runs import likelihood_part, runs_of, word_may_be_over
 from uld_ds.recipe import ObjectiveSettings

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.ranks import run_on_ranks
 from uld_ds import chunked_loss, language_model, open_head
-from uld_ds.data.windows import SegmentRows, SideBatch
+from uld_ds.batches import SegmentRows, SideBatch
 from uld_ds.language_model import Head, LogitMap, RowModel, choose_head_path
 from uld_ds.normalisation import RowWeights
 from uld_ds.objective import Objective

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from uld_ds.data.windows import MicroBatch, SegmentRows, SideBatch
+from uld_ds.batches import MicroBatch, SegmentRows, SideBatch
 from uld_ds.normalisation import RowWeights, step_weights, sum_of
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedConfig
 
 from uld_ds import language_model
-from uld_ds.data.windows import SegmentRows, SideBatch
+from uld_ds.batches import SegmentRows, SideBatch
 from uld_ds.language_model import Head, LogitMap, RowModel, choose_head_path
 from uld_ds.normalisation import RowWeights
 from uld_ds.objective import Objective, entropy

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from uld_ds import language_model
-from uld_ds.data.windows import SegmentRows, SideBatch
+from uld_ds.batches import SegmentRows, SideBatch
 from uld_ds.language_model import Head, LogitMap
 from uld_ds.normalisation import RowWeights
 from uld_ds.objective import Objective

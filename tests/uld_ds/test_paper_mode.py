@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from uld_ds.batches import MicroBatch
 from uld_ds.data.encoding import EncodedSide, EncodedTurn
 from uld_ds.data.pairing import pair
-from uld_ds.data.windows import MicroBatch, segment_rows, side_batch
+from uld_ds.data.windows import segment_rows, side_batch
 from uld_ds.language_model import Head, LogitMap
 from uld_ds.normalisation import step_weights
 from uld_ds.objective import Objective

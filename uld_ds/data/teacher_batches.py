@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import Dataset
 
-from uld_ds.data.windows import SideBatch, read_rows, side_batch
+from uld_ds.batches import SideBatch
+from uld_ds.data.windows import read_rows, side_batch
 
 _COLUMNS = ["teacher_ids", "teacher_encoder_ids", "teacher_answers", "teacher_in_text", "teacher_length"]
 

@@ -3,130 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from uld_ds.batches import Merge, MicroBatch, SegmentRows, SideBatch
 from uld_ds.data.order import IGNORED
 
-Merge = Literal["first", "chain"]
 _NOT_OF_STUDENT = ("teacher_ids", "teacher_encoder_ids", "prompt")
-
-
-@dataclass(frozen=True)
-class SegmentRows:
-    """Where S segments are among the A answer rows of one side of a micro-batch."""
-
-    compared: Tensor
-    """[S] the row whose distribution stands for the segment."""
-    others: Tensor
-    """[A - S] the rows that stand for none."""
-    earlier: Tensor
-    """[P] rows of tokens that come before the compared one in its segment: its distribution is scaled by their
-    probabilities. None with ``merge: first``."""
-    earlier_segment: Tensor
-    """[P] which of the S segments each of them belongs to."""
-    members: Tensor
-    """[M] rows of all tokens of all segments, segment after segment,"""
-    member_segment: Tensor
-    """[M] and which of the S segments each of them belongs to."""
-
-    def __len__(self) -> int:
-        return len(self.compared)
-
-    def log_scale(self, log_probs: Tensor) -> Tensor | None:
-        """[S] nats: what each segment's distribution is scaled by; None where nothing is.
-
-        Args:
-            log_probs: [P] natural log-probabilities of the tokens in the ``earlier`` rows.
-        """
-        if len(self.earlier) == 0:
-            return None
-        return log_probs.new_zeros(len(self)).index_add_(0, self.earlier_segment, log_probs)
-
-    def log_probs(self, log_probs: Tensor) -> Tensor:
-        """[S] natural log-probability of each segment's bytes, by the chain rule.
-
-        Args:
-            log_probs: [M] of the tokens in the ``members`` rows.
-        """
-        return log_probs.new_zeros(len(self)).index_add_(0, self.member_segment, log_probs)
-
-    def to(self, device: torch.device) -> SegmentRows:
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in self.__dict__.items()})
-
-
-@dataclass(frozen=True)
-class SideBatch:
-    """Tokens of one side. B examples, L tokens, A answer tokens.
-
-    Logits at position i-1 predict token i: rows are positions *before* the token they are about.
-    """
-
-    input_ids: Tensor
-    """[B, L] int64, padded on the right."""
-    attention_mask: Tensor
-    """[B, L] int64."""
-    answer_rows: Tensor
-    """[A] index into the flattened [B * L] positions of the one that predicts each answer token."""
-    answer_ids: Tensor
-    """[A] the token predicted there."""
-    answer_in_text: Tensor
-    """[A] bool; False where the token ends a turn instead of spelling an answer."""
-    answer_example: Tensor
-    """[A] which of the B examples."""
-    encoder_ids: Tensor | None = None
-    """[B, E] int64, padded on the right: the prompts of a model with an encoder, whose decoder has ``input_ids``."""
-    encoder_mask: Tensor | None = None
-    """[B, E] int64."""
-
-    def num_tokens(self) -> Tensor:
-        """A scalar: all that the model reads, without padding."""
-        decoder = self.attention_mask.sum()
-        return decoder if self.encoder_mask is None else decoder + self.encoder_mask.sum()
-
-    def num_positions(self) -> int:
-        """All that the model computes, padding included."""
-        return self.input_ids.numel() + (0 if self.encoder_ids is None else self.encoder_ids.numel())
-
-    def to(self, device: torch.device) -> SideBatch:
-        there = {name: value for name, value in self.__dict__.items() if value is not None}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in there.items()})
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """One forward of the student: B examples with S segments."""
-
-    examples: list[int]
-    """[B] which examples of the data these are."""
-    student: SideBatch
-    student_segments: SegmentRows
-    """Among the student's answer rows."""
-    teacher_segments: SegmentRows
-    """The same segments among the answer tokens of the teacher, those of example after example."""
-    segment_example: Tensor
-    """[S] which of the B examples."""
-    example_weight: Tensor
-    """[B] 1.0, or 0.0 for a stand-in that fills up a window."""
-    answer_bytes: Tensor
-    """[B] int64."""
-
-    def to(self, device: torch.device) -> MicroBatch:
-        return MicroBatch(
-            examples=self.examples,
-            student=self.student.to(device),
-            student_segments=self.student_segments.to(device),
-            teacher_segments=self.teacher_segments.to(device),
-            segment_example=self.segment_example.to(device, non_blocking=True),
-            example_weight=self.example_weight.to(device, non_blocking=True),
-            answer_bytes=self.answer_bytes.to(device, non_blocking=True),
-        )
 
 
 class Batcher:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from uld_ds.batches import MicroBatch, SideBatch
 from uld_ds.data.order import IGNORED, deal
 from uld_ds.data.teacher_batches import TeacherBatcher
-from uld_ds.data.windows import Batcher, MicroBatch, SideBatch
+from uld_ds.data.windows import Batcher
 from uld_ds.distributed import Ranks
 from uld_ds.evaluation.calibration import Calibration
 from uld_ds.normalisation import nats_to_bits

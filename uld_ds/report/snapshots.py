@@ -19,8 +19,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from uld_ds.batches import MicroBatch, SideBatch
 from uld_ds.data.teacher_batches import TeacherBatcher
-from uld_ds.data.windows import Batcher, MicroBatch, SideBatch
+from uld_ds.data.windows import Batcher
 from uld_ds.language_model import Consume, Head
 from uld_ds.places import write_whole
 from uld_ds.redaction import Redactor

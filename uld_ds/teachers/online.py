@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from uld_ds.batches import SideBatch
 from uld_ds.data.teacher_batches import TeacherBatcher
-from uld_ds.data.windows import SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.host_memory import return_free_memory
 from uld_ds.language_model import Consume, Head, scores_of

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from uld_ds.data.windows import SideBatch
+from uld_ds.batches import SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.errors import RunError
 from uld_ds.recipe import Recipe

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uld_ds.data.windows import SegmentRows
+from uld_ds.batches import SegmentRows
 from uld_ds.spectrum import Spectrum
 from uld_ds.top_tokens import TopTokens
 

@@ -11,10 +11,11 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uld_ds.batches import MicroBatch, SegmentRows, SideBatch
 from uld_ds.data.order import IGNORED
 from uld_ds.data.prepare import FEATURES
 from uld_ds.data.teacher_batches import TeacherBatcher
-from uld_ds.data.windows import Batcher, MicroBatch, SegmentRows, SideBatch
+from uld_ds.data.windows import Batcher
 from uld_ds.spectrum import Spectrum
 from uld_ds.teachers.tokens import TeacherTokens
 
