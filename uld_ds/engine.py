@@ -19,8 +19,8 @@ from uld_ds.language_model import Consume, Head, scores_of
 from uld_ds.normalisation import RowWeights, nats_to_bits, step_weights
 from uld_ds.objective import Objective
 from uld_ds.step_result import StepResult
+from uld_ds.teacher_outputs import TeacherSegments, TeacherTokens
 from uld_ds.teachers.source import NonFiniteTeacherError, TeacherSource
-from uld_ds.teachers.tokens import TeacherSegments, TeacherTokens
 
 T = TypeVar("T")
 

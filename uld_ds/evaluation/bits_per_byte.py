@@ -16,8 +16,8 @@ from uld_ds.data.windows import Batcher
 from uld_ds.distributed import Ranks
 from uld_ds.evaluation.calibration import Calibration
 from uld_ds.normalisation import nats_to_bits
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.source import TeacherSource
-from uld_ds.teachers.tokens import TeacherTokens
 
 Scores = Callable[[MicroBatch], tuple[SideBatch, Tensor]]
 

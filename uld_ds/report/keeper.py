@@ -21,10 +21,10 @@ from uld_ds.redaction import Redactor
 from uld_ds.report.alignment_examples import answer_text
 from uld_ds.report.snapshots import Showcase, Who
 from uld_ds.report.snapshots_folder import FOLDER
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.remembering import RememberingTeacher
 from uld_ds.teachers.source import TeacherSource
-from uld_ds.teachers.tokens import TeacherTokens
 
 log = logging.getLogger(__name__)
 

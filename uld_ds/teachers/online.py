@@ -14,8 +14,8 @@ from uld_ds.distributed import Ranks
 from uld_ds.host_memory import return_free_memory
 from uld_ds.language_model import Consume, Head, scores_of
 from uld_ds.spectrum import Spectrum
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.source import NonFiniteTeacherError
-from uld_ds.teachers.tokens import TeacherTokens
 from uld_ds.teachers.traffic import GatherCounter
 from uld_ds.top_tokens import TopTokens
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from uld_ds.errors import RunError, UserError
 from uld_ds.spectrum_codec import Precision
-from uld_ds.teachers.tokens import TeacherTokens
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.tokens_codec import decode_many, encode_many
 
 _VERSION = 1

@@ -15,9 +15,9 @@ from uld_ds.batches import SideBatch
 from uld_ds.distributed import Ranks
 from uld_ds.errors import RunError
 from uld_ds.recipe import Recipe
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.remember import Memory
-from uld_ds.teachers.tokens import TeacherTokens
 
 log = logging.getLogger(__name__)
 

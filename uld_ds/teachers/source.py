@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from uld_ds.teachers.tokens import TeacherTokens
+from uld_ds.teacher_outputs import TeacherTokens
 
 
 class NonFiniteTeacherError(ArithmeticError):

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uld_ds.spectrum_codec import Precision
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers import top_codec
-from uld_ds.teachers.tokens import TeacherTokens
 from uld_ds.teachers.tokens_codec import decode_spectra, encode_spectra, log_probs_from_bytes, log_probs_to_bytes
 
 Ints = npt.NDArray[np.integer[Any]]

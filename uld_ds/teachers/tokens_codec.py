@@ -17,8 +17,8 @@ import torch
 from uld_ds import spectrum_codec
 from uld_ds.spectrum import Spectrum
 from uld_ds.spectrum_codec import Precision
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers import top_codec
-from uld_ds.teachers.tokens import TeacherTokens
 
 _COUNT = struct.Struct("<I")
 

@@ -17,7 +17,7 @@ from uld_ds.data.prepare import FEATURES
 from uld_ds.data.teacher_batches import TeacherBatcher
 from uld_ds.data.windows import Batcher
 from uld_ds.spectrum import Spectrum
-from uld_ds.teachers.tokens import TeacherTokens
+from uld_ds.teacher_outputs import TeacherTokens
 
 
 def row(number: int, student: list[Any], teacher: list[Any]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import torch
 from tests.uld_ds.spectra_zoo import zipf
 from uld_ds.spectrum import Spectrum
 from uld_ds.spectrum_codec import Precision
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.store_manifest import CodecFacts, StoreIdentity
 from uld_ds.teachers.store_shard import StoredExample
-from uld_ds.teachers.tokens import TeacherTokens
 from uld_ds.top_tokens import TopTokens
 
 VOCAB = 300

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from tests.uld_ds.teachers.sayings import same_bits, tokens_of
 from uld_ds.errors import RunError, UserError
 from uld_ds.spectrum_codec import Precision
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers import remember
 from uld_ds.teachers.remember import Memory
-from uld_ds.teachers.tokens import TeacherTokens
 from uld_ds.teachers.tokens_codec import roundtrip
 
 IDENTITY = "a" * 64

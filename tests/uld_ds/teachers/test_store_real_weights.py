@@ -19,12 +19,12 @@ from uld_ds.alignment import token_spans
 from uld_ds.models import locate_model
 from uld_ds.recipe import TeacherSettings
 from uld_ds.spectrum import Spectrum
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.quality import measure_codec
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.store_manifest import Measured
 from uld_ds.teachers.store_shard import StoredExample
 from uld_ds.teachers.store_writer import StoreWriter
-from uld_ds.teachers.tokens import TeacherTokens
 from uld_ds.uld import uld_distance
 
 NUM_EXAMPLES = 20

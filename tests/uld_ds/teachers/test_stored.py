@@ -30,6 +30,7 @@ from uld_ds.job import Job
 from uld_ds.recipe import ModelSettings, Recipe, parse_recipe
 from uld_ds.spectrum import Spectrum
 from uld_ds.store_worker import StoreBuild, StorePart
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.store import SpectrumStore
 from uld_ds.teachers.store_manifest import CodecFacts, StoreIdentity
@@ -37,7 +38,6 @@ from uld_ds.teachers.store_shard import StoredExample, spans_of
 from uld_ds.teachers.store_writer import StoreWriter
 from uld_ds.teachers.stored import StoredTeacher
 from uld_ds.teachers.stored_side import StoredSide
-from uld_ds.teachers.tokens import TeacherTokens
 
 # ---- sides
 

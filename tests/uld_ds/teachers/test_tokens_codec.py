@@ -17,8 +17,8 @@ from tests.uld_ds.teachers.sayings import same_bits, tokens_of
 from uld_ds.spectrum import Spectrum
 from uld_ds.spectrum_codec import Precision
 from uld_ds.spectrum_codec import encode_many as encode_many_plain
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers import top_codec
-from uld_ds.teachers.tokens import TeacherTokens
 from uld_ds.teachers.tokens_codec import decode_many, decode_tokens, encode_many, encode_tokens, roundtrip
 from uld_ds.top_tokens import TopTokens
 
