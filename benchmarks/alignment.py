@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests import tokenizers_zoo as zoo  # noqa: E402
-from uld_ds.alignment import batch_token_spans, segment_boundaries  # noqa: E402
+from uld_ds.alignment.segments import segment_boundaries  # noqa: E402
+from uld_ds.tokenization.spans import batch_token_spans  # noqa: E402
 
 PAIRS = [
     ("smollm2", "gpt2"),

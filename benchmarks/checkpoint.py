@@ -27,8 +27,8 @@ def engine_of(num_parameters: int) -> Any:
     """A student engine of about so many parameters, after one update, so that Adam has its moments."""
     import deepspeed
 
-    from uld_ds.deepspeed_config import read_config
-    from uld_ds.loading import init_process_group
+    from uld_ds.training.deepspeed_config import read_config
+    from uld_ds.training.engines import init_process_group
 
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
     init_process_group(on_gpu=False)
@@ -49,8 +49,9 @@ def engine_of(num_parameters: int) -> Any:
 
 def measure(engine: Any, folder: Path, repeats: int) -> dict[str, Any]:
     """Seconds of each part in every repeat, and the bytes they are about."""
-    from uld_ds.checkpoint import _TAG, TrainState, host_state
-    from uld_ds.checkpoint_files import problem_of, write_shard
+    from uld_ds.checkpointing.deepspeed_state import _TAG, host_state
+    from uld_ds.checkpointing.files import problem_of, write_shard
+    from uld_ds.checkpointing.state import TrainState
 
     copies, writes, restores, size = [], [], [], 0
     for repeat in range(repeats + 1):

@@ -39,7 +39,7 @@ def save_student(folder: Path, sizes: dict[str, int]) -> None:
     """Random weights; of a tokenizer only the numbers of its special tokens are asked for."""
     import torch
 
-    from uld_ds.tokenizer_training import train_tokenizer
+    from uld_ds.tokenization.training import train_tokenizer
 
     torch.set_default_dtype(torch.bfloat16)
     save_random_llama(folder, train_tokenizer("bpe", 300, ["a few words"]), **sizes)
@@ -49,10 +49,10 @@ def measure(folder: Path, form: str) -> dict[str, int]:
     """Bytes, in this process."""
     import torch
 
-    from uld_ds.deepspeed_config import student_config
-    from uld_ds.job import Job
-    from uld_ds.loading import init_process_group, load_student
     from uld_ds.recipe import parse_recipe
+    from uld_ds.runs.job import Job
+    from uld_ds.training.deepspeed_config import student_config
+    from uld_ds.training.engines import init_process_group, load_student
 
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
     init_process_group(on_gpu=False)

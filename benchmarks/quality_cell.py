@@ -18,29 +18,30 @@ import transformers
 from quality_setup import ARMS, Cell, Size, recipe_of, rows_of, setup_facts
 from transformers import set_seed
 
-from uld_ds.data.order import deal, step_examples
+from uld_ds.alignment.vocabulary_mapping import relations_of
+from uld_ds.checkpointing.export import export_student
+from uld_ds.data.batching import Batcher, padding_id
 from uld_ds.data.prepare import Preparer
+from uld_ds.data.sampling import deal, step_examples
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import Example, training_texts
-from uld_ds.data.windows import Batcher, padding_id
-from uld_ds.deepspeed_config import student_config
-from uld_ds.distributed import Ranks
-from uld_ds.engine import DistillationEngine
 from uld_ds.evaluation.metrics import score
 from uld_ds.evaluation.predictions import Prediction
-from uld_ds.export import export_student
 from uld_ds.generation.decoding import Decoding, Model
-from uld_ds.job import Job
-from uld_ds.loading import init_process_group, load_student
-from uld_ds.models import locate_model, make_student
-from uld_ds.normalisation import nats_to_bits
-from uld_ds.objective import Objective
+from uld_ds.losses.normalization import nats_to_bits
+from uld_ds.losses.objective import Objective
+from uld_ds.models.locate import locate_model
+from uld_ds.models.student import make_student
 from uld_ds.recipe import Recipe
-from uld_ds.teachers.store import SpectrumStore
+from uld_ds.runs.job import Job
+from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher, held_out_store
 from uld_ds.teachers.stored_side import StoredSide
-from uld_ds.tokenizer_files import load_tokenizer
-from uld_ds.vocabulary import relations_of
+from uld_ds.tokenization.loading import load_tokenizer
+from uld_ds.training.deepspeed_config import student_config
+from uld_ds.training.engine import DistillationEngine
+from uld_ds.training.engines import init_process_group, load_student
+from uld_ds.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
 

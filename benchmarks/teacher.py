@@ -109,7 +109,7 @@ def make_pair(name: str, folder: Path, gemma: Path | None) -> dict[str, Any]:
 
 def located_smollm2() -> str:
     """The demo teacher's folder, converted if need be."""
-    from uld_ds.models import locate_model
+    from uld_ds.models.locate import locate_model
     from uld_ds.recipe import load_recipe
 
     return locate_model(load_recipe(ROOT / "launcher" / "recipes" / "demo.yaml", environment={}).teacher, "teacher")
@@ -119,7 +119,7 @@ def scratch_student(name: str, folder: Path) -> Path:
     """A small Llama from scratch; of the demo's size and tokenizer, or of GPT-2's tokenizer."""
     from launcher.recipes.stdlib_docstrings import pairs
     from tests import tokenizers_zoo
-    from uld_ds.tokenizer_training import train_tokenizer
+    from uld_ds.tokenization.training import train_tokenizer
 
     if name == "demo":
         tokenizer: Any = train_tokenizer("unigram", 4096, (text for row in pairs("train") for text in row.values()))

@@ -12,24 +12,24 @@ from pathlib import Path
 
 import torch
 
-from uld_ds.data.order import deal, step_examples
+from uld_ds.data.batching import Batcher
 from uld_ds.data.prepare import Preparer
-from uld_ds.data.teacher_batches import TeacherBatcher
-from uld_ds.data.windows import Batcher
-from uld_ds.deepspeed_config import student_config, teacher_config
-from uld_ds.distributed import Ranks
-from uld_ds.engine import DistillationEngine
-from uld_ds.host_memory import hand_back_large_blocks
-from uld_ds.job import Job
-from uld_ds.loading import init_process_group, load_student, load_teacher
-from uld_ds.objective import Objective
+from uld_ds.data.sampling import deal, step_examples
+from uld_ds.data.teacher_batching import TeacherBatcher
+from uld_ds.losses.objective import Objective
 from uld_ds.recipe import load_recipe
+from uld_ds.runs.job import Job
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.source import TeacherSource
-from uld_ds.teachers.store import SpectrumStore
+from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher
 from uld_ds.teachers.stored_side import StoredSide
-from uld_ds.tokenizer_files import load_tokenizer
+from uld_ds.tokenization.loading import load_tokenizer
+from uld_ds.training.deepspeed_config import student_config, teacher_config
+from uld_ds.training.engine import DistillationEngine
+from uld_ds.training.engines import init_process_group, load_student, load_teacher
+from uld_ds.utils.distributed import Ranks
+from uld_ds.utils.host_memory import hand_back_large_blocks
 
 
 def main() -> None:

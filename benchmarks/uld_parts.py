@@ -43,8 +43,8 @@ def our_parts(student: Any, teacher: Any, target: Any) -> dict[str, Callable[[],
     import torch
     from torch.nn import functional as F
 
-    from uld_ds.spectrum import Spectrum
-    from uld_ds.uld import uld_distance, uld_value_and_grad
+    from uld_ds.spectrum.spectrum import Spectrum
+    from uld_ds.uld.distance import uld_distance, uld_value_and_grad
 
     rows = torch.arange(len(student), device=student.device)
     ce = torch.full((len(student),), CE_WEIGHT / len(student), device=student.device)

@@ -17,8 +17,8 @@ from typing import Any
 
 from drawing import path, svg, text
 
-from uld_ds.report.alignment_view import AlignmentView, SideView
-from uld_ds.tokenizer_files import open_tokenizer
+from uld_ds.reporting.alignment_view import AlignmentView, SideView
+from uld_ds.tokenization.loading import open_tokenizer
 
 HERE = Path(__file__).parent
 TEXT = "Returns the longer naïve path."

@@ -1,1 +1,1 @@
-"""One DeepSpeed JSON per role and size; read by uld_ds.deepspeed_config."""
+"""One DeepSpeed JSON per role and size; read by uld_ds.training.deepspeed_config."""

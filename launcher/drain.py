@@ -42,7 +42,7 @@ def drain(recipe: Path, poll_seconds: float = 0.5) -> bool:
         driver = any(_drivers(recipe.resolve()))
         if driver and not asked:
             # torch is imported with it: a machine that nobody uses any more need not wait for that.
-            from uld_ds.stopping import StopFile
+            from uld_ds.runs.stop_file import StopFile
 
             StopFile(loaded.run_dir).ask()
             asked = True

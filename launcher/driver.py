@@ -23,33 +23,36 @@ from launcher.quiet import quieten_libraries
 from launcher.recovery import repair_checkpoint_list
 from launcher.stopping import SigtermStops
 from launcher.store import check_store, with_absolute_store
-from uld_ds import models, tracking
-from uld_ds.architectures import auto_class
 from uld_ds.data.bad_examples import FILE, bad_examples
-from uld_ds.data.facts import DataFacts
-from uld_ds.data.order import num_steps
-from uld_ds.data.prepare import PREPARED_DATA, Preparer, Split
+from uld_ds.data.prepare import Preparer
+from uld_ds.data.prepared import PREPARED_DATA, Split
+from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import training_texts
-from uld_ds.deepspeed_config import student_config, teacher_config
-from uld_ds.environment import code_revision
+from uld_ds.data.statistics import DataFacts
 from uld_ds.errors import RunError, StoppedError, UserError
-from uld_ds.job import Job
-from uld_ds.origins import teacher_facts
-from uld_ds.places import write_whole
-from uld_ds.quantised import check_installed, check_quantisable
+from uld_ds.models.adapters import shaped
+from uld_ds.models.architectures import auto_class
+from uld_ds.models.locate import locate_model
+from uld_ds.models.quantization import check_installed, check_quantisable
+from uld_ds.models.student import make_student
 from uld_ds.recipe import Recipe, StudentSettings
-from uld_ds.recipe_models import NO_CODE
-from uld_ds.redaction import redacted
-from uld_ds.report.progress import ProgressWriter
-from uld_ds.run_record import begun_run, record_beginning, record_end, settle
-from uld_ds.shaping import shaped
-from uld_ds.stopping import StopFile
-from uld_ds.teachers.store import SpectrumStore
+from uld_ds.recipe.models import NO_CODE
+from uld_ds.recipe.weight_schedule import check_schedule
+from uld_ds.registry.provenance import teacher_facts
+from uld_ds.runs.job import Job
+from uld_ds.runs.progress import ProgressWriter
+from uld_ds.runs.stop_file import StopFile
+from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import held_out_store
 from uld_ds.teachers.stored_side import StoredSide
-from uld_ds.weight_schedule import check_schedule
-from uld_ds.worker import train_worker
+from uld_ds.tracking import mlflow_runs
+from uld_ds.tracking.run_record import begun_run, record_beginning, record_end, settle
+from uld_ds.training.deepspeed_config import student_config, teacher_config
+from uld_ds.utils.environment import code_revision
+from uld_ds.utils.files import write_whole
+from uld_ds.utils.redaction import redacted
+from uld_ds.workers.train import train_worker
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +78,12 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     run_dir = claim_run_dir(recipe)
     with ProgressView(run_dir / "progress.jsonl") as view:
         finished = run_dir / "result.json"
-        uri = tracking.tracking_uri(recipe)
+        uri = mlflow_runs.tracking_uri(recipe)
         if finished.is_file():
             _settle(uri, run_dir)
             view.note(f"run {recipe.run.name!r} is finished: these are its results (set run.name for another run)")
             return json.loads(finished.read_text())
-        client = tracking.client_of_run(uri, run_dir)
+        client = mlflow_runs.client_of_run(uri, run_dir)
         # What was said to an earlier attempt does not stop this one.
         stop_file = StopFile(run_dir)
         stop_file.clear()
@@ -88,7 +91,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
         # The run's record begins when nothing that the user asked for can be refused any more.
         with connected(recipe.cluster, run_dir), SigtermStops() as sigterm:
             on_gpu = prepare_cluster(recipe.cluster, run_dir, view.note)
-            run_id = tracking.open_run(client, recipe, run_dir)
+            run_id = mlflow_runs.open_run(client, recipe, run_dir)
             view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
             if warning := short_stop(recipe.cluster.grace_seconds):
                 view.note(warning)
@@ -157,7 +160,7 @@ def _teacher(recipe: Recipe, student: TextSide) -> tuple[str, dict[str, Side]]:
     """Where the teacher is, or whose words are stored, and its side of each split."""
     settings = recipe.teacher
     if settings.source == "online":
-        place = models.locate_model(settings, "teacher")
+        place = locate_model(settings, "teacher")
         side = TextSide.of_model(place, settings, "teacher", "teacher.model")
         return place, {"train": side, "eval": side}
     assert settings.path is not None
@@ -200,7 +203,7 @@ def _check_stored_tokenizer(recipe: Recipe, digest: str) -> None:
             "is missing: objective.hybrid, projection and likelihood_boundary ask its tokenizer what stored ids spell",
             "name the model whose words are stored, or set them to 0",
         )
-    place = models.locate_model(settings, "teacher")
+    place = locate_model(settings, "teacher")
     own = TextSide.of_model(place, settings, "teacher", "teacher.model").tokenizer_digest
     if own != digest:
         raise UserError(
@@ -239,10 +242,8 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
 def _student_place(recipe: Recipe, run_dir: Path) -> str:
     own = recipe.student.from_config, recipe.student.tokenizer, recipe.student.keep_layers
     if own == (None, None, None):
-        return models.locate_model(recipe.student, "student")
-    place = models.make_student(
-        recipe.student, lambda: training_texts(recipe.data), recipe.run.seed, run_dir / "student"
-    )
+        return locate_model(recipe.student, "student")
+    place = make_student(recipe.student, lambda: training_texts(recipe.data), recipe.run.seed, run_dir / "student")
     return str(place)
 
 

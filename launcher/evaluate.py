@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from launcher.preflight import writable_folder
 from launcher.progress import ProgressView
 from launcher.quiet import quieten_libraries
-from uld_ds import models
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import ExampleReader, load_rows
 from uld_ds.errors import UserError
@@ -24,12 +23,13 @@ from uld_ds.evaluation.metrics import score, score_names
 from uld_ds.evaluation.predictions import Prediction, is_unanswerable
 from uld_ds.generation.decoding import Answer, Decoding, Model
 from uld_ds.generation.prompts import Prompt, collect_prompts
-from uld_ds.job import EXPORT
-from uld_ds.places import in_home, write_whole
+from uld_ds.models.locate import locate_model
 from uld_ds.recipe import ModelSettings, Recipe
-from uld_ds.report.comparison import evaluation_of
-from uld_ds.report.progress import ProgressWriter
-from uld_ds.report.status import is_run
+from uld_ds.reporting.comparison import evaluation_of
+from uld_ds.runs.job import EXPORT
+from uld_ds.runs.progress import ProgressWriter
+from uld_ds.runs.status import is_run
+from uld_ds.utils.files import in_home, write_whole
 
 
 def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
     begin = time.monotonic()
     with ProgressView(folder / "progress.jsonl") as view:
         view.note("looking at the model and the rows")
-        place = models.locate_model(settings, "MODEL")
+        place = locate_model(settings, "MODEL")
         side = TextSide.of_model(place, settings, "student", "MODEL")
         decoding = Decoding.of(recipe.generation.model_copy(update={"temperature": 0.0}), reader.task, 0)
         rows = load_rows(recipe.data.eval, "data.eval")

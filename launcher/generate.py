@@ -19,18 +19,18 @@ from launcher.cluster import check_dashboard_port, connected, prepare_cluster
 from launcher.preflight import writable_folder
 from launcher.progress import ProgressView
 from launcher.quiet import quieten_libraries
-from uld_ds import models
-from uld_ds.data.facts import content_digest
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import ExampleReader, load_rows
+from uld_ds.data.statistics import content_digest
 from uld_ds.errors import RunError, UserError
-from uld_ds.generation.actor import Answerer, write_engine_rows
 from uld_ds.generation.answers import AnswerFolder
 from uld_ds.generation.decoding import Decoding
 from uld_ds.generation.prompts import Prompt, Prompts, batches_by_length, collect_prompts
+from uld_ds.models.locate import locate_model
 from uld_ds.recipe import Recipe
-from uld_ds.recipe_models import code_options
-from uld_ds.report.progress import ProgressWriter
+from uld_ds.recipe.models import code_options
+from uld_ds.runs.progress import ProgressWriter
+from uld_ds.workers.answers import Answerer, write_engine_rows
 
 # The last line of a traceback.
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
@@ -60,7 +60,7 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
         view.note("looking at the teacher and the prompts")
         reader = ExampleReader(recipe.data)
         decoding = Decoding.of(recipe.generation, reader.task, recipe.run.seed)
-        place = models.locate_model(settings, "teacher")
+        place = locate_model(settings, "teacher")
         side = TextSide.of_model(place, settings, "teacher", "teacher.model")
         key = "data.train" if recipe.generation.prompts is None else "generation.prompts"
         rows = load_rows(recipe.generation.prompts or recipe.data.train, key)

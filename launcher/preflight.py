@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 
 from launcher.jobs.inside import is_job
-from uld_ds.deepspeed_config import read_student_config, student_config, teacher_config, zero_stage
 from uld_ds.errors import UserError
-from uld_ds.places import in_home
 from uld_ds.recipe import Recipe, load_recipe
-from uld_ds.redaction import Redactor
+from uld_ds.training.deepspeed_config import read_student_config, student_config, teacher_config, zero_stage
+from uld_ds.utils.files import in_home
+from uld_ds.utils.redaction import Redactor
 
 # Bytes of a checkpoint per parameter that learns: fp32 weights and two Adam moments; below ZeRO-3, beside them, the
 # weights themselves. Frozen ones take less.

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from uld_ds.report.progress import ProgressReader
+from uld_ds.runs.progress import ProgressReader
 
 SECONDS_BETWEEN_LINES = 10.0
 

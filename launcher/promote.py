@@ -15,12 +15,12 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from launcher.evaluate import evaluate_model
-from uld_ds import tracking
-from uld_ds.data.facts import content_digest
 from uld_ds.data.sources import load_rows
+from uld_ds.data.statistics import content_digest
 from uld_ds.errors import UserError
-from uld_ds.promotion import compared, promote, version_named, version_with_alias
 from uld_ds.recipe import Recipe, load_recipe
+from uld_ds.registry.promotion import compared, promote, version_named, version_with_alias
+from uld_ds.tracking import mlflow_runs
 
 RECIPE_ARTIFACT = "recipe.yaml"
 
@@ -52,7 +52,7 @@ def promote_version(
         UserError: no such version, no held-out rows.
         RunError: it is worse.
     """
-    client = tracking.open_client(uri, "MLFLOW_TRACKING_URI")
+    client = mlflow_runs.open_client(uri, "MLFLOW_TRACKING_URI")
     candidate = version_named(client, name, version)
     incumbent = version_with_alias(client, name, alias)
     if incumbent is not None and str(incumbent.version) == version:

@@ -15,7 +15,7 @@ from uld_ds.recipe import Recipe
 _HEAD = """# Recipe reference
 
 Every key of a recipe, its type, its default, and what it does. This page is made from the models in
-`uld_ds/recipe_*.py` by `uld-ds recipes reference`. A key that is not here is an error.
+`uld_ds/recipe/` by `uld-ds recipes reference`. A key that is not here is an error.
 """
 _LARGEST_DEFAULT = 60
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import ray
 
-from uld_ds.checkpoint import SNAPSHOT
-from uld_ds.checkpoint_files import NAME, is_complete, step_of
-from uld_ds.places import write_whole
+from uld_ds.checkpointing.files import NAME, is_complete, step_of
+from uld_ds.checkpointing.manager import SNAPSHOT
+from uld_ds.utils.files import write_whole
 
 
 def repair_checkpoint_list(run_dir: Path, note: Callable[[str], None]) -> None:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from uld_ds.errors import UserError
-from uld_ds.places import in_home
-from uld_ds.report.status import is_run, runs_in
+from uld_ds.runs.status import is_run, runs_in
+from uld_ds.utils.files import in_home
 
 HELP = "A run's folder, or its name in `runs` or in the storage that ULD_DS__RUN__STORAGE names."
 _SHOWN = 8

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from launcher.nodes import ask_nodes
 from uld_ds import __version__
-from uld_ds.environment import library_versions
 from uld_ds.errors import UserError
+from uld_ds.utils.environment import library_versions
 
 
 def check_versions(nodes: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from uld_ds.errors import StoppedError
-from uld_ds.stopping import StopFile
+from uld_ds.runs.stop_file import StopFile
 
 # The gang may still commit one before it is gone.
 _UNWAITED = "stopped without waiting for a last checkpoint"

@@ -9,20 +9,21 @@ from launcher.gang import run_gang
 from launcher.preflight import check_deepspeed_configs, writable_folder
 from launcher.progress import ProgressView
 from launcher.quiet import quieten_libraries
-from uld_ds import models
-from uld_ds.data.facts import rows_digest
-from uld_ds.data.prepare import PREPARED_DATA, prepare_rows
+from uld_ds.data.prepare import prepare_rows
+from uld_ds.data.prepared import PREPARED_DATA
 from uld_ds.data.sides import TextSide
+from uld_ds.data.statistics import rows_digest
 from uld_ds.data.teacher_rows import TeacherEncoding
-from uld_ds.deepspeed_config import teacher_config
 from uld_ds.errors import UserError
-from uld_ds.places import in_home
+from uld_ds.models.locate import locate_model
 from uld_ds.recipe import DataSource, Recipe
-from uld_ds.store_worker import StoreJob, StorePart, build_store_worker
-from uld_ds.teachers.store import SpectrumStore
-from uld_ds.teachers.store_files import StoreFiles
-from uld_ds.teachers.store_manifest import MANIFEST, CodecFacts, StoreIdentity, StoreManifest
+from uld_ds.teachers.store.files import StoreFiles
+from uld_ds.teachers.store.manifest import MANIFEST, CodecFacts, StoreIdentity, StoreManifest
+from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import held_out_url
+from uld_ds.training.deepspeed_config import teacher_config
+from uld_ds.utils.files import in_home
+from uld_ds.workers.store import StoreJob, StorePart, build_store_worker
 
 
 def with_absolute_store(recipe: Recipe) -> Recipe:
@@ -55,7 +56,7 @@ def build_store(recipe: Recipe) -> StoreManifest:
     folder = writable_folder(Path(recipe.run.storage) / f"{recipe.run.name}-store", "run.storage")
     with ProgressView(folder / "progress.jsonl") as view:
         view.note("looking at the teacher and the data")
-        place = models.locate_model(settings, "teacher")
+        place = locate_model(settings, "teacher")
         side = TextSide.of_model(place, settings, "teacher", "teacher.model")
         # Held-out examples first: whoever finds the main store finds all.
         parts = [part_of("data.train", recipe.data.train, settings.path, recipe, side, folder)]

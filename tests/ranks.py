@@ -41,7 +41,7 @@ def _one_rank(
     )
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
-    from uld_ds.loading import init_process_group
+    from uld_ds.training.engines import init_process_group
 
     init_process_group(on_gpu=False)
     torch.save(function(*arguments), Path(folder) / str(rank))

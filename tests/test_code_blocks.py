@@ -24,7 +24,7 @@ from launcher.cli import app
 from tests.test_readme import ROOT, code_blocks
 from tests.tiny import tiny_recipe_in
 from uld_ds.recipe import parse_recipe
-from uld_ds.report.progress import ProgressWriter
+from uld_ds.runs.progress import ProgressWriter
 from uld_ds.tasks import registry
 
 README = ROOT / "README.md"

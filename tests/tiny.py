@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, T5Config, T5ForConditionalGeneration
 
-from uld_ds.tokenizer_training import train_tokenizer
+from uld_ds.tokenization.training import train_tokenizer
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from uld_ds.batches import SegmentRows
-from uld_ds.spectrum import Spectrum
-from uld_ds.top_tokens import TopTokens
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.spectrum.top_tokens import TopTokens
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from launcher.commands.options import OUTPUT
 from launcher.quiet import no_news
 from launcher.targets import cannot_write, check_target
 from uld_ds.errors import UserError
-from uld_ds.tokenizer_files import is_read, local_path, open_tokenizer, without_torch
+from uld_ds.tokenization.loading import is_read, local_path, open_tokenizer, without_torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from uld_ds.report.alignment_view import AlignmentView, SideView
-    from uld_ds.report.vocabulary_view import VocabularyView
-    from uld_ds.vocabulary import Vocabulary
+    from uld_ds.reporting.alignment_view import AlignmentView, SideView
+    from uld_ds.reporting.vocabulary_view import VocabularyView
+    from uld_ds.tokenization.vocabulary import Vocabulary
 
 
 def add_to(app: typer.Typer) -> None:
@@ -68,12 +68,12 @@ def align(
     if as_json:
         typer.echo(json.dumps(view.to_json()))
     elif html is not None:
-        from uld_ds.report.alignment_page import alignment_page
+        from uld_ds.reporting.alignment_html import alignment_page
 
         _write(html, alignment_page(view))
         typer.echo(str(html))
     else:
-        from uld_ds.report.alignment_rows import AlignmentRows
+        from uld_ds.reporting.alignment_terminal import AlignmentRows
 
         _show(AlignmentRows(view))
     if view.warning is not None:
@@ -97,7 +97,7 @@ def _vocabulary(student: str, teacher: str, *, as_json: bool) -> None:
 
 
 def _vocabulary_view(student: str, teacher: str) -> VocabularyView:
-    from uld_ds.report.vocabulary_view import VocabularyView
+    from uld_ds.reporting.vocabulary_view import VocabularyView
 
     tokenizers = open_tokenizer(student, "--student"), open_tokenizer(teacher, "--teacher")
     sides = _vocabulary_of(tokenizers[0], "--student"), _vocabulary_of(tokenizers[1], "--teacher")
@@ -105,7 +105,7 @@ def _vocabulary_view(student: str, teacher: str) -> VocabularyView:
 
 
 def _vocabulary_of(tokenizer: PreTrainedTokenizerBase, key: str) -> Vocabulary:
-    from uld_ds.vocabulary import Vocabulary
+    from uld_ds.tokenization.vocabulary import Vocabulary
 
     try:
         return Vocabulary.of(tokenizer)
@@ -173,13 +173,13 @@ def _write(html: Path, page: str) -> None:
 
 
 def _view(text: str, student: str, teacher: str) -> AlignmentView:
-    from uld_ds.report.alignment_view import AlignmentView
+    from uld_ds.reporting.alignment_view import AlignmentView
 
     return AlignmentView.of(text, _side(text, student, "--student"), _side(text, teacher, "--teacher"))
 
 
 def _side(text: str, place: str, key: str) -> SideView:
-    from uld_ds.report.alignment_view import SideView
+    from uld_ds.reporting.alignment_view import SideView
 
     tokenizer = open_tokenizer(place, key)
     try:

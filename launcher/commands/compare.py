@@ -12,10 +12,10 @@ from launcher.commands.options import OUTPUT
 from launcher.runs import HELP, find_run
 from launcher.targets import cannot_write, check_target
 from uld_ds.errors import UserError
-from uld_ds.places import in_home
+from uld_ds.utils.files import in_home
 
 if TYPE_CHECKING:
-    from uld_ds.report.comparison import ComparedRun
+    from uld_ds.reporting.comparison import ComparedRun
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,7 +44,7 @@ def compare(
         raise UserError("RUN", f"only {runs[0]!r} to compare", "name two runs or more")
     if html is not None:
         check_target(html, "--html")
-    from uld_ds.report.comparison import ComparedRun, cautions, markdown
+    from uld_ds.reporting.comparison import ComparedRun, cautions, markdown
 
     compared = [ComparedRun.of(_found(run)) for run in runs]
     if html is not None:
@@ -56,7 +56,7 @@ def compare(
 
 
 def _found(run: str) -> Path:
-    from uld_ds.report.comparison import is_evaluation
+    from uld_ds.reporting.comparison import is_evaluation
 
     place = in_home(run)
     if is_evaluation(place):
@@ -68,8 +68,8 @@ def _found(run: str) -> Path:
 
 
 def _write_page(file: Path, compared: list[ComparedRun]) -> None:
-    from uld_ds.places import write_whole
-    from uld_ds.report.comparison_page import comparison_page
+    from uld_ds.reporting.comparison_html import comparison_page
+    from uld_ds.utils.files import write_whole
 
     try:
         write_whole(file, comparison_page(compared))

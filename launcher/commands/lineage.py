@@ -33,11 +33,11 @@ def lineage(
     name, version, alias = _parsed(model)
     uri = registry_uri(tracking_uri)
     logging.disable(logging.WARNING)
-    from uld_ds import tracking
-    from uld_ds.lineage import lineage as chain_of
+    from uld_ds.registry.lineage import lineage as chain_of
+    from uld_ds.tracking import mlflow_runs
 
     logging.disable(logging.NOTSET)
-    chain = chain_of(tracking.open_client(uri, "MLFLOW_TRACKING_URI"), name, version, alias)
+    chain = chain_of(mlflow_runs.open_client(uri, "MLFLOW_TRACKING_URI"), name, version, alias)
     if as_json:
         typer.echo(json.dumps(chain))
     else:

@@ -12,7 +12,7 @@ from launcher.commands.options import OUTPUT
 from launcher.runs import HELP, find_run
 from launcher.targets import cannot_write, check_target
 from uld_ds.errors import UserError
-from uld_ds.report.snapshots_folder import REPORT
+from uld_ds.runs.folder import REPORT
 
 
 def add_to(app: typer.Typer) -> None:
@@ -38,7 +38,7 @@ def report(
     check_target(target, "--output")
     if not (folder / "recipe.yaml").is_file():
         raise UserError("RUN", f"{str(folder)!r} has no recipe.yaml", "name the folder of a training run")
-    from uld_ds.report.run_page import write_report
+    from uld_ds.reporting.run_html import write_report
 
     try:
         write_report(folder, target)

@@ -14,7 +14,7 @@ from launcher.commands.options import OUTPUT
 from launcher.runs import HELP, find_run
 
 if TYPE_CHECKING:
-    from uld_ds.report.status import RunStatus
+    from uld_ds.runs.status import RunStatus
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "silent": "yellow"}
@@ -33,7 +33,7 @@ def status(
     ] = False,
 ) -> None:
     """Show how a run is doing: step, loss, throughput, where its time goes, checkpoint, restarts."""
-    from uld_ds.report.status import run_status
+    from uld_ds.runs.status import run_status
 
     found = run_status(find_run(run))
     if as_json:
@@ -93,7 +93,7 @@ def _parts(found: RunStatus) -> str:
 
 
 def _phases(found: RunStatus) -> Table:
-    from uld_ds.report.phases import MEANINGS
+    from uld_ds.runs.phases import MEANINGS
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title_justify="left")
     table.add_column(style="dim", no_wrap=True)

@@ -12,7 +12,7 @@ from launcher.commands.options import OUTPUT, FactsAsJson, Overrides, RecipeFile
 from uld_ds.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from uld_ds.teachers.store_manifest import StoreManifest
+    from uld_ds.teachers.store.manifest import StoreManifest
 
 store = typer.Typer(help="Build and look at spectrum stores: teachers that need no GPU.", no_args_is_help=True)
 
@@ -55,7 +55,7 @@ def info(
     verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare its checksum.")] = False,
 ) -> None:
     """Show whose words a store holds, about what, and how precisely."""
-    from uld_ds.teachers.store import SpectrumStore
+    from uld_ds.teachers.store.reader import SpectrumStore
 
     found = SpectrumStore.open(path, key="PATH")
     if verify:

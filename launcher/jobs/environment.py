@@ -10,7 +10,7 @@ from pathlib import Path
 
 from uld_ds.errors import UserError
 from uld_ds.recipe import ENVIRONMENT_PREFIX
-from uld_ds.redaction import Redactor, is_secret_name
+from uld_ds.utils.redaction import Redactor, is_secret_name
 
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 """Seconds that Ray leaves a job between SIGTERM and SIGKILL; it reads them in the job's own environment."""

@@ -18,7 +18,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from launcher.cluster import RUN_DIR, RUN_NAME
 from launcher.jobs.client import api_errors
 from launcher.progress import parse_line
-from uld_ds.report.status import run_status
+from uld_ds.runs.status import run_status
 
 _OURS = re.compile(r"(?:^|\s)-m\s+launcher\s|(?:^|[/\s])uld-ds\s")
 _TAIL_CHARACTERS = 64 * 1024

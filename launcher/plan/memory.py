@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.plan.shapes import Shape
-from uld_ds.level_counts import LevelGrid
-from uld_ds.quantised import BYTES_PER_WEIGHT
+from uld_ds.models.quantization import BYTES_PER_WEIGHT
 from uld_ds.recipe import DType
-from uld_ds.spectrum import DEFAULT_NUM_HEAD
+from uld_ds.spectrum.histogram import LevelGrid
+from uld_ds.spectrum.spectrum import DEFAULT_NUM_HEAD
 
 Place = Literal["device", "host", "disk"]
 BYTES: dict[DType, int] = {"fp32": 4, "bf16": 2}
@@ -23,7 +23,7 @@ BYTES: dict[DType, int] = {"fp32": 4, "bf16": 2}
 BASE = {"cpu": 750 * 10**6, "gpu": 1_500 * 10**6}
 HOST_BASE = 2_500 * 10**6
 """Host memory of a process beside a GPU: libraries with CUDA's kernels."""
-# Elements of logits at a time (language_model.py), and of the scratch that counts levels in them (spectrum.py).
+# Elements of logits at a time (``uld_ds.models.row_model``), and of the scratch that counts levels in them (``uld_ds.spectrum``).
 _HEAD_ELEMENTS = {"cpu": 1 << 23, "gpu": 1 << 27}
 _SPECTRUM_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 25}
 _SPECTRUM_SCRATCH = 28

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from launcher.plan.memory import BASE, HOST_BASE, Line, Role, checkpoint_bytes, student_lines, teacher_lines
 from launcher.plan.shapes import Shape
 from launcher.plan.speed import Hardware, Traffic, forward_operations, student_traffic, teacher_traffic
-from uld_ds.deepspeed_config import read_config, read_student_config
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, parse_recipe
+from uld_ds.training.deepspeed_config import read_config, read_student_config
 
 USABLE = 0.94
 """Share of a device's memory that allocations can fill before its fragments stop them."""

@@ -11,13 +11,15 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError
-from uld_ds.places import PACKAGE, converted_gguf, in_home, package_folder
-from uld_ds.quantised import check_quantisable, quantised_linears
+from uld_ds.models.adapters import shaped
+from uld_ds.models.layer_pruning import keep_in_config
+from uld_ds.models.quantization import check_quantisable, quantised_linears
+from uld_ds.models.remote_code import check_remote_code
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
-from uld_ds.recipe_models import code_options
-from uld_ds.remote_code import check_remote_code
-from uld_ds.shaping import keep_in_config, shaped
-from uld_ds.tokenizer_files import load_tokenizer, one_line
+from uld_ds.recipe.models import code_options
+from uld_ds.tokenization.loading import load_tokenizer, one_line
+from uld_ds.utils.cache import PACKAGE, converted_gguf, package_folder
+from uld_ds.utils.files import in_home
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def shape_of(
     """
     import torch
 
-    from uld_ds.architectures import auto_class
+    from uld_ds.models.architectures import auto_class
 
     try:
         with torch.device("meta"):

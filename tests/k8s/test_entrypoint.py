@@ -18,7 +18,7 @@ from tests.k8s.rayjob_policy import PRE_STOP, recipe_text
 from tests.k8s.rendering import needs_kubectl, only, render
 from tests.ray_nodes import RAY, TOKEN, Nodes, ray_nodes
 from uld_ds.errors import UserError
-from uld_ds.places import package_folder
+from uld_ds.utils.cache import package_folder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), needs_kubectl]
 STEPS = 600

@@ -27,9 +27,9 @@ from launcher.driver import run_training
 from tests.tiny import tiny_recipe_in
 from uld_ds.errors import UserError
 from uld_ds.recipe import load_recipe, parse_recipe
-from uld_ds.report.phases import OTHER, PHASES
-from uld_ds.report.run_report import RunReport
-from uld_ds.report.status import run_status
+from uld_ds.reporting.run_data import RunReport
+from uld_ds.runs.phases import OTHER, PHASES
+from uld_ds.runs.status import run_status
 
 SECRETS = {
     "ROWS_API_KEY": "planted-for-the-rows",

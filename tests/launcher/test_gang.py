@@ -9,7 +9,7 @@ from launcher.gang import cause
 SNIPPET = """Training failed due to worker errors:
 [Rank 0 Error Snippet]:
 Traceback (most recent call last):
-  File "uld_ds/worker.py", line 63, in train_worker
+  File "uld_ds/workers/train.py", line 63, in train_worker
     Worker(job).run()
 """
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from launcher.progress import ProgressView
-from uld_ds.report.progress import ProgressWriter
+from uld_ds.runs.progress import ProgressWriter
 
 
 def metrics(loss: float) -> dict[str, float]:

@@ -14,8 +14,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher import cli
-from uld_ds.promotion import Comparison
-from uld_ds.registry import log_student
+from uld_ds.registry.log_student import log_student
+from uld_ds.registry.promotion import Comparison
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -132,7 +132,7 @@ def test_mistakes_are_one_line(run: Run, arguments: list[str], message: str) -> 
 
 def test_an_alias_that_moved_meanwhile_stays(registry: mlflow.MlflowClient) -> None:
     from uld_ds.errors import RunError
-    from uld_ds.promotion import promote
+    from uld_ds.registry.promotion import promote
 
     registry.set_registered_model_alias("student", "moving", "2")
     candidate = registry.get_model_version("student", "1")

@@ -10,8 +10,8 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _Chec
 
 from launcher.recovery import repair_checkpoint_list
 from tests.uld_ds.test_checkpoint_files import state
-from uld_ds.checkpoint import SNAPSHOT, committed
-from uld_ds.checkpoint_files import write_shard
+from uld_ds.checkpointing.files import write_shard
+from uld_ds.checkpointing.manager import SNAPSHOT, committed
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from launcher.stopping import SigtermStops
 from tests.ray_nodes import clean_environment
 from uld_ds.errors import StoppedError
 from uld_ds.recipe import parse_recipe
-from uld_ds.stopping import StopFile
+from uld_ds.runs.stop_file import StopFile
 
 
 def terminate() -> None:

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 
 from tests import tokenizers_zoo as zoo
 from tests.uld_ds.span_texts import MAY_REFUSE, TEXTS, Spans, check_tiling, random_text, tokenizer_named
-from uld_ds.alignment import Segment, align, alignment_rate, batch_token_spans, segment_boundaries, token_spans
+from uld_ds.alignment.segments import Segment, align, alignment_rate, segment_boundaries
+from uld_ds.tokenization.spans import batch_token_spans, token_spans
 
 
 def reference_starts(mine: Spans, others: Spans) -> list[int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from uld_ds.areas import compare
-from uld_ds.level_counts import LevelCounts, LevelGrid
+from uld_ds.spectrum.histogram import LevelCounts, LevelGrid
+from uld_ds.spectrum.histogram_distance import compare
 
 
 def test_comparison_of_tails_by_hand() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from uld_ds.checkpoint_files import (
+from uld_ds.checkpointing.files import (
     best_name,
     folder_name,
     is_complete,
@@ -26,7 +26,7 @@ from uld_ds.checkpoint_files import (
     write_shard,
 )
 from uld_ds.errors import FinalError
-from uld_ds.giving_up import giving_up, note_if_final
+from uld_ds.workers.fatal_errors import giving_up, note_if_final
 
 
 def state(rank: int) -> dict[str, object]:

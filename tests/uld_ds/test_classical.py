@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uld_ds.classical import ClassicalTerm, Divergence
-from uld_ds.top_tokens import TopTokens
+from uld_ds.losses.divergences import ClassicalTerm, Divergence
+from uld_ds.spectrum.top_tokens import TopTokens
 
 ROWS, VOCAB = 6, 40
 KINDS = get_args(Divergence)

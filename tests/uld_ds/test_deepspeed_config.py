@@ -9,7 +9,9 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from uld_ds.deepspeed_config import (
+from uld_ds.errors import UserError
+from uld_ds.recipe import Recipe, parse_recipe
+from uld_ds.training.deepspeed_config import (
     ALLOWED_STAGES,
     OWNED_BY_RECIPE,
     Role,
@@ -19,8 +21,6 @@ from uld_ds.deepspeed_config import (
     teacher_config,
     zero_stage,
 )
-from uld_ds.errors import UserError
-from uld_ds.recipe import Recipe, parse_recipe
 
 
 def recipe(**student: Any) -> Recipe:

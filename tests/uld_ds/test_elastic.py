@@ -11,10 +11,11 @@ import pytest
 
 from tests.ranks import run_on_ranks
 from tests.uld_ds.test_engine import build, prepared_job, variant, window_of
-from uld_ds.checkpoint import _TAG, TrainState, divide_anew, host_state, load_divided
-from uld_ds.checkpoint_files import num_ranks, write_shard
-from uld_ds.data.order import step_examples
-from uld_ds.job import Job
+from uld_ds.checkpointing.deepspeed_state import _TAG, divide_anew, host_state, load_divided
+from uld_ds.checkpointing.files import num_ranks, write_shard
+from uld_ds.checkpointing.state import TrainState
+from uld_ds.data.sampling import step_examples
+from uld_ds.runs.job import Job
 
 BATCH = 12
 """Divided by every number of ranks here, times two examples at a time."""

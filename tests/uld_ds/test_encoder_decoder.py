@@ -25,24 +25,19 @@ from tests import tokenizers_zoo as zoo
 from tests.ranks import run_on_ranks
 from tests.tiny import save_tiny_t5
 from uld_ds.batches import SideBatch
+from uld_ds.checkpointing.export import export_student
+from uld_ds.data.batching import Batcher
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import Example, ExampleReader
-from uld_ds.data.teacher_batches import TeacherBatcher
+from uld_ds.data.teacher_batching import TeacherBatcher
 from uld_ds.data.teacher_rows import TEACHER_FEATURES, TeacherEncoding
-from uld_ds.data.windows import Batcher
-from uld_ds.deepspeed_config import student_config, teacher_config
-from uld_ds.distributed import Ranks
-from uld_ds.engine import DistillationEngine
 from uld_ds.errors import UserError
 from uld_ds.evaluation.evaluate import bits_per_byte_of
-from uld_ds.export import export_student
 from uld_ds.generation.decoding import Decoding, Model
-from uld_ds.job import Job
-from uld_ds.language_model import RowModel, choose_head_path
-from uld_ds.loading import load_student, load_teacher
-from uld_ds.models import make_student
-from uld_ds.objective import Objective
+from uld_ds.losses.objective import Objective
+from uld_ds.models.row_model import RowModel, choose_head_path
+from uld_ds.models.student import make_student
 from uld_ds.recipe import (
     DataSettings,
     FilesSource,
@@ -51,7 +46,12 @@ from uld_ds.recipe import (
     TrainedTokenizerSettings,
     parse_recipe,
 )
+from uld_ds.runs.job import Job
 from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.training.deepspeed_config import student_config, teacher_config
+from uld_ds.training.engine import DistillationEngine
+from uld_ds.training.engines import load_student, load_teacher
+from uld_ds.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
 BPE = TrainedTokenizerSettings(train="bpe", vocab_size=300)

@@ -15,21 +15,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.ranks import run_on_ranks
 from tests.tiny import save_tiny_model
-from uld_ds.data.order import deal
+from uld_ds.alignment.vocabulary_mapping import relations_of
+from uld_ds.checkpointing.export import export_student
+from uld_ds.data.batching import Batcher
 from uld_ds.data.prepare import Preparer
-from uld_ds.data.teacher_batches import TeacherBatcher
-from uld_ds.data.windows import Batcher
-from uld_ds.deepspeed_config import student_config, teacher_config
-from uld_ds.distributed import Ranks
-from uld_ds.engine import DistillationEngine
-from uld_ds.export import export_student
-from uld_ds.job import Job
-from uld_ds.language_model import Head
-from uld_ds.loading import load_student, load_teacher
-from uld_ds.objective import Objective
+from uld_ds.data.sampling import deal
+from uld_ds.data.teacher_batching import TeacherBatcher
+from uld_ds.losses.objective import Objective
+from uld_ds.models.row_model import Head
 from uld_ds.recipe import parse_recipe
+from uld_ds.runs.job import Job
 from uld_ds.teachers.online import OnlineTeacher
-from uld_ds.vocabulary import relations_of
+from uld_ds.training.deepspeed_config import student_config, teacher_config
+from uld_ds.training.engine import DistillationEngine
+from uld_ds.training.engines import load_student, load_teacher
+from uld_ds.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
 

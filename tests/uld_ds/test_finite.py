@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 from tests.ranks import run_on_ranks
 from tests.uld_ds.test_engine import build, prepared_job, variant, window_of
 from tests.uld_ds.test_normalisation import micro_batch
-from uld_ds.finite import SpikeDetector, Watch
-from uld_ds.job import Job
+from uld_ds.runs.job import Job
+from uld_ds.training.loss_spikes import SpikeDetector
+from uld_ds.training.nonfinite import Watch
 
 
 def rare_token(job: Job, side: str) -> tuple[int, int]:

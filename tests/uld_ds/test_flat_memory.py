@@ -13,9 +13,9 @@ import pytest
 
 from tests.ranks import run_on_ranks
 from tests.uld_ds.test_engine import build, prepared_job, variant, window_of
-from uld_ds.data.order import step_examples
-from uld_ds.host_memory import hand_back_large_blocks, return_free_memory
-from uld_ds.job import Job
+from uld_ds.data.sampling import step_examples
+from uld_ds.runs.job import Job
+from uld_ds.utils.host_memory import hand_back_large_blocks, return_free_memory
 
 STEPS = 500
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.ranks import run_on_ranks
-from uld_ds import language_model
 from uld_ds.batches import SegmentRows, SideBatch
-from uld_ds.deepspeed_config import student_config
-from uld_ds.language_model import Head, RowModel, choose_head_path
-from uld_ds.normalisation import RowWeights
-from uld_ds.objective import Objective
+from uld_ds.losses.normalization import RowWeights
+from uld_ds.losses.objective import Objective
+from uld_ds.models import row_model
+from uld_ds.models.row_model import Head, RowModel, choose_head_path
 from uld_ds.recipe import ObjectiveSettings, parse_recipe
-from uld_ds.spectrum import Spectrum
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.training.deepspeed_config import student_config
 
 ROWS_PER_CHUNK = 3
 
@@ -83,7 +83,7 @@ def gathers(recipe: dict[str, Any], place: Path, with_lora: bool) -> dict[str, A
     engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=config)
     engine.eval()
     choose_head_path(model, engine, torch.device("cpu"), "student")
-    language_model._CHUNK_ELEMENTS_CPU = ROWS_PER_CHUNK * lm.config.vocab_size
+    row_model._CHUNK_ELEMENTS_CPU = ROWS_PER_CHUNK * lm.config.vocab_size
     batch, num_chunks = Batch(lm.config.vocab_size), []
 
     def consume(hidden: Tensor, head: Head) -> Tensor:

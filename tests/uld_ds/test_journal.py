@@ -12,7 +12,8 @@ import mlflow
 import pytest
 from mlflow.entities import Metric
 
-from uld_ds.journal import Delivery, DeliveryThread, Journal, history, read_lines
+from uld_ds.tracking.delivery import Delivery, DeliveryThread
+from uld_ds.tracking.journal import Journal, history, read_lines
 
 
 class FakeServer:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from uld_ds.level_counts import LevelGrid, top_probabilities
+from uld_ds.spectrum.histogram import LevelGrid
+from uld_ds.spectrum.kernels import top_probabilities
 
 
 def test_grid_edges_are_geometric_and_exact() -> None:

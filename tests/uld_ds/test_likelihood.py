@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uld_ds.likelihood import Divergence, likelihood_term
+from uld_ds.losses.likelihood import Divergence, likelihood_term
 
 LOG_PROBS = st.floats(-30.0, -0.01)
 DIVERGENCES = get_args(Divergence)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.uld_ds.test_objective import NOTHING, segments_of
 from uld_ds.batches import SegmentRows
-from uld_ds.likelihood import likelihood_term
-from uld_ds.likelihood_runs import likelihood_part, runs_of, word_may_be_over
+from uld_ds.losses.likelihood import likelihood_term
+from uld_ds.losses.likelihood_runs import likelihood_part, runs_of, word_may_be_over
 from uld_ds.recipe import ObjectiveSettings
-from uld_ds.top_tokens import TopTokens
+from uld_ds.spectrum.top_tokens import TopTokens
 
 ANSWERS = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=9), min_size=1, max_size=4)
 

@@ -15,14 +15,15 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from tests.ranks import run_on_ranks
-from uld_ds import chunked_loss, language_model, open_head
 from uld_ds.batches import SegmentRows, SideBatch
-from uld_ds.language_model import Head, LogitMap, RowModel, choose_head_path
-from uld_ds.normalisation import RowWeights
-from uld_ds.objective import Objective
-from uld_ds.open_head import LowRank
+from uld_ds.losses import chunked
+from uld_ds.losses.normalization import RowWeights
+from uld_ds.losses.objective import Objective
+from uld_ds.models import output_head, row_model
+from uld_ds.models.output_head import LowRank
+from uld_ds.models.row_model import Head, LogitMap, RowModel, choose_head_path
 from uld_ds.recipe import ObjectiveSettings
-from uld_ds.spectrum import Spectrum
+from uld_ds.spectrum.spectrum import Spectrum
 
 CPU = torch.device("cpu")
 NOTHING = torch.empty(0, dtype=torch.long)
@@ -88,7 +89,7 @@ def test_gradients_equal_autograd_in_float64(
     options: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(language_model, "_CHUNK_ELEMENTS_CPU", rows_per_chunk * VOCAB)
+    monkeypatch.setattr(row_model, "_CHUNK_ELEMENTS_CPU", rows_per_chunk * VOCAB)
     settings = ObjectiveSettings(**options)
     scale = torch.tensor([2.0, 2.0, 0.25])
     found = {name: tensor.requires_grad_(name in learnt) for name, tensor in tensors(3).items()}
@@ -118,13 +119,13 @@ def test_gradients_equal_autograd_in_float64(
 
 def test_nothing_is_computed_for_what_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
-    add = chunked_loss._add_product
+    add = chunked._add_product
 
     def noted(total: Tensor, left: Tensor, right: Tensor) -> None:
         shapes.append(tuple(total.shape))
         add(total, left, right)
 
-    monkeypatch.setattr(chunked_loss, "_add_product", noted)
+    monkeypatch.setattr(chunked, "_add_product", noted)
     parts = tensors(3)
     for frozen, low_rank in [(True, True), (True, False), (False, True)]:
         shapes.clear()
@@ -138,7 +139,7 @@ def test_nothing_is_computed_for_what_is_frozen(monkeypatch: pytest.MonkeyPatch)
 
 def test_gradients_of_many_bf16_chunks_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     # A thousand chunks of the same rows: a bf16 sum stops growing at 256 of them.
-    monkeypatch.setattr(language_model, "_CHUNK_ELEMENTS_CPU", ANSWERS * VOCAB)
+    monkeypatch.setattr(row_model, "_CHUNK_ELEMENTS_CPU", ANSWERS * VOCAB)
     gradients: dict[int, list[Tensor]] = {}
     for repeats in (1, 1000):
         parts = {name: tensor.bfloat16() for name, tensor in tensors(3).items()}
@@ -283,7 +284,7 @@ def test_the_measurement_notices_a_wrong_low_rank_part(
     fault: str, fill: bool, tiny_student: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lm = adapted(tiny_student, lora(), fill=fill)
-    joined = open_head._joined
+    joined = output_head._joined
 
     def wrong(head: nn.Module, parts: Any) -> Any:
         whole = joined(head, parts)
@@ -291,7 +292,7 @@ def test_the_measurement_notices_a_wrong_low_rank_part(
             return whole._replace(low_rank=None)
         return whole._replace(low_rank=LowRank(whole.low_rank.down, whole.low_rank.up, whole.low_rank.scale * 1.5))
 
-    monkeypatch.setattr(open_head, "_joined", wrong)
+    monkeypatch.setattr(output_head, "_joined", wrong)
     model = opened(lm)
     assert not model.direct_head
     assert "student: logits are not head(body)" in caplog.text
@@ -307,7 +308,7 @@ def test_the_measurement_notices_a_wrong_low_rank_part(
 
 def gradients_under_zero3(place: Path, configs: list[peft.LoraConfig]) -> dict[str, Any]:
     """Loss and gradients of one micro-batch, by an engine that keeps every parameter in shards."""
-    language_model._CHUNK_ELEMENTS_CPU = 6 * 400  # several chunks
+    row_model._CHUNK_ELEMENTS_CPU = 6 * 400  # several chunks
     model = RowModel(adapted(place, *configs))
     engine, *_ = deepspeed.initialize(
         model=model,

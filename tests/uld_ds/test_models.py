@@ -13,11 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from uld_ds.errors import UserError
-from uld_ds.models import locate_model, make_student
-from uld_ds.places import cache_dir, file_digest
+from uld_ds.models.locate import locate_model
+from uld_ds.models.student import make_student
 from uld_ds.recipe import ModelSettings, StudentSettings
-from uld_ds.tokenizer_files import load_tokenizer, tokenizer_digest
-from uld_ds.tokenizer_training import train_tokenizer
+from uld_ds.tokenization.loading import load_tokenizer, tokenizer_digest
+from uld_ds.tokenization.training import train_tokenizer
+from uld_ds.utils.cache import cache_dir
+from uld_ds.utils.files import file_digest
 
 LLAMA = {
     "model_type": "llama",

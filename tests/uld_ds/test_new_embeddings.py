@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from tests import tokenizers_zoo as zoo
 from tests.tiny import save_tiny_model
 from uld_ds.errors import UserError
-from uld_ds.models import make_student
-from uld_ds.new_embeddings import remake_embeddings, spellings
+from uld_ds.models.embeddings import remake_embeddings, spellings
+from uld_ds.models.student import make_student
 from uld_ds.recipe import StudentSettings
-from uld_ds.vocabulary import Vocabulary
+from uld_ds.tokenization.vocabulary import Vocabulary
 
 
 def test_old_tokens_spell_the_new_ones_byte_by_byte() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from uld_ds.batches import MicroBatch, SegmentRows, SideBatch
-from uld_ds.normalisation import RowWeights, step_weights, sum_of
+from uld_ds.losses.normalization import RowWeights, step_weights, sum_of
 
 
 def micro_batch(examples: list[tuple[float, int, int]]) -> MicroBatch:

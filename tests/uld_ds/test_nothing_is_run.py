@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from launcher.preflight import claim_run_dir
 from uld_ds.errors import UserError
-from uld_ds.loading import _from_pretrained
-from uld_ds.models import locate_model
+from uld_ds.models.locate import locate_model
 from uld_ds.recipe import Recipe, TeacherSettings, parse_recipe
-from uld_ds.teachers.store_manifest import ShardFacts
-from uld_ds.tokenizer_files import load_tokenizer
+from uld_ds.teachers.store.manifest import ShardFacts
+from uld_ds.tokenization.loading import load_tokenizer
+from uld_ds.training.engines import _from_pretrained
 
 RUNS = "raise SystemExit('code that came with a model was run')\n"
 

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedConfig
 
-from uld_ds import language_model
+from uld_ds.alignment.vocabulary_mapping import NONE, VocabularyRelations
 from uld_ds.batches import SegmentRows, SideBatch
-from uld_ds.language_model import Head, LogitMap, RowModel, choose_head_path
-from uld_ds.normalisation import RowWeights
-from uld_ds.objective import Objective, entropy
+from uld_ds.losses.normalization import RowWeights
+from uld_ds.losses.objective import Objective, entropy
+from uld_ds.models import row_model
+from uld_ds.models.row_model import Head, LogitMap, RowModel, choose_head_path
 from uld_ds.recipe import ObjectiveSettings
-from uld_ds.spectrum import Spectrum
-from uld_ds.top_tokens import TopTokens
-from uld_ds.vocabulary import NONE, VocabularyRelations
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.spectrum.top_tokens import TopTokens
 
 ANSWERS, HIDDEN, VOCAB, TEACHER_VOCAB = 21, 16, 211, 307
 SEGMENTS = torch.tensor([0, 2, 3, 7, 8, 12, 13, 14, 20])
@@ -164,7 +164,7 @@ class Case:
 
 @pytest.fixture(params=[1000, 4], ids=["one chunk", "six chunks"])
 def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language_model, "_CHUNK_ELEMENTS_CPU", request.param * VOCAB)
+    monkeypatch.setattr(row_model, "_CHUNK_ELEMENTS_CPU", request.param * VOCAB)
 
 
 @pytest.mark.usefixtures("_chunk_rows")
@@ -319,7 +319,7 @@ def test_terms_without_what_they_need_are_refused() -> None:
 
 def test_gradients_of_many_bf16_chunks_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     # A thousand chunks of the same row: a bf16 sum stops growing at 256 of them.
-    monkeypatch.setattr(language_model, "_CHUNK_ELEMENTS_CPU", VOCAB)
+    monkeypatch.setattr(row_model, "_CHUNK_ELEMENTS_CPU", VOCAB)
     example = Case()
     gradients = []
     for repeats in (1, 1000):

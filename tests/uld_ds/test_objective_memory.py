@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from uld_ds import language_model
 from uld_ds.batches import SegmentRows, SideBatch
-from uld_ds.language_model import Head, LogitMap
-from uld_ds.normalisation import RowWeights
-from uld_ds.objective import Objective
+from uld_ds.losses.normalization import RowWeights
+from uld_ds.losses.objective import Objective
+from uld_ds.models import row_model
+from uld_ds.models.row_model import Head, LogitMap
 from uld_ds.recipe import ObjectiveSettings
-from uld_ds.spectrum import Spectrum
+from uld_ds.spectrum.spectrum import Spectrum
 
 HIDDEN, VOCAB, TEACHER_VOCAB = 64, 150_000, 60_000
 FEW, MANY = 256, 2048
@@ -104,7 +104,7 @@ def test_memory_does_not_grow_with_the_positions(options: dict[str, Any], monkey
     assert many.loss - few.loss <= 4 * one_vector + 4 * MB, (few, many)
     # One chunk of logits and their gradient, and the head's gradient twice; by autograd four chunks more. 20 MB are for
     # the scratch that counts levels, and less than a chunk (34 MB), so that one too many is seen.
-    chunk, head = language_model._CHUNK_ELEMENTS_CPU * 4, VOCAB * HIDDEN * 4
+    chunk, head = row_model._CHUNK_ELEMENTS_CPU * 4, VOCAB * HIDDEN * 4
     assert many.loss <= (6 if options else 2) * chunk + 2 * head + 20 * MB, (few, many)
     # The teacher's part: its spectra, while a chunk of its logits is there too. At most 8.5 kB a row.
     assert many.teacher - few.teacher <= many.spectrum - few.spectrum + 4 * MB, (few, many)

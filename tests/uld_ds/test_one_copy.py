@@ -12,14 +12,14 @@ from torch import nn
 
 from tests.ranks import run_on_ranks
 from tests.uld_ds.test_engine import build, prepared_job, window_of
-from uld_ds import loading
-from uld_ds.job import Job
+from uld_ds.runs.job import Job
+from uld_ds.training import engines
 
 
 def two_steps(config: dict[str, Any], shared: bool) -> tuple[list[torch.Tensor], int, bool]:
     job = Job.from_config(config)
     if not shared:
-        loading.share_fp32_weights = lambda _optimizer: 0
+        engines.share_fp32_weights = lambda _optimizer: 0
     engine, batcher = build(job)
     optimizer = engine.student.optimizer
     for _ in range(2):
@@ -28,7 +28,7 @@ def two_steps(config: dict[str, Any], shared: bool) -> tuple[list[torch.Tensor],
     pairs = zip(optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True)
     same = [shard.data_ptr() == master.data_ptr() for shard, master in pairs]
     # By now there is nothing left to share.
-    return flat, loading.share_fp32_weights(optimizer), all(same)
+    return flat, engines.share_fp32_weights(optimizer), all(same)
 
 
 def both_ways(config: dict[str, Any]) -> list[tuple[list[torch.Tensor], int, bool]]:
@@ -58,8 +58,8 @@ class Optimizer:
 
 def test_only_what_is_alike_is_shared() -> None:
     shard = torch.arange(8.0)
-    assert loading.share_fp32_weights(Optimizer(shard, shard.clone())) == 32
-    assert loading.share_fp32_weights(Optimizer(shard.bfloat16(), shard.clone())) == 0
-    assert loading.share_fp32_weights(Optimizer(shard, shard[:4].clone())) == 0
-    assert loading.share_fp32_weights(Optimizer(None, shard.clone())) == 0
-    assert loading.share_fp32_weights(object()) == 0
+    assert engines.share_fp32_weights(Optimizer(shard, shard.clone())) == 32
+    assert engines.share_fp32_weights(Optimizer(shard.bfloat16(), shard.clone())) == 0
+    assert engines.share_fp32_weights(Optimizer(shard, shard[:4].clone())) == 0
+    assert engines.share_fp32_weights(Optimizer(None, shard.clone())) == 0
+    assert engines.share_fp32_weights(object()) == 0

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uld_ds.batches import MicroBatch
+from uld_ds.data.batching import segment_rows, side_batch
 from uld_ds.data.encoding import EncodedSide, EncodedTurn
 from uld_ds.data.pairing import pair
-from uld_ds.data.windows import segment_rows, side_batch
-from uld_ds.language_model import Head, LogitMap
-from uld_ds.normalisation import step_weights
-from uld_ds.objective import Objective
+from uld_ds.losses.normalization import step_weights
+from uld_ds.losses.objective import Objective
+from uld_ds.models.row_model import Head, LogitMap
 from uld_ds.recipe import ObjectiveSettings
-from uld_ds.spectrum import Spectrum
+from uld_ds.spectrum.spectrum import Spectrum
 
 HIDDEN, STUDENT_VOCAB, TEACHER_VOCAB = 12, 150, 240
 # Answer tokens of student and teacher, in two micro-batches.

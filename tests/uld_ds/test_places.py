@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from uld_ds.places import build_once, cache_dir
+from uld_ds.utils.cache import build_once, cache_dir
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.uld_ds.data.test_windows import rows, teacher_batcher
-from uld_ds.data.windows import Batcher
-from uld_ds.distributed import Ranks
-from uld_ds.language_model import RowModel, choose_head_path, log_probs_of
-from uld_ds.normalisation import step_weights
-from uld_ds.objective import Objective
+from uld_ds.data.batching import Batcher
+from uld_ds.losses.normalization import step_weights
+from uld_ds.losses.objective import Objective
+from uld_ds.models.row_model import RowModel, choose_head_path, log_probs_of
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.utils.distributed import Ranks
 
 VOCAB = 1500
 CPU = torch.device("cpu")

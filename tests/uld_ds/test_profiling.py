@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from uld_ds.profiling import StepProfiler
+from uld_ds.training.profiling import StepProfiler
 
 
 def test_only_the_steps_asked_for_are_recorded(tmp_path: Path) -> None:

@@ -24,16 +24,13 @@ from tests.ranks import run_on_ranks
 from tests.tiny import save_tiny_model, save_tiny_t5
 from tests.uld_ds.test_engine import build, prepared_job, variant
 from tests.uld_ds.test_shaped_resume import steps
-from uld_ds.checkpoint import TrainState, host_state, load_state
-from uld_ds.checkpoint_files import write_shard
-from uld_ds.deepspeed_config import student_config
-from uld_ds.distributed import Ranks
+from uld_ds.checkpointing.deepspeed_state import host_state, load_state
+from uld_ds.checkpointing.export import export_student
+from uld_ds.checkpointing.files import write_shard
+from uld_ds.checkpointing.state import TrainState
 from uld_ds.errors import FinalError, UserError
-from uld_ds.export import export_student
-from uld_ds.job import Job
-from uld_ds.language_model import RowModel, choose_head_path
-from uld_ds.loading import _from_pretrained
-from uld_ds.quantised import (
+from uld_ds.models.adapters import shaped
+from uld_ds.models.quantization import (
     BYTES_PER_WEIGHT,
     base_digest,
     check_installed,
@@ -43,8 +40,12 @@ from uld_ds.quantised import (
     quantised_linears,
     settle,
 )
+from uld_ds.models.row_model import RowModel, choose_head_path
 from uld_ds.recipe import LoraSettings, StudentSettings, parse_recipe
-from uld_ds.shaping import shaped
+from uld_ds.runs.job import Job
+from uld_ds.training.deepspeed_config import student_config
+from uld_ds.training.engines import _from_pretrained
+from uld_ds.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -225,7 +226,7 @@ def test_the_digest_is_of_what_is_frozen(tmp_path: Path, student: Path) -> None:
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, student: Path) -> None:
-    monkeypatch.setattr("uld_ds.quantised.find_spec", lambda name: None)
+    monkeypatch.setattr("uld_ds.models.quantization.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^student.lora.quantise: 'nf4' needs bitsandbytes, .* 'uld-ds\[qlora\]'"):
         check_installed(settings_for(student))
     check_installed(StudentSettings(model=str(student), lora=LoraSettings(), max_length=64))

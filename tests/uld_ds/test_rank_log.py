@@ -7,7 +7,7 @@ import logging
 from datetime import datetime
 from pathlib import Path
 
-from uld_ds.rank_log import rank_handlers
+from uld_ds.workers.rank_logs import rank_handlers
 
 
 def test_every_record_is_in_both_files(tmp_path: Path) -> None:

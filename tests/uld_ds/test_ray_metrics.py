@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from uld_ds import ray_metrics
-from uld_ds.ray_metrics import RayGauges, gauge_name
+from uld_ds.tracking import ray_metrics
+from uld_ds.tracking.ray_metrics import RayGauges, gauge_name
 
 
 class Recorded:

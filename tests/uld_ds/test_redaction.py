@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from uld_ds.redaction import Redactor, is_secret_name
+from uld_ds.utils.redaction import Redactor, is_secret_name
 
 
 @pytest.mark.parametrize(

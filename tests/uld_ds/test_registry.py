@@ -15,8 +15,8 @@ from tests import tokenizers_zoo as zoo
 from tests.tiny import save_tiny_t5
 from uld_ds.data.chat_templates import chat_template_of
 from uld_ds.recipe import ModelSettings
-from uld_ds.registry import RegisteredModel, log_student
-from uld_ds.served_student import ServedStudent
+from uld_ds.registry.log_student import RegisteredModel, log_student
+from uld_ds.registry.served_student import ServedStudent
 
 CHAT = [{"role": "user", "content": "What does it do?"}]
 FACTS = {"teacher": "org/large", "data_digest": "0" * 64, "alignment_rate": 0.75}

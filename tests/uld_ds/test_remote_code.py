@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM
 from uld_ds.data.sides import TextSide
 from uld_ds.errors import UserError
 from uld_ds.generation.decoding import Model
-from uld_ds.loading import _from_pretrained
-from uld_ds.models import locate_model
-from uld_ds.origins import model_identity
+from uld_ds.models.identity import model_identity
+from uld_ds.models.locate import locate_model
 from uld_ds.recipe import TeacherSettings, parse_recipe
-from uld_ds.recipe_models import code_options
+from uld_ds.recipe.models import code_options
+from uld_ds.training.engines import _from_pretrained
 
 READ = "1" * 40
 """A commit that somebody has read."""

@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.ranks import run_on_ranks
 from tests.uld_ds.test_engine import build, prepared_job, variant, window_of
-from uld_ds.checkpoint import _TAG, TrainState, host_state
-from uld_ds.checkpoint_files import write_shard
-from uld_ds.data.order import step_examples
-from uld_ds.engine import DistillationEngine
-from uld_ds.export import export_student
-from uld_ds.job import Job
+from uld_ds.checkpointing.deepspeed_state import _TAG, host_state
+from uld_ds.checkpointing.export import export_student
+from uld_ds.checkpointing.files import write_shard
+from uld_ds.checkpointing.state import TrainState
+from uld_ds.data.sampling import step_examples
+from uld_ds.runs.job import Job
+from uld_ds.training.engine import DistillationEngine
 
 FROZEN = ["model.embed_tokens.*", "model.layers.0.*"]
 SHAPES: dict[str, dict[str, Any]] = {

@@ -22,18 +22,19 @@ from tests import tokenizers_zoo as zoo
 from tests.ranks import run_on_ranks
 from tests.tiny import save_tiny_model, save_tiny_t5
 from tests.uld_ds.test_encoder_decoder import prepared
-from uld_ds.data.windows import Batcher
-from uld_ds.distributed import Ranks
+from uld_ds.checkpointing.export import export_student
+from uld_ds.data.batching import Batcher
 from uld_ds.errors import UserError
-from uld_ds.export import export_student
-from uld_ds.job import Job
-from uld_ds.loading import load_student
-from uld_ds.models import make_student
-from uld_ds.normalisation import step_weights
-from uld_ds.objective import Objective
+from uld_ds.losses.normalization import step_weights
+from uld_ds.losses.objective import Objective
+from uld_ds.models.adapters import freeze, merged, with_adapters
+from uld_ds.models.layer_pruning import with_layers
+from uld_ds.models.student import make_student
 from uld_ds.recipe import LoraSettings, StudentSettings
-from uld_ds.shaping import freeze, merged, with_adapters, with_layers
-from uld_ds.spectrum import Spectrum
+from uld_ds.runs.job import Job
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.training.engines import load_student
+from uld_ds.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
 IDS = torch.arange(3, 19).reshape(2, 8)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.uld_ds.spectra_zoo import gaussian, masked, one_hot, zipf
-from uld_ds.level_counts import LevelGrid
-from uld_ds.spectrum import Spectrum
-from uld_ds.uld import uld_distance
+from uld_ds.spectrum.histogram import LevelGrid
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.uld.distance import uld_distance
 
 # --- from logits ----------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tests.uld_ds.spectra_zoo import cosine, gaussian, masked, one_hot, reference_with_gradient, zipf
-from uld_ds.spectrum import Spectrum
-from uld_ds.spectrum_codec import CODEC_VERSION, Precision
-from uld_ds.uld import uld_distance, uld_value_and_grad
+from uld_ds.spectrum.codec import CODEC_VERSION, Precision
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.uld.distance import uld_distance, uld_value_and_grad
 
 CASES: dict[str, Callable[[], Tensor]] = {
     "zipf": lambda: zipf(24, 16_000, seed=2),

@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests import tokenizers_zoo as zoo
 from tests.uld_ds.span_texts import MAY_REFUSE, TEXTS, check_tiling, tokenizer_named
-from uld_ds.alignment import batch_token_spans, spans_of_ids, token_spans
-from uld_ds.span_finder import AlignmentError
+from uld_ds.tokenization.spans import AlignmentError, batch_token_spans, spans_of_ids, token_spans
 
 FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

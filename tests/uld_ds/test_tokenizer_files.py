@@ -20,8 +20,8 @@ import pytest
 
 from tests import tokenizers_zoo as zoo
 from uld_ds.errors import UserError
-from uld_ds.places import converted_gguf
-from uld_ds.tokenizer_files import load_tokenizer, open_tokenizer
+from uld_ds.tokenization.loading import load_tokenizer, open_tokenizer
+from uld_ds.utils.cache import converted_gguf
 
 TEXT = "größer als 中文"
 

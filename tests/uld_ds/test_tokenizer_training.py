@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.errors import UserError
-from uld_ds.tokenizer_training import END_OF_TURN, PADDING, ROLES, train_tokenizer
+from uld_ds.tokenization.training import END_OF_TURN, PADDING, ROLES, train_tokenizer
 
 Kind = Literal["unigram", "bpe"]
 KINDS: tuple[Kind, ...] = ("unigram", "bpe")

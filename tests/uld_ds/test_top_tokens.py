@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from uld_ds.top_tokens import TopTokens
+from uld_ds.spectrum.top_tokens import TopTokens
 
 
 @settings(max_examples=60, deadline=None)

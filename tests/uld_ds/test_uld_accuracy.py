@@ -18,9 +18,9 @@ from tests.uld_ds.spectra_zoo import (
     zipf,
 )
 from tests.uld_ds.uld_methods import METHODS, Method
-from uld_ds.level_counts import LevelGrid
-from uld_ds.spectrum import Spectrum
-from uld_ds.uld import UldTerms, uld_distance, uld_value_and_grad
+from uld_ds.spectrum.histogram import LevelGrid
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.uld.distance import UldTerms, uld_distance, uld_value_and_grad
 
 
 def terms_of(student: Tensor, teacher: Tensor, **options: Any) -> UldTerms:

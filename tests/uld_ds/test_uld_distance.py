@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from tests.uld_ds.spectra_zoo import reference_distance, zipf
 from tests.uld_ds.uld_methods import METHODS, Method
-from uld_ds.spectrum import Spectrum
-from uld_ds.uld import UldTerms, uld_distance, uld_value_and_grad
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.uld.distance import UldTerms, uld_distance, uld_value_and_grad
 
 
 def logits_of(*rows: list[float]) -> Tensor:

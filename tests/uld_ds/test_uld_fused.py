@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.uld_ds.spectra_zoo import zipf
-from uld_ds.spectrum import Spectrum
-from uld_ds.uld import UldTerms, uld_distance, uld_value_and_grad, uld_workspace
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.uld.distance import UldTerms, uld_distance, uld_value_and_grad, uld_workspace
 
 
 def test_fused_entry_equals_autograd() -> None:

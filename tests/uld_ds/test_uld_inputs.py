@@ -9,8 +9,8 @@ import torch
 
 from tests.uld_ds.spectra_zoo import masked, zipf
 from tests.uld_ds.uld_methods import METHODS, Method
-from uld_ds.spectrum import Spectrum
-from uld_ds.uld import uld_distance
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.uld.distance import uld_distance
 
 
 @pytest.mark.parametrize("method", METHODS)

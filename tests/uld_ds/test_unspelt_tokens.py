@@ -13,9 +13,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.uld_ds.span_texts import tokenizer_named
-from uld_ds.alignment import spans_of_ids, token_spans
-from uld_ds.span_finder import AlignmentError
-from uld_ds.span_readings import first_difference, only_fill
+from uld_ds.tokenization.span_matching import first_difference, only_fill
+from uld_ds.tokenization.spans import AlignmentError, spans_of_ids, token_spans
 
 
 def word_tokenizer(vocab: Sequence[str], normalizer: Any = None, pre_tokenizer: Any = None) -> Any:

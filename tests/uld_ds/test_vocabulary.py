@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests import tokenizers_zoo as zoo
-from uld_ds import vocabulary
-from uld_ds.vocabulary import NONE, Vocabulary, relate, relations_of
+from uld_ds.alignment.vocabulary_mapping import NONE, relate, relations_of
+from uld_ds.tokenization import vocabulary
+from uld_ds.tokenization.vocabulary import Vocabulary
 
 
 def vocabulary_of(name: str) -> Vocabulary:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uld_ds.carried_tokens import NOWHERE, carried, mapping_of
-from uld_ds.hybrid import HybridTerm
-from uld_ds.identity_terms import identity_terms
+from uld_ds.losses.hybrid import HybridTerm
+from uld_ds.losses.projection import ProjectionTerm
 from uld_ds.losses.term import Compared
-from uld_ds.projection import ProjectionTerm
+from uld_ds.losses.terms import identity_terms
+from uld_ds.losses.token_mapping import NOWHERE, carried, mapping_of
 from uld_ds.recipe import ObjectiveSettings
-from uld_ds.top_tokens import TopTokens
+from uld_ds.spectrum.top_tokens import TopTokens
 
 ROWS, VOCAB, TEACHER_VOCAB, BETA = 6, 40, 55, 0.3
 STUDENT_IDS = torch.tensor([3, 0, 17, 39, 8, 21])

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from tests.ranks import run_on_ranks
 from tests.uld_ds.test_engine import build, prepared_job, variant, window_of
 from tests.uld_ds.test_objective import Case
-from uld_ds.checkpoint import _TAG, TrainState, host_state
-from uld_ds.checkpoint_files import write_shard
-from uld_ds.data.order import step_examples
-from uld_ds.engine import DistillationEngine
+from uld_ds.checkpointing.deepspeed_state import _TAG, host_state
+from uld_ds.checkpointing.files import write_shard
+from uld_ds.checkpointing.state import TrainState
+from uld_ds.data.sampling import step_examples
 from uld_ds.errors import UserError
-from uld_ds.job import Job
-from uld_ds.objective import Objective
+from uld_ds.losses.objective import Objective
 from uld_ds.recipe import ObjectiveSettings
-from uld_ds.weight_schedule import check_schedule, scheduled_weights
+from uld_ds.recipe.weight_schedule import check_schedule, scheduled_weights
+from uld_ds.runs.job import Job
+from uld_ds.training.engine import DistillationEngine
 
 SCHEDULE: dict[str, Any] = {"ce": {"kind": "linear", "to": 0.2}, "uld": {"kind": "warmup", "steps": 0.5}}
 

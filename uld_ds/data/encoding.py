@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from uld_ds.alignment import batch_token_spans
 from uld_ds.data.rendering import Rendered, RenderedTurn
+from uld_ds.tokenization.spans import batch_token_spans
 
 
 @dataclass(frozen=True)

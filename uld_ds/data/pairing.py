@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
+from datasets import Features, List, Value
 
-from uld_ds.alignment import segment_boundaries
+from uld_ds.alignment.segments import segment_boundaries
 from uld_ds.data.encoding import EncodedSide, EncodedTurn
+from uld_ds.data.rendering import Rendered
+from uld_ds.data.sides import Side, TextSide, same_answers
+from uld_ds.data.sources import Example
+from uld_ds.tokenization.spans import AlignmentError
 
 Alignment = Literal["segments", "positional"]
 SIDES = ("student", "teacher")
@@ -184,3 +189,93 @@ class _Side:
             "segments": segments[:, 0],
             "segment_stops": segments[:, 1],
         }
+
+
+IDS = List(Value("int32"))
+_OF_SIDE = {
+    "ids": IDS,
+    "encoder_ids": IDS,
+    "answers": IDS,
+    "in_text": List(Value("bool")),
+    "segments": IDS,
+    "segment_stops": IDS,
+    "length": Value("int32"),
+}
+FEATURES = Features(
+    {
+        **{f"{side}_{name}": feature for side in SIDES for name, feature in _OF_SIDE.items()},
+        "answer_bytes": Value("int32"),
+        "prompt": Value("string"),
+        "digest": Value("string"),
+    }
+)
+
+
+class Pairing:
+    """Renders and encodes both sides of examples, and aligns them."""
+
+    features = FEATURES
+
+    def __init__(
+        self,
+        student: TextSide,
+        teacher: Side,
+        *,
+        alignment: Alignment,
+        turns: str,
+        skip_ends: tuple[bool, bool] = (False, False),
+    ) -> None:
+        self._student = student
+        self._teacher = teacher
+        self._alignment: Alignment = alignment
+        self._skip_ends = skip_ends
+        self._all_answers = turns == "all" and student.shows_all_answers and teacher.shows_all_answers
+
+    def identity(self) -> dict[str, Any]:
+        """Both sides and how they are aligned."""
+        sides = {"student": self._student.identity(), "teacher": self._teacher.identity()}
+        return {**sides, "alignment": [self._alignment, *self._skip_ends], "all_answers": self._all_answers}
+
+    def __call__(self, examples: Sequence[Example]) -> list[dict[str, Any] | str]:
+        """A row of FEATURES for each example, or what is wrong with it."""
+        results: list[dict[str, Any] | str] = [""] * len(examples)
+        good: list[tuple[int, Rendered, Rendered]] = []
+        chosen = [example if self._all_answers else example.only_last() for example in examples]
+        for place, example in enumerate(chosen):
+            try:
+                good.append((place, *same_answers(self._student.render(example), self._teacher.render(example))))
+            except ValueError as error:
+                results[place] = str(error)
+        for place, row in self._pairs(good):
+            results[place] = row
+            if isinstance(row, dict):
+                try:
+                    row |= {"prompt": self._student.prompt(chosen[place]), "digest": chosen[place].digest()}
+                except ValueError as error:  # a conversation that begins with its answer, for one
+                    results[place] = str(error)
+        return results
+
+    def _pairs(self, good: Sequence[tuple[int, Rendered, Rendered]]) -> list[tuple[int, dict[str, Any] | str]]:
+        try:
+            students = self._student.encode([student for _, student, _ in good])
+            teachers = self._teacher.encode([teacher for _, _, teacher in good])
+        except AlignmentError as error:
+            if len(good) == 1:
+                return [(good[0][0], str(error))]
+            # Find out which of them it was, one at a time.
+            return [pair for item in good for pair in self._pairs([item])]
+        paired: list[tuple[int, dict[str, Any] | str]] = []
+        for (place, _, _), student, teacher in zip(good, students, teachers, strict=True):
+            try:
+                row = pair(
+                    student,
+                    teacher,
+                    alignment=self._alignment,
+                    student_max=self._student.max_tokens(student),
+                    teacher_max=self._teacher.max_tokens(teacher),
+                    skip_ends=self._skip_ends,
+                )
+                paired.append((place, dict(row)))
+            except ValueError as error:
+                paired.append((place, str(error)))
+        return paired

@@ -9,67 +9,31 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, List, Value, load_from_disk
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.data.bad_examples import note_bad_examples
-from uld_ds.data.facts import DataFacts, content_digest, digest_of, facts_of
-from uld_ds.data.pairing import SIDES, Alignment, pair
-from uld_ds.data.rendering import Rendered
-from uld_ds.data.row_places import row_places
-from uld_ds.data.sides import Side, TextSide, same_answers
+from uld_ds.data.pairing import Pairing
+from uld_ds.data.prepared import Split
+from uld_ds.data.row_locations import row_places
+from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import Example, ExampleReader, load_rows, source_files
+from uld_ds.data.statistics import content_digest, digest_of, facts_of
 from uld_ds.errors import UserError
-from uld_ds.places import build_once
 from uld_ds.recipe import DataSettings, DataSource, Recipe
-from uld_ds.span_finder import AlignmentError
+from uld_ds.utils.cache import build_once
 
 log = logging.getLogger(__name__)
 
 # Changes whenever the same rows would be prepared otherwise.
 PREPARED_FORMAT = 6
 ROWS_PER_PROCESS = 2_000
-# In run.storage; a run's name cannot begin like this.
-PREPARED_DATA = ".prepared"
-IDS = List(Value("int32"))
-_OF_SIDE = {
-    "ids": IDS,
-    "encoder_ids": IDS,
-    "answers": IDS,
-    "in_text": List(Value("bool")),
-    "segments": IDS,
-    "segment_stops": IDS,
-    "length": Value("int32"),
-}
-FEATURES = Features(
-    {
-        **{f"{side}_{name}": feature for side in SIDES for name, feature in _OF_SIDE.items()},
-        "answer_bytes": Value("int32"),
-        "prompt": Value("string"),
-        "digest": Value("string"),
-    }
-)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Prepared examples with their facts."""
-
-    rows: Dataset
-    facts: DataFacts
-    folder: Path
-
-    @classmethod
-    def load(cls, folder: Path) -> Split:
-        """What ``Preparer.prepare`` has put there."""
-        facts = DataFacts(**json.loads((folder / "facts.json").read_text()))
-        return cls(load_from_disk(str(folder / "rows")), facts, folder)
 
 
 class RowWork(Protocol):
@@ -84,76 +48,6 @@ class RowWork(Protocol):
     def __call__(self, examples: Sequence[Example]) -> list[dict[str, Any] | str]:
         """A row for each example, or what is wrong with it."""
         ...
-
-
-class Pairing:
-    """Renders and encodes both sides of examples, and aligns them."""
-
-    features = FEATURES
-
-    def __init__(
-        self,
-        student: TextSide,
-        teacher: Side,
-        *,
-        alignment: Alignment,
-        turns: str,
-        skip_ends: tuple[bool, bool] = (False, False),
-    ) -> None:
-        self._student = student
-        self._teacher = teacher
-        self._alignment: Alignment = alignment
-        self._skip_ends = skip_ends
-        self._all_answers = turns == "all" and student.shows_all_answers and teacher.shows_all_answers
-
-    def identity(self) -> dict[str, Any]:
-        """Both sides and how they are aligned."""
-        sides = {"student": self._student.identity(), "teacher": self._teacher.identity()}
-        return {**sides, "alignment": [self._alignment, *self._skip_ends], "all_answers": self._all_answers}
-
-    def __call__(self, examples: Sequence[Example]) -> list[dict[str, Any] | str]:
-        """A row of FEATURES for each example, or what is wrong with it."""
-        results: list[dict[str, Any] | str] = [""] * len(examples)
-        good: list[tuple[int, Rendered, Rendered]] = []
-        chosen = [example if self._all_answers else example.only_last() for example in examples]
-        for place, example in enumerate(chosen):
-            try:
-                good.append((place, *same_answers(self._student.render(example), self._teacher.render(example))))
-            except ValueError as error:
-                results[place] = str(error)
-        for place, row in self._pairs(good):
-            results[place] = row
-            if isinstance(row, dict):
-                try:
-                    row |= {"prompt": self._student.prompt(chosen[place]), "digest": chosen[place].digest()}
-                except ValueError as error:  # a conversation that begins with its answer, for one
-                    results[place] = str(error)
-        return results
-
-    def _pairs(self, good: Sequence[tuple[int, Rendered, Rendered]]) -> list[tuple[int, dict[str, Any] | str]]:
-        try:
-            students = self._student.encode([student for _, student, _ in good])
-            teachers = self._teacher.encode([teacher for _, _, teacher in good])
-        except AlignmentError as error:
-            if len(good) == 1:
-                return [(good[0][0], str(error))]
-            # Find out which of them it was, one at a time.
-            return [pair for item in good for pair in self._pairs([item])]
-        paired: list[tuple[int, dict[str, Any] | str]] = []
-        for (place, _, _), student, teacher in zip(good, students, teachers, strict=True):
-            try:
-                row = pair(
-                    student,
-                    teacher,
-                    alignment=self._alignment,
-                    student_max=self._student.max_tokens(student),
-                    teacher_max=self._teacher.max_tokens(teacher),
-                    skip_ends=self._skip_ends,
-                )
-                paired.append((place, dict(row)))
-            except ValueError as error:
-                paired.append((place, str(error)))
-        return paired
 
 
 class Preparer:

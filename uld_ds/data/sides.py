@@ -8,13 +8,13 @@ from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from uld_ds.architectures import decoder_start
 from uld_ds.data.encoding import EncodedSide, Encoder, SplitEncoder
 from uld_ds.data.rendering import Rendered, RenderedTurn, Renderer
 from uld_ds.data.sources import Example
+from uld_ds.models.architectures import decoder_start
 from uld_ds.recipe import ModelSettings
-from uld_ds.recipe_models import code_options
-from uld_ds.tokenizer_files import load_tokenizer, tokenizer_digest
+from uld_ds.recipe.models import code_options
+from uld_ds.tokenization.loading import load_tokenizer, tokenizer_digest
 
 
 class Side(Protocol):

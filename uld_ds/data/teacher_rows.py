@@ -9,12 +9,11 @@ import numpy as np
 from datasets import Features, List, Value
 
 from uld_ds.data.encoding import EncodedSide
-from uld_ds.data.pairing import check_encoder_length
-from uld_ds.data.prepare import IDS
+from uld_ds.data.pairing import IDS, check_encoder_length
 from uld_ds.data.rendering import Rendered
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import Example
-from uld_ds.span_finder import AlignmentError
+from uld_ds.tokenization.spans import AlignmentError
 
 TEACHER_FEATURES = Features(
     {

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from uld_ds.batches import MicroBatch, SideBatch
-from uld_ds.data.order import IGNORED, deal
-from uld_ds.data.teacher_batches import TeacherBatcher
-from uld_ds.data.windows import Batcher
-from uld_ds.distributed import Ranks
+from uld_ds.data.batching import Batcher
+from uld_ds.data.sampling import IGNORED, deal
+from uld_ds.data.teacher_batching import TeacherBatcher
 from uld_ds.evaluation.calibration import Calibration
-from uld_ds.normalisation import nats_to_bits
+from uld_ds.losses.normalization import nats_to_bits
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.source import TeacherSource
+from uld_ds.utils.distributed import Ranks
 
 Scores = Callable[[MicroBatch], tuple[SideBatch, Tensor]]
 

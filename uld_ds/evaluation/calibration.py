@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uld_ds.distributed import Ranks
+from uld_ds.utils.distributed import Ranks
 
 NUM_BINS = 10
 # Nats below the likeliest token's log-probability within which a token counts as the likeliest: what is read from a

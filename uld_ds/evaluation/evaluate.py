@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from uld_ds.data.batching import padding_id
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import ExampleReader
-from uld_ds.data.teacher_batches import TeacherBatcher
+from uld_ds.data.teacher_batching import TeacherBatcher
 from uld_ds.data.teacher_rows import TEACHER_FEATURES, TeacherEncoding
-from uld_ds.data.windows import padding_id
 from uld_ds.evaluation.metrics import percentile_interval, resampled
 from uld_ds.evaluation.predictions import Prediction
 from uld_ds.generation.decoding import Answer, Decoding, Model
 from uld_ds.generation.prompts import Prompt, batches_by_length
-from uld_ds.language_model import RowModel, choose_head_path, log_probs_of
-from uld_ds.normalisation import nats_to_bits
+from uld_ds.losses.normalization import nats_to_bits
+from uld_ds.models.row_model import RowModel, choose_head_path, log_probs_of
 
 Note = Callable[[int, int], None]
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from uld_ds.errors import UserError
-from uld_ds.models import DTYPES
-from uld_ds.places import in_home
+from uld_ds.models.architectures import DTYPES
 from uld_ds.recipe import DType
+from uld_ds.utils.files import in_home
 
 _KEY = "evaluation.suites"
 

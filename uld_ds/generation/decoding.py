@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from uld_ds.architectures import SAFE_WEIGHTS, auto_class, decoder_start
-from uld_ds.data.windows import padding_id
-from uld_ds.models import DTYPES
+from uld_ds.data.batching import padding_id
+from uld_ds.models.architectures import DTYPES, SAFE_WEIGHTS, auto_class, decoder_start
 from uld_ds.recipe import DType, GenerationSettings
-from uld_ds.recipe_models import NO_CODE
+from uld_ds.recipe.models import NO_CODE
 from uld_ds.tasks.task import Task
-from uld_ds.tokenizer_files import load_tokenizer
+from uld_ds.tokenization.loading import load_tokenizer
 
 Finish = Literal["stop", "length"]
 

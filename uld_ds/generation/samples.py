@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from uld_ds.data.windows import padding_id
+from uld_ds.data.batching import padding_id
 
 NUM_ANSWERS = 2
 REPETITION_PENALTY = 1.3

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from uld_ds.top_tokens import TopTokens
+from uld_ds.spectrum.top_tokens import TopTokens
 
 
 class IdentityTerm(Protocol):

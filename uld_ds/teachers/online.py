@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from uld_ds.batches import SideBatch
-from uld_ds.data.teacher_batches import TeacherBatcher
-from uld_ds.distributed import Ranks
-from uld_ds.host_memory import return_free_memory
-from uld_ds.language_model import Consume, Head, scores_of
-from uld_ds.spectrum import Spectrum
+from uld_ds.data.teacher_batching import TeacherBatcher
+from uld_ds.models.row_model import Consume, Head, scores_of
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.spectrum.top_tokens import TopTokens
 from uld_ds.teacher_outputs import TeacherTokens
+from uld_ds.teachers.gather_counter import GatherCounter
 from uld_ds.teachers.source import NonFiniteTeacherError
-from uld_ds.teachers.traffic import GatherCounter
-from uld_ds.top_tokens import TopTokens
+from uld_ds.utils.distributed import Ranks
+from uld_ds.utils.host_memory import return_free_memory
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from datasets import Dataset
 
 from uld_ds.errors import UserError
 from uld_ds.teacher_outputs import TeacherTokens
-from uld_ds.teachers.store import SpectrumStore
-from uld_ds.teachers.store_files import StoreFiles
-from uld_ds.teachers.store_manifest import MANIFEST
+from uld_ds.teachers.store.files import StoreFiles
+from uld_ds.teachers.store.manifest import MANIFEST
+from uld_ds.teachers.store.reader import SpectrumStore
 
 HELD_OUT = "held_out"
 """Where, below a store, there is one of held-out examples."""

@@ -11,7 +11,7 @@ import numpy as np
 from uld_ds.data.encoding import EncodedSide, EncodedTurn, encoded_turn
 from uld_ds.data.rendering import TRIMS, Rendered, RenderedTurn
 from uld_ds.data.sources import Example
-from uld_ds.teachers.store import SpectrumStore
+from uld_ds.teachers.store.reader import SpectrumStore
 
 # They stand for a prompt that is not there, and for what ends a turn; of one byte each.
 _PROMPT, _END = "\0", "\0"

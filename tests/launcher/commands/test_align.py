@@ -18,8 +18,8 @@ import typer
 
 from launcher import cli
 from tests import tokenizers_zoo as zoo
-from uld_ds.alignment import align as segments_of
-from uld_ds.alignment import token_spans
+from uld_ds.alignment.segments import align as segments_of
+from uld_ds.tokenization.spans import token_spans
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -12,7 +12,7 @@ import pytest
 from launcher import cli
 from launcher.runs import find_run
 from tests.uld_ds.report.test_comparison import make_run
-from uld_ds.report.comparison import BITS
+from uld_ds.reporting.comparison import BITS
 
 Run = Callable[..., tuple[int, str, str]]
 

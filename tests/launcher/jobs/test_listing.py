@@ -17,7 +17,7 @@ from launcher.jobs.listing import Progress, of_folder, of_log
 from launcher.preflight import writable_folder
 from launcher.progress import ProgressView, parse_line
 from uld_ds.errors import UserError
-from uld_ds.report.progress import ProgressWriter
+from uld_ds.runs.progress import ProgressWriter
 
 
 def metrics(loss: float, seconds: float) -> dict[str, float]:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from uld_ds.data.bad_examples import bad_examples, reason_of
-from uld_ds.data.prepare import Preparer, Split
+from uld_ds.data.prepare import Preparer
+from uld_ds.data.prepared import Split
 from uld_ds.errors import UserError
 from uld_ds.recipe import parse_recipe
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uld_ds.data.order import IGNORED, deal, num_run_examples, num_steps, step_examples
+from uld_ds.data.sampling import IGNORED, deal, num_run_examples, num_steps, step_examples
 
 
 @pytest.mark.parametrize(

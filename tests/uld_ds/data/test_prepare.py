@@ -13,8 +13,9 @@ from datasets import Dataset
 
 from tests.uld_ds.data.toy import CHAT_TEMPLATE, TRIMMING_TEMPLATE, texts, toy
 from uld_ds.data import prepare as prepare_module
-from uld_ds.data.facts import content_digest
-from uld_ds.data.prepare import Preparer, Split
+from uld_ds.data.prepare import Preparer
+from uld_ds.data.prepared import Split
+from uld_ds.data.statistics import content_digest
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, parse_recipe
 

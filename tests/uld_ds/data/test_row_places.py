@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from uld_ds.data.row_places import row_places
+from uld_ds.data.row_locations import row_places
 from uld_ds.data.sources import load_rows, source_files
 from uld_ds.recipe import FilesSource, GeneratorSource
 

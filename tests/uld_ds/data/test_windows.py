@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uld_ds.batches import MicroBatch, SegmentRows, SideBatch
-from uld_ds.data.order import IGNORED
-from uld_ds.data.prepare import FEATURES
-from uld_ds.data.teacher_batches import TeacherBatcher
-from uld_ds.data.windows import Batcher
-from uld_ds.spectrum import Spectrum
+from uld_ds.data.batching import Batcher
+from uld_ds.data.pairing import FEATURES
+from uld_ds.data.sampling import IGNORED
+from uld_ds.data.teacher_batching import TeacherBatcher
+from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.teacher_outputs import TeacherTokens
 
 

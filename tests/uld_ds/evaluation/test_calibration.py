@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from uld_ds.distributed import Ranks
 from uld_ds.evaluation.calibration import Calibration
+from uld_ds.utils.distributed import Ranks
 
 ALONE = Ranks(0, 1)
 

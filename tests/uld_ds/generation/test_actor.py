@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from uld_ds.generation.actor import write_engine_rows
+from uld_ds.workers.answers import write_engine_rows
 
 
 def test_rows_of_an_engine_are_answers(tmp_path: Path) -> None:

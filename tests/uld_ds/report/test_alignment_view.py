@@ -14,17 +14,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tests import tokenizers_zoo as zoo
-from uld_ds.alignment import Segment
-from uld_ds.report.alignment_page import alignment_page
-from uld_ds.report.alignment_rows import OWN, SHARED, AlignmentRows
-from uld_ds.report.alignment_rows import cell_len as terminal_cells
-from uld_ds.report.alignment_view import (
-    AlignmentView,
-    SideView,
-    TokenView,
-    view_alignment,
-    visible,
-)
+from uld_ds.alignment.segments import Segment
+from uld_ds.reporting.alignment_html import alignment_page
+from uld_ds.reporting.alignment_terminal import OWN, SHARED, AlignmentRows
+from uld_ds.reporting.alignment_terminal import cell_len as terminal_cells
+from uld_ds.reporting.alignment_view import AlignmentView, SideView, TokenView, view_alignment, visible
 
 VOID = {"meta", "br"}
 

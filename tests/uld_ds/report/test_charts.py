@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from uld_ds.report.charts import HEIGHT, WIDTH, Axis, Series, line_chart, thinned
+from uld_ds.reporting.charts import HEIGHT, WIDTH, Axis, Series, line_chart, thinned
 
 STEPS = Axis("step", whole=True)
 LOSS = Axis("loss <nats>")

@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 
 import yaml
 
-from uld_ds.report.charts import Axis, Series, line_chart
-from uld_ds.report.comparison import BITS, ComparedRun, best_of, cautions, markdown, rows_of
-from uld_ds.report.comparison_page import comparison_page
-from uld_ds.report.progress import ProgressWriter
+from uld_ds.reporting.charts import Axis, Series, line_chart
+from uld_ds.reporting.comparison import BITS, ComparedRun, best_of, cautions, markdown, rows_of
+from uld_ds.reporting.comparison_html import comparison_page
+from uld_ds.runs.progress import ProgressWriter
 
 
 def make_run(

@@ -16,7 +16,7 @@ from uld_ds.data.chat_templates import chat_template_of
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import Example
 from uld_ds.recipe import parse_recipe
-from uld_ds.report.model_card import DESCRIPTION_LIMIT, description, model_card, teacher_licence
+from uld_ds.reporting.model_card import DESCRIPTION_LIMIT, description, model_card, teacher_licence
 
 FACTS: dict[str, Any] = {
     "teacher": "org/large",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from uld_ds.report.progress import ProgressReader, ProgressWriter
+from uld_ds.runs.progress import ProgressReader, ProgressWriter
 
 
 def test_events_come_in_order_and_once(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ import yaml
 
 from tests import tokenizers_zoo as zoo
 from tests.uld_ds.report.test_status import metrics
-from uld_ds.report.alignment_page import alignment_page
-from uld_ds.report.alignment_view import AlignmentView, view_alignment
-from uld_ds.report.progress import ProgressWriter
-from uld_ds.report.run_page import report_page
-from uld_ds.report.run_report import RunReport
-from uld_ds.report.verdict import verdict
+from uld_ds.reporting.alignment_html import alignment_page
+from uld_ds.reporting.alignment_view import AlignmentView, view_alignment
+from uld_ds.reporting.run_data import RunReport
+from uld_ds.reporting.run_html import report_page
+from uld_ds.reporting.verdict import verdict
+from uld_ds.runs.progress import ProgressWriter
 
 RESULT: dict[str, Any] = {
     "run_id": "abc",

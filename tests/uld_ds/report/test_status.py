@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from uld_ds.report.phases import OTHER, PHASES, with_other
-from uld_ds.report.progress import ProgressWriter, read_events
-from uld_ds.report.status import RunStatus, run_status, runs_in
+from uld_ds.runs.phases import OTHER, PHASES, with_other
+from uld_ds.runs.progress import ProgressWriter, read_events
+from uld_ds.runs.status import RunStatus, run_status, runs_in
 
 SECONDS = {"data": 0.5, "teacher": 4.0, "reduce": 0.25, "student": 1.0, "loss": 1.0, "backward": 2.0, "step": 0.25}
 

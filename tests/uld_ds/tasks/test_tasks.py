@@ -17,7 +17,7 @@ from uld_ds.errors import UserError
 from uld_ds.evaluation.metrics import METRICS
 from uld_ds.recipe import DataSettings, FilesSource, ModelSettings, Recipe, parse_recipe
 from uld_ds.tasks import Question, get_task, task_names
-from uld_ds.tokenizer_files import load_tokenizer
+from uld_ds.tokenization.loading import load_tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "tasks"
 FEW_SHOT = {"squad": 5, "qed": 5, "fairytaleqa": 3, "pubmedqa": 3, "dialogsum": 3}

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from tests.uld_ds.spectra_zoo import zipf
-from uld_ds.spectrum import Spectrum
-from uld_ds.spectrum_codec import Precision
+from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.spectrum.top_tokens import TopTokens
 from uld_ds.teacher_outputs import TeacherTokens
-from uld_ds.teachers.store_manifest import CodecFacts, StoreIdentity
-from uld_ds.teachers.store_shard import StoredExample
-from uld_ds.top_tokens import TopTokens
+from uld_ds.teachers.store.manifest import CodecFacts, StoreIdentity
+from uld_ds.teachers.store.shard import StoredExample
 
 VOCAB = 300
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from tests.uld_ds.teachers.sayings import example, identity, same_bits
-from uld_ds.teachers.store_manifest import StoreIdentity, StoreManifest
-from uld_ds.teachers.store_shard import StoredExample
-from uld_ds.teachers.store_writer import StoreWriter
-from uld_ds.teachers.tokens_codec import roundtrip
+from uld_ds.teachers.outputs_codec import roundtrip
+from uld_ds.teachers.store.manifest import StoreIdentity, StoreManifest
+from uld_ds.teachers.store.shard import StoredExample
+from uld_ds.teachers.store.writer import StoreWriter
 
 # Row groups hold 16: every shard but the last has two.
 NUM, PER_SHARD = 50, 20

@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from tests.uld_ds.spectra_zoo import cosine, reference_with_gradient, zipf
-from uld_ds.spectrum import Spectrum
-from uld_ds.spectrum_codec import Precision
-from uld_ds.teachers import quality
-from uld_ds.teachers.quality import measure_codec, stand_in_student
-from uld_ds.uld import uld_value_and_grad
+from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.teachers.store import codec_quality
+from uld_ds.teachers.store.codec_quality import measure_codec, stand_in_student
+from uld_ds.uld.distance import uld_value_and_grad
 
 COARSE = Precision(num_exact=4, rank_ratio=2.0, step=0.5, even_mass=0.25)
 
 
 @pytest.mark.parametrize("rows_at_a_time", [1, 3, 64])
 def test_figures_are_those_of_a_plain_sort(rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "_REFERENCE_ELEMENTS", 3000 * rows_at_a_time)
+    monkeypatch.setattr(codec_quality, "_REFERENCE_ELEMENTS", 3000 * rows_at_a_time)
     student, teacher = zipf(10, 700, seed=1).float(), zipf(10, 3000, seed=2).float()
     want, want_grad = reference_with_gradient(student, teacher)
     got = uld_value_and_grad(student, Spectrum.from_bytes(Spectrum.from_logits(teacher).to_bytes(COARSE)))

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 
 from tests.uld_ds.teachers.sayings import same_bits, tokens_of
 from uld_ds.errors import RunError, UserError
-from uld_ds.spectrum_codec import Precision
+from uld_ds.spectrum.codec import Precision
 from uld_ds.teacher_outputs import TeacherTokens
-from uld_ds.teachers import remember
-from uld_ds.teachers.remember import Memory
-from uld_ds.teachers.tokens_codec import roundtrip
+from uld_ds.teachers import cache
+from uld_ds.teachers.cache import Memory
+from uld_ds.teachers.outputs_codec import roundtrip
 
 IDENTITY = "a" * 64
 
@@ -159,7 +159,7 @@ def test_of_two_memories_all_choose_the_earlier(tmp_path: Path) -> None:
     ranks = [memory(tmp_path, rank) for rank in range(3)]
     steps = {0: 5, 1: 3, 2: 3}
     for rank in (0, 2, 1):  # whoever saw rank 2's first must change its mind
-        ranks[rank]._write(steps[rank], [0], remember.encode_many([said([0], variant=rank)[0]]))
+        ranks[rank]._write(steps[rank], [0], cache.encode_many([said([0], variant=rank)[0]]))
     want = roundtrip(said([0], variant=1)[0])
     for ours in ranks:
         ours.refresh()
@@ -235,7 +235,7 @@ def test_it_counts_only_once_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(remember.os, "fsync", full)
+        patch.setattr(cache.os, "fsync", full)
         with pytest.raises(OSError, match="no space left"):
             ours.append(1, said([0]))
     assert 0 not in ours

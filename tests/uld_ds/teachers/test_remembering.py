@@ -10,9 +10,9 @@ import pytest
 from tests.uld_ds.teachers.sayings import same_bits, tokens_of
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, parse_recipe
-from uld_ds.teachers.remember import Memory
-from uld_ds.teachers.remembering import memory_identity
-from uld_ds.teachers.tokens_codec import roundtrip
+from uld_ds.teachers.cache import Memory
+from uld_ds.teachers.cached import memory_identity
+from uld_ds.teachers.outputs_codec import roundtrip
 
 
 def recipe(**objective: Any) -> Recipe:

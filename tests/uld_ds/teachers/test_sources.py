@@ -13,12 +13,12 @@ import torch
 from tests.ranks import run_on_ranks
 from tests.tiny import save_tiny_model
 from tests.uld_ds.test_engine import CPU, build, prepared_job, teacher_of, teacher_side, variant, window_of
-from uld_ds.data.order import step_examples
-from uld_ds.distributed import Ranks
-from uld_ds.job import Job
+from uld_ds.data.sampling import step_examples
+from uld_ds.runs.job import Job
+from uld_ds.teachers.cache import Memory
+from uld_ds.teachers.cached import RememberingTeacher
 from uld_ds.teachers.online import OnlineTeacher
-from uld_ds.teachers.remember import Memory
-from uld_ds.teachers.remembering import RememberingTeacher
+from uld_ds.utils.distributed import Ranks
 
 EXAMPLES = list(range(8))
 

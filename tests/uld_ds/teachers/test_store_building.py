@@ -12,8 +12,8 @@ import pytest
 from tests.uld_ds.teachers.sayings import example
 from tests.uld_ds.teachers.stores import build, contents, writer
 from uld_ds.errors import UserError
-from uld_ds.teachers.store import SpectrumStore
-from uld_ds.teachers.store_manifest import Measured
+from uld_ds.teachers.store.manifest import Measured
+from uld_ds.teachers.store.reader import SpectrumStore
 
 
 def test_a_resumed_build_ends_in_the_same_bytes(built: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.uld_ds.teachers.stores import build, contents, expected, same_example, writer
 from uld_ds.errors import RunError, UserError
-from uld_ds.teachers.store import SpectrumStore
+from uld_ds.teachers.store.reader import SpectrumStore
 
 
 def test_no_store(tmp_path: Path) -> None:

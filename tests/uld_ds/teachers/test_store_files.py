@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from tests.uld_ds.teachers.stores import contents
-from uld_ds.teachers.store_files import StoreFiles
+from uld_ds.teachers.store.files import StoreFiles
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

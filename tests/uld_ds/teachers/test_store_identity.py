@@ -10,8 +10,8 @@ import pytest
 from tests.uld_ds.teachers.sayings import identity
 from tests.uld_ds.teachers.stores import writer
 from uld_ds.errors import UserError
-from uld_ds.spectrum_codec import CODEC_VERSION, Precision
-from uld_ds.teachers.store import SpectrumStore
+from uld_ds.spectrum.codec import CODEC_VERSION, Precision
+from uld_ds.teachers.store.reader import SpectrumStore
 
 CHANGES = [
     ({"data_digest": "e" * 64}, "data_digest", "train on the data it was built from"),

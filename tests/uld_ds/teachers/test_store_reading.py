@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from tests.uld_ds.teachers.sayings import example, identity
 from tests.uld_ds.teachers.stores import NUM, build, contents, expected, same_example, writer
 from uld_ds.errors import RunError
-from uld_ds.spectrum import Spectrum
-from uld_ds.teachers.store import SpectrumStore
-from uld_ds.teachers.store_shard import SCHEMA, StoredExample, spans_of
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.teachers.store.reader import SpectrumStore
+from uld_ds.teachers.store.shard import SCHEMA, StoredExample, spans_of
 
 # ---- what is written is read
 

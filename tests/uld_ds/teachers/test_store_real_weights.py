@@ -15,17 +15,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher.recipes.stdlib_docstrings import pairs
 from tests.uld_ds.teachers.sayings import identity
-from uld_ds.alignment import token_spans
-from uld_ds.models import locate_model
+from uld_ds.models.locate import locate_model
 from uld_ds.recipe import TeacherSettings
-from uld_ds.spectrum import Spectrum
+from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.teacher_outputs import TeacherTokens
-from uld_ds.teachers.quality import measure_codec
-from uld_ds.teachers.store import SpectrumStore
-from uld_ds.teachers.store_manifest import Measured
-from uld_ds.teachers.store_shard import StoredExample
-from uld_ds.teachers.store_writer import StoreWriter
-from uld_ds.uld import uld_distance
+from uld_ds.teachers.store.codec_quality import measure_codec
+from uld_ds.teachers.store.manifest import Measured
+from uld_ds.teachers.store.reader import SpectrumStore
+from uld_ds.teachers.store.shard import StoredExample
+from uld_ds.teachers.store.writer import StoreWriter
+from uld_ds.tokenization.spans import token_spans
+from uld_ds.uld.distance import uld_distance
 
 NUM_EXAMPLES = 20
 

@@ -19,25 +19,26 @@ from tests.ranks import run_on_ranks
 from tests.tiny import save_tiny_model
 from tests.uld_ds.data.toy import CHAT_TEMPLATE, TRIMMING_TEMPLATE, toy
 from tests.uld_ds.test_engine import CPU, build, prepared_job, teacher_of, variant, window_of
-from uld_ds.data.prepare import Pairing, Preparer
+from uld_ds.data.pairing import Pairing
+from uld_ds.data.prepare import Preparer
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import Example
-from uld_ds.data.teacher_batches import TeacherBatcher
+from uld_ds.data.teacher_batching import TeacherBatcher
 from uld_ds.data.teacher_rows import TeacherEncoding
-from uld_ds.distributed import Ranks
 from uld_ds.errors import UserError
-from uld_ds.job import Job
 from uld_ds.recipe import ModelSettings, Recipe, parse_recipe
-from uld_ds.spectrum import Spectrum
-from uld_ds.store_worker import StoreBuild, StorePart
+from uld_ds.runs.job import Job
+from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.online import OnlineTeacher
-from uld_ds.teachers.store import SpectrumStore
-from uld_ds.teachers.store_manifest import CodecFacts, StoreIdentity
-from uld_ds.teachers.store_shard import StoredExample, spans_of
-from uld_ds.teachers.store_writer import StoreWriter
+from uld_ds.teachers.store.manifest import CodecFacts, StoreIdentity
+from uld_ds.teachers.store.reader import SpectrumStore
+from uld_ds.teachers.store.shard import StoredExample, spans_of
+from uld_ds.teachers.store.writer import StoreWriter
 from uld_ds.teachers.stored import StoredTeacher
 from uld_ds.teachers.stored_side import StoredSide
+from uld_ds.utils.distributed import Ranks
+from uld_ds.workers.store import StoreBuild, StorePart
 
 # ---- sides
 

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 
 from tests.uld_ds.spectra_zoo import gaussian, one_hot, zipf
 from tests.uld_ds.teachers.sayings import same_bits, tokens_of
-from uld_ds.spectrum import Spectrum
-from uld_ds.spectrum_codec import Precision
-from uld_ds.spectrum_codec import encode_many as encode_many_plain
+from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.codec import encode_many as encode_many_plain
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.spectrum.top_tokens import TopTokens
 from uld_ds.teacher_outputs import TeacherTokens
-from uld_ds.teachers import top_codec
-from uld_ds.teachers.tokens_codec import decode_many, decode_tokens, encode_many, encode_tokens, roundtrip
-from uld_ds.top_tokens import TopTokens
+from uld_ds.teachers import top_tokens_codec
+from uld_ds.teachers.outputs_codec import decode_many, decode_tokens, encode_many, encode_tokens, roundtrip
 
 
 @settings(max_examples=25, deadline=None)
@@ -81,7 +81,7 @@ def test_what_was_written_before_there_were_likeliest_tokens_reads_alike() -> No
     # u32, float32 each, the block, the spectra.
     begin = 4 + 4 * 5
     assert blob[:begin] == longer[:begin]
-    assert len(longer) - len(blob) == top_codec.size_at(longer, begin, 5) == 16 + 5 * 16 * (2 + 2)
+    assert len(longer) - len(blob) == top_tokens_codec.size_at(longer, begin, 5) == 16 + 5 * 16 * (2 + 2)
     assert longer[-len(blob) + begin :] == blob[begin:]
 
 
@@ -90,20 +90,20 @@ def test_likeliest_tokens_come_back(vocab: int, width: int) -> None:
     logits = zipf(7, vocab, seed=3).float().flip(1)
     logits[2, 100:] = -math.inf
     top = TopTokens.from_logits(logits, 200)
-    blob = top_codec.encode(top)
+    blob = top_tokens_codec.encode(top)
     assert len(blob) == 16 + 7 * 200 * (width + 2)
-    back = top_codec.decode(blob)
+    back = top_tokens_codec.decode(blob)
     assert torch.equal(back.ids, top.ids)
     assert torch.equal(back.log_probs, top.log_probs.half().float())
     assert (back.log_probs[2, 100:] == -math.inf).all()
     assert (back.log_probs.diff(dim=1)[[0, 1, 3]] <= 0).all()
-    again = top_codec.decode(top_codec.encode(back))
+    again = top_tokens_codec.decode(top_tokens_codec.encode(back))
     assert torch.equal(again.log_probs, back.log_probs)
     for broken in (blob[:-1], blob[:20] + b"x" + blob[21:], blob[:3]):
         with pytest.raises(ValueError, match="damaged or cut short"):
-            top_codec.decode(broken)
+            top_tokens_codec.decode(broken)
     with pytest.raises(ValueError, match="of version 9"):
-        top_codec.decode(blob[:4] + b"\x09" + blob[5:])
+        top_tokens_codec.decode(blob[:4] + b"\x09" + blob[5:])
 
 
 def test_damage_is_noticed() -> None:

@@ -1,0 +1,117 @@
+"""How two vocabularies relate by the bytes of their tokens: twins, prefixes, and what ends a word."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uld_ds.tokenization.loading import tokenizer_digest
+from uld_ds.tokenization.vocabulary import Ints, Vocabulary, log
+from uld_ds.utils.cache import cache_dir
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+NONE = -1
+"""Stands for "no token"."""
+# Part of the name of what is kept: to be raised when relations come to mean something else.
+_VERSION = 3
+
+
+@dataclass(frozen=True)
+class VocabularyRelations:
+    """Of each of the teacher's V_t tokens: a token of the student, or -1."""
+
+    identity: Ints
+    """[V_t] the student's token with the same bytes, its twin. No two of the teacher's tokens have the same one: of
+    several with the same bytes one has a twin, chosen as ``Vocabulary.by_bytes`` says."""
+    projection: Ints
+    """[V_t] the student's token with the longest bytes that the teacher's token begins with, or is."""
+    num_student: int
+    """V_s, the size of the student's vocabulary."""
+    ends_word: NDArray[np.bool_]
+    """[V_t] of the teacher's tokens themselves: ``Vocabulary.ends_word``."""
+
+
+def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
+    """How two vocabularies relate, by the rules that this module's docstring gives."""
+    if list(student.tokens) == list(teacher.tokens):
+        same = np.arange(len(teacher), dtype=np.int64)
+        return VocabularyRelations(same, same.copy(), len(student), teacher.ends_word())
+    ids = student.by_bytes()
+    longest = max(map(len, ids), default=0)
+    identity = np.full(len(teacher), NONE, np.int64)
+    projection = np.full(len(teacher), NONE, np.int64)
+    for index, spelled in enumerate(teacher.spellings):
+        if spelled is None:
+            continue
+        for length in range(min(len(spelled), longest), 0, -1):
+            found = ids.get(spelled[:length], NONE)
+            if found != NONE:
+                projection[index] = found
+                break
+    for spelled, index in teacher.by_bytes().items():
+        identity[index] = ids.get(spelled, NONE)
+    if student.end is not None and teacher.end is not None:
+        identity[teacher.end] = projection[teacher.end] = student.end
+    return VocabularyRelations(identity, projection, len(student), teacher.ends_word())
+
+
+def relations_of(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> VocabularyRelations:
+    """How two tokenizers' vocabularies relate; what was computed once is kept in the cache folder.
+
+    A file there that is damaged is made anew, and a folder that cannot be written to is no error.
+    """
+    name = f"{tokenizer_digest(student)[:24]}-{tokenizer_digest(teacher)[:24]}-v{_VERSION}.npz"
+    file = cache_dir() / "vocabularies" / name
+    kept = _read(file)
+    if kept is not None:
+        return kept
+    relations = relate(Vocabulary.of(student), Vocabulary.of(teacher))
+    try:
+        _write(file, relations)
+    except OSError as error:
+        log.warning("the relations of two vocabularies are not kept: %s", error)
+    return relations
+
+
+def _read(file: Path) -> VocabularyRelations | None:
+    """What ``_write`` left; None if there is nothing, or something else."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            names = ("identity", "projection", "num_student", "ends_word")
+            identity, projection, size, ends_word = (arrays[name] for name in names)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        log.warning("%s is damaged (%s) and is made anew", file, error)
+        return None
+    return VocabularyRelations(
+        identity.astype(np.int64), projection.astype(np.int64), int(size), ends_word.astype(bool)
+    )
+
+
+def _write(file: Path, relations: VocabularyRelations) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            np.savez_compressed(
+                out,
+                identity=relations.identity.astype(np.int32),
+                projection=relations.projection.astype(np.int32),
+                num_student=np.int64(relations.num_student),
+                ends_word=relations.ends_word,
+            )
+        Path(aside).replace(file)
+    finally:
+        Path(aside).unlink(missing_ok=True)

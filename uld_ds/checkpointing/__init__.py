@@ -1,0 +1,1 @@
+"""Checkpoints of student and optimizer, and the export of the trained student."""

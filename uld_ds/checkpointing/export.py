@@ -1,0 +1,57 @@
+"""The student out of its engine, as a Hugging Face directory whose logits are the engine's.
+
+They are the engine's bit for bit. Adapters are merged into the weights they adapt (of weights held in 4 bits, into what
+these stand for): there, logits differ by rounding.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from uld_ds.models.adapters import is_adapted, merged
+from uld_ds.models.quantization import is_quantised, unquantised_like
+from uld_ds.utils.distributed import Ranks
+
+_PREFIX = "lm."
+
+
+def export_student(student: Any, tokenizer: PreTrainedTokenizerBase, target: Path, ranks: Ranks) -> None:
+    """Writes ``target`` from the engine's weights; collective, only the first rank writes.
+
+    Args:
+        student: DeepSpeed engine around a RowModel.
+        tokenizer: saved beside the weights.
+        target: replaced if it is there.
+    """
+    weights = _whole_state_dict(student, ranks)
+    if weights is not None:
+        lm: Any = student.module.lm
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        if is_adapted(lm):
+            lm, weights = lm.get_base_model(), merged(lm, weights)
+        if is_quantised(lm):
+            lm = unquantised_like(lm)
+        lm.save_pretrained(aside, state_dict=weights)
+        tokenizer.save_pretrained(aside)
+        aside.chmod(0o755)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+    ranks.barrier()
+
+
+def _whole_state_dict(student: Any, ranks: Ranks) -> dict[str, Any] | None:
+    """The language model's weights on the first rank, None on the others."""
+    if student.zero_optimization_partition_weights():
+        # The public save_16bit_model calls the same and writes neither config nor tokenizer.
+        whole = student._zero3_consolidated_16bit_state_dict()
+    else:
+        whole = student.module.state_dict() if ranks.is_first else None
+    if whole is None:
+        return None
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in whole.items()}

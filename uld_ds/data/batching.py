@@ -1,0 +1,138 @@
+"""The tensors of a window: all micro-batches of one optimizer step on one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from uld_ds.batches import Merge, MicroBatch, SegmentRows, SideBatch
+from uld_ds.data.sampling import IGNORED
+
+_NOT_OF_STUDENT = ("teacher_ids", "teacher_encoder_ids", "prompt")
+
+
+class Batcher:
+    """Makes micro-batches out of prepared rows.
+
+    Args:
+        rows: from prepare.py.
+        padding: token id that fills up the student's sequences.
+        merge: which of a segment's tokens is compared.
+    """
+
+    def __init__(self, rows: Dataset, *, padding: int, merge: Merge = "first") -> None:
+        self._rows = rows.remove_columns([name for name in _NOT_OF_STUDENT if name in rows.column_names])
+        self._rows = self._rows.with_format("numpy")
+        self._padding = padding
+        self._merge: Merge = merge
+        self.lengths = np.asarray(self._rows["student_length"][:]) + np.asarray(self._rows["teacher_length"][:])
+        # Stands in for a missing example; the shortest costs least.
+        self._stand_in = int(np.argmin(self.lengths))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def window(self, micro_batches: Sequence[np.ndarray]) -> list[MicroBatch]:
+        """The micro-batches of a step, each from [B] indices of examples (IGNORED: a stand-in of weight 0)."""
+        rows = read_rows(self._rows, self._resolved(np.concatenate(micro_batches)))
+        starts = np.cumsum([0, *map(len, micro_batches)])
+        return [
+            self._micro_batch(indices, rows[start : start + len(indices)])
+            for indices, start in zip(micro_batches, starts[:-1], strict=True)
+        ]
+
+    def _resolved(self, indices: np.ndarray) -> np.ndarray:
+        return np.where(indices == IGNORED, self._stand_in, indices)
+
+    def _micro_batch(self, indices: np.ndarray, rows: list[dict[str, Any]]) -> MicroBatch:
+        counts = [len(row["student_segments"]) for row in rows]
+        return MicroBatch(
+            examples=self._resolved(indices).tolist(),
+            student=side_batch(rows, "student", self._padding),
+            student_segments=segment_rows(rows, "student", self._merge),
+            teacher_segments=segment_rows(rows, "teacher", self._merge),
+            segment_example=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
+            example_weight=torch.from_numpy((indices != IGNORED).astype(np.float32)),
+            answer_bytes=torch.tensor([int(row["answer_bytes"]) for row in rows]),
+        )
+
+
+def read_rows(rows: Dataset, examples: np.ndarray) -> list[dict[str, Any]]:
+    """Rows as mappings; of the shuffled data all at once, because one alone costs as much as dozens together."""
+    columns = rows[examples.tolist()]
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(examples))]
+
+
+def side_batch(rows: Sequence[dict[str, Any]], side: str, padding: int) -> SideBatch:
+    """One side of some rows, padded to the longest.
+
+    Args:
+        rows: with ``{side}_ids``, ``{side}_encoder_ids``, ``{side}_answers`` and ``{side}_in_text``.
+        side: ``student`` or ``teacher``.
+        padding: token id.
+    """
+    input_ids, attention_mask = _padded([row[f"{side}_ids"] for row in rows], padding)
+    length = input_ids.shape[1]
+    encoder_ids, encoder_mask = _padded([row[f"{side}_encoder_ids"] for row in rows], padding)
+    has_encoder = encoder_ids.shape[1] > 0
+    tokens = np.concatenate([row[f"{side}_answers"] for row in rows]).astype(np.int64)
+    example = np.repeat(np.arange(len(rows)), [len(row[f"{side}_answers"]) for row in rows])
+    return SideBatch(
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(attention_mask),
+        answer_rows=torch.from_numpy(example * length + tokens - 1),
+        answer_ids=torch.from_numpy(input_ids[example, tokens]),
+        answer_in_text=torch.from_numpy(np.concatenate([row[f"{side}_in_text"] for row in rows]).astype(bool)),
+        answer_example=torch.from_numpy(example),
+        encoder_ids=torch.from_numpy(encoder_ids) if has_encoder else None,
+        encoder_mask=torch.from_numpy(encoder_mask) if has_encoder else None,
+    )
+
+
+def _padded(ids_of: Sequence[np.ndarray], padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [B, L] and their mask."""
+    ids = np.full((len(ids_of), max(map(len, ids_of))), padding, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for i, own in enumerate(ids_of):
+        ids[i, : len(own)] = own
+        mask[i, : len(own)] = 1
+    return ids, mask
+
+
+def segment_rows(rows: Sequence[dict[str, Any]], side: str, merge: Merge) -> SegmentRows:
+    """Index tensors of some rows' segments among their answer tokens, one row after the other."""
+    num_answers = np.array([len(row[f"{side}_answers"]) for row in rows])
+    num_segments = [len(row[f"{side}_segments"]) for row in rows]
+    base = np.repeat(np.cumsum(num_answers) - num_answers, num_segments)
+    first = np.concatenate([row[f"{side}_segments"] for row in rows]).astype(np.int64) + base
+    last = np.concatenate([row[f"{side}_segment_stops"] for row in rows]).astype(np.int64) + base - 1
+    compared, before = (first, np.zeros_like(first)) if merge == "first" else (last, last - first)
+    earlier, earlier_segment = _runs(first, before)
+    members, member_segment = _runs(first, last - first + 1)
+    others = np.ones(int(num_answers.sum()), bool)
+    others[compared] = False
+    return SegmentRows(
+        compared=torch.from_numpy(compared),
+        others=torch.from_numpy(np.flatnonzero(others)),
+        earlier=torch.from_numpy(earlier),
+        earlier_segment=torch.from_numpy(earlier_segment),
+        members=torch.from_numpy(members),
+        member_segment=torch.from_numpy(member_segment),
+    )
+
+
+def _runs(first: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of runs of given lengths, one run after the other, and the number of each row's run."""
+    owner = np.repeat(np.arange(len(first)), lengths)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return first[owner] + within, owner
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A token to fill up sequences with. Padded positions are masked: any id that exists will do."""
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)

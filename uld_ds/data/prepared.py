@@ -1,0 +1,29 @@
+"""Prepared data on disk: rows of token ids and segments, with their statistics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset, load_from_disk
+
+from uld_ds.data.statistics import DataFacts
+
+# In run.storage; a run's name cannot begin like this.
+PREPARED_DATA = ".prepared"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Prepared examples with their facts."""
+
+    rows: Dataset
+    facts: DataFacts
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: Path) -> Split:
+        """What ``Preparer.prepare`` has put there."""
+        facts = DataFacts(**json.loads((folder / "facts.json").read_text()))
+        return cls(load_from_disk(str(folder / "rows")), facts, folder)

@@ -1,0 +1,50 @@
+"""The teacher's side of prepared rows, in batches as large as its memory budget allows.
+
+The teacher's forward has no activations to keep, so its batches are larger than the student's micro-batches, and
+grouped by length across all of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from datasets import Dataset
+
+from uld_ds.batches import SideBatch
+from uld_ds.data.batching import read_rows, side_batch
+
+_COLUMNS = ["teacher_ids", "teacher_encoder_ids", "teacher_answers", "teacher_in_text", "teacher_length"]
+
+
+class TeacherBatcher:
+    """Makes the teacher's batches.
+
+    Args:
+        rows: from prepare.py.
+        padding: token id that fills up sequences.
+        max_tokens: most tokens of a batch, padding included (a longer example is alone in one).
+    """
+
+    def __init__(self, rows: Dataset, *, padding: int, max_tokens: int) -> None:
+        self._rows = rows.select_columns(_COLUMNS).with_format("numpy")
+        self._padding = padding
+        self._max_tokens = max_tokens
+        self.lengths = np.asarray(self._rows["teacher_length"][:])
+        self.shortest = int(np.argmin(self.lengths))
+        """The cheapest example, for a rank with nothing to do."""
+
+    def groups(self, examples: Sequence[int]) -> list[list[int]]:
+        """The examples, longest first, in groups whose padded size keeps to the budget."""
+        groups: list[list[int]] = []
+        longest = 0
+        for example in sorted(examples, key=lambda example: (-self.lengths[example], example)):
+            if not groups or (len(groups[-1]) + 1) * longest > self._max_tokens:
+                groups.append([])
+                longest = int(self.lengths[example])
+            groups[-1].append(example)
+        return groups
+
+    def batch(self, examples: Sequence[int]) -> SideBatch:
+        """The teacher's side of some examples."""
+        return side_batch(read_rows(self._rows, np.asarray(examples)), "teacher", self._padding)

@@ -1,0 +1,183 @@
+"""One pass over chunks of rows: hidden states -> logits -> loss and d loss / d logits -> gradients of hidden states
+and head. Logits exist for a chunk at a time, and autograd never sees a vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uld_ds.models.row_model import Head
+from uld_ds.spectrum.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the loss needs to know about A answer rows besides their logits. The S rows that stand for a segment
+    come first."""
+
+    ids: Tensor
+    """[A] the right token."""
+    ce_weights: Tensor
+    """[A] of each row's cross-entropy in the loss."""
+    ce_slopes: Tensor
+    """[A] d loss / d cross-entropy of each row: its weight, what it does to its segment's likelihood, and how it
+    scales a distance (``merge: chain``), which is known when the S rows have been seen."""
+    uld_weights: Tensor
+    """[S] of each segment's ULD distance in the loss."""
+    spectrum: Spectrum
+    """S rows: the teacher's."""
+    said: tuple[Any, ...]
+    """Term by term, S rows of what it compares the student with,"""
+    term_weights: tuple[Tensor, ...]
+    """and [S] what each segment's value counts in the loss, term by term."""
+    log_scale: Tensor | None
+    """[S] nats: of the student's distributions, or None."""
+    earlier: Tensor
+    """[P] rows whose probabilities make up the scale,"""
+    earlier_segment: Tensor
+    """[P] and of which segment."""
+    likelihood_loss: Tensor
+    """Scalar: the loss's part that is known beforehand; its gradient is among the slopes."""
+
+    @property
+    def num_compared(self) -> int:
+        return len(self.spectrum)
+
+    def note_scale_slopes(self, segments: slice, slopes: Tensor) -> None:
+        """Takes note of d loss / d log scale of some of the S segments."""
+        slope = slopes.new_zeros(self.num_compared)
+        slope[segments] = slopes
+        # The log scale is the sum of its rows' log-probabilities: each one's cross-entropy, negated.
+        self.ce_slopes.index_add_(0, self.earlier, -slope[self.earlier_segment].to(self.ce_slopes.dtype))
+
+
+NUM_PARTS = 5
+"""What is known of every row: cross-entropy, ULD distance, the head's share of that, its error bound, whether it passed
+the gate (and has a distance)."""
+OneChunk = Callable[[Tensor, Rows, slice], tuple[list[Tensor], Tensor]]
+"""From logits [C, V] of some rows: [C] each of the ``NUM_PARTS`` and of every term, and [C, V] d loss / d logits."""
+
+
+def _chunks(hidden: Tensor, head: Head, num_compared: int) -> Iterator[slice]:
+    """Slices of the rows whose logits may exist at a time: none has both compared and other rows."""
+    for begin, part in ((0, hidden[:num_compared]), (num_compared, hidden[num_compared:])):
+        if len(part) or len(hidden) == 0:
+            yield from (slice(begin + chunk.start, begin + chunk.stop) for chunk in head.chunks(part))
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Forward computes loss and gradients chunk by chunk; backward only scales what is there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        down: Tensor | None,
+        up: Tensor | None,
+        head: Head,
+        rows: Rows,
+        one_chunk: OneChunk,
+    ) -> tuple[Tensor, ...]:
+        of_hidden, *of_head = ctx.needs_input_grad[:5]
+        grad_hidden = torch.empty_like(hidden) if of_hidden else None
+        gradients = _HeadGradients(head, of_head)
+        results: list[list[Tensor]] = []
+        for chunk in _chunks(hidden, head, rows.num_compared):
+            logits = head.logits(hidden[chunk])
+            parts, grad = one_chunk(logits, rows, chunk)
+            results.append(parts)
+            head.logit_map.backward_(grad, logits)
+            gradients.add(grad, hidden[chunk], None if grad_hidden is None else grad_hidden[chunk])
+        per_row = [torch.cat(parts) for parts in zip(*results, strict=True)]
+        distance = per_row[1][: rows.num_compared]
+        loss = per_row[0] @ rows.ce_weights.to(per_row[0].dtype) + distance @ rows.uld_weights.to(distance.dtype)
+        for value, of_segments in zip(per_row[NUM_PARTS:], rows.term_weights, strict=True):
+            loss = loss + (value[: rows.num_compared] @ of_segments.to(value.dtype)).to(loss.dtype)
+        loss = loss + rows.likelihood_loss.to(loss.dtype)
+        ctx.gradients = [grad_hidden, *gradients.sums]
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, down, up)]
+        ctx.mark_non_differentiable(*per_row)
+        return loss, *per_row
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_per_row: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("this loss was differentiated before: its gradients are gone")
+        # In place: a copy of the head's gradient would be the largest tensor of a backward pass.
+        scaled = [
+            None if grad is None else grad.mul_(grad_loss.to(grad.dtype)).to(dtype)
+            for grad, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return *scaled, None, None, None
+
+
+class _HeadGradients:
+    """Sums over chunks of what a head's tensors receive; nothing is computed for those that need no gradient.
+
+    Args:
+        head: the head.
+        wanted: of its weight, bias, down and up matrix, in this order.
+    """
+
+    def __init__(self, head: Head, wanted: Sequence[bool]) -> None:
+        self._head = head
+        # Thousands of rows add up here: in bf16 the sum would stop growing.
+        self.sums = [
+            torch.zeros_like(tensor, dtype=torch.float32) if need and tensor is not None else None
+            for tensor, need in zip(head_tensors(head), wanted, strict=True)
+        ]
+
+    def add(self, grad: Tensor, hidden: Tensor, out: Tensor | None) -> None:
+        """Adds one chunk's share, and writes the gradient of its hidden states.
+
+        Args:
+            grad: [C, V] of the loss by the logits, before the head's map.
+            hidden: [C, H].
+            out: [C, H] to write to, or None.
+        """
+        head, low_rank = self._head, self._head.low_rank
+        if head.weight is None:
+            if out is not None:
+                out.copy_(grad)
+            return
+        of_weight, of_bias, of_down, of_up = self.sums
+        grad = grad.to(head.weight.dtype)
+        if of_weight is not None:
+            _add_product(of_weight, grad.t(), hidden)
+        if of_bias is not None:
+            of_bias += grad.sum(0)
+        if out is not None:
+            torch.mm(grad, head.weight, out=out)
+        if low_rank is None:
+            return
+        grad, narrow = grad.to(low_rank.up.dtype), hidden.to(low_rank.down.dtype)
+        if of_up is not None:
+            _add_product(of_up, grad.t(), low_rank.inner(hidden))
+        inner = ((grad @ low_rank.up) * low_rank.scale).to(low_rank.down.dtype)
+        if of_down is not None:
+            _add_product(of_down, inner.t(), narrow)
+        if out is not None:
+            out += inner @ low_rank.down
+
+
+def head_tensors(head: Head) -> tuple[Tensor | None, ...]:
+    """All that may receive a gradient: weight, bias, down and up matrix."""
+    low_rank = (None, None) if head.low_rank is None else (head.low_rank.down, head.low_rank.up)
+    return head.weight, head.bias, *low_rank
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right`` into float32, without a temporary of its size where the types allow."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

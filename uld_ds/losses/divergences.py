@@ -1,0 +1,168 @@
+"""The classical objectives, for a student that has its teacher's tokenizer: KL either way, generalised Jensen-Shannon.
+
+What is compared is the distribution over k + 1 outcomes: each of the teacher's k likeliest tokens, and "anything
+else". With k the whole vocabulary there is nothing else, and the value is the classical one. With fewer it is a lower
+bound of it: lumping outcomes together is a channel, and no channel makes two distributions easier to tell apart (the
+data-processing inequality, which holds for all three).
+
+With ``u_i = d value / d log q_i`` over the outcomes and ``U = sum_i u_i``, the gradient through the student's softmax
+is ``dvalue/dz_i = u_i - q_i U`` for a token that is an outcome, and ``w_i (u_rest - q_rest U)`` for one of the others,
+``w_i`` its share among them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from uld_ds.losses.term import Compared
+from uld_ds.spectrum.checks import accumulation_dtype
+from uld_ds.spectrum.top_tokens import TopTokens
+
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+
+# What the teacher leaves for "anything else" is known to about this much (TopTokens.rest): a rest of nothing, which
+# makes the reverse KL infinite, is not believed. Nor is a single token of which the teacher says that it cannot be.
+_LEAST_REST = math.log(1e-6)
+_LEAST_TOKEN = -50.0
+
+
+class OutcomeTerm(NamedTuple):
+    """Of C rows with n outcomes each."""
+
+    value: Tensor
+    """[C] nats."""
+    slopes: Tensor
+    """[C, n]: d value / d the student's log-probability of each outcome, up to a multiple of its probabilities, which
+    no softmax notices."""
+
+
+def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: float = 0.5) -> OutcomeTerm:
+    """Between the distributions P (teacher) and Q (student) over the same outcomes.
+
+    ``forward_kl`` is ``KL(P, Q)``, ``reverse_kl`` is ``KL(Q, P)``, and ``jensen_shannon``, generalised as in GKD
+    (Agarwal et al., arXiv 2306.13649, section 2), ``beta KL(P, M) + (1 - beta) KL(Q, M)`` with
+    ``M = beta P + (1 - beta) Q``. An outcome that one side gives nothing costs what its definition says: 0, or
+    infinity.
+
+    Args:
+        log_p: [C, n] natural logarithms; no gradient.
+        log_q: [C, n].
+        kind: which.
+        beta: within (0, 1).
+    """
+    if kind == "forward_kl":
+        return OutcomeTerm(_kl(log_p, log_q).sum(1), -log_p.exp())
+    if kind == "reverse_kl":
+        terms = _kl(log_q, log_p)
+        return OutcomeTerm(terms.sum(1), terms)
+    middle = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    own = (1 - beta) * _kl(log_q, middle)
+    return OutcomeTerm((beta * _kl(log_p, middle) + own).sum(1), own)
+
+
+def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """Summands; 0 where ``a`` is."""
+    return torch.where(log_a == -math.inf, 0.0, log_a.exp() * (log_a - log_b))
+
+
+@dataclass(frozen=True)
+class ClassicalTerm:
+    """An ``IdentityTerm``: a divergence over the teacher's likeliest tokens and the rest."""
+
+    weight: float
+    kind: Divergence = "forward_kl"
+    beta: float = 0.5
+
+    @property
+    def name(self) -> str:
+        """Its key and metric."""
+        return "classical"
+
+    def prepare(self, said: Compared) -> TopTokens:
+        """As ``IdentityTerm`` says."""
+        return said.top
+
+    def add(self, logits: Tensor, log_normaliser: Tensor, said: TopTokens, weight: Tensor, grad: Tensor) -> Tensor:
+        """As ``IdentityTerm`` says; [C] float64."""
+        return lumped(
+            logits,
+            log_normaliser,
+            said,
+            weight,
+            grad,
+            kind=self.kind,
+            beta=self.beta,
+            has_rest=said.k < logits.shape[1],
+            alive=said.log_probs[:, 0] > -math.inf,
+        )
+
+
+@torch.no_grad()
+def lumped(
+    logits: Tensor,
+    log_normaliser: Tensor,
+    top: TopTokens,
+    weight: Tensor,
+    grad: Tensor,
+    *,
+    kind: Divergence = "forward_kl",
+    beta: float = 0.5,
+    has_rest: bool = True,
+    alive: Tensor,
+) -> Tensor:
+    """Divergence over the outcomes "each token of ``top``" and "anything else", and its gradient.
+
+    Args:
+        logits: [C, V] the student's.
+        log_normaliser: [C] ``logsumexp(logits)``.
+        top: [C, k] tokens of the student's vocabulary with the teacher's log-probabilities, those of a row different.
+            Ids that the student does not have are "anything else".
+        weight: [C] of each row's value in the loss.
+        grad: [C, V] the loss's gradient on ``logits``: adds to it.
+        kind: which divergence.
+        beta: of generalised Jensen-Shannon.
+        has_rest: False where ``top`` is the whole vocabulary. (It is also no outcome in a row of which the student
+            has nothing else: what the teacher leaves there is rounding, or nothing that could be learnt.)
+        alive: [C] bool, False for padding.
+
+    Returns:
+        [C] float64 nats.
+    """
+    vocab, k = logits.shape[1], top.k
+    there = top.ids < vocab
+    log_p = top.bounded_log_probs().masked_fill(~there, -math.inf)
+    places = top.ids.clamp(max=vocab)
+    padded = torch.full(
+        (len(logits), vocab + 1), -math.inf, dtype=accumulation_dtype(logits.dtype), device=logits.device
+    )
+    others = padded[:, :vocab].copy_(logits)
+    log_q = padded.gather(1, places).double() - log_normaliser[:, None].double()
+    padded.scatter_(1, places, -math.inf)
+    log_others = others.logsumexp(1)
+    if has_rest:
+        rest = (1 - log_p.exp().sum(1)).clamp(min=0).log().masked_fill(log_others == -math.inf, -math.inf)
+        log_p = torch.cat([log_p, rest[:, None]], 1)
+        log_q = torch.cat([log_q, (log_others.double() - log_normaliser.double())[:, None]], 1)
+    value, slopes = divergence(_believed(log_p, kind, has_rest=has_rest), log_q, kind, beta)
+    slopes = slopes.masked_fill(~alive[:, None], 0.0) * weight[:, None]
+    of_outcomes = slopes - log_q.exp() * slopes.sum(1, keepdim=True)
+    if has_rest:
+        share = others.sub_(log_others.masked_fill(log_others == -math.inf, 0.0)[:, None]).exp_()
+        grad.addcmul_(share.to(grad.dtype), of_outcomes[:, -1:].to(grad.dtype))
+    of_tokens = of_outcomes[:, :k].masked_fill(~there, 0.0)
+    grad.scatter_add_(1, places.clamp(max=vocab - 1), of_tokens.to(grad.dtype))
+    return value.masked_fill(~alive, 0.0)
+
+
+def _believed(log_p: Tensor, kind: Divergence, *, has_rest: bool) -> Tensor:
+    if kind != "reverse_kl":
+        return log_p
+    least = torch.full_like(log_p[:1], _LEAST_TOKEN)
+    if has_rest:
+        least[:, -1] = _LEAST_REST
+    return log_p.maximum(least)

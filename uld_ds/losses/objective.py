@@ -1,0 +1,348 @@
+"""The training objective: cross-entropy on the answer, the ULD distance to the teacher's spectra, likelihood matching,
+and terms that look at identities (``uld_ds.losses.terms``).
+
+``L = ce * sum_i a_i CE_i + uld * sum_s b_s W1(student_s, teacher_s) + likelihood * sum_s b_s D(student_s, teacher_s)``
+``  + sum_t weight_t * sum_s b_s term_t(student_s, teacher_s)``
+with row weights ``a``, ``b`` from ``losses/normalization.py`` and ``D`` from ``losses/likelihood.py`` (Boizard et al.,
+arXiv 2402.12030, with segments in place of truncated positions). With ``merge: chain`` both distributions of a segment
+are scaled by the probability of the segment's tokens before them, and the student's scale is differentiated like
+everything else.
+
+Loss and gradients are computed in one pass over chunks of rows (``uld_ds.losses.chunked``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from uld_ds.alignment.vocabulary_mapping import VocabularyRelations
+from uld_ds.batches import SegmentRows, SideBatch
+from uld_ds.losses.chunked import ChunkedLoss, Rows, head_tensors
+from uld_ds.losses.gate import passes_gate
+from uld_ds.losses.likelihood_runs import LikelihoodPart, likelihood_part, runs_of, word_may_be_over
+from uld_ds.losses.normalization import RowWeights
+from uld_ds.losses.term import Compared, IdentityTerm
+from uld_ds.losses.terms import identity_terms
+from uld_ds.models.row_model import Head, log_probs_of
+from uld_ds.recipe import ObjectiveSettings
+from uld_ds.recipe.weight_schedule import scheduled_weights
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.spectrum.top_tokens import TopTokens
+from uld_ds.uld.distance import uld_distance, uld_value_and_grad
+
+# Rows of a micro-batch whose student entropy is measured: enough for a curve, few enough to cost nothing.
+_ENTROPY_ROWS = 32
+
+
+class _Chunk(NamedTuple):
+    """Cross-entropy and ULD of C rows."""
+
+    parts: list[Tensor]
+    """``NUM_PARTS`` of [C]."""
+    grad: Tensor
+    """[C, V] float32: d loss / d logits."""
+    log_normaliser: Tensor
+    """[C] float32: ``logsumexp(logits)``."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """All terms, weighed as the recipe says."""
+
+    settings: ObjectiveSettings
+    terms: tuple[IdentityTerm, ...] = ()
+    """Those that look at identities: all that the settings give a weight."""
+    ends_word: Tensor | None = None
+    """[V_t] bool, from VocabularyRelations; for ``likelihood_boundary``."""
+    total_steps: int | None = None
+    """Of the run, where weights follow a schedule,"""
+    step: int = 0
+    """and the optimizer step, from 0, whose weights these are."""
+
+    def __post_init__(self) -> None:
+        if self.settings.schedule and self.total_steps is None:
+            raise ValueError("weights follow a schedule: the objective needs the number of all steps")
+        if [term.name for term in self.terms] != self.settings.identity_terms:
+            raise ValueError(f"the objective needs {self.settings.identity_terms}: see Objective.of")
+
+    @property
+    def optional_parts(self) -> list[str]:
+        """Names of the parts that only some objectives have."""
+        settings = self.settings
+        has = {"likelihood": bool(settings.likelihood), "uld_gate": settings.uld_gate is not None}
+        return [name for name, there in has.items() if there] + [term.name for term in self.terms]
+
+    @classmethod
+    def of(
+        cls,
+        settings: ObjectiveSettings,
+        relations: VocabularyRelations | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        total_steps: int | None = None,
+    ) -> Objective:
+        """As a recipe says; arguments and errors are those of ``identity_terms``, and ``total_steps`` of the run."""
+        terms = identity_terms(settings, relations, device)
+        ends_word = None if relations is None else torch.from_numpy(relations.ends_word).to(device)
+        return cls(settings, terms, ends_word, total_steps)
+
+    def at(self, step: int) -> Objective:
+        """The same with the weights of an optimizer step, from 0."""
+        return replace(self, step=step)
+
+    @property
+    def scheduled(self) -> dict[str, float]:
+        """The weights that follow a schedule, by their terms' names, as they are in this step."""
+        if self.total_steps is None:
+            return {}
+        return scheduled_weights(self.settings, self.step, self.total_steps)
+
+    def _weight(self, name: str) -> float:
+        return self.scheduled.get(name, getattr(self.settings, name))
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        head: Head,
+        batch: SideBatch,
+        segments: SegmentRows,
+        spectrum: Spectrum,
+        weights: RowWeights,
+        teacher_log_probs: Tensor | None = None,
+        top: TopTokens | None = None,
+        first_log_probs: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one micro-batch and its parts.
+
+        Args:
+            hidden: [A, H] the student's, one row per answer token, differentiable.
+            head: the student's; its tensors receive gradients.
+            batch: the student's side.
+            segments: S segments among the A rows.
+            spectrum: [S] the teacher's, one row per segment, scaled as ``segments`` says for the student.
+            weights: of the A and S rows.
+            teacher_log_probs: [S] nats, what the teacher gives to each segment's bytes; for likelihood matching and
+                the terms.
+            top: [S] its likeliest tokens, ``settings.top_ids`` or more of them; for the terms and
+                ``likelihood_boundary``.
+            first_log_probs: [S] nats, what it gives to its own first token of each segment; for the terms.
+
+        Returns:
+            A scalar, and detached parts that add up over the micro-batches and ranks of a step: ``ce``, ``uld``
+            (without the recipe's weights, so that they compare across recipes), ``uld_head`` (the share of ``uld``
+            among the largest probabilities), ``uld_bound`` (how far ``uld`` may be from the exact distance),
+            ``teacher_entropy`` (nats, weighed like ``uld``), ``student_entropy`` (nats, summed over a sample of
+            ``student_entropy_rows`` rows); the ``optional_parts``: ``likelihood``, ``uld_gate`` (the share of segments
+            that passed it; the others have no part in ``uld``), of every term its value. Beside them
+            ``token_nats`` [A].
+
+        Raises:
+            ValueError: the spectrum has another number of rows than there are segments; what a term needs is missing.
+        """
+        if len(spectrum) != len(segments):
+            raise ValueError(f"{len(spectrum)} teacher rows for {len(segments)} segments: not aligned")
+        said = self._said(batch, segments, teacher_log_probs, top, first_log_probs)
+        order = torch.cat([segments.compared, segments.others])
+        likelihood = self._likelihood(hidden, head, batch, segments, weights, teacher_log_probs, top)
+        rows = self._rows(hidden, head, batch, segments, order, spectrum, weights, likelihood, said)
+        loss, *per_row = ChunkedLoss.apply(hidden[order], *head_tensors(head), head, rows, self._one_chunk)
+        in_order, *of_rows = (part.detach() for part in per_row)
+        nats = torch.empty_like(in_order)
+        nats[order] = in_order
+        distance, head_distance, bound, passed, *of_terms = (part[: len(segments)] for part in of_rows)
+        of_segments = weights.segments.to(distance.dtype)
+        with torch.no_grad():
+            counted = (weights.answers[:_ENTROPY_ROWS] > 0).float()
+            student_entropy = entropy(head.logits(hidden[:_ENTROPY_ROWS])) @ counted
+        parts = {} if likelihood is None else {"likelihood": likelihood.value}
+        if self.settings.uld_gate is not None:
+            parts["uld_gate"] = passed @ of_segments
+        for term, value in zip(self.terms, of_terms, strict=True):
+            parts[term.name] = value @ weights.segments.to(value.dtype)
+        return loss, parts | {
+            "token_nats": nats,
+            "ce": nats @ weights.answers.to(nats.dtype),
+            "uld": distance @ of_segments,
+            "uld_head": head_distance @ of_segments,
+            "uld_bound": bound @ of_segments,
+            "teacher_entropy": spectrum.entropy().to(of_segments.dtype) @ of_segments,
+            "student_entropy": student_entropy,
+            "student_entropy_rows": counted.sum(),
+        }
+
+    def _said(
+        self,
+        batch: SideBatch,
+        segments: SegmentRows,
+        log_probs: Tensor | None,
+        top: TopTokens | None,
+        first_log_probs: Tensor | None,
+    ) -> tuple[Any, ...]:
+        """What each term compares the student with: its ``prepare`` of all segments."""
+        if not self.terms:
+            return ()
+        if top is None or log_probs is None or first_log_probs is None or len(top) != len(segments):
+            raise ValueError(f"{self.terms[0].name} needs the teacher's likeliest tokens of every segment")
+        ids = batch.answer_ids[segments.compared]
+        compared = Compared(top.first(self.settings.top_ids), log_probs, first_log_probs, ids)
+        return tuple(term.prepare(compared) for term in self.terms)
+
+    def _likelihood(
+        self,
+        hidden: Tensor,
+        head: Head,
+        batch: SideBatch,
+        segments: SegmentRows,
+        weights: RowWeights,
+        teacher: Tensor | None,
+        top: TopTokens | None,
+    ) -> LikelihoodPart | None:
+        """Of all segments; a pass of its own over their tokens, because the slope of one token's cross-entropy depends
+        on all of them, which may lie in different chunks."""
+        if not self.settings.likelihood:
+            return None
+        if teacher is None:
+            raise ValueError("likelihood matching needs the teacher's log-probabilities of the segments")
+        with torch.no_grad():
+            of_tokens = log_probs_of(batch.answer_ids[segments.members])(hidden[segments.members], head)
+        may_begin = None
+        if threshold := self.settings.likelihood_boundary:
+            if top is None or self.ends_word is None:
+                raise ValueError("likelihood_boundary needs the teacher's likeliest tokens, and what they spell")
+            may_begin = word_may_be_over(top.first(self.settings.top_ids), self.ends_word, threshold)
+        runs = runs_of(segments, batch.answer_rows, self.settings.likelihood_run, may_begin)
+        return likelihood_part(teacher, segments.log_probs(of_tokens), runs, weights.segments, self.settings)
+
+    def _rows(
+        self,
+        hidden: Tensor,
+        head: Head,
+        batch: SideBatch,
+        segments: SegmentRows,
+        order: Tensor,
+        spectrum: Spectrum,
+        weights: RowWeights,
+        likelihood: LikelihoodPart | None,
+        said: tuple[Any, ...],
+    ) -> Rows:
+        log_scale, place = None, segments.earlier
+        if self.settings.merge == "chain":
+            with torch.no_grad():
+                earlier_ids = batch.answer_ids[segments.earlier]
+                log_scale = segments.log_scale(log_probs_of(earlier_ids)(hidden[segments.earlier], head))
+            place = _inverse(order)[segments.earlier]
+        ce_weights = weights.answers[order] * self._weight("ce")
+        ce_slopes, likelihood_loss = ce_weights.clone(), ce_weights.new_zeros(())
+        if likelihood is not None:
+            weight = self._weight("likelihood")
+            likelihood_loss = (weight * likelihood.value).to(ce_weights.dtype)
+            # A segment's log-probability is the sum of its tokens': each one's cross-entropy, negated.
+            slopes = (-weight * likelihood.slopes).to(ce_slopes.dtype)
+            ce_slopes.index_add_(0, _inverse(order)[segments.members], slopes[segments.member_segment])
+        return Rows(
+            ids=batch.answer_ids[order],
+            ce_weights=ce_weights,
+            ce_slopes=ce_slopes,
+            uld_weights=weights.segments * self._weight("uld"),
+            spectrum=spectrum,
+            said=said,
+            term_weights=tuple(weights.segments * self.scheduled.get(term.name, term.weight) for term in self.terms),
+            log_scale=log_scale,
+            earlier=place,
+            earlier_segment=segments.earlier_segment,
+            likelihood_loss=likelihood_loss,
+        )
+
+    def _needs_autograd(self) -> bool:
+        return self.settings.method != "linear" or self.settings.student_temperature != 1.0
+
+    def _one_chunk(self, logits: Tensor, rows: Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
+        """Cross-entropy and ULD; what looks at identities adds to their gradient."""
+        parts, grad, log_normaliser = (self._by_autograd if self._needs_autograd() else self._closed_form)(
+            logits, rows, chunk
+        )
+        for term, said, weight in zip(self.terms, rows.said, rows.term_weights, strict=True):
+            value = torch.zeros_like(log_normaliser, dtype=torch.float64)
+            if chunk.start < rows.num_compared:
+                value = term.add(logits, log_normaliser, said[chunk], weight[chunk], grad).double()
+            parts.append(value)
+        return parts, grad
+
+    def _closed_form(self, logits: Tensor, rows: Rows, chunk: slice) -> _Chunk:
+        """One softmax serves both terms."""
+        targets = rows.ids[chunk, None]
+        slopes = rows.ce_slopes[chunk]
+        if chunk.start < rows.num_compared:
+            passed = passes_gate(logits, rows.ids[chunk], self.settings.uld_gate)
+            grad = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+            terms = uld_value_and_grad(
+                logits,
+                rows.spectrum[chunk],
+                student_log_scale=None if rows.log_scale is None else rows.log_scale[chunk],
+                mask=passed,
+                weight=rows.uld_weights[chunk],
+                probability_weight=slopes,
+                out=grad,
+                # One look at the whole loss per step finds NaN, without waiting for the device in every chunk.
+                check=False,
+            )
+            if rows.log_scale is not None:
+                rows.note_scale_slopes(chunk, rows.uld_weights[chunk] * terms.grad_log_scale)
+            assert terms.bound is not None
+            log_normaliser = terms.log_normaliser
+            of_segments = [terms.distance, terms.head, terms.bound, passed.to(log_normaliser.dtype)]
+        else:
+            log_normaliser = logits.float().logsumexp(1)
+            grad = (logits.float() - log_normaliser[:, None]).exp_().mul_(slopes[:, None])
+            of_segments = [torch.zeros_like(log_normaliser)] * 4
+        nats = log_normaliser - logits.gather(1, targets).squeeze(1)
+        grad.scatter_add_(1, targets, -slopes[:, None].to(grad.dtype))
+        return _Chunk([nats, *of_segments], grad, log_normaliser)
+
+    def _by_autograd(self, logits: Tensor, rows: Rows, chunk: slice) -> _Chunk:
+        """The same for any method and temperature, by autograd over one chunk."""
+        scale = None
+        # A row that is not finite makes the whole step's loss so, which all ranks then hear of; an error here would
+        # be one rank's alone.
+        broken = (logits.isnan() | (logits == float("inf"))).any(1)
+        with torch.enable_grad():
+            z = logits.detach().float().masked_fill(broken[:, None], 0.0).requires_grad_()
+            nats = F.cross_entropy(z, rows.ids[chunk], reduction="none")
+            distance = passed = torch.zeros_like(nats)
+            loss = nats @ rows.ce_slopes[chunk]
+            if chunk.start < rows.num_compared:
+                scale = None if rows.log_scale is None else rows.log_scale[chunk].clone().requires_grad_()
+                passed = passes_gate(z, rows.ids[chunk], self.settings.uld_gate).to(nats.dtype)
+                distance = uld_distance(
+                    z,
+                    rows.spectrum[chunk],
+                    student_temperature=self.settings.student_temperature,
+                    method=self.settings.method,
+                    mask=passed,
+                    student_log_scale=scale,
+                )
+                loss = loss + distance.to(nats.dtype) @ rows.uld_weights[chunk]
+            grad, *of_scale = torch.autograd.grad(loss, [z] if scale is None else [z, scale])
+        if of_scale:
+            rows.note_scale_slopes(chunk, of_scale[0])
+        nats, distance = (part.detach().masked_fill(broken, float("nan")) for part in (nats, distance))
+        unknown = torch.full_like(nats, float("nan"))
+        return _Chunk([nats, distance, unknown, unknown, passed], grad, logits.float().logsumexp(1))
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """Where each row went: ``_inverse(order)[order] == arange``."""
+    where = torch.empty_like(order)
+    where[order] = torch.arange(len(order), device=order.device)
+    return where
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of each row's distribution, in nats: [N, V] -> [N]. Entries of -inf count nothing."""
+    log_p = logits.float().log_softmax(-1)
+    return -torch.where(log_p > float("-inf"), log_p.exp() * log_p, log_p.new_zeros(())).sum(-1)

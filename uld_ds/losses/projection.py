@@ -1,0 +1,62 @@
+"""Projection: the teacher's likeliest tokens become tokens of the student, and KL(teacher, student) compares them.
+
+Each of the teacher's likeliest tokens gives its probability to the student's token with the longest bytes that it
+begins with, or is; what the student would write first to spell it. (NVIDIA's X-Token carries probabilities by a sparse
+matrix between vocabularies; this is the one that bytes alone determine.) Three things are stated rather than hidden:
+
+- Mass without such a token, and all beyond the k likeliest, is one outcome, "anything else". Nothing is renormalised.
+- The teacher's probability of the text that really follows, up to the next common boundary, is known. It goes to the
+  token with which the student begins that text, also where the teacher's own token there is shorter.
+- Any other of the teacher's tokens that is only the beginning of what it would go on to write stays where it is.
+
+With k the whole of one vocabulary on both sides it is the classical forward KL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from uld_ds.losses.divergences import lumped
+from uld_ds.losses.term import Compared
+from uld_ds.losses.token_mapping import continued
+from uld_ds.spectrum.top_tokens import TopTokens
+
+
+@dataclass(frozen=True)
+class Projected:
+    """S rows of what a ``ProjectionTerm`` compares with."""
+
+    tokens: TopTokens
+    """The student's, with the teacher's masses."""
+    alive: Tensor
+    """[S] bool: False for padding."""
+
+    def __getitem__(self, rows: slice) -> Projected:
+        return Projected(self.tokens[rows], self.alive[rows])
+
+
+@dataclass(frozen=True)
+class ProjectionTerm:
+    """An ``IdentityTerm``."""
+
+    weight: float
+    mapping: Tensor
+    """[V_t + 1] from ``mapping_of``: the longest beginning of each of the teacher's tokens."""
+
+    @property
+    def name(self) -> str:
+        """Its key and metric."""
+        return "projection"
+
+    @torch.no_grad()
+    def prepare(self, said: Compared) -> Projected:
+        """As ``IdentityTerm`` says."""
+        return Projected(continued(said, self.mapping), said.top.log_probs[:, 0] > float("-inf"))
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, log_normaliser: Tensor, said: Projected, weight: Tensor, grad: Tensor) -> Tensor:
+        """As ``IdentityTerm`` says; [C] float64."""
+        return lumped(logits, log_normaliser, said.tokens, weight, grad, alive=said.alive)

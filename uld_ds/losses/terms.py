@@ -1,0 +1,67 @@
+"""Terms of the objective that look at *which* tokens the teacher thinks likeliest, on chunks of the student's logits.
+
+All of them read the teacher's ``TopTokens`` of the rows that stand for a segment, at temperature 1 on both sides. A
+new one is one new file with a class that has what ``IdentityTerm`` asks for, and a line in ``identity_terms``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from uld_ds.alignment.vocabulary_mapping import VocabularyRelations
+from uld_ds.losses.divergences import ClassicalTerm
+from uld_ds.losses.hybrid import HybridTerm
+from uld_ds.losses.projection import ProjectionTerm
+from uld_ds.losses.term import IdentityTerm
+from uld_ds.losses.token_mapping import mapping_of
+from uld_ds.recipe import ObjectiveSettings
+
+
+def identity_terms(
+    settings: ObjectiveSettings,
+    relations: VocabularyRelations | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[IdentityTerm, ...]:
+    """Those that have a weight.
+
+    Args:
+        settings: a recipe's.
+        relations: of the two vocabularies, where the settings say that they ``needs_vocabularies``.
+        device: where logits will be.
+
+    Raises:
+        ValueError: there are no relations, and a term needs them.
+    """
+    if relations is None and settings.needs_vocabularies:
+        names = settings.identity_terms or ["likelihood_boundary"]
+        raise ValueError(f"{names} need to know how the two vocabularies relate")
+    return tuple(_TERMS[name](settings, relations, device) for name in settings.identity_terms)
+
+
+def _classical(settings: ObjectiveSettings, *_: Any) -> IdentityTerm:
+    return ClassicalTerm(settings.classical, settings.classical_divergence, settings.jensen_shannon_beta)
+
+
+def _hybrid(
+    settings: ObjectiveSettings, relations: VocabularyRelations | None, device: torch.device | str
+) -> IdentityTerm:
+    assert relations is not None
+    return HybridTerm(settings.hybrid, settings.hybrid_beta, mapping_of(relations.identity, device))
+
+
+def _projection(
+    settings: ObjectiveSettings, relations: VocabularyRelations | None, device: torch.device | str
+) -> IdentityTerm:
+    assert relations is not None
+    return ProjectionTerm(settings.projection, mapping_of(relations.projection, device))
+
+
+# By the key of its weight.
+_TERMS: dict[str, Callable[[ObjectiveSettings, VocabularyRelations | None, torch.device | str], IdentityTerm]] = {
+    "classical": _classical,
+    "hybrid": _hybrid,
+    "projection": _projection,
+}

@@ -1,0 +1,74 @@
+"""The teacher's likeliest tokens, carried to the student's vocabulary by how the two relate (``uld_ds.alignment.vocabulary_mapping``)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from uld_ds.losses.term import Compared
+from uld_ds.spectrum.top_tokens import TopTokens
+
+NOWHERE = 2**31 - 1
+"""Larger than the id of any token: what no student token stands for."""
+
+# Log-probabilities that have been float16 are this near to what they were, relative to their size.
+_ROUNDING = 1e-3
+
+
+def mapping_of(relation: NDArray[np.int64], device: torch.device | str = "cpu") -> Tensor:
+    """[V_t + 1] a relation for ``images``; its last entry is for ids that the teacher's tokenizer does not know."""
+    mapping = torch.from_numpy(np.append(relation, -1))
+    return mapping.masked_fill(mapping < 0, NOWHERE).to(device)
+
+
+def images(top: TopTokens, mapping: Tensor) -> Tensor:
+    """[S, k] the student's token for each of the teacher's, or NOWHERE."""
+    return mapping[top.ids.clamp(max=len(mapping) - 1)]
+
+
+def carried(ids: Tensor, probabilities: Tensor) -> TopTokens:
+    """What each token of the student gets: masses of the same token added up; NOWHERE gets none, and what has none is
+    NOWHERE.
+
+    Args:
+        ids: [S, n] student tokens or NOWHERE.
+        probabilities: [S, n] float64.
+
+    Returns:
+        [S, n] no two ids of a row the same but NOWHERE, of log-probability -inf.
+    """
+    ids, order = ids.sort(1)
+    group = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0)).cumsum(1)
+    masses = torch.zeros_like(probabilities).scatter_add_(1, group, probabilities.gather(1, order))
+    found = torch.full_like(ids, NOWHERE).scatter_(1, group, ids)
+    found = torch.where(masses > 0, found, NOWHERE)
+    return TopTokens(found, masses.masked_fill(found == NOWHERE, 0.0).log())
+
+
+def continued(said: Compared, mapping: Tensor) -> TopTokens:
+    """``carried``, but for what is known to go on along the text.
+
+    The segment's bytes, which are what the teacher's first token there is the beginning of, begin with the student's
+    first token there. So the teacher's probability of all of them is taken from its own first token's image and given
+    to that token. Its first token is found in ``top`` by its probability; where ``top`` ends before it, the mass comes
+    out of what is not in ``top``.
+
+    Returns:
+        [S, k + 1].
+    """
+    top, ids = said.top, images(said.top, mapping)
+    p = top.bounded_log_probs().exp()
+    gap = (top.log_probs - said.first_log_probs[:, None]).abs().double()
+    # What is remembered or stored is rounded; the first token's probability is not.
+    tolerance = 1e-5 + _ROUNDING * said.first_log_probs.abs().double()[:, None]
+    # Of several as likely: one that moves nothing.
+    stays = (gap <= gap.amin(1, keepdim=True) + 1e-9) & (ids == said.student_ids[:, None])
+    first = torch.where(stays, -1.0, gap).argmin(1, keepdim=True)
+    is_there = said.first_log_probs[:, None] >= top.log_probs[:, -1:] - tolerance
+    held = torch.where(is_there, p.gather(1, first), 1 - p.sum(1, keepdim=True))
+    moved = said.log_probs.double().exp()[:, None].minimum(held.clamp(min=0.0))
+    p = p.scatter_add(1, first, torch.where(is_there, -moved, 0.0))
+    return carried(torch.cat([ids, said.student_ids[:, None]], 1), torch.cat([p, moved], 1))

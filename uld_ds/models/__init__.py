@@ -1,0 +1,1 @@
+"""Pretrained models: finding, checking and shaping them; the row model and its output head."""

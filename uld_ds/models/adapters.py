@@ -1,0 +1,126 @@
+"""A student's shape: the layers it keeps of a larger model, parameters that stay as they are, low-rank adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor, nn
+
+from uld_ds.errors import UserError
+from uld_ds.models.quantization import dequantised, is_quantised, is_transposed
+from uld_ds.recipe import LoraSettings, StudentSettings
+
+ADAPTER = "default"
+# What PEFT's wrapper puts before the names of the model it wraps.
+_WRAPPED = "base_model.model."
+
+
+def shaped(model: Any, settings: StudentSettings) -> Any:
+    """The model with some of it frozen, or wrapped with adapters, as the recipe says.
+
+    Raises:
+        UserError: parameters to freeze, or layers to adapt, that are not there.
+    """
+    freeze(model, settings.freeze)
+    return model if settings.lora is None else with_adapters(model, settings.lora)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Keeps parameters as they are.
+
+    Args:
+        model: the student.
+        patterns: of parameters' names, e.g. ``model.layers.0.*``.
+
+    Raises:
+        UserError: a pattern that names none, or nothing is left to learn.
+    """
+    # A matrix that is embeddings and output head has two names.
+    named = list(model.named_parameters(remove_duplicate=False))
+    found: dict[int, nn.Parameter] = {}
+    for pattern in patterns:
+        matching = {id(parameter): parameter for name, parameter in named if fnmatchcase(name, pattern)}
+        if not matching:
+            like = f"{named[0][0]!r}, {named[-1][0]!r}"
+            raise UserError("student.freeze", f"{pattern!r} names no parameter", f"they have names like {like}")
+        found |= matching
+    if len(found) == len({id(parameter) for _, parameter in named}):
+        raise UserError("student.freeze", f"{list(patterns)} leaves nothing to learn", "freeze less")
+    for parameter in found.values():
+        parameter.requires_grad_(False)
+
+
+def with_adapters(model: Any, settings: LoraSettings) -> Any:
+    """The model wrapped by PEFT, all its own parameters frozen, with low-rank adapters to learn.
+
+    (Hu et al., arXiv 2106.09685: a linear layer's ``W x`` becomes ``W x + alpha / rank * B A x``, with B zero.)
+
+    Raises:
+        UserError: PEFT is not installed, or there are no such layers.
+    """
+    if find_spec("peft") is None:
+        raise UserError("student.lora", "PEFT is not installed", "pip install 'uld-ds[lora]', on every node")
+    from peft import LoraConfig, get_peft_model
+
+    key = "student.lora.targets"
+    try:
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
+            target_modules=settings.targets,
+            lora_dropout=settings.dropout,
+            bias="none",
+        )
+        wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
+    except ValueError as error:  # PEFT's word for names that nothing has
+        linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if _is_linear(part)})
+        problem = f"{settings.targets!r} cannot be adapted ({' '.join(str(error).split())[:120]})"
+        raise UserError(key, problem, f"choose among {', '.join(linear)}, or all-linear") from error
+    base: Any = wrapped.get_base_model()
+    if base.config.get_text_config().tie_word_embeddings and hasattr(base.get_output_embeddings(), "lora_A"):
+        problem = "the output head is one matrix with the embeddings, which would not change with it"
+        raise UserError(key, problem, "leave the head out")
+    return wrapped
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def is_adapted(model: object) -> bool:
+    """Whether ``with_adapters`` made it."""
+    return hasattr(model, "peft_config")
+
+
+def merged(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the model that adapters make of their base: in them, nothing is left of adapters.
+
+    Of a base in 4 bits they are what these stand for, not what it was made of: adapters have learnt beside those.
+
+    Args:
+        model: from ``with_adapters``; its own weights may be in shards.
+        weights: all of them, whole, by the wrapped model's names.
+
+    Returns:
+        By the names of ``model.get_base_model()`` without adapters, in the types they had.
+    """
+    plain = {
+        name.removeprefix(_WRAPPED).replace(".base_layer.", "."): tensor
+        for name, tensor in weights.items()
+        if ".lora_" not in name
+    }
+    base = model.get_base_model()
+    if is_quantised(base):
+        plain = dequantised(base, plain)
+    for name, layer in base.named_modules():
+        if ADAPTER in getattr(layer, "lora_A", {}):
+            down, up = (weights[f"{_WRAPPED}{name}.lora_{part}.{ADAPTER}.weight"].float() for part in "AB")
+            # Some architectures keep their matrices transposed.
+            transposed = layer.fan_in_fan_out or is_transposed(layer.base_layer)
+            delta = layer.scaling[ADAPTER] * (down.T @ up.T if transposed else up @ down)
+            weight = plain[f"{name}.weight"]
+            plain[f"{name}.weight"] = (weight.float() + delta.to(weight.device)).to(weight.dtype)
+    return plain

@@ -1,0 +1,66 @@
+"""Which of the two kinds of language model a checkpoint is: decoder-only, or an encoder and a decoder.
+
+A decoder-only model reads prompt and answer as one sequence. In an encoder-decoder model (T5, mT5, BART) the encoder
+reads the prompt, and the decoder begins with a token of its own and goes on with the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig
+
+from uld_ds.errors import UserError
+from uld_ds.recipe import DType
+from uld_ds.recipe.models import NO_CODE
+
+# A pickle is code, too.
+SAFE_WEIGHTS: dict[str, Any] = {"use_safetensors": True}
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """The class of transformers that loads such a model with its output head."""
+    return AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM
+
+
+def is_encoder_decoder(config: Any) -> bool:
+    """As the configuration says."""
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def decoder_start(place: str, revision: str | None, key: str, code: Mapping[str, Any] = NO_CODE) -> int | None:
+    """The token that a decoder begins with; None where there is no encoder, and answers follow their prompt.
+
+    Args:
+        place: directory or hub id.
+        revision: of a hub id.
+        key: of the model in the recipe, for messages.
+        code: of ``code_options``.
+
+    Raises:
+        UserError: an encoder-decoder model that does not say it.
+    """
+    config = AutoConfig.from_pretrained(place, revision=revision, **code)
+    if not is_encoder_decoder(config):
+        return None
+    try:
+        generation = GenerationConfig.from_pretrained(place, revision=revision or "main")
+    except OSError:  # an older checkpoint: it is in config.json
+        generation = GenerationConfig.from_model_config(config)
+    start = named_start(generation)
+    if start is None:
+        raise UserError(key, f"{place!r} does not say what its decoder begins with", "give it decoder_start_token_id")
+    return start
+
+
+def named_start(generation: GenerationConfig) -> int | None:
+    """What ``generate`` would begin with: decoder_start_token_id, else bos_token_id."""
+    for token in (generation.decoder_start_token_id, generation.bos_token_id):
+        if token is not None:
+            return int(token[0] if isinstance(token, list) else token)
+    return None
+
+
+DTYPES: dict[DType, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -1,0 +1,56 @@
+"""What identifies a model: a hub's commit, or a digest of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from uld_ds.recipe.models import FULL_COMMIT, NO_CODE
+from uld_ds.utils.cache import cache_dir
+from uld_ds.utils.files import file_digest
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+_AT_A_TIME = 8
+
+
+def model_identity(place: str, revision: str | None) -> tuple[str | None, str]:
+    """Revision and digest of a model.
+
+    Of a hub id, the commit, which is both. Of a directory, a sha256 over its configuration and weights; files are
+    read once and remembered by name, size and time of change.
+    """
+    folder = Path(place)
+    if folder.is_dir():
+        return revision, f"sha256:{weights_digest(folder)}"
+    if FULL_COMMIT.fullmatch(revision or ""):
+        return revision, f"commit:{revision}"  # the configuration of a model with code of its own does not say it
+    commit = getattr(AutoConfig.from_pretrained(place, revision=revision, **NO_CODE), "_commit_hash", None)
+    return commit or revision, f"commit:{commit}"
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over the names and contents of the configuration and the weights in a directory."""
+    files = sorted({file for pattern in ("config.json", *WEIGHTS) for file in folder.glob(pattern)})
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        digests = pool.map(_remembered_digest, files)
+    lines = (f"{file.name}:{digest}\n" for file, digest in zip(files, digests, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _remembered_digest(file: Path) -> str:
+    file = file.resolve()
+    stat = file.stat()
+    key = hashlib.sha256(json.dumps([str(file), stat.st_size, stat.st_mtime_ns]).encode()).hexdigest()
+    note = cache_dir() / "digests" / key
+    if note.is_file():
+        return note.read_text()
+    digest = file_digest(file)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    aside = note.with_name(f".{key}-{digest[:8]}")
+    aside.write_text(digest)
+    aside.rename(note)
+    return digest

@@ -1,0 +1,190 @@
+"""A student whose frozen linear layers are held in 4 bits, beside the adapters that learn (QLoRA).
+
+NF4 with doubly quantised scales, as in Dettmers et al., arXiv 2305.14314, by bitsandbytes: 4 bits a weight, 8 bits for
+each block of 64, and 32 bits for 256 blocks. Embeddings, norms and the output head keep the student's precision, and so
+do adapters and all that is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from uld_ds.errors import UserError
+from uld_ds.models.architectures import auto_class
+from uld_ds.recipe import StudentSettings
+
+_BLOCK = 64
+BYTES_PER_WEIGHT = 0.5 + 1 / _BLOCK + 4 / (_BLOCK * 256)
+
+
+def check_installed(settings: StudentSettings) -> None:
+    """Raises UserError where a recipe asks for 4 bits and nothing is there that makes them."""
+    if settings.quantise is not None and find_spec("bitsandbytes") is None:
+        fix = "pip install 'uld-ds[qlora]', on every node, or leave it out"
+        raise UserError("student.lora.quantise", f"{settings.quantise!r} needs bitsandbytes, which is not there", fix)
+
+
+def loading_options(
+    settings: StudentSettings, of_model: PreTrainedConfig, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """For ``from_pretrained``: each weight is quantised as it is read, on the device where it stays.
+
+    Args:
+        settings: with ``quantise``.
+        of_model: the model's configuration.
+        dtype: of everything that is computed.
+        device: of this rank.
+
+    Raises:
+        UserError: as ``check_quantisable``.
+    """
+    check_installed(settings)
+    with torch.device("meta"):
+        model = auto_class(of_model).from_config(of_model)
+    check_quantisable(settings, model)
+    taken = set(quantised_linears(model))
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=settings.quantise,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[name for name, _ in _linears(model) if name not in taken],
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def quantised_linears(model: PreTrainedModel) -> list[str]:
+    """Names of the layers that are held in 4 bits: all linear ones but the output head, those that the architecture
+    keeps in fp32, and those whose input is no multiple of 64 wide.
+
+    A block of the latter may lie in two rows, where bitsandbytes takes another block's scale on a CPU (seen in 0.50.2).
+
+    Args:
+        model: as it is without; its weights need not exist.
+    """
+    left = HfQuantizer.get_modules_to_not_convert(model, None, list(model._keep_in_fp32_modules or ()))
+    return [name for name, width in _linears(model) if width % _BLOCK == 0 and should_convert_module(name, left)]
+
+
+def _linears(model: nn.Module) -> Iterable[tuple[str, int]]:
+    """Names and widths of what may be quantised."""
+    for name, part in model.named_modules():
+        if type(part) in (nn.Linear, Conv1D):
+            weight: Any = part.weight
+            yield name, weight.shape[0 if isinstance(part, Conv1D) else 1]
+
+
+def check_quantisable(settings: StudentSettings, model: PreTrainedModel) -> None:
+    """Raises UserError where a recipe asks for 4 bits, and a model has no layer for them, or is in some already."""
+    key = "student.lora.quantise"
+    if settings.quantise is None:
+        return
+    if getattr(model.config, "quantization_config", None) is not None:
+        problem = f"{settings.quantise!r} of a model whose weights are quantised already"
+        raise UserError(key, problem, "start from the model that it was made of")
+    if not quantised_linears(model):
+        problem = f"{model.config.model_type!r} of this size has no linear layer with an input of a multiple of 64"
+        raise UserError(key, problem, "leave it out")
+
+
+def settle(model: Any) -> None:
+    """Makes a loaded model compute in evaluation what it computes in training, and lets go of its files."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            # What is not quantised may lie in a file that is mapped into memory, with all else that was read of it.
+            parameter.data = parameter.data.clone()
+    for _, layer in _layers(model):
+        # On some CPUs it would, when it is evaluated, round its scales to bf16 for another layout: other weights than
+        # those that are trained, and for some shapes an error.
+        layer.support_avx512bf16_for_cpu = False
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether it, or what it wraps, was loaded with ``loading_options``."""
+    return any(getattr(part, "is_loaded_in_4bit", False) for part in model.modules())
+
+
+def _layers(model: Any) -> Iterable[tuple[str, Any]]:
+    from bitsandbytes.nn import Linear4bit
+
+    return ((name, part) for name, part in model.named_modules() if isinstance(part, Linear4bit))
+
+
+def dequantised(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with those that are held in 4 bits as plain matrices, on the CPU, in the type the model computes in.
+
+    Args:
+        model: whose layers are quantised, some of them inside of adapters.
+        weights: by the names they have without adapters; of a quantised one its packed bytes, and its scales beside it.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    plain = dict(weights)
+    for name, layer in _layers(model):
+        key = f"{name.removesuffix('.base_layer')}.weight"
+        for scale in [other for other in plain if other.startswith(f"{key}.")]:
+            del plain[scale]
+        matrix = dequantize_4bit(layer.weight.data, layer.weight.quant_state).cpu()
+        # Some architectures keep their matrices transposed; in 4 bits, none does.
+        plain[key] = matrix.T.contiguous() if is_transposed(layer) else matrix
+    return plain
+
+
+def is_transposed(layer: Any) -> bool:
+    """Whether the weight of a quantised layer is the other way round where it is not quantised."""
+    return getattr(layer, "source_cls", None) is Conv1D
+
+
+def unquantised_like(model: Any) -> PreTrainedModel:
+    """A model of the same configuration with plain layers and no weights, to save some as."""
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    with torch.device("meta"):
+        plain: PreTrainedModel = auto_class(config).from_config(config, dtype=model.dtype)
+    plain.generation_config = model.generation_config
+    return plain
+
+
+# ---- checkpoints: of what learns alone, with a digest of what it learns beside
+
+
+def learning(module: nn.Module) -> set[str]:
+    """Names of the parameters that a checkpoint of a quantised student holds."""
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def load_learning(src: dict[str, Tensor], dst: nn.Module) -> None:
+    """Puts what a checkpoint holds into the module; DeepSpeed calls it with these names.
+
+    Raises:
+        ValueError: it is of other parameters than those that learn.
+    """
+    if src.keys() != learning(dst):
+        other = sorted(src.keys() ^ learning(dst))
+        raise ValueError(f"its parameters are not those that learn here: {', '.join(other[:3])}")
+    dst.load_state_dict(src, strict=False)
+
+
+def base_digest(module: Any) -> str:
+    """sha256 of everything frozen, of 4-bit weights their bytes and scales. Computed once: nothing changes it."""
+    found: str | None = getattr(module, "frozen_digest", None)
+    if found is None:
+        digest = hashlib.sha256()
+        own = learning(module)
+        for name, tensor in sorted(module.state_dict().items()):
+            if name not in own:
+                digest.update(name.encode())
+                digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy().data)
+        found = module.frozen_digest = digest.hexdigest()
+    return found

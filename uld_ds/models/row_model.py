@@ -1,0 +1,225 @@
+"""A language model that computes logits only where somebody reads them.
+
+Full logits are [B, L, V]; prompts and padding make most of them useless, and at large vocabularies they dwarf
+everything else. Here the body (a decoder, or an encoder and a decoder) runs over whole sequences; the output head is
+handed, with the hidden states of chosen positions, to whoever wants logits, and that one makes them in chunks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from uld_ds.batches import SideBatch
+from uld_ds.models.architectures import is_encoder_decoder
+from uld_ds.models.output_head import HeadWeights, LowRank, lend, open_head, shifted_adapters
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Elements of a chunk of logits: 32 MB of fp32 on a CPU, half a gigabyte on an accelerator.
+_CHUNK_ELEMENTS_CPU = 1 << 23
+_CHUNK_ELEMENTS_ACCELERATOR = 1 << 27
+
+
+@dataclass(frozen=True)
+class LogitMap:
+    """What an architecture does to its logits after the output head: ``cap * tanh(scale * z / cap)``."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> LogitMap:
+        """As the configuration says; whether that is all there is to it is measured by ``choose_head_path``."""
+        text = config.get_text_config()
+        multiplied = getattr(text, "logit_scale", None) or 1.0
+        divided = getattr(text, "logits_scaling", None) or 1.0
+        return cls(multiplied / divided, getattr(text, "final_logit_softcapping", None))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        scaled = logits if self.scale == 1.0 else logits * self.scale
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
+
+    def backward_(self, grad: Tensor, mapped: Tensor) -> Tensor:
+        """Gradient before the map out of the one after it, in place; ``mapped`` is what the map returned."""
+        if self.cap is not None:
+            grad.mul_(1 - (mapped.to(grad.dtype) / self.cap) ** 2)
+        return grad if self.scale == 1.0 else grad.mul_(self.scale)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The way from hidden states [N, H] to logits [N, V]: ``map(hidden @ weight.T + bias + low_rank(hidden))``.
+
+    With ``weight`` None, "hidden states" are logits already (a model whose head cannot be reached).
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    logit_map: LogitMap
+    low_rank: LowRank | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, V] in the type of ``hidden``."""
+        if self.weight is None:
+            return hidden
+        logits = F.linear(hidden, self.weight, self.bias)
+        if self.low_rank is not None:
+            # In place: adapters kept in fp32 beside a bf16 base must not turn all logits into fp32.
+            logits += self.low_rank(hidden)
+        return self.logit_map(logits)
+
+    def chunks(self, hidden: Tensor) -> Iterator[slice]:
+        """Slices of the rows whose logits may exist at a time; one empty slice when there are no rows."""
+        budget = _CHUNK_ELEMENTS_CPU if hidden.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
+        vocab_size = hidden.shape[1] if self.weight is None else self.weight.shape[0]
+        step = max(1, budget // vocab_size)
+        for start in range(0, max(len(hidden), 1), step):
+            yield slice(start, min(start + step, len(hidden)))
+
+
+Consume = Callable[[Tensor, Head], T]
+
+
+class RowModel(nn.Module):
+    """Wraps a language model, with an encoder or without; the unit that DeepSpeed gets, for teacher and student."""
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        super().__init__()
+        self.lm = lm
+        self.has_encoder = is_encoder_decoder(lm.config)
+        self.logit_map = LogitMap.of(lm.config)
+        # A linear head, with or without LoRA, opens itself. Anything else (quantised) keeps its own forward.
+        self.direct_head = open_head(lm.get_output_embeddings()) is None
+
+    def forward(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
+        """Calls ``consume(hidden [R, H], head)`` for the positions ``rows`` and returns what it returned.
+
+        Args:
+            batch: B sequences of L tokens; with an encoder, those of the decoder, and E tokens for the encoder.
+            rows: [R] indices into the flattened [B * L] positions.
+            consume: makes logits with ``head``, in chunks. Runs on every rank alike, also for no rows.
+        """
+        output = self.lm.get_output_embeddings()
+        # Adapters may have been switched since, to some that cannot lend their weights.
+        if not self.direct_head or open_head(output) is not None:
+            logits = self.lm(**self._inputs(batch)).logits.flatten(0, 1)[rows]
+            return consume(logits, Head(None, None, LogitMap()))
+        hidden = self._hidden(batch).flatten(0, 1)[rows]
+
+        def use(hidden: Tensor, whole: HeadWeights) -> T:
+            return consume(hidden, Head(whole.weight, whole.bias, self.logit_map, whole.low_rank))
+
+        return lend(output, hidden, use)
+
+    def _inputs(self, batch: SideBatch) -> dict[str, Any]:
+        """For a forward of the whole model."""
+        own = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if not self.has_encoder:
+            return {**own, "use_cache": False}
+        decoder = {f"decoder_{name}": value for name, value in own.items()}
+        return {**decoder, "input_ids": batch.encoder_ids, "attention_mask": batch.encoder_mask, "use_cache": False}
+
+    def _hidden(self, batch: SideBatch) -> Tensor:
+        """[B, L, H]: what the output head is applied to."""
+        # PEFT's wrapper has a base_model too, which is the whole language model.
+        wrapped = getattr(self.lm, "get_base_model", None)
+        lm: Any = self.lm if wrapped is None else wrapped()
+        if not self.has_encoder:
+            return lm.base_model(**self._inputs(batch)).last_hidden_state
+        read = lm.get_encoder()(input_ids=batch.encoder_ids, attention_mask=batch.encoder_mask).last_hidden_state
+        return lm.get_decoder()(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            encoder_hidden_states=read,
+            encoder_attention_mask=batch.encoder_mask,
+            use_cache=False,
+        ).last_hidden_state
+
+
+def choose_head_path(model: RowModel, call: Callable[..., Any], device: torch.device, name: str) -> None:
+    """Lets ``model`` compute logits by its head alone, or by the whole model where that differs (logged).
+
+    Some architectures scale, cap or shift their logits in ways of their own. That is measured on four tokens, not
+    guessed from a name.
+
+    Args:
+        model: the wrapped model.
+        call: runs it: ``model`` itself, or the engine around it.
+        device: where its inputs go.
+        name: of the role, for the log.
+    """
+    problem = open_head(model.lm.get_output_embeddings())
+    if problem is not None:
+        model.direct_head = False
+        log.warning("%s: its output head %s: logits of whole sequences, with more memory", name, problem)
+        return
+    errors = []
+    for logit_map in _possible_maps(model.lm.config):
+        model.logit_map = logit_map
+        errors.append(_largest_head_error(model, call, device))
+        if errors[-1] < 1e-2:
+            return
+    model.direct_head = False
+    log.warning("%s: logits are not head(body), off by %.3g: whole sequences, with more memory", name, min(errors))
+
+
+def _possible_maps(config: Any) -> list[LogitMap]:
+    """What may be done to logits, by what the configuration says; of some encoder-decoder models it does not say."""
+    maps = [LogitMap.of(config)]
+    if is_encoder_decoder(config):
+        # T5 scales what enters a tied head, T5 1.1 and mT5 do not.
+        maps.append(LogitMap(config.hidden_size**-0.5))
+    return maps
+
+
+def _largest_head_error(model: RowModel, call: Callable[..., Any], device: torch.device) -> float:
+    """How far the head applied to the body's output is from the model's own logits, relative to their size."""
+    ids = torch.arange(1, 5, device=device)[None]
+    none = torch.empty(0, dtype=torch.long, device=device)
+    ones = torch.ones_like(ids)
+    batch = SideBatch(ids, ones, none, none, none, none, *([ids, ones] if model.has_encoder else []))
+    rows = torch.arange(4, device=device)
+    results = []
+    # LoRA's B starts at zero, where its path could be anything.
+    with torch.no_grad(), shifted_adapters(model.lm.get_output_embeddings()):
+        for direct in (True, False):
+            model.direct_head = direct
+            results.append(call(batch, rows, lambda hidden, head: head.logits(hidden).float().clone()))
+    model.direct_head = True
+    return float((results[0] - results[1]).abs().max() / results[1].abs().max().clamp_min(1e-6))
+
+
+def scores_of(ids: Tensor) -> Consume[Tensor]:
+    """Consumer: [R, 2] natural log-probability of token ``ids`` [R] and of the likeliest token. No gradient."""
+
+    def consume(hidden: Tensor, head: Head) -> Tensor:
+        parts = []
+        for chunk in head.chunks(hidden):
+            logits = head.logits(hidden[chunk]).float()
+            right = -F.cross_entropy(logits, ids[chunk], reduction="none")
+            parts.append(torch.stack([right, logits.max(1).values - logits.logsumexp(1)], 1))
+        return torch.cat(parts)
+
+    return consume
+
+
+def log_probs_of(ids: Tensor) -> Consume[Tensor]:
+    """Consumer: natural log-probability [R] of token ``ids`` [R] at each row. No gradient."""
+
+    def consume(hidden: Tensor, head: Head) -> Tensor:
+        parts = [
+            -F.cross_entropy(head.logits(hidden[chunk]).float(), ids[chunk], reduction="none")
+            for chunk in head.chunks(hidden)
+        ]
+        return torch.cat(parts)
+
+    return consume

@@ -1,0 +1,66 @@
+"""Recipes: the whole configuration of a run, as strict typed models."""
+
+from uld_ds.recipe.base import DType
+from uld_ds.recipe.data import ColumnSettings, DataSettings, DataSource, FilesSource, GeneratorSource, HubSource
+from uld_ds.recipe.infrastructure import (
+    ClusterSettings,
+    ProfileSettings,
+    RegistrySettings,
+    RunSettings,
+    TrackingSettings,
+)
+from uld_ds.recipe.loading import ENVIRONMENT_PREFIX, load_recipe, parse_recipe
+from uld_ds.recipe.models import (
+    CodecSettings,
+    LoraSettings,
+    ModelSettings,
+    RemoteCodeSettings,
+    StoreSettings,
+    StudentSettings,
+    TeacherSettings,
+    TrainedTokenizerSettings,
+)
+from uld_ds.recipe.objective import LinearSchedule, ObjectiveSettings, WarmupSchedule
+from uld_ds.recipe.schema import Recipe
+from uld_ds.recipe.training import (
+    EvaluationSettings,
+    GenerationSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainingSettings,
+)
+
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "ClusterSettings",
+    "CodecSettings",
+    "ColumnSettings",
+    "DType",
+    "DataSettings",
+    "DataSource",
+    "EvaluationSettings",
+    "FilesSource",
+    "GenerationSettings",
+    "GeneratorSource",
+    "HubSource",
+    "LinearSchedule",
+    "LoraSettings",
+    "ModelSettings",
+    "ObjectiveSettings",
+    "OptimizerSettings",
+    "ProfileSettings",
+    "Recipe",
+    "RegistrySettings",
+    "RemoteCodeSettings",
+    "RunSettings",
+    "ScheduleSettings",
+    "StoreSettings",
+    "StudentSettings",
+    "TeacherSettings",
+    "TrackingSettings",
+    "TrainedTokenizerSettings",
+    "TrainingSettings",
+    "WarmupSchedule",
+    "load_recipe",
+    "parse_recipe",
+]

@@ -1,0 +1,106 @@
+"""Load a recipe: the file, environment variables and overrides, merged and validated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from uld_ds.errors import UserError
+from uld_ds.recipe.schema import Recipe
+from uld_ds.recipe.validation_errors import as_user_error
+from uld_ds.recipe.weight_schedule import check_schedule
+
+ENVIRONMENT_PREFIX = "ULD_DS__"
+
+
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, environment: Mapping[str, str] | None = None
+) -> Recipe:
+    """Reads a recipe and merges environment and overrides over it.
+
+    Args:
+        path: a YAML file.
+        overrides: ``a.b=c`` strings; values are YAML.
+        environment: variables whose names begin with ``ULD_DS__`` override the file. Default: this process's.
+
+    Raises:
+        UserError: no such file, not YAML, a malformed override, an unknown key, a bad value.
+    """
+    variables = os.environ if environment is None else environment
+    layers = [
+        _file_layer(Path(path)),
+        *(_layer(name, *item) for name, *item in _environment_overrides(variables)),
+        *(_layer("--set", *_split(override)) for override in overrides),
+    ]
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).split("\n", 1)[0]
+        raise UserError(error.full_key or "recipe", reason, "correct the reference, or set what it names") from error
+    assert isinstance(merged, dict)
+    return parse_recipe({str(key): value for key, value in merged.items()})
+
+
+def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
+    """Validates a mapping as a recipe.
+
+    Raises:
+        UserError: naming the first bad key, its value and the fix.
+    """
+    try:
+        recipe = Recipe.model_validate(dict(tree))
+    except ValidationError as error:
+        raise as_user_error(error, tree, Recipe) from error
+    if recipe.training.steps is not None:  # how many an epoch has is known when the data is
+        check_schedule(recipe.objective, recipe.training.steps)
+    return recipe
+
+
+def _file_layer(file: Path) -> DictConfig:
+    if not file.is_file():
+        raise UserError("recipe", f"no file {str(file)!r}", "give the path of a recipe's YAML file")
+    try:
+        layer = OmegaConf.load(file)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError("recipe", f"{str(file)!r} is not YAML ({_one_line(error)})", "correct the file") from error
+    if not isinstance(layer, DictConfig):
+        raise UserError("recipe", f"{str(file)!r} holds a list", "a recipe is a mapping of sections")
+    return layer
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, equals, value = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError("--set", f"{override!r} is not KEY=VALUE", "write e.g. --set training.steps=100")
+    return key, value
+
+
+def _layer(origin: str, key: str, value: str) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([f"{key}={value}"])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(origin, f"{value!r} for {key} is not YAML ({_one_line(error)})", "quote it") from error
+
+
+def _environment_overrides(variables: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Name of the variable, the recipe's key, the value."""
+    overrides = []
+    for name in sorted(variables):
+        parts = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if not all(parts):
+            raise UserError(name, "names no key of a recipe", f"write e.g. {ENVIRONMENT_PREFIX}TRAINING__STEPS")
+        overrides.append((name, ".".join(parts), variables[name]))
+    return overrides
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,223 @@
+"""The sections of a recipe that say which models there are: teacher, student, and how a store keeps the former."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from uld_ds.errors import UserError
+from uld_ds.recipe.base import DType, Strict
+
+if TYPE_CHECKING:
+    from uld_ds.spectrum.codec import Precision
+
+FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+
+
+class ModelSettings(Strict):
+    model: Annotated[str, Field(min_length=1)]
+    """A directory, a hub id, or ``package:NAME`` for the folder of an installed Python package."""
+    gguf_file: str | None = None
+    """A GGUF file inside ``model``: dequantised once into a safetensors cache."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    precision: DType = "bf16"
+    """Type the weights are held and multiplied in."""
+    deepspeed: str | None = None
+    """DeepSpeed JSON: a path or a name from ds_configs/. Default: ZeRO-3 for the device at hand."""
+    prompt_template: str = "chat"
+    """``chat`` for the tokenizer's own chat template, or text with ``{prompt}`` in it."""
+    system_prompt: str | None = None
+    """Put before the conversation when it has no system message of its own."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Tokens per example. Longer ones are cut where both tokenizers have a boundary."""
+
+    @model_validator(mode="after")
+    def _template_has_a_place_for_the_prompt(self) -> ModelSettings:
+        if self.prompt_template != "chat" and "{prompt}" not in self.prompt_template:
+            raise ValueError(f"prompt_template {self.prompt_template!r} is neither 'chat' nor contains {{prompt}}")
+        return self
+
+
+class RemoteCodeSettings(Strict):
+    """Python code that comes with a model and may be run, by every worker, as whoever started the run."""
+
+    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    """The hub id that it lies in: the model's own, or one that the model's configuration names."""
+    revision: str
+    """The commit that you have read, as 40 hexadecimal digits: a branch or tag may be something else tomorrow."""
+
+    @model_validator(mode="after")
+    def _is_a_commit(self) -> RemoteCodeSettings:
+        if not FULL_COMMIT.fullmatch(self.revision):
+            raise ValueError(
+                f"revision {self.revision!r} is no commit: write the 40 hexadecimal digits of the one you have read"
+            )
+        return self
+
+
+class CodecSettings(Strict):
+    """What the teacher's spectra cost in bytes: finer is larger. Defaults are those of the codec itself."""
+
+    num_exact: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Largest probabilities stored one by one."""
+    rank_ratio: Annotated[float, Field(ge=1.001, le=4)] = 1.12
+    """The others are stored in blocks of ranks; end of a block over its beginning."""
+    step: Annotated[float, Field(ge=1e-3, le=1)] = 1 / 64
+    """Resolution in nats of the mass of a block that holds little."""
+    even_mass: Annotated[float, Field(ge=1e-4, le=1)] = 1 / 900
+    """Blocks with more than this mass are resolved to ``step * even_mass`` of probability."""
+    dropped_mass: Annotated[float, Field(ge=0, le=0.1)] = 1e-5
+    """So much of the far end of the tail may be left out."""
+    mantissa_bits: Annotated[int, Field(ge=0, le=10)] = 5
+    """Levels per octave of a spectrum that was read are two to this power: memory, not bytes."""
+
+    def to_precision(self) -> Precision:
+        """For the encoder.
+
+        Raises:
+            UserError: the steps are too fine for the codec.
+        """
+        # The codec needs PyTorch, which takes seconds to import; reading a recipe does not.
+        from uld_ds.spectrum.codec import Precision
+
+        try:
+            return Precision(**self.model_dump())
+        except ValueError as error:
+            raise UserError("teacher.codec", str(error), "make step or even_mass larger") from error
+
+
+class TeacherSettings(ModelSettings):
+    model: Annotated[str, Field(min_length=1)] | None = None  # type: ignore[assignment]
+    """A directory, a hub id, or ``package:NAME``. May be left out with ``source: stored``."""
+    source: Literal["online", "stored"] = "online"
+    """``online``: the teacher runs beside the student. ``stored``: what it said is read from ``path``."""
+    path: str | None = None
+    """Spectrum store, a folder or fsspec URL: where ``uld-ds store build`` writes and ``source: stored`` reads."""
+    sharding: Literal["zero3", "none"] = "zero3"
+    """``zero3``: spread over all workers. ``none``: whole on each of them, for a teacher that is small enough."""
+    remember: bool = True
+    """Keep what the online teacher said: later epochs and restarts read it instead of running the teacher."""
+    codec: CodecSettings = CodecSettings()
+    """Precision of what is kept, in memory of the run and in a store."""
+    remote_code: RemoteCodeSettings | None = None
+    """Run code that comes with ``model``, of this repository at this commit and no other. Default: none is run."""
+    max_tokens_per_forward: Annotated[int, Field(ge=1)] = 4096
+    """Bounds the memory of one teacher forward: the window runs in sub-batches of this many tokens per rank."""
+
+    @model_validator(mode="after")
+    def _says_where_it_is(self) -> TeacherSettings:
+        if self.source == "online" and self.model is None:
+            raise ValueError("teacher.model is missing: source 'online' needs it")
+        if self.source == "stored" and self.path is None:
+            raise ValueError("teacher.path is missing: source 'stored' needs the folder or URL of a spectrum store")
+        if self.remote_code is not None and self.gguf_file is not None:
+            raise ValueError("teacher.remote_code has no effect with teacher.gguf_file, which has no code")
+        if self.sharding == "none" and self.deepspeed is not None:
+            raise ValueError("teacher.deepspeed has no effect with teacher.sharding 'none'")
+        return self
+
+
+class StoreSettings(Strict):
+    """What ``uld-ds store build`` keeps beside the spectra."""
+
+    top_ids: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Of each distribution so many of the likeliest tokens, by their ids: for objectives that look at identities (64
+    serves ``objective.top_ids`` up to 64). 4 to 6 bytes each before compression."""
+
+
+class TrainedTokenizerSettings(Strict):
+    train: Literal["unigram", "bpe"]
+    """Kind of tokenizer to train on the training text."""
+    vocab_size: Annotated[int, Field(ge=300)] = 4096
+    """Entries, the 256 bytes and the special tokens included."""
+
+
+class LoraSettings(Strict):
+    """Low-rank adapters beside frozen weights (arXiv 2106.09685); merged into them at export."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Of each adapter: what is learnt of a matrix [m, n] is ``rank * (m + n)`` numbers."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """An adapter counts ``alpha / rank`` times."""
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Names of the linear layers that get one, e.g. ``[q_proj, v_proj]``; ``all-linear``: all but the output head."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    quantise: Literal["nf4"] | None = None
+    """Hold the frozen linear layers in 4 bits (QLoRA, arXiv 2305.14314): ``pip install 'uld-ds[qlora]'``. For ZeRO
+    stages up to 2, of which 2 is then the default."""
+
+
+class StudentSettings(ModelSettings):
+    model: Annotated[str, Field(min_length=1)] | None = None  # type: ignore[assignment]
+    """Where the student starts from; leave it out when ``from_config`` makes a new one."""
+    from_config: dict[str, Any] | None = None
+    """A new student: ``model_type`` and that architecture's options, as in transformers' config.json."""
+    tokenizer: str | TrainedTokenizerSettings | None = None
+    """Default: the model's own. A directory, a hub id, or ``{train: unigram, vocab_size: 4096}``."""
+    embeddings: Literal["keep", "random", "spelled"] = "keep"
+    """Of ``model`` for another ``tokenizer``: ``keep`` its rows, by number; ``random`` new ones; or ``spelled``: each
+    row the mean of those of the old tokens that spell the new one."""
+    keep_layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """Start from these layers of ``model`` alone, numbered from 0. Default: all of them."""
+    freeze: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Parameters that stay as they are, by patterns of their names: ``[model.embed_tokens.*, model.layers.0.*]``."""
+    lora: LoraSettings | None = None
+    """Learn low-rank adapters instead of the model's own parameters; ``{}`` for the defaults."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    @property
+    def quantise(self) -> Literal["nf4"] | None:
+        """How frozen layers are held, where that is not ``precision``."""
+        return None if self.lora is None else self.lora.quantise
+
+    @model_validator(mode="after")
+    def _shape_fits(self) -> StudentSettings:
+        if self.keep_layers is not None:
+            if self.from_config is not None:
+                raise ValueError("student.keep_layers needs student.model: a new model has the layers it is given")
+            if self.keep_layers != sorted(set(self.keep_layers)):
+                raise ValueError(f"student.keep_layers {self.keep_layers} must name each layer once, in order")
+        if self.embeddings != "keep" and (self.model is None or self.tokenizer is None):
+            raise ValueError(
+                f"student.embeddings {self.embeddings!r} needs student.model and another student.tokenizer"
+            )
+        if self.lora is not None and self.freeze:
+            raise ValueError("student.freeze has no effect with student.lora, which freezes all but its adapters")
+        return self
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> StudentSettings:
+        if (self.model is None) == (self.from_config is None):
+            raise ValueError("exactly one of student.model and student.from_config must be set")
+        if self.from_config is not None:
+            if "model_type" not in self.from_config:
+                raise ValueError("student.from_config needs model_type, e.g. llama")
+            if self.tokenizer is None:
+                raise ValueError("student.from_config makes a new model: set student.tokenizer as well")
+            if self.gguf_file is not None:
+                raise ValueError("student.gguf_file needs student.model, not student.from_config")
+            longest = self.from_config.get("max_position_embeddings", self.max_length)
+            if isinstance(longest, int) and longest < self.max_length:
+                raise ValueError(
+                    f"student.max_length {self.max_length} is more than "
+                    f"student.from_config.max_position_embeddings {longest}"
+                )
+        return self
+
+
+def code_options(settings: ModelSettings) -> dict[str, Any]:
+    """What transformers' ``from_pretrained`` is told about code that comes with a model."""
+    trusted = trusted_code(settings)
+    # Without code_revision a module of another repository than the model's would be that of its main branch.
+    return NO_CODE if trusted is None else {"trust_remote_code": True, "code_revision": trusted.revision}
+
+
+def trusted_code(settings: ModelSettings) -> RemoteCodeSettings | None:
+    """A student has no such section: what it becomes would need the code wherever it is loaded."""
+    trusted: RemoteCodeSettings | None = getattr(settings, "remote_code", None)
+    return trusted

@@ -1,0 +1,164 @@
+"""The section of a recipe that says what is learnt: weights of the objective's terms, and how both sides are paired."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from uld_ds.recipe.base import Strict
+
+Term = Literal["ce", "uld", "likelihood", "classical", "hybrid", "projection"]
+TERMS: tuple[Term, ...] = get_args(Term)
+IDENTITY_TERMS: tuple[Term, ...] = ("classical", "hybrid", "projection")
+
+
+class WarmupSchedule(Strict):
+    """The weight rises in equal steps from 0, at the first optimizer step, to its value, and stays there."""
+
+    kind: Literal["warmup"]
+    steps: Annotated[float, Field(gt=0)]
+    """How long it rises: below 1 a share of all optimizer steps, from 1 on their number."""
+
+    @model_validator(mode="after")
+    def _a_share_or_a_number(self) -> WarmupSchedule:
+        if self.steps > 1 and self.steps != int(self.steps):
+            raise ValueError(f"steps {self.steps} is neither a share of all steps (below 1) nor a whole number of them")
+        return self
+
+
+class LinearSchedule(Strict):
+    """The weight moves in equal steps from its value, at the first optimizer step, to another one at the last."""
+
+    kind: Literal["linear"]
+    to: Annotated[float, Field(ge=0)]
+    """The weight at the last step."""
+
+
+WeightSchedule = Annotated[WarmupSchedule | LinearSchedule, Field(discriminator="kind")]
+
+
+class ObjectiveSettings(Strict):
+    ce: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross-entropy on the answer."""
+    uld: Annotated[float, Field(ge=0)] = 1.5
+    """Weight of the ULD distance (the paper's lambda)."""
+    uld_gate: Annotated[int, Field(ge=1)] | None = None
+    """The ULD distance counts only where the right token is among the student's so many likeliest, e.g. 10; elsewhere
+    it is 0, and what is left weighs what it did. Default: it counts everywhere."""
+    likelihood: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of likelihood matching: what probability do both models give to each segment's bytes?"""
+    likelihood_divergence: Literal["kl", "reverse_kl", "jensen_shannon", "total_variation"] = "kl"
+    """Between those two probabilities, each against "anything else"."""
+    likelihood_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides their logarithms; a high one weighs unlikely segments like likely ones."""
+    likelihood_run: Annotated[int, Field(ge=1)] = 1
+    """Segments in a row, within one answer, whose bytes are compared as one: how their probability is shared out among
+    them is then the student's affair."""
+    likelihood_boundary: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Compare bytes only up to where the teacher thinks a word may be over: where it gives more than this probability,
+    e.g. 0.1, to tokens that begin with whitespace or end the turn. Segments that end elsewhere are joined with what
+    follows. 0: compare up to any boundary."""
+    classical: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a divergence between the two distributions themselves, token by token, at temperature 1. Only where
+    both sides have the same tokenizer."""
+    classical_divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
+    """``forward_kl``: KL(teacher, student); ``reverse_kl``: KL(student, teacher); ``jensen_shannon``: generalised."""
+    jensen_shannon_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The teacher's share of the mixture that ``classical_divergence: jensen_shannon`` compares both sides with."""
+    hybrid: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hybrid divergence: tokens that both vocabularies have are compared by identity (generalised
+    Jensen-Shannon), the others by their sorted probabilities."""
+    hybrid_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The teacher's share of the mixture that ``hybrid`` compares both sides with."""
+    projection: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of KL(teacher, student) with the teacher's likeliest tokens carried to the student's vocabulary: each to
+    the student token with the longest bytes that it begins with."""
+    top_ids: Annotated[int, Field(ge=1, le=65535)] = 64
+    """How many of the teacher's likeliest tokens ``classical``, ``hybrid`` and ``projection`` tell apart; the others
+    count as "anything else". ``likelihood_boundary`` looks at so many, too."""
+    schedule: dict[Term, WeightSchedule] = Field(default_factory=dict)
+    """How weights change while the student learns: for each term that should, ``warmup`` or ``linear``, e.g.
+    ``{uld: {kind: warmup, steps: 0.2}}``."""
+    student_temperature: Annotated[float, Field(gt=0)] = 1.0
+    teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
+    alignment: Literal["segments", "positional"] = "segments"
+    """Which positions are compared: byte-aligned segments, or the n-th token with the n-th (the paper)."""
+    skip_student_end: bool = False
+    """With ``positional``: leave the student's end of turn (EOS) out of the pairs. Cross-entropy still sees it."""
+    skip_teacher_end: bool = False
+    """With ``positional``: leave the teacher's end of turn out of the pairs."""
+    merge: Literal["first", "chain"] = "first"
+    """Of a segment of several tokens: compare the distributions before its first token, or (``chain``) before its
+    last, each scaled by the probability of the tokens before that."""
+    normalise: Literal["token", "sample"] = "token"
+    """``token``: sums over global counts. ``sample``: mean of per-example means (the paper)."""
+    method: Literal["linear", "exact"] = "linear"
+    """How the distance is computed; ``exact`` sorts and is the reference."""
+
+    @property
+    def identity_terms(self) -> list[str]:
+        """Terms with a weight that look at token identities, in the order of their keys."""
+        return [name for name in IDENTITY_TERMS if getattr(self, name)]
+
+    @property
+    def num_top_ids(self) -> int:
+        """How many of the teacher's top-k tokens the objective looks at; 0 if at none."""
+        return self.top_ids if self.identity_terms or self.likelihood_boundary else 0
+
+    @property
+    def needs_vocabularies(self) -> bool:
+        """Whether anything looks at how the two vocabularies relate, or at what the teacher's tokens spell."""
+        return bool(self.hybrid or self.projection or self.likelihood_boundary)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> ObjectiveSettings:
+        if not any(getattr(self, name) for name in TERMS):
+            *most, last = (f"objective.{name}" for name in TERMS)
+            raise ValueError(f"{', '.join(most)} and {last} are all 0: nothing to learn")
+        if self.uld_gate is not None and not self.uld:
+            raise ValueError(f"objective.uld_gate {self.uld_gate} has no effect with objective.uld 0")
+        for name, unset in (("likelihood_run", 1), ("likelihood_boundary", 0.0)):
+            if (value := getattr(self, name)) != unset and not self.likelihood:
+                raise ValueError(f"objective.{name} {value} has no effect with objective.likelihood 0")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_schedule(self) -> ObjectiveSettings:
+        for name in self.schedule:
+            if not getattr(self, name):
+                raise ValueError(f"objective.schedule.{name} has no effect with objective.{name} 0")
+        schedules = [self.schedule.get(name) for name in TERMS if getattr(self, name)]
+        if all(isinstance(schedule, WarmupSchedule) for schedule in schedules):
+            raise ValueError("objective.schedule begins at 0 with every term that has a weight: leave one as it is")
+        if all(isinstance(schedule, LinearSchedule) and not schedule.to for schedule in schedules):
+            raise ValueError("objective.schedule ends at 0 with every term that has a weight: leave one as it is")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_merge(self) -> ObjectiveSettings:
+        if self.merge == "chain" and self.alignment == "positional":
+            raise ValueError("objective.merge 'chain' needs alignment 'segments': positional pairs are single tokens")
+        if self.classical and self.merge == "chain":
+            raise ValueError(
+                "objective.merge 'chain' has no meaning for objective.classical: with one tokenizer on both sides a "
+                "segment is one token; take merge 'first'"
+            )
+        if self.likelihood_boundary and self.merge == "chain":
+            raise ValueError(
+                "objective.merge 'chain' looks at the end of a segment, objective.likelihood_boundary at what the "
+                "teacher expects where one begins; take merge 'first'"
+            )
+        for name in ("hybrid", "projection"):
+            if getattr(self, name) and self.alignment == "positional":
+                raise ValueError(f"objective.{name} needs alignment 'segments': positional pairs follow different text")
+            if getattr(self, name) and self.merge == "chain":
+                raise ValueError(
+                    f"objective.merge 'chain' has no meaning for objective.{name}, which compares both models where "
+                    "a segment begins; take merge 'first'"
+                )
+        if self.likelihood and self.alignment == "positional":
+            raise ValueError("objective.likelihood needs alignment 'segments': positional pairs are of different bytes")
+        if self.alignment == "segments" and (self.skip_student_end or self.skip_teacher_end):
+            raise ValueError("objective.skip_student_end and skip_teacher_end need alignment 'positional'")
+        return self

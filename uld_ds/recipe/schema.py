@@ -1,0 +1,148 @@
+"""The whole configuration of a run, as strict typed models.
+
+A recipe is YAML. Three layers are merged, later ones winning: the file, environment variables
+(``ULD_DS__TRAINING__STEPS=100`` sets ``training.steps``) and ``--set training.steps=100``. Values may refer to
+the environment with ``${oc.env:NAME}`` or ``${oc.env:NAME,default}``, which are text; a number is
+``${oc.decode:${oc.env:NAME}}``. Every key that exists is a field of a section, with its meaning
+(the modules beside this one); a key that does not exist is an error that names the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from pydantic import model_validator
+
+from uld_ds.recipe.base import Strict
+from uld_ds.recipe.data import DataSettings
+from uld_ds.recipe.infrastructure import (
+    ClusterSettings,
+    ProfileSettings,
+    RegistrySettings,
+    RunSettings,
+    TrackingSettings,
+)
+from uld_ds.recipe.models import (
+    StoreSettings,
+    StudentSettings,
+    TeacherSettings,
+)
+from uld_ds.recipe.objective import ObjectiveSettings
+from uld_ds.recipe.training import (
+    EvaluationSettings,
+    GenerationSettings,
+    TrainingSettings,
+)
+
+
+class Recipe(Strict):
+    run: RunSettings
+    teacher: TeacherSettings
+    student: StudentSettings
+    data: DataSettings
+    objective: ObjectiveSettings = ObjectiveSettings()
+    training: TrainingSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    generation: GenerationSettings = GenerationSettings()
+    store: StoreSettings = StoreSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    profile: ProfileSettings = ProfileSettings()
+    registry: RegistrySettings = RegistrySettings()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Recipe:
+        per_forward = self.training.micro_batch_size * self.cluster.workers
+        if self.training.batch_size % per_forward:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} is not a multiple of training.micro_batch_size "
+                f"{self.training.micro_batch_size} x cluster.workers {self.cluster.workers} = {per_forward}"
+            )
+        return self
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one optimizer step on one rank."""
+        return self.training.batch_size // (self.training.micro_batch_size * self.cluster.workers)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything of this run lives."""
+        return Path(self.run.storage) / self.run.name
+
+    def to_yaml(self, change: Callable[[Any], Any] = lambda tree: tree) -> str:
+        """The resolved recipe; ``Recipe`` loaded from it is equal to this one, but for what ``change`` makes of it.
+
+        Args:
+            change: of the recipe as plain values, before they are written: what stands for a secret needs quotes.
+        """
+        return OmegaConf.to_yaml(OmegaConf.create(_escaped(change(self.model_dump(mode="json")))))
+
+    def digest(self) -> str:
+        """sha256 over everything that shapes the student (not where the run is, or what things are called)."""
+        exclude = {**_MAY_CHANGE_ON_RESUME, "run": {"name", "storage"}, "registry": True}
+        shaping = self.model_dump(mode="json", exclude=exclude)
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+
+    def first_difference(self, other: Recipe) -> str | None:
+        """The first key whose change makes ``other`` another run, as ``key: mine -> theirs``."""
+        mine = dict(_leaves(self.model_dump(mode="json", exclude=_MAY_CHANGE_ON_RESUME)))
+        theirs = dict(_leaves(other.model_dump(mode="json", exclude=_MAY_CHANGE_ON_RESUME)))
+        for key in mine | theirs:
+            if mine.get(key) != theirs.get(key):
+                return f"{key}: {mine.get(key)!r} -> {theirs.get(key)!r}"
+        return None
+
+
+# Where and how fast a run computes, and how much memory that takes, but not what.
+_MAY_CHANGE_ON_RESUME: Any = {
+    "run": {"storage"},
+    "tracking": True,
+    "profile": True,
+    "teacher": {"max_tokens_per_forward"},
+    "student": {"gradient_checkpointing"},
+    "evaluation": {"micro_batch_size", "metrics"},
+    "generation": True,
+    "store": True,
+    "cluster": {
+        "workers",
+        "cpus_per_worker",
+        "threads_per_worker",
+        "placement_strategy",
+        "accelerator_type",
+        "resources_per_worker",
+        "labels",
+        "wait_seconds",
+        "grace_seconds",
+        "max_failures",
+        "hang_seconds",
+        "dashboard_port",
+    },
+    "training": {"checkpoint_every", "keep_checkpoints", "max_skipped_steps", "loss_spike"},
+    "data": {"workers"},
+}
+
+
+def _escaped(tree: Any) -> Any:
+    """The same with every ``${`` marked as text, not a reference."""
+    if isinstance(tree, dict):
+        return {key: _escaped(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_escaped(value) for value in tree]
+    if isinstance(tree, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", tree)
+    return tree
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree

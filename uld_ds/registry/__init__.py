@@ -1,0 +1,1 @@
+"""The model registry: logging students, serving them, promotion, lineage."""

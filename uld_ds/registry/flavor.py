@@ -1,0 +1,106 @@
+"""How a student is written as an MLflow model: MLflow's transformers flavor, with a pyfunc of our own.
+
+MLflow's pyfunc of a text-generation model takes plain prompts, or chat messages, but not both.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import mlflow.transformers
+from huggingface_hub import ModelCard
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array, Object, Property
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from uld_ds.models.architectures import is_encoder_decoder
+from uld_ds.registry import served_student
+from uld_ds.registry.served_student import GENERATION, MESSAGES, PROMPT
+
+_CODE = "code"
+_LOADER = "uld_ds_served_student"
+
+
+def signature() -> ModelSignature:
+    """Of the pyfunc: messages or a prompt in each row, text out."""
+    message = Object([Property("role", DataType.string), Property("content", DataType.string)])
+    kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double}
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(Array(message), MESSAGES, required=False),
+                ColSpec(DataType.string, PROMPT, required=False),
+            ]
+        ),
+        outputs=Schema([ColSpec(DataType.string)]),
+        params=ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in GENERATION.items()]),
+    )
+
+
+def save_model(
+    path: str,
+    mlflow_model: Model,
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_example: Any,
+    pip_requirements: list[str],
+    model_card: str | None = None,
+) -> None:
+    """Writes the folder of an MLflow model: transformers' flavor and the pyfunc.
+
+    A model with an encoder has the pyfunc alone: transformers has no pipeline for it any more.
+
+    Args:
+        path: the folder, not there yet.
+        mlflow_model: gets the flavors.
+        model: in memory, written from there.
+        tokenizer: its own.
+        input_example: for the pyfunc.
+        pip_requirements: pinned.
+        model_card: Markdown with metadata. MLflow would ask the hub for one.
+    """
+    card = ModelCard(model_card or "", ignore_metadata_errors=True)
+    about: dict[str, Any] = {
+        "mlflow_model": mlflow_model,
+        "signature": signature(),
+        "input_example": input_example,
+        "pip_requirements": pip_requirements,
+    }
+    if is_encoder_decoder(model.config):
+        _save_with_pyfunc_alone(path, model, tokenizer, card, about)
+        return
+    mlflow.transformers.save_model(
+        transformers_model={"model": model, "tokenizer": tokenizer},
+        path=path,
+        task="text-generation",
+        model_card=card,
+        **about,
+    )
+    code = Path(path) / _CODE
+    code.mkdir()
+    shutil.copy(served_student.__file__, code / f"{_LOADER}.py")
+    pyfunc = mlflow_model.flavors.pop("python_function")
+    mlflow.pyfunc.add_to_model(
+        mlflow_model, loader_module=_LOADER, data=".", code=_CODE, env=pyfunc.get("env"), model_config=None
+    )
+    mlflow_model.save(str(Path(path) / MLMODEL_FILE_NAME))
+
+
+def _save_with_pyfunc_alone(
+    path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: ModelCard, about: dict[str, Any]
+) -> None:
+    """The same files, in the places where the other flavor has them."""
+    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
+        data, loader = Path(folder) / "student", Path(folder) / f"{_LOADER}.py"
+        model.save_pretrained(data / "model")
+        tokenizer.save_pretrained(data / "components" / "tokenizer")
+        card.save(data / "model_card.md")
+        shutil.copy(served_student.__file__, loader)
+        mlflow.pyfunc.save_model(path, loader_module=_LOADER, data_path=str(data), code_paths=[str(loader)], **about)

@@ -1,0 +1,62 @@
+"""What a student comes from, as plain values that identify it: teacher, student base, tokenizers."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from uld_ds.models.identity import model_identity
+from uld_ds.recipe import ModelSettings, Recipe
+from uld_ds.recipe.models import code_options
+from uld_ds.teachers.store.files import StoreFiles
+from uld_ds.teachers.store.manifest import MANIFEST
+from uld_ds.teachers.store.reader import SpectrumStore
+from uld_ds.tokenization.loading import load_tokenizer, tokenizer_digest
+
+
+def teacher_facts(recipe: Recipe, place: str) -> dict[str, Any]:
+    """Whose words a student learns from.
+
+    Args:
+        recipe: the run's.
+        place: where an online teacher was found: a directory or hub id.
+
+    Returns:
+        ``teacher``, ``teacher_revision``, ``teacher_digest`` and ``teacher_tokenizer_digest``; of a stored teacher
+        also ``teacher_store`` and ``teacher_store_digest``.
+    """
+    settings = recipe.teacher
+    if settings.source == "online":
+        code = code_options(settings)
+        revision, digest = model_identity(place, settings.revision)
+        tokenizer = load_tokenizer(place, settings.revision, "teacher.model", code=code)
+        return {
+            "teacher": named(settings),
+            "teacher_revision": revision,
+            "teacher_digest": digest,
+            "teacher_tokenizer_digest": tokenizer_digest(tokenizer),
+        }
+    assert settings.path is not None
+    manifest = SpectrumStore.open(settings.path, key="teacher.path").manifest
+    said = StoreFiles(settings.path, key="teacher.path").read(MANIFEST)
+    assert said is not None
+    return {
+        "teacher": manifest.teacher,
+        "teacher_revision": manifest.revision,
+        # The model itself need not be at hand: what it said is what counts, and the manifest has its digests.
+        "teacher_digest": f"store:{hashlib.sha256(said).hexdigest()}",
+        "teacher_tokenizer_digest": manifest.tokenizer_digest,
+        "teacher_store": settings.path,
+        "teacher_store_digest": hashlib.sha256(said).hexdigest(),
+    }
+
+
+def student_base(recipe: Recipe) -> str:
+    """What the student was before: the name of a model, or the kind of a new one."""
+    settings = recipe.student
+    return named(settings) if settings.from_config is None else f"from_config:{settings.from_config['model_type']}"
+
+
+def named(settings: ModelSettings) -> str:
+    """A model as the recipe names it, with its file where it is one of several."""
+    return f"{settings.model}/{settings.gguf_file}" if settings.gguf_file else str(settings.model)

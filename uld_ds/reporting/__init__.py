@@ -1,0 +1,1 @@
+"""Reports: pages and terminal views, made from a run's folder alone."""

@@ -1,0 +1,199 @@
+"""How a run is doing, from its folder alone: nothing is asked of the run, its cluster or a server."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from uld_ds.runs.phases import OTHER, PHASES
+from uld_ds.runs.progress import read_events
+
+State = Literal["preparing", "running", "silent", "finished", "failed", "killed"]
+
+RECENT_STEPS = 20
+"""Rates and shares are those of so many last steps."""
+_SHORTEST_SILENCE = 120.0
+_STEPS_OF_SILENCE = 10
+_ENDS: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Facts of a run; None where there is nothing to say yet."""
+
+    name: str
+    state: State
+    """``silent``: it should have said something by now. A node may be down, or a storage may hang."""
+    doing: str | None
+    """What it was busy with last, besides steps."""
+    reason: str | None
+    """Why it failed."""
+    seconds_since_last_sign: float | None
+    step: int | None
+    total_steps: int | None
+    loss: float | None
+    ce: float | None
+    uld: float | None
+    """ULD distance per segment, 0 to 2."""
+    bits_per_byte: float | None
+    """Of training answers, this step's."""
+    held_out_bits_per_byte: dict[str, float]
+    """The latest of ``teacher``, ``before``, ``student`` and ``after``."""
+    tokens_per_second: float | None
+    """Student and teacher together, median of the recent steps."""
+    seconds_per_step: float | None
+    """Median of the recent steps."""
+    student_padding: float | None
+    """Share of what the student computes that is padding, median of the recent steps."""
+    seconds_left: float | None
+    """For the remaining steps alone."""
+    phase_shares: dict[str, float]
+    """Of the recent steps' seconds; they add up to 1."""
+    last_checkpoint: dict[str, Any] | None
+    """``step``, ``seconds`` that writing it took, ``seconds_ago``, ``folder``."""
+    workers: int | None
+    restarts: int
+    """How often training began again after it had begun."""
+    skipped_steps: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def run_status(folder: Path, *, now: float | None = None) -> RunStatus:
+    """Of the run in a folder.
+
+    Args:
+        folder: of the run.
+        now: seconds since 1970; by default the clock's.
+    """
+    now = time.time() if now is None else now
+    events = list(read_events(folder / "progress.jsonl"))
+    steps = steps_of(events)
+    recent = steps[-RECENT_STEPS:]
+    last = recent[-1] if recent else {}
+    starts = [event for event in events if event["event"] == "start"]
+    stages = [event["text"] for event in events if event["event"] == "stage"]
+    end = _end(events)
+    silence = now - events[-1]["time"] if events else None
+    pace = _median(event.get("seconds/total") for event in recent)
+    state = _state(folder, end, silence, pace)
+    step, total = (last or starts[-1] if starts else last).get("step"), _last(events, "total")
+    running = state in ("running", "silent", "preparing")
+    return RunStatus(
+        name=folder.resolve().name,
+        state=state,
+        doing=stages[-1] if stages and running else None,
+        reason=(end or {}).get("reason") or None,
+        seconds_since_last_sign=silence,
+        step=step,
+        total_steps=total,
+        loss=last.get("train/loss"),
+        ce=last.get("train/ce"),
+        uld=last.get("train/uld"),
+        bits_per_byte=last.get("train/bits_per_byte"),
+        held_out_bits_per_byte={e["who"]: e["bits_per_byte"] for e in events if e["event"] == "evaluation"},
+        tokens_per_second=_median(event.get("tokens_per_second") for event in recent),
+        seconds_per_step=pace,
+        student_padding=_median(event.get("student_padding") for event in recent),
+        seconds_left=(total - step) * pace if None not in (total, step, pace) and running else None,
+        phase_shares=phase_shares(recent),
+        last_checkpoint=_checkpoint(folder, events, now),
+        workers=starts[-1].get("workers") if starts else None,
+        restarts=max(0, len(starts) - 1),
+        skipped_steps=len({event["step"] for event in events if event["event"] == "skipped"}),
+    )
+
+
+def steps_of(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One event per step, in order: what was done again counts as it was the last time."""
+    latest: dict[int, dict[str, Any]] = {}
+    for event in events:
+        if event["event"] == "start":
+            # It goes on from a checkpoint: what came after that is not so yet.
+            latest = {step: known for step, known in latest.items() if step <= event["step"]}
+        elif event["event"] == "step":
+            latest[event["step"]] = event
+    return [latest[step] for step in sorted(latest)]
+
+
+def phase_shares(steps: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Shares of some steps' seconds; ``other`` is what is in no phase. Empty for no steps."""
+    whole = sum(event.get("seconds/total", 0.0) for event in steps)
+    if whole <= 0:
+        return {}
+    known = {phase: sum(event.get(f"seconds/{phase}", 0.0) for event in steps) / whole for phase in PHASES}
+    return {**known, OTHER: max(0.0, 1 - sum(known.values()))}
+
+
+def _end(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """How the last attempt ended, if it has."""
+    for event in reversed(events):
+        if event["event"] == "end":
+            return event
+        if event["event"] in ("start", "step", "stage"):
+            return None
+    return None
+
+
+def _state(folder: Path, end: dict[str, Any] | None, silence: float | None, pace: float | None) -> State:
+    if (folder / "result.json").is_file():
+        return "finished"
+    if end is not None and end["status"] != "FINISHED":
+        return _ENDS[end["status"]]
+    if silence is None:
+        return "preparing"
+    return "silent" if silence > max(_SHORTEST_SILENCE, _STEPS_OF_SILENCE * (pace or 0.0)) else "running"
+
+
+def _checkpoint(folder: Path, events: Sequence[dict[str, Any]], now: float) -> dict[str, Any] | None:
+    for event in reversed(events):
+        if event["event"] == "checkpoint":
+            # A step may have been written again, beside a folder that turned out to be damaged.
+            places = sorted(folder.glob(f"checkpoint_{event['step']:09d}*"), key=lambda place: place.stat().st_mtime)
+            if places:
+                ago = {"seconds_ago": now - event["time"], "folder": str(places[-1])}
+                return {"step": event["step"], "seconds": event["seconds"], **ago}
+    return None
+
+
+def _last(events: Sequence[dict[str, Any]], key: str) -> Any:
+    return next((event[key] for event in reversed(events) if key in event), None)
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+_RUN_FILES = ("recipe.yaml", "progress.jsonl", "result.json")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return any((folder / name).is_file() for name in _RUN_FILES)
+
+
+def runs_in(folder: Path) -> list[str]:
+    """Names of the runs that a storage folder has, the latest first.
+
+    What lies beside them and writes of its progress, too, is not one: evaluations, stores that are being built.
+    """
+    if not folder.is_dir():
+        return []
+    named = [item for item in folder.iterdir() if re.match(r"[A-Za-z0-9]", item.name)]
+    found = [item for item in named if (item / "recipe.yaml").is_file()]
+    return [item.name for item in sorted(found, key=lambda item: -item.stat().st_mtime)]
+
+
+def result_of(folder: Path) -> dict[str, Any] | None:
+    """The facts of a finished run."""
+    file = folder / "result.json"
+    return json.loads(file.read_text()) if file.is_file() else None

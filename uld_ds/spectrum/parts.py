@@ -1,0 +1,155 @@
+"""The parts of compact spectra and the questions that reading and writing ask of them; below both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from uld_ds.spectrum.histogram import LevelCounts, LevelGrid
+
+
+class SpectrumParts:
+    """Head, tail and scale of ``N`` compact spectra; ``uld_ds.spectrum.Spectrum`` says what they mean.
+
+    Attributes:
+        head: ``[N, K]`` the largest probabilities, descending, exact; zeros where a vocabulary is smaller.
+        counts: ``[N, B]`` how many of the remaining probabilities lie in each bin of ``grid``.
+        masses: ``[N, B]`` their sums.
+        grid: the levels.
+        temperature: what the logits were divided by.
+        log_scale: ``[N]`` nats, or None for all zeros: every probability is to be multiplied by ``exp(log_scale)``
+            (the chain scale of merged segments). ``head`` and ``masses`` are stored without it.
+        error: ``[N]`` or None for all zeros: a bound on the W1 distance between what is stored and the true
+            distribution, before scaling; what a lossy codec cost.
+    """
+
+    __slots__ = ("counts", "error", "grid", "head", "log_scale", "masses", "temperature")
+
+    def __init__(
+        self,
+        head: Tensor,
+        counts: Tensor,
+        masses: Tensor,
+        *,
+        grid: LevelGrid,
+        temperature: float = 1.0,
+        log_scale: Tensor | None = None,
+        error: Tensor | None = None,
+    ) -> None:
+        """Wrap the parts; raises ValueError when their shapes disagree."""
+        rows = head.shape[0]
+        wanted = {"counts": (rows, grid.num_bins), "masses": (rows, grid.num_bins)}
+        for name, part in (("counts", counts), ("masses", masses)):
+            if tuple(part.shape) != wanted[name]:
+                raise ValueError(f"{name} must have shape {list(wanted[name])}, got {list(part.shape)}")
+        for name, vector in (("log_scale", log_scale), ("error", error)):
+            if vector is not None and tuple(vector.shape) != (rows,):
+                raise ValueError(f"{name} must have shape [{rows}], got {list(vector.shape)}")
+        self.head = head
+        self.counts = counts
+        self.masses = masses
+        self.grid = grid
+        self.temperature = temperature
+        self.log_scale = log_scale
+        self.error = error
+
+    def __len__(self) -> int:
+        return self.head.shape[0]
+
+    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Self:
+        """The rows of a slice, an integer tensor or a list of row numbers, in that order."""
+        if isinstance(index, int):
+            raise TypeError("a Spectrum is indexed by a slice, an integer tensor or a list, not by one int")
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index, dtype=torch.int64, device=self.head.device)
+        return self._map(lambda part: part[index])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same spectra on another device."""
+        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(
+            function(self.head),
+            function(self.counts),
+            function(self.masses),
+            grid=self.grid,
+            temperature=self.temperature,
+            log_scale=None if self.log_scale is None else function(self.log_scale),
+            error=None if self.error is None else function(self.error),
+        )
+
+    def with_head(self, num_head: int) -> Self:
+        """The same spectra with only the ``num_head`` largest kept exactly; the others join the tail.
+
+        Raises:
+            ValueError: more are asked for than there are.
+        """
+        if not 1 <= num_head <= self.num_head:
+            raise ValueError(f"num_head must lie in 1..{self.num_head}, got {num_head}")
+        top_octave = min(self.grid.top_octave, LevelGrid.below_head(num_head).top_octave)
+        grid = replace(self.grid, top_octave=top_octave)
+        # Bins are numbered from the floor up: a higher top only appends some.
+        grown = (0, grid.num_bins - self.grid.num_bins)
+        counts, masses = F.pad(self.counts, grown), F.pad(self.masses, grown)
+        moved = self.head[:, num_head:]
+        levels = moved.float().clamp(grid.floor, grid.top).contiguous()
+        index = (levels.view(torch.int32) >> grid.shift).long() - grid.offset
+        counts.scatter_add_(1, index, (moved > 0).to(counts.dtype))
+        masses.scatter_add_(1, index, moved)
+        return type(self)(
+            self.head[:, :num_head],
+            counts,
+            masses,
+            grid=grid,
+            temperature=self.temperature,
+            log_scale=self.log_scale,
+            error=self.error,
+        )
+
+    @property
+    def num_head(self) -> int:
+        """How many of the largest probabilities are kept exactly."""
+        return self.head.shape[1]
+
+    @property
+    def tail(self) -> LevelCounts:
+        """Counts and masses of everything but the head, unscaled."""
+        return LevelCounts(self.counts, self.masses)
+
+    def unscaled_mass(self) -> Tensor:
+        """Sum of the stored probabilities, ``[N]``: 1, or 0 for padding, up to rounding."""
+        return self.head.sum(-1) + self.masses.sum(-1)
+
+    def cumulative_mass(self, ranks: Tensor) -> Tensor:
+        """Sum of the ``r`` largest probabilities, unscaled, for ranks ``[M]`` or ``[N, M]``: ``[N, M]``.
+
+        Exact within the head and wherever a rank falls between two bins; inside a bin its members are taken to
+        be equal.
+        """
+        rows = len(self)
+        ranks = ranks.expand(rows, -1) if ranks.dim() == 1 else ranks
+        # Descending levels; the underflow bin comes last and, having no counts, is reached by any rank beyond.
+        counts, masses = self.counts.flip(-1).double(), self.masses.flip(-1).double()
+        zero = counts.new_zeros(rows, 1)
+        steps = torch.arange(self.num_head + 1, dtype=torch.float64, device=counts.device).expand(rows, -1)
+        at_rank = torch.cat([steps, self.num_head + counts.cumsum(-1)], dim=1)
+        head = torch.cat([zero, self.head.double().cumsum(-1)], dim=1)
+        at_mass = torch.cat([head, head[:, -1:] + masses.cumsum(-1)], dim=1)
+        wanted = ranks.double().contiguous()
+        right = torch.searchsorted(at_rank, wanted, right=False).clamp(1, at_rank.shape[1] - 1)
+        r0, r1 = at_rank.gather(1, right - 1), at_rank.gather(1, right)
+        m0, m1 = at_mass.gather(1, right - 1), at_mass.gather(1, right)
+        share = torch.where(r1 > r0, (wanted - r0) / (r1 - r0).clamp_min(1e-300), torch.ones_like(r0))
+        return m0 + share.clamp(0, 1) * (m1 - m0)
+
+    def num_probabilities(self) -> int:
+        """Ranks that the longest row needs: the head plus every counted member of the tail."""
+        if len(self) == 0:
+            return self.num_head
+        return self.num_head + int(self.counts.double().sum(-1).max().ceil())

@@ -1,0 +1,145 @@
+"""How a sorted spectrum is cut into blocks of ranks, and what a block's mass says about the levels inside it.
+
+Everything that decoding needs is exact integer arithmetic, or additions, products, quotients and square roots of
+float64: the same on every machine, and for a row alone or among others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from uld_ds.spectrum.histogram import LevelGrid
+
+Array = npt.NDArray[Any]
+
+MAX_CODE = 0xFFFF
+# Codes reach this many nats (times the step) below ``even_mass``.
+_NATS_BELOW = 32
+# Masses in the table, as integers: sums of them are exact, in any order.
+_UNIT = 2.0**52
+# Blocks are spread over the level grid as this many groups of equal probabilities; a power of two.
+_GROUPS = 4
+# Below any level that a code stands for; the product of two is still a normal float64.
+_TINY = 1e-100
+
+
+@dataclass(frozen=True)
+class BlockMasses:
+    """The companding of block masses: linear above ``even_mass``, logarithmic below, smooth between; 0 is 0."""
+
+    step: float
+    even_mass: float
+
+    @property
+    def offset(self) -> int:
+        """Code of the mass 0 that a line through the even part would have."""
+        return round(_NATS_BELOW / self.step)
+
+    @property
+    def largest_code(self) -> int:
+        """Code of the mass 1."""
+        return round(1 / (self.step * self.even_mass)) + self.offset
+
+    def code(self, mass: Array) -> Array:
+        """The nearest codes, of the shape of ``mass``."""
+        x = mass / self.even_mass
+        small = 1 + np.log(np.maximum(x, _TINY))
+        return np.clip(np.rint(np.where(x >= 1, x, small) / self.step) + self.offset, 0, self.largest_code)
+
+    def table(self) -> Array:
+        """[2**16] int64: the mass of every code, in units of 2**-52."""
+        return _mass_table(self)
+
+
+@lru_cache(maxsize=8)
+def _mass_table(masses: BlockMasses) -> Array:
+    x = (np.arange(MAX_CODE + 1) - masses.offset) * masses.step
+    table = masses.even_mass * np.where(x >= 1, x, np.exp(np.minimum(x, 1) - 1))
+    table[0] = 0
+    # No block holds more than 1; codes beyond that do not occur, and must not overflow.
+    return np.rint(np.minimum(table, 1) * _UNIT).astype(np.int64)
+
+
+def block_ends(num_exact: int, rank_ratio: float) -> Iterator[int]:
+    """Ranks at which blocks end: every one up to ``num_exact``, then geometrically."""
+    yield from range(1, num_exact + 1)
+    end = num_exact
+    while True:
+        end = max(end + 1, round(end * rank_ratio))
+        yield end
+
+
+def blocks_covering(num_exact: int, rank_ratio: float, num_ranks: int) -> Array:
+    """Block ends, the last of them not below ``num_ranks``."""
+    ends: list[int] = []
+    for end in block_ends(num_exact, rank_ratio):
+        ends.append(end)
+        if end >= max(num_ranks, num_exact):
+            break
+    return np.array(ends)
+
+
+@lru_cache(maxsize=64)
+def first_blocks(num_exact: int, rank_ratio: float, num_blocks: int) -> Array:
+    """[num_blocks] int64: where the first blocks end."""
+    return np.array(list(islice(block_ends(num_exact, rank_ratio), num_blocks)), dtype=np.int64)
+
+
+def block_sizes(ends: Array, support: Array) -> Array:
+    """Ranks in every block ``[J, N]``, given where rows end."""
+    bounded = np.minimum(ends[:, None], support[None, :])
+    return np.diff(bounded, axis=0, prepend=0)
+
+
+def spread(masses: Array, sizes: Array, ends: Array, support: Array, grid: LevelGrid) -> tuple[Array, Array]:
+    """Counts and masses ``[N, B]`` on ``grid`` of all blocks but the first, which is the head's last rank.
+
+    Within a block, levels fall evenly in log-rank from where it meets the block before to where it meets the next.
+
+    Args:
+        masses: ``[J, N]``
+        sizes: ``[J, N]`` ranks in each block; a row's end is a block that has fewer or none.
+        ends: ``[J]`` ranks at which whole blocks end.
+        support: ``[N]`` ranks of each row.
+        grid: the levels.
+    """
+    rows = len(support)
+    block, row = np.nonzero(sizes[1:])
+    level = np.maximum(masses / np.maximum(sizes, 1), _TINY)
+    goes_on = np.append(sizes[2:] > 0, np.zeros((1, rows), bool), axis=0)[block, row]
+    here, before = level[block + 1, row], level[block, row]
+    top = np.sqrt(before * here)
+    after = level[np.minimum(block + 2, len(level) - 1), row]
+    bottom = np.where(goes_on, np.sqrt(here * after), here * here / top)
+    first, last = ends[block].astype(float), np.minimum(ends[block + 1], support[row]).astype(float)
+
+    group_sizes, levels = np.empty((_GROUPS, len(row))), np.empty((_GROUPS, len(row)))
+    growth, half_fall = _root(last / first, _GROUPS), _root(bottom / top, 2 * _GROUPS)
+    begin, middle, fall = first, top * half_fall, half_fall * half_fall
+    total = np.zeros(len(row))
+    for group in range(_GROUPS):
+        end = last if group == _GROUPS - 1 else begin * growth
+        group_sizes[group], levels[group] = end - begin, middle
+        total += group_sizes[group] * middle
+        begin, middle = end, middle * fall
+    levels *= masses[block + 1, row] / total
+    bins = (levels.astype(np.float32).view(np.int32) >> grid.shift) - grid.offset
+    flat = (np.clip(bins, 0, grid.num_bins - 1) + grid.num_bins * row).ravel()
+    counts = np.bincount(flat, group_sizes.ravel(), rows * grid.num_bins).reshape(rows, grid.num_bins)
+    tail = np.bincount(flat, (group_sizes * levels).ravel(), rows * grid.num_bins).reshape(rows, grid.num_bins)
+    counts[:, 0] = 0
+    return counts, tail
+
+
+def _root(x: Array, degree: int) -> Array:
+    """The ``degree``-th root, a power of two: square roots are the same on every machine, powers are not."""
+    while degree > 1:
+        x, degree = np.sqrt(x), degree // 2
+    return x

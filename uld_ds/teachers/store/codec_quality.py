@@ -1,0 +1,123 @@
+"""What the codec costs, measured: against the teacher's full distributions, sorted, in float64.
+
+Two figures, those that a student would notice: the mean relative error of its ULD distance to the teacher, and the
+cosine between its gradient and the true one (all rows of the sample as one vector).
+
+A store is built before there is a student. The stand-in is the teacher itself with its logits blended half and half
+with those of another position: as good a guess as a student in the middle of its training, right about the shape of a
+distribution and wrong about the context. Both halves are on the true scale, so distances are neither so small that
+rounding decides the signs, nor so large that nothing can be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.uld.distance import uld_distance, uld_value_and_grad
+
+# Float64 values in one piece of the reference; sorting and its graph take about ten times that.
+_REFERENCE_ELEMENTS = 1 << 22
+
+
+class Quality(TypedDict):
+    """Fields of ``uld_ds.teachers.store.Measured``."""
+
+    mean_relative_error: float
+    """Of the ULD distance, over the rows of the sample."""
+    gradient_cosine: float
+    """Of its gradient with respect to the student's logits."""
+    tokens: int
+    """Rows of the sample."""
+
+
+def measure_codec(
+    teacher_logits: Tensor,
+    precision: Precision | None = None,
+    *,
+    student_logits: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Quality:
+    """How far training on stored spectra is from training on the teacher's own distributions.
+
+    Args:
+        teacher_logits: ``[N, V_t]``, any floating dtype; a few hundred rows of real text say enough.
+        precision: of the codec.
+        student_logits: ``[N, V_s]`` of a student at the same places; without them ``stand_in_student`` is used.
+        temperature: of the teacher.
+
+    Raises:
+        ValueError: no rows, or not as many of both.
+    """
+    precisions = [precision]
+    return measure_codecs(teacher_logits, precisions, student_logits=student_logits, temperature=temperature)[0]
+
+
+def measure_codecs(
+    teacher_logits: Tensor,
+    precisions: Sequence[Precision | None],
+    *,
+    student_logits: Tensor | None = None,
+    temperature: float = 1.0,
+) -> list[Quality]:
+    """``measure_codec`` of several precisions; what takes time is the reference, which they share."""
+    if len(teacher_logits) == 0:
+        raise ValueError("the codec's quality is measured on at least one row")
+    student = stand_in_student(teacher_logits) if student_logits is None else student_logits
+    sums = [_Sums() for _ in precisions]
+    step = max(1, _REFERENCE_ELEMENTS // max(student.shape[1], teacher_logits.shape[1]))
+    for begin in range(0, len(student), step):
+        ours, theirs = student[begin : begin + step], teacher_logits[begin : begin + step]
+        true_distance, true_grad = _reference(ours, theirs, temperature)
+        spectrum = Spectrum.from_logits(theirs, temperature=temperature)
+        for precision, of_precision in zip(precisions, sums, strict=True):
+            stored = Spectrum.from_bytes(spectrum.to_bytes(precision))
+            got = uld_value_and_grad(ours.float(), stored, want_bound=False)
+            assert got.grad is not None
+            of_precision.add(got.distance.double(), true_distance, got.grad.double(), true_grad)
+    return [of_precision.quality() for of_precision in sums]
+
+
+@dataclass
+class _Sums:
+    relative_error: float = 0.0
+    dot: float = 0.0
+    squares: float = 0.0
+    true_squares: float = 0.0
+    rows: int = 0
+
+    def add(self, distance: Tensor, true_distance: Tensor, grad: Tensor, true_grad: Tensor) -> None:
+        self.relative_error += float(((distance - true_distance).abs() / true_distance).sum())
+        self.dot += float((grad * true_grad).sum())
+        self.squares += float(grad.square().sum())
+        self.true_squares += float(true_grad.square().sum())
+        self.rows += len(distance)
+
+    def quality(self) -> Quality:
+        return Quality(
+            mean_relative_error=self.relative_error / self.rows,
+            gradient_cosine=self.dot / (self.squares * self.true_squares) ** 0.5,
+            tokens=self.rows,
+        )
+
+
+def stand_in_student(teacher_logits: Tensor) -> Tensor:
+    """``[N, V]`` logits that could be a student's, from the teacher's ``[N, V]``."""
+    logits = teacher_logits.float()
+    # A single row has no other one; half of its own logits are those of a flatter guess.
+    return 0.5 * (logits + logits.roll(len(logits) // 2, 0)) if len(logits) > 1 else 0.5 * logits
+
+
+def _reference(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Distance ``[N]`` and its gradient ``[N, V_s]``, float64."""
+    leaf = student.double().detach().requires_grad_()
+    with torch.enable_grad():
+        distance = uld_distance(leaf, teacher.double(), teacher_temperature=temperature, method="exact")
+        (grad,) = torch.autograd.grad(distance.sum(), leaf)
+    return distance.detach(), grad

@@ -1,0 +1,196 @@
+"""What a spectrum store says about itself: whose words it holds, about which data, in which files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from uld_ds.errors import UserError
+from uld_ds.spectrum.codec import CODEC_VERSION, Precision
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+PARTIAL_MANIFEST = "manifest.partial.json"
+
+_REBUILD = "build a store for this recipe elsewhere, or"
+_FIXES = {
+    "data_digest": f"{_REBUILD} train on the data it was built from",
+    "top_ids": f"{_REBUILD} set store.top_ids to the store's",
+    "codec.version": "build the store again with this release, or read it with the release that wrote it",
+    "codec": f"{_REBUILD} set the recipe's precision to the store's",
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class CodecFacts(_Strict):
+    """How spectra became bytes."""
+
+    version: int
+    precision: dict[str, int | float]
+    """Fields of ``spectrum_codec.Precision``."""
+
+    @classmethod
+    def of(cls, precision: Precision | None = None) -> Self:
+        """Of this release's codec."""
+        return cls(version=CODEC_VERSION, precision=dataclasses.asdict(precision or Precision()))
+
+    def to_precision(self) -> Precision:
+        """For the encoder."""
+        fields: dict[str, Any] = self.precision
+        return Precision(**fields)
+
+
+class StoreIdentity(_Strict):
+    """All that decides what a store's spectra are; two stores of one identity say the same."""
+
+    teacher: str
+    """As the recipe names it."""
+    revision: str | None = None
+    """Commit, tag, or digest of the weights."""
+    tokenizer_digest: str
+    """sha256 over the teacher's tokenizer, its chat template included."""
+    prompt_template: str
+    """``chat`` or the template's text."""
+    system_prompt: str | None = None
+    max_length: int
+    """Most tokens of an example; what is longer was cut."""
+    temperature: float
+    """What the teacher's logits were divided by."""
+    codec: CodecFacts
+    data_digest: str
+    """sha256 over all examples in order."""
+    top_ids: int = 0
+    """Likeliest tokens kept of each distribution, by their ids (fewer where the teacher has fewer tokens)."""
+
+    def differences(self, other: StoreIdentity) -> dict[str, tuple[Any, Any]]:
+        """Field (dotted for nested ones) to its value here and its value in ``other``, where they differ."""
+        ours, theirs = (dict(_leaves(_identity_of(side).model_dump())) for side in (self, other))
+        names = [*ours, *(name for name in theirs if name not in ours)]
+        return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
+
+    def check_same(self, there: StoreIdentity, *, key: str, place: str, fix: str | None = None) -> None:
+        """Raises UserError at ``key`` that names the first field in which ``there`` (at ``place``) differs."""
+        for name, (expected, found) in self.differences(there).items():
+            problem = f"{place} has {name} {_short(found)}, but here it is {_short(expected)}"
+            default = _FIXES.get(name) or _FIXES.get(name.split(".")[0]) or f"{_REBUILD} use what it was built with"
+            raise UserError(key, problem, fix or default)
+
+
+class ShardFacts(_Strict):
+    """One Parquet file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """In the store's own folder: a manifest that leads elsewhere is none."""
+    examples: int
+    tokens: int
+    bytes: int
+    sha256: str
+    top_bytes: int = 0
+    """Of ``bytes``, those of the likeliest tokens."""
+
+
+class Measured(_Strict):
+    """What the codec cost, on a sample of this store's own distributions (``uld_ds.teachers.store.codec_quality``)."""
+
+    mean_relative_error: float
+    """Of the ULD distance."""
+    gradient_cosine: float
+    """Of the gradient with respect to the student's logits."""
+    tokens: int
+    """Size of the sample."""
+
+
+class PartialManifest(StoreIdentity):
+    """What stands in a store while it is built."""
+
+    format_version: Literal[1] = 1
+    examples: int
+    """All there will be."""
+    examples_per_shard: int
+
+
+class StoreManifest(PartialManifest):
+    """What makes a store whole."""
+
+    teacher_tokens: int
+    shards: list[ShardFacts]
+    measured: Measured | None = None
+
+    @property
+    def identity(self) -> StoreIdentity:
+        """The part that decides what the spectra are."""
+        return _identity_of(self)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of all shards, every column included."""
+        return sum(shard.bytes for shard in self.shards) / max(1, self.teacher_tokens)
+
+    @property
+    def top_bytes_per_token(self) -> float:
+        """Of these, what the likeliest tokens take."""
+        return sum(shard.top_bytes for shard in self.shards) / max(1, self.teacher_tokens)
+
+
+M = TypeVar("M", bound=PartialManifest)
+
+
+def to_json(manifest: PartialManifest) -> bytes:
+    """Deterministic, for humans too."""
+    return (manifest.model_dump_json(indent=2) + "\n").encode()
+
+
+def manifest_from_json(data: bytes, place: str, key: str) -> StoreManifest:
+    """A whole store's manifest.
+
+    Raises:
+        UserError: it is of another version, or no manifest at all.
+    """
+    return _from_json(StoreManifest, data, place, key)
+
+
+def partial_from_json(data: bytes, place: str, key: str) -> PartialManifest:
+    """An unfinished store's manifest; raises like ``manifest_from_json``."""
+    return _from_json(PartialManifest, data, place, key)
+
+
+def _from_json(kind: type[M], data: bytes, place: str, key: str) -> M:
+    try:
+        version = json.loads(data).get("format_version")
+    except (ValueError, AttributeError) as error:
+        raise UserError(key, f"{place} is no manifest of a spectrum store", "name a store's folder") from error
+    if version != FORMAT_VERSION:
+        problem = f"{place} is a store of format_version {version}, but this release reads {FORMAT_VERSION}"
+        raise UserError(key, problem, "build the store again with this release")
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(key, f"{place}: {field}: {first['msg']}", "build the store again") from error
+
+
+def _identity_of(manifest: StoreIdentity) -> StoreIdentity:
+    return StoreIdentity(**{name: getattr(manifest, name) for name in StoreIdentity.model_fields})
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}...{text[-12:]}"

@@ -1,0 +1,212 @@
+"""One shard of a spectrum store: examples as Parquet bytes and back (columns: ``docs/spectrum-store.md``)."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uld_ds.spectrum.codec import Precision
+from uld_ds.teacher_outputs import TeacherTokens
+from uld_ds.teachers import top_tokens_codec
+from uld_ds.teachers.outputs_codec import decode_spectra, encode_spectra, log_probs_from_bytes, log_probs_to_bytes
+
+Ints = npt.NDArray[np.integer[Any]]
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("digest", pa.binary(32), nullable=False),
+        pa.field("turns", pa.list_(pa.int32()), nullable=False),
+        pa.field("token_bytes", pa.list_(pa.int32()), nullable=False),
+        pa.field("log_probs", pa.list_(pa.float32()), nullable=False),
+        pa.field("spectra", pa.binary(), nullable=False),
+        pa.field("crc32", pa.uint32(), nullable=False),
+    ]
+)
+TOP_COLUMN = "top_tokens"
+"""Stands after the others where a store has likeliest tokens. Read only where wanted, so with a checksum of its own."""
+_SCHEMA_WITH_TOP = SCHEMA.append(pa.field(TOP_COLUMN, pa.binary(), nullable=False))
+# A random read decompresses one row group: few enough tokens to be quick, enough to share the overhead of columns.
+_GROUP_TOKENS = 1024
+_GROUP_EXAMPLES = 16
+
+
+@dataclass(frozen=True)
+class StoredExample:
+    """What the teacher said about one example."""
+
+    id: str
+    """The example's name in its source, or its number."""
+    digest: str
+    """sha256 of the example's content, 64 hexadecimal digits."""
+    turns: Ints
+    """[k, 3] int32, a row for each answer: tokens that spell it, tokens that end its turn, bytes of its text."""
+    spans: Ints
+    """[T_text, 2] int64: the bytes of its own turn's answer that each spelling token covers. They tile the answer
+    from byte 0; an answer that was cut at ``max_length`` only up to the cut, and then no token ends its turn."""
+    tokens: TeacherTokens
+    """Of all answer tokens in order, T_text that spell and those that end a turn."""
+
+    def __post_init__(self) -> None:
+        if self.turns.ndim != 2 or self.turns.shape[1] != 3:
+            raise ValueError(f"turns must have shape [k, 3], got {list(self.turns.shape)}")
+        spelling, ending = int(self.turns[:, 0].sum()), int(self.turns[:, 1].sum())
+        if self.spans.shape != (spelling, 2):
+            raise ValueError(f"turns have {spelling} spelling tokens, spans have shape {list(self.spans.shape)}")
+        if len(self.tokens) != spelling + ending:
+            raise ValueError(f"turns have {spelling + ending} tokens, the teacher spoke of {len(self.tokens)}")
+        if not np.array_equal(self.spans, spans_of(self.turns, self.spans[:, 1] - self.spans[:, 0])):
+            raise ValueError("spans must tile the answer of each turn, from byte 0")
+
+
+def spans_of(turns: Ints, token_bytes: Ints) -> Ints:
+    """[T_text, 2] int64 byte ranges within each turn's answer, from the lengths of its tokens."""
+    ends = np.cumsum(token_bytes, dtype=np.int64)
+    firsts = np.cumsum(turns[:, 0]) - turns[:, 0]
+    before = np.concatenate([[0], ends])[firsts]
+    stops = ends - np.repeat(before, turns[:, 0])
+    return np.stack([stops - token_bytes, stops], axis=1)
+
+
+def schema(top_ids: int) -> pa.Schema:
+    """Of a store that keeps so many of the likeliest tokens."""
+    return _SCHEMA_WITH_TOP if top_ids else SCHEMA
+
+
+def shard_to_bytes(examples: Iterable[StoredExample], precision: Precision, top_ids: int = 0) -> bytes:
+    """A Parquet file; the same bytes for the same examples.
+
+    Raises:
+        ValueError: an example does not have the likeliest tokens that are to be kept.
+    """
+    sink = io.BytesIO()
+    with pq.ParquetWriter(
+        sink,
+        schema(top_ids),
+        compression="zstd",
+        compression_level=9,
+        use_dictionary=False,
+        write_statistics=False,
+        store_schema=False,
+        column_encoding={"log_probs.list.element": "BYTE_STREAM_SPLIT"},
+    ) as writer:
+        for group in _groups(examples):
+            writer.write_table(_table(group, precision, top_ids), row_group_size=len(group))
+    return sink.getvalue()
+
+
+def _groups(examples: Iterable[StoredExample]) -> Iterator[list[StoredExample]]:
+    group: list[StoredExample] = []
+    tokens = 0
+    for example in examples:
+        group.append(example)
+        tokens += len(example.tokens)
+        if len(group) == _GROUP_EXAMPLES or tokens >= _GROUP_TOKENS:
+            yield group
+            group, tokens = [], 0
+    if group:
+        yield group
+
+
+def _table(examples: Sequence[StoredExample], precision: Precision, top_ids: int) -> pa.Table:
+    spectra = encode_spectra([example.tokens.spectrum for example in examples], precision, deflate=False)
+    rows = []
+    for example, encoded in zip(examples, spectra, strict=True):
+        row = {
+            "id": example.id,
+            "digest": bytes.fromhex(example.digest),
+            "turns": example.turns.astype("<i4").ravel(),
+            "token_bytes": (example.spans[:, 1] - example.spans[:, 0]).astype("<i4"),
+            "log_probs": np.frombuffer(log_probs_to_bytes(example.tokens), "<f4"),
+            "spectra": encoded,
+        }
+        top = {TOP_COLUMN: _top_bytes(example, top_ids)} if top_ids else {}
+        rows.append({**row, "crc32": _checksum(row), **top})
+    return pa.Table.from_pylist(rows, schema=schema(top_ids))
+
+
+def _top_bytes(example: StoredExample, top_ids: int) -> bytes:
+    if example.tokens.top is None:
+        raise ValueError(f"example {example.id!r} has no likeliest tokens, {top_ids} are to be kept")
+    return top_tokens_codec.encode(example.tokens.top.first(top_ids))
+
+
+def _checksum(row: Record) -> int:
+    """crc32 over the columns in the schema's order, numbers as little-endian bytes."""
+    parts = [
+        row["id"].encode(),
+        row["digest"],
+        row["turns"].tobytes(),
+        row["token_bytes"].tobytes(),
+        row["log_probs"].tobytes(),
+        row["spectra"],
+    ]
+    return zlib.crc32(b"".join(parts))
+
+
+LAYOUT_COLUMNS = ("digest", "turns", "token_bytes")
+
+
+def layouts_of(table: pa.Table) -> list[tuple[str, Ints, Ints]]:
+    """Digest, turns and spans of every row of some of a shard's columns."""
+    columns = [_values(table.column(name)) for name in LAYOUT_COLUMNS]
+    layouts = []
+    for digest, turns, token_bytes in zip(*columns, strict=True):
+        shaped = turns.reshape(-1, 3).astype(np.int32)
+        layouts.append((digest.hex(), shaped, spans_of(shaped, token_bytes)))
+    return layouts
+
+
+Record = dict[str, Any]
+
+
+def records_of(table: pa.Table, rows: Sequence[int]) -> list[Record]:
+    """The columns of ``rows`` of a row group, with or without ``TOP_COLUMN``, verified; spectra are not decoded.
+
+    Raises:
+        ValueError: a row is not what was written (says which).
+    """
+    chosen = table.take(pa.array(rows, pa.int64()))
+    columns = [_values(chosen.column(name)) for name in table.column_names]
+    records = [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
+    for record in records:
+        if _checksum(record) != record["crc32"]:
+            raise ValueError(f"example {record['id']!r} is damaged (crc32 differs)")
+        if TOP_COLUMN in record:
+            record[TOP_COLUMN] = top_tokens_codec.decode(record[TOP_COLUMN])
+    return records
+
+
+def examples_of(records: Sequence[Record]) -> list[StoredExample]:
+    """The examples that records stand for, decoded together: a call costs more than a few examples do."""
+    spectra = decode_spectra([record["spectra"] for record in records])
+    return [_example(record, spectrum) for record, spectrum in zip(records, spectra, strict=True)]
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    whole = column.combine_chunks()
+    if not pa.types.is_list(whole.type):
+        return list(whole.to_pylist())
+    ends = whole.offsets.to_numpy()
+    values = whole.values.to_numpy()
+    return [values[begin:end] for begin, end in pairwise(ends)]
+
+
+def _example(record: Record, spectrum: Any) -> StoredExample:
+    turns = record["turns"].reshape(-1, 3).astype(np.int32)
+    return StoredExample(
+        id=record["id"],
+        digest=record["digest"].hex(),
+        turns=turns,
+        spans=spans_of(turns, record["token_bytes"]),
+        tokens=TeacherTokens(spectrum, log_probs_from_bytes(record["log_probs"].tobytes()), record.get(TOP_COLUMN)),
+    )

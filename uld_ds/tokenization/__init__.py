@@ -1,0 +1,1 @@
+"""One tokenizer: loading and training it, the bytes of its tokens, their spans in a text, its vocabulary."""

@@ -1,0 +1,322 @@
+"""The byte span of every token, for one tokenizer, fast or slow.
+
+Reads off the tokenizer's parts how it writes its tokens and what it does to a text first, then locates the
+tokens by the surest reading (`uld_ds.tokenization.span_matching`) that the text confirms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import product
+from typing import TYPE_CHECKING, Any
+from unicodedata import category, normalize
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from uld_ds.tokenization.normalizer import NormalForms, backend_normal, backend_phrases
+from uld_ds.tokenization.span_matching import Ints, Offsets, Reading, Tokens, exact_starts, normal_starts, offset_starts
+from uld_ds.tokenization.token_bytes import (
+    SPACE_MARK,
+    SpellingRule,
+    TokenByteTable,
+    backend_rule,
+    backend_steps,
+    backend_unknown_id,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Texts whose normal form is looked at together: enough to share numpy's fixed cost, few enough to stay in
+# cache.
+NORMAL_BATCH = 64
+
+
+class AlignmentError(ValueError):
+    """Tokens that cannot be located in their text; says whose, and the first byte that disagrees."""
+
+
+class SpanFinder:
+    """Finds byte spans for one tokenizer; what it learns about the vocabulary is kept from call to call.
+
+    `span_finder` returns the one that belongs to a tokenizer.
+
+    Args:
+        tokenizer: a ``transformers`` tokenizer, fast or slow.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._is_fast = isinstance(backend, Tokenizer)
+        self._readings = [_fast_reading(tokenizer)] if self._is_fast else list(_slow_readings(tokenizer))
+
+    @property
+    def name(self) -> str:
+        """What messages call the tokenizer."""
+        given = getattr(self._tokenizer, "name_or_path", "")
+        kind = type(self._tokenizer).__name__
+        return f"{given} ({kind})" if given else kind
+
+    def reading(self, probes: Sequence[str]) -> Reading:
+        """How the tokenizer writes its tokens: the first reading that spells all of ``probes``.
+
+        Raises:
+            AlignmentError: none does.
+        """
+        if len(self._readings) == 1:
+            return self._readings[0]
+        data, ids = [_utf8(text) for text in probes], [np.array(row, np.int64) for row in self._ids(probes)]
+        for reading in self._readings:
+            found = _read(reading, probes, data, ids, lambda _: None, skip={})
+            if not any(isinstance(outcome, int) for outcome in found.values()):
+                return reading
+        raise AlignmentError(f"tokenizer {self.name}: how it writes its tokens cannot be told")
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenize(list(texts))["input_ids"]
+
+    def encode(self, texts: Sequence[str]) -> tuple[list[Ints], list[Ints]]:
+        """Token ids ``[n]`` and byte spans ``[n, 2]`` of every text, with no special tokens around it.
+
+        Raises:
+            AlignmentError: a lone surrogate, a text that the tokenizer refuses, tokens that cannot be
+            located.
+        """
+        data = [_utf8(text) for text in texts]
+        if not data:
+            return [], []
+        encoded = self._tokenize(list(texts))
+        ids = [np.array(row, np.int64) for row in encoded["input_ids"]]
+        encodings = encoded.encodings if self._is_fast else None
+        starts = self._starts(texts, data, ids, lambda index: encodings[index].token_to_chars if encodings else None)
+        return ids, [_tile(row, len(item)) for row, item in zip(starts, data, strict=True)]
+
+    def spans_of_ids(self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]] | None = None) -> Ints:
+        """Byte spans ``[n, 2]`` of ``ids``, the tokens of ``text`` with no special tokens around them.
+
+        Args:
+            text: the text.
+            ids: ``[n]`` token ids.
+            offsets: ``[n]`` half-open character ranges. They count where the tokens' bytes do not settle the
+                matter (unknown tokens); a fast tokenizer is asked for them if they are not given.
+
+        Raises:
+            AlignmentError: a lone surrogate, or tokens that cannot be located in ``text``.
+        """
+        data, row = _utf8(text), np.array(ids, np.int64)
+
+        def own_offsets(_: int) -> Offsets | None:
+            if offsets is not None:
+                return offsets.__getitem__
+            encoding = self._tokenize([text]).encodings[0] if self._is_fast else None
+            return encoding.token_to_chars if encoding and encoding.ids == row.tolist() else None
+
+        return _tile(self._starts([text], [data], [row], own_offsets)[0], len(data))
+
+    def _tokenize(self, texts: list[str]) -> Any:
+        try:
+            return self._tokenizer(
+                texts,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+        except Exception as error:  # the Rust library raises bare Exceptions
+            raise AlignmentError(f"tokenizer {self.name} cannot encode the text: {error}") from error
+
+    def _starts(
+        self,
+        texts: Sequence[str],
+        data: Sequence[bytes],
+        ids: Sequence[Ints],
+        offsets: Callable[[int], Offsets | None],
+    ) -> list[Ints]:
+        """The byte at which each token begins, by the first reading that each text confirms."""
+        found: dict[int, Ints] = {}
+        furthest: dict[int, int] = {}
+        for reading in self._readings:
+            for index, outcome in _read(reading, texts, data, ids, offsets, skip=found).items():
+                if isinstance(outcome, int):
+                    furthest[index] = max(furthest.get(index, 0), outcome)
+                else:
+                    found[index] = outcome
+        for index in sorted(furthest.keys() - found.keys()):
+            tokens = Tokens(texts[index], ids[index], offsets(index))
+            last: Ints | int = furthest[index]
+            if tokens.offsets is not None:
+                last = offset_starts(self._readings[0], tokens, tokens.offsets)
+            if isinstance(last, int):
+                raise AlignmentError(self._complaint(data[index], max(last, furthest[index])))
+            found[index] = last
+        return [found[index] for index in range(len(texts))]
+
+    def _complaint(self, data: bytes, byte: int) -> str:
+        return (
+            f"tokenizer {self.name}: its tokens do not spell the text; they first disagree at byte {byte} "
+            f"of {len(data)}, before {data[byte : byte + 16]!r}"
+        )
+
+
+@lru_cache(maxsize=8)
+def _finder(tokenizer: PreTrainedTokenizerBase, size: int) -> SpanFinder:
+    return SpanFinder(tokenizer)
+
+
+def span_finder(tokenizer: PreTrainedTokenizerBase) -> SpanFinder:
+    """The tokenizer's `SpanFinder`, made anew once tokens have been added to it."""
+    return _finder(tokenizer, len(tokenizer))
+
+
+def _read(
+    reading: Reading,
+    texts: Sequence[str],
+    data: Sequence[bytes],
+    ids: Sequence[Ints],
+    offsets: Callable[[int], Offsets | None],
+    skip: dict[int, Ints],
+) -> dict[int, Ints | int]:
+    """Starts, or the first byte that disagrees, of every text not in ``skip``."""
+    rest = [index for index in range(len(texts)) if index not in skip]
+    if not rest:
+        return {}
+    table = reading.table
+    table.ensure(np.concatenate([ids[index] for index in rest]))
+    exact = exact_starts(table, [data[index] for index in rest], [ids[index] for index in rest])
+    outcome: dict[int, Ints | int] = {i: row for i, row in zip(rest, exact, strict=True) if row is not None}
+    rest = [index for index in rest if index not in outcome]
+    for first in range(0, len(rest), NORMAL_BATCH):
+        chunk = rest[first : first + NORMAL_BATCH]
+        batch = [
+            Tokens(texts[index], ids[index], offsets(index) if table.unknown[ids[index]].any() else None)
+            for index in chunk
+        ]
+        outcome |= zip(chunk, normal_starts(reading, batch), strict=True)
+    return outcome
+
+
+def _fast_reading(tokenizer: PreTrainedTokenizerBase) -> Reading:
+    """The reading that a fast tokenizer's parts describe."""
+    backend = tokenizer.backend_tokenizer
+    rule = backend_rule(backend)
+    normal = backend_normal(backend, rule)
+    normalizes = bool(backend_steps(backend, "normalizer"))
+    table = TokenByteTable(
+        rule,
+        backend.id_to_token,
+        added=backend.get_added_tokens_decoder(),
+        unknown_id=backend_unknown_id(backend),
+        normal=normal if normalizes else None,
+    )
+    return Reading(table, NormalForms(normal, normalizes, backend_phrases(backend)))
+
+
+def _slow_readings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Reading]:
+    """The readings worth trying for a slow tokenizer, which does not describe itself: the text decides."""
+    rules = [
+        SpellingRule(space_marks=(SPACE_MARK,), byte_fallback=True),
+        SpellingRule(byte_alphabet=True),
+        SpellingRule(latin1=True),
+        SpellingRule(continuation_prefix="##"),
+        SpellingRule(word_suffix="</w>"),
+    ]
+
+    def token_of_id(index: int) -> Any:
+        return tokenizer.convert_ids_to_tokens(index)
+
+    normals: list[Callable[[str], str]] = [str, _nfc, _nfkc, str.lower, _lower_without_accents]
+    # An unknown token's name may stand in the text itself; only if it does not is the token really unknown.
+    for unknown_id, normal, rule in product((None, tokenizer.unk_token_id), normals, rules):
+        table = TokenByteTable(
+            rule,
+            token_of_id,
+            added=tokenizer.added_tokens_decoder,
+            unknown_id=unknown_id,
+        )
+        yield Reading(table, NormalForms(_encoded(normal, rule), merges=normal is not str))
+
+
+def _encoded(normal: Callable[[str], str], rule: SpellingRule) -> Callable[[str], bytes]:
+    return lambda text: rule.unmark(normal(text)).encode()
+
+
+def _nfc(text: str) -> str:
+    return normalize("NFC", text)
+
+
+def _nfkc(text: str) -> str:
+    return normalize("NFKC", text)
+
+
+def _lower_without_accents(text: str) -> str:
+    """As BERT's own tokenizer has it: control, unassigned and private-use characters go, too."""
+    characters = normalize("NFD", text.lower())
+    kept = (c for c in characters if c.isspace() or (category(c) != "Mn" and category(c)[0] != "C"))
+    return "".join(kept)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise AlignmentError(
+            f"the text is not valid Unicode: a lone surrogate (U+{code:04X}) at character {error.start}"
+        ) from None
+
+
+def _tile(starts: Ints, size: int) -> Ints:
+    """``[n]`` starts to ``[n, 2]`` spans that cover ``[0, size)`` without holes."""
+    spans = np.empty((len(starts), 2), np.int64)
+    spans[:, 0] = starts
+    spans[:-1, 1] = starts[1:]
+    spans[-1:, 1] = size
+    return spans
+
+
+def token_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
+    """The half-open UTF-8 byte range of each token of ``tokenizer(text, add_special_tokens=False)``.
+
+    The ranges tile the text in order. What the tokenizer drops belongs to a token all the same: whitespace
+    to the token that follows, anything else to the token before. The list is empty if there are no tokens:
+    for ``""``, and for a text of which the tokenizer keeps nothing.
+
+    Raises:
+        AlignmentError: ``text`` holds a lone surrogate, or its tokens cannot be located; the message names
+        the
+            tokenizer and the first byte that disagrees.
+    """
+    _, spans = span_finder(tokenizer).encode([text])
+    return [(start, end) for start, end in spans[0].tolist()]
+
+
+def batch_token_spans(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[list[Ints], list[Ints]]:
+    """Token ids ``[n]`` and byte spans ``[n, 2]`` of every text, as `token_spans` has them, in one go.
+
+    Raises:
+        AlignmentError: as `token_spans`, for the first text at fault.
+    """
+    return span_finder(tokenizer).encode(texts)
+
+
+def spans_of_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]] | None = None
+) -> Ints:
+    """Byte spans ``[n, 2]`` of tokens that are there already.
+
+    Args:
+        tokenizer: the tokenizer that made them.
+        text: the text.
+        ids: ``[n]`` ids of its tokens, with no special tokens around them.
+        offsets: ``[n]`` half-open character ranges, if at hand.
+
+    Raises:
+        AlignmentError: a lone surrogate, or tokens that cannot be located in ``text``.
+    """
+    return span_finder(tokenizer).spans_of_ids(text, ids, offsets)

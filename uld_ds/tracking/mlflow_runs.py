@@ -1,0 +1,198 @@
+"""MLflow: one run per training run, created by the driver, written by rank 0, the same after a restart.
+
+Credentials come from the environment (MLFLOW_TRACKING_USERNAME and alike, or a URI that holds them) and are shown
+nowhere. Metrics do not pass through here: see journal.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before mlflow is imported anywhere in the process: it reads this once.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A command's standard output is the command's own.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+import mlflow
+from mlflow.entities import Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from uld_ds.errors import UserError
+from uld_ds.recipe import Recipe
+from uld_ds.utils.files import in_home, write_whole
+from uld_ds.utils.redaction import Redactor, redacted
+
+log = logging.getLogger(__name__)
+
+RUN_ID = "mlflow_run_id"
+"""File in the run's folder, beside the checkpoints."""
+PARAM_LIMIT = 6000
+_PARAMS_PER_REQUEST = 100
+_KEY_LIMIT = 250
+_IDENTITY = "mlflow_run_identity"
+_IDENTITY_TAG = "uld_ds.identity"
+_RUN_TAG = "uld_ds.run_dir"
+_GONE = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
+
+
+def tracking_uri(recipe: Recipe) -> str:
+    """Where runs are recorded: the recipe's choice, MLFLOW_TRACKING_URI, or sqlite in ``run.storage``."""
+    chosen = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return chosen or f"sqlite:///{in_home(recipe.run.storage).resolve() / 'mlflow.db'}"
+
+
+def shown(uri: str) -> str:
+    """``uri`` as it may be printed: without a password."""
+    return redacted(uri)
+
+
+def client_for(uri: str) -> mlflow.MlflowClient:
+    """A client that has not been tried yet; its failures are known in seconds."""
+    # MLflow's own default keeps trying a dead address for minutes; whoever must not give up tries again here.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    return mlflow.MlflowClient(uri, registry_uri=uri)
+
+
+def open_client(uri: str, key: str = "tracking.uri") -> mlflow.MlflowClient:
+    """A client that has been seen to work.
+
+    Raises:
+        UserError: nobody answers at ``uri``.
+    """
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _impatient():
+            client = mlflow.MlflowClient(uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+    except Exception as error:
+        reason = redacted(" ".join(str(error).split()))[:160]
+        raise UserError(
+            key, f"MLflow does not answer at {shown(uri)!r} ({reason})", "start the server or correct it"
+        ) from error
+    return client
+
+
+def client_of_run(uri: str, run_dir: Path) -> mlflow.MlflowClient:
+    """A client for a run; one that has begun goes on while its server is away.
+
+    Raises:
+        UserError: nobody answers, and the run has yet to begin.
+    """
+    try:
+        return open_client(uri)
+    except UserError as error:
+        if not (run_dir / RUN_ID).is_file():
+            raise
+        log.warning("%s; the run goes on, its metrics wait on disk", str(error).partition(";")[0])
+        return client_for(uri)
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Asks once: MLflow's own default keeps trying a dead address for minutes."""
+    saved = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = saved or "1"
+    try:
+        yield
+    finally:
+        if saved is None:
+            del os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
+
+
+def open_run(client: mlflow.MlflowClient, recipe: Recipe, run_dir: Path) -> str:
+    """The id of this training run's MLflow run, created now or reopened.
+
+    The id lies in the run's folder, beside the checkpoints. A reopened run is RUNNING again, as soon as its server
+    hears of it.
+
+    Raises:
+        UserError: the server does not know a run that has begun.
+    """
+    id_file = run_dir / RUN_ID
+    if id_file.is_file():
+        return _reopened(client, id_file)
+    experiment = _experiment(client, recipe, run_dir)
+    # Written first: a creation that was interrupted before its id was known is found by it.
+    identity_file = run_dir / _IDENTITY
+    known = identity_file.is_file()
+    identity = identity_file.read_text() if known else uuid.uuid4().hex
+    write_whole(identity_file, identity)
+    run_id = _run_of(client, experiment, identity) if known else None
+    if run_id is None:
+        tags = {_RUN_TAG: str(run_dir), _IDENTITY_TAG: identity}
+        run_id = client.create_run(experiment, tags=tags, run_name=recipe.run.name).info.run_id
+    write_whole(id_file, run_id)
+    return run_id
+
+
+def _reopened(client: mlflow.MlflowClient, id_file: Path) -> str:
+    run_id = id_file.read_text().strip()
+    try:
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        if error.error_code not in _GONE:
+            log.warning("MLflow does not answer: run %s goes on without it for now", run_id)
+            return run_id
+        raise UserError(
+            "tracking.uri",
+            f"it has no run {run_id} ({id_file})",
+            "point it at the server that this run began with",
+        ) from error
+    return run_id
+
+
+def _run_of(client: mlflow.MlflowClient, experiment: str, identity: str) -> str | None:
+    found = client.search_runs([experiment], f"tags.`{_IDENTITY_TAG}` = '{identity}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def log_params(client: mlflow.MlflowClient, run_id: str, tree: Mapping[str, Any]) -> None:
+    """Every leaf of a tree as a param, without secrets; a value that is too long is cut (artifacts hold it whole)."""
+    params = [Param(_param_key(key), _cut(value)) for key, value in _flat(Redactor().tree(tree)).items()]
+    for first in range(0, len(params), _PARAMS_PER_REQUEST):
+        client.log_batch(run_id, params=params[first : first + _PARAMS_PER_REQUEST])
+
+
+def _param_key(key: str) -> str:
+    # What MLflow takes: file names, in effect.
+    return re.sub(r"[^\w.\- /]", "_", key)[:_KEY_LIMIT]
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= PARAM_LIMIT else value[: PARAM_LIMIT - 1] + "…"
+
+
+def log_tags(client: mlflow.MlflowClient, run_id: str, tags: Mapping[str, Any]) -> None:
+    """Tags of a run, without secrets."""
+    redactor = Redactor()
+    client.log_batch(run_id, tags=[RunTag(key, redactor.text(str(value))[:5000]) for key, value in tags.items()])
+
+
+def _experiment(client: mlflow.MlflowClient, recipe: Recipe, run_dir: Path) -> str:
+    found = client.get_experiment_by_name(recipe.tracking.experiment)
+    if found is not None:
+        return found.experiment_id
+    uri = tracking_uri(recipe)
+    # Without a server, artifacts would land in the current folder's mlruns.
+    local = uri.startswith("sqlite:")
+    location = (run_dir.resolve().parent / "mlartifacts").as_uri() if local else None
+    return client.create_experiment(recipe.tracking.experiment, artifact_location=location)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat

@@ -1,0 +1,201 @@
+"""What an MLflow run says besides its metrics: what it was made of at its beginning, how it ended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import yaml
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
+from mlflow.entities import Dataset, DatasetInput, InputTag
+
+from uld_ds.data.bad_examples import FILE, bad_examples
+from uld_ds.data.statistics import DataFacts
+from uld_ds.recipe import DataSource, FilesSource, HubSource, Recipe
+from uld_ds.recipe.models import code_options
+from uld_ds.reporting.alignment_examples import alignments
+from uld_ds.reporting.alignment_html import alignment_page
+from uld_ds.reporting.plots import plots
+from uld_ds.runs.job import JOURNALS, Job
+from uld_ds.tokenization.loading import load_tokenizer
+from uld_ds.tracking import mlflow_runs
+from uld_ds.tracking.delivery import Delivery
+from uld_ds.tracking.journal import history
+from uld_ds.utils.environment import code_revision, environment
+from uld_ds.utils.files import write_whole
+from uld_ds.utils.redaction import Redactor
+
+log = logging.getLogger(__name__)
+
+_RECORDED = "uld_ds.recorded"
+_STATUS = "mlflow_status"
+_CONTEXTS = {"train": "training", "eval": "evaluation"}
+# MLflow's own bound is 36 characters.
+_DIGEST_LENGTH = 32
+_SHOWN_EXAMPLES = 3
+_SECONDS_FOR_A_FAILURE = 60.0
+_SECONDS_WHEN_KILLED = 10.0
+
+
+def record_beginning(client: mlflow.MlflowClient, job: Job) -> None:
+    """Params, tags, datasets and artifacts, once per run; what was interrupted is done again, to the same effect."""
+    run_id = job.run_id
+    if _RECORDED in client.get_run(run_id).data.tags:
+        return
+    redactor = Redactor()
+    recipe = redactor.tree(job.recipe.model_dump(mode="json"))
+    mlflow_runs.log_params(client, run_id, job.recipe.model_dump(mode="json"))
+    code = code_revision()
+    tags = {"mlflow.source.git.commit": code.revision} if code.dirty is not None else {}
+    digests = {"recipe_digest": job.recipe.digest(), "data_digest": job.split("train").facts.digest}
+    known = {key: value for key, value in job.teacher_facts.items() if value is not None}
+    mlflow_runs.log_tags(client, run_id, {**tags, "code_revision": job.code_revision, **digests, **known})
+    client.log_inputs(run_id, list(_datasets(job)))
+    client.log_text(run_id, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "recipe.yaml")
+    client.log_dict(run_id, redactor.tree(environment()), "environment.json")
+    client.log_dict(run_id, redactor.tree(job.student_deepspeed), "deepspeed/student.json")
+    if job.recipe.teacher.source == "online":
+        client.log_dict(run_id, redactor.tree(job.teacher_deepspeed), "deepspeed/teacher.json")
+    client.log_dict(run_id, alignment_report(job), "alignment/report.json")
+    left_out = {name: bad_examples(Path(folder)) for name, folder in job.splits.items()}
+    client.log_dict(run_id, redactor.tree(left_out), f"data/{FILE}")
+    for name, page in _alignment_pages(job):
+        client.log_text(run_id, redactor.text(page), f"alignment/{name}")
+    client.set_tag(run_id, _RECORDED, "true")
+
+
+def _datasets(job: Job) -> Iterator[DatasetInput]:
+    sources = {"train": job.recipe.data.train, "eval": job.recipe.data.eval}
+    redactor = Redactor()
+    for name in job.splits:
+        source, facts = sources[name], job.split(name).facts
+        assert source is not None
+        where = dataset_source(source)
+        profile = {"num_rows": facts.examples, **_report(facts)}
+        columns = dict.fromkeys(_columns(job.recipe), "string")
+        dataset = Dataset(
+            name=f"{job.recipe.run.name}-{name}",
+            digest=facts.digest[:_DIGEST_LENGTH],
+            source_type=where._get_source_type(),
+            source=json.dumps(redactor.tree(json.loads(where.to_json()))),
+            schema=json.dumps({"mlflow_colspec": [{"name": c, "type": t} for c, t in columns.items()]}),
+            profile=json.dumps(profile),
+        )
+        yield DatasetInput(dataset, [InputTag("mlflow.data.context", _CONTEXTS[name])])
+
+
+def _columns(recipe: Recipe) -> list[str]:
+    columns = recipe.data.columns
+    return [columns.messages] if columns.messages else [columns.prompt, columns.answer]
+
+
+def dataset_source(source: DataSource) -> DatasetSource:
+    """A recipe's data source as MLflow's: from what it says, the data can be read again."""
+    if isinstance(source, HubSource):
+        return HuggingFaceDatasetSource(
+            source.dataset, config_name=source.config, split=source.split, revision=source.revision
+        )
+    if isinstance(source, FilesSource) and isinstance(source.path, str) and not any(c in source.path for c in "*?["):
+        with warnings.catch_warnings():
+            # MLflow registers its class for local files twice, and says so.
+            warnings.simplefilter("ignore", UserWarning)
+            return resolve_dataset_source(source.path)
+    return CodeDatasetSource({"uld_ds": source.model_dump(mode="json", exclude_none=True)})
+
+
+def alignment_report(job: Job) -> dict[str, Any]:
+    """Figures of both splits: how the two tokenizers cut the answers, and where they agree."""
+    objective = job.recipe.objective
+    splits = {name: _report(job.split(name).facts) for name in job.splits}
+    return {"alignment": objective.alignment, "merge": objective.merge, "splits": splits}
+
+
+def _report(facts: DataFacts) -> dict[str, Any]:
+    return {
+        **asdict(facts),
+        "alignment_rate": facts.alignment_rate,
+        "student_tokens_per_segment": facts.student_tokens_per_segment,
+        "teacher_tokens_per_segment": facts.teacher_tokens_per_segment,
+    }
+
+
+def _alignment_pages(job: Job) -> Iterator[tuple[str, str]]:
+    """The first answers as both tokenizers cut them, each as a page; of held-out examples where there are some.
+
+    A stored teacher has no tokenizer at hand: there are none.
+    """
+    recipe = job.recipe
+    if recipe.teacher.source != "online":
+        return
+    student = load_tokenizer(job.student, recipe.student.revision, "student.model")
+    teacher = load_tokenizer(job.teacher, recipe.teacher.revision, "teacher.model", code=code_options(recipe.teacher))
+    rows = job.split("eval" if "eval" in job.splits else "train").rows
+    names = (recipe.student.model or "student", recipe.teacher.model or "teacher")
+    views = alignments(rows.select(range(min(_SHOWN_EXAMPLES, len(rows)))), student, teacher, names)
+    for number, view in enumerate(views, 1):
+        yield f"example-{number}.html", alignment_page(view)
+
+
+def log_plots(client: mlflow.MlflowClient, run_id: str, run_dir: Path) -> list[str]:
+    """Draws the run's metrics so far; the artifacts' paths."""
+    paths = []
+    for name, figure in plots(history(run_dir / JOURNALS)):
+        client.log_figure(run_id, figure, f"plots/{name}")
+        paths.append(f"plots/{name}")
+    return paths
+
+
+def record_end(uri: str, run_id: str, run_dir: Path, status: str, patience: float) -> None:
+    """What is left of the metrics, and the status that is true: FINISHED, FAILED or KILLED.
+
+    Nobody writes journals any more. A server that does not answer in time is told by the next command that
+    meets this run.
+    """
+    write_whole(run_dir / _STATUS, status)
+    if status != "FINISHED":
+        patience = min(patience, _SECONDS_WHEN_KILLED if status == "KILLED" else _SECONDS_FOR_A_FAILURE)
+    settle(uri, run_id, run_dir, patience)
+
+
+def settle(uri: str, run_id: str, run_dir: Path, patience: float = 0.0) -> None:
+    """Delivers what an earlier end of the run could not."""
+    note = run_dir / _STATUS
+    if not note.is_file():
+        return
+    status = note.read_text()
+    end = time.monotonic() + patience
+    if not Delivery(run_dir / JOURNALS, run_id, lambda: mlflow_runs.client_for(uri)).drain(patience):
+        return
+    while True:
+        try:
+            client = mlflow_runs.client_for(uri)
+            if status != "FINISHED":
+                log_plots(client, run_id, run_dir)
+            client.set_terminated(run_id, status)
+            note.unlink()
+            return
+        except Exception as error:  # it may have gone again
+            if time.monotonic() >= end:
+                log.warning("MLflow was not told that run %s is %s (%s)", run_id, status, _one_line(error))
+                return
+            time.sleep(1)
+
+
+def begun_run(run_dir: Path) -> str | None:
+    """The id of a run's MLflow run, if it has one."""
+    file = run_dir / mlflow_runs.RUN_ID
+    return file.read_text().strip() if file.is_file() else None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

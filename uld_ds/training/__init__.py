@@ -1,0 +1,1 @@
+"""Training: the engine step over DeepSpeed engines, and the loop around it."""

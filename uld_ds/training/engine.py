@@ -1,0 +1,276 @@
+"""The custom step over two engines: one teacher pass per window, then the student micro-batch by micro-batch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from uld_ds.batches import MicroBatch, SideBatch
+from uld_ds.losses.normalization import RowWeights, nats_to_bits, step_weights
+from uld_ds.losses.objective import Objective
+from uld_ds.models.row_model import Consume, Head, scores_of
+from uld_ds.teacher_outputs import TeacherSegments, TeacherTokens
+from uld_ds.teachers.source import NonFiniteTeacherError, TeacherSource
+from uld_ds.training.nonfinite import Watch
+from uld_ds.training.step_result import StepResult
+from uld_ds.utils.distributed import Ranks
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Sums:
+    """Local sums of one step; added over ranks once, at its end."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor) -> None:
+        value = value.detach().double()
+        self.values[name] = self.values[name] + value if name in self.values else value
+
+
+class PhaseClock:
+    """Seconds per named phase. On a GPU each phase ends with a synchronisation, so that it counts its own work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+class DistillationEngine:
+    """One optimizer step of distillation, and evaluation, on every rank alike.
+
+    Args:
+        student: DeepSpeed engine around a RowModel, with optimizer and scheduler.
+        teacher: where spectra come from.
+        objective: the loss.
+        ranks: the process group.
+        device: where batches go.
+    """
+
+    def __init__(
+        self,
+        student: Any,
+        teacher: TeacherSource,
+        objective: Objective,
+        *,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
+        self.student = student
+        self.teacher = teacher
+        self.objective = objective
+        self.ranks = ranks
+        self.device = device
+        self._gas = student.gradient_accumulation_steps()
+        self._dropped = False
+
+    def train_step(self, window: Sequence[MicroBatch]) -> StepResult:
+        """Runs the teacher over the window once, then accumulates the student's gradient and updates it.
+
+        Args:
+            window: exactly ``accumulation`` micro-batches, on any device.
+
+        A step in which anything is not finite, on any rank, is skipped by all of them: weights and optimizer stay
+        as they are, and so does the learning rate's schedule, which counts updates.
+
+        Raises:
+            ValueError: another number of micro-batches.
+        """
+        if len(window) != self._gas:
+            raise ValueError(f"a window of {len(window)} micro-batches for {self._gas} accumulated ones")
+        clock = PhaseClock(self.device)
+        with clock.phase("data"):
+            window = [micro_batch.to(self.device) for micro_batch in window]
+        before = self.teacher.tokens_run, self.teacher.bytes_gathered
+        self.objective = self.objective.at(self.student.global_steps)
+        learning_rate = self.student.get_lr()[0]
+        with clock.phase("teacher"):
+            try:
+                said = self._said(window)
+            except NonFiniteTeacherError as error:
+                return self._without_teacher(error, learning_rate, clock)
+        with clock.phase("reduce"):
+            weights = step_weights(window, self.objective.settings.normalise, self.ranks.sum)
+        sums, watch = _Sums(), Watch()
+        self.student.train()
+        for micro_batch, teacher, row_weights in zip(window, said, weights, strict=True):
+            self._accumulate(micro_batch, teacher, row_weights, sums, clock, watch)
+        tokens, gathered = self.teacher.tokens_run - before[0], self.teacher.bytes_gathered - before[1]
+        sums.add("teacher_tokens", torch.tensor(tokens, device=self.device))
+        sums.add("teacher_bytes", torch.tensor(gathered, device=self.device))
+        return self._result(sums, learning_rate, clock, watch)
+
+    def _without_teacher(self, error: NonFiniteTeacherError, learning_rate: float, clock: PhaseClock) -> StepResult:
+        # The student has not begun: for DeepSpeed, too, this was a step (the teacher's memory counts them).
+        self.student.global_steps += 1
+        numbers = dict.fromkeys(
+            ("loss", "ce", "uld", "uld_head", "uld_bound", "teacher_entropy", "student_entropy", "bits_per_byte"),
+            float("nan"),
+        )
+        return StepResult(
+            **numbers,
+            options={},
+            scheduled=self.objective.scheduled,
+            learning_rate=learning_rate,
+            gradient_norm=float("nan"),
+            teacher_tokens=0,
+            student_tokens=0,
+            student_padding=float("nan"),
+            teacher_bytes=0,
+            seconds=clock.seconds,
+            skipped=True,
+            suspects=error.examples,
+            reason="the teacher's logits are not finite",
+        )
+
+    def _said(self, window: Sequence[MicroBatch]) -> list[TeacherSegments]:
+        """What the teacher says of each micro-batch, one row per segment."""
+        examples = [example for micro_batch in window for example in micro_batch.examples]
+        answers = iter(self.teacher.answers(examples, self.student.global_steps))
+        said = []
+        for micro_batch in window:
+            tokens = TeacherTokens.cat([next(answers) for _ in micro_batch.examples])
+            said.append(tokens.to(self.device).segments(micro_batch.teacher_segments))
+        return said
+
+    def _accumulate(
+        self,
+        micro_batch: MicroBatch,
+        teacher: TeacherSegments,
+        weights: RowWeights,
+        sums: _Sums,
+        clock: PhaseClock,
+        watch: Watch,
+    ) -> None:
+        batch = micro_batch.student
+        seconds_of_loss = clock.seconds.get("loss", 0.0)
+
+        def consume(hidden: Tensor, head: Head) -> Tensor:
+            with clock.phase("loss"):
+                watch.begin(micro_batch, hidden)
+                loss, parts = self.objective(
+                    hidden,
+                    head,
+                    batch,
+                    micro_batch.student_segments,
+                    teacher.spectrum,
+                    weights,
+                    teacher.log_probs,
+                    teacher.top,
+                    teacher.first_log_probs,
+                )
+                in_text = batch.answer_in_text * micro_batch.example_weight[batch.answer_example]
+                nats = parts.pop("token_nats")
+                watch.end(loss, nats)
+                sums.add("nats", nats.double() @ in_text.double())
+                for name, value in {"loss": loss, **parts}.items():
+                    sums.add(name, value)
+            return loss
+
+        with clock.phase("student"):
+            loss = self.student(batch, batch.answer_rows, consume)
+        clock.seconds["student"] -= clock.seconds["loss"] - seconds_of_loss
+        sums.add("student_tokens", batch.num_tokens())
+        sums.add("student_positions", torch.tensor(batch.num_positions(), device=self.device))
+        sums.add("bytes", micro_batch.answer_bytes @ micro_batch.example_weight.to(torch.int64))
+        # DeepSpeed takes the mean over ranks and accumulated micro-batches; the weights are global already.
+        scale: Tensor | int = self.ranks.size * self._gas
+        updates = self.student.is_gradient_accumulation_boundary()
+        if updates:
+            with clock.phase("reduce"):
+                scale = self._agreed(self.ranks.size * self._gas, watch)
+        with clock.phase("backward"):
+            self.student.backward(loss * scale)
+        with clock.phase("step"):
+            if not (updates and self._drop_non_finite()):
+                self.student.step()
+
+    def _agreed(self, scale: int, watch: Watch) -> Tensor:
+        """``scale``, or NaN when any rank's loss is not finite.
+
+        A non-finite loss need not have a non-finite gradient, and may be on one rank alone. A gradient of NaN is what
+        DeepSpeed looks for, over all ranks, before it updates anything: so it skips the step, on every rank, and
+        clears what it has accumulated. Nothing here waits for the device.
+        """
+        bad = self.ranks.max(watch.bad_loss())
+        return torch.where(bad > 0, float("nan"), float(scale))
+
+    def _drop_non_finite(self) -> bool:
+        """Whether the step was skipped here, because DeepSpeed would take it.
+
+        Without ZeRO and in fp32 it steps whatever the gradient is, which all ranks have whole, and alike, by now.
+        """
+        self._dropped = False
+        if not hasattr(self.student.optimizer, "overflow"):
+            gradients = [p.grad for p in self.student.module.parameters() if p.grad is not None]
+            self._dropped = not all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+        if self._dropped:
+            self.student.module.zero_grad(set_to_none=True)
+            self.student.micro_steps += 1
+            self.student.global_steps += 1
+        return self._dropped
+
+    def _blame(self, watch: Watch, loss: float) -> tuple[tuple[int, ...], str]:
+        """Examples that made a skipped step what it was, and what was not finite. Collective."""
+        by_loss = not math.isfinite(loss)
+        found = self.ranks.union(watch.suspects(by_loss=by_loss)) or self.ranks.union(watch.examples())
+        return tuple(found), f"the loss is {loss}" if by_loss else "the gradient is not finite"
+
+    def _result(self, sums: _Sums, learning_rate: float, clock: PhaseClock, watch: Watch) -> StepResult:
+        names = sorted(sums.values)
+        with clock.phase("reduce"):
+            total = self.ranks.sum(torch.stack([sums.values[name] for name in names])).tolist()
+        whole = dict(zip(names, total, strict=True))
+        skipped = self._dropped or not self.student.was_step_applied()
+        suspects, reason = self._blame(watch, whole["loss"]) if skipped else ((), "")
+        return StepResult(
+            loss=whole["loss"],
+            ce=whole["ce"],
+            uld=whole["uld"],
+            uld_head=whole["uld_head"] / max(whole["uld"], 1e-12),
+            uld_bound=whole["uld_bound"],
+            options={name: whole[name] for name in self.objective.optional_parts},
+            scheduled=self.objective.scheduled,
+            teacher_entropy=whole["teacher_entropy"],
+            student_entropy=whole["student_entropy"] / max(whole["student_entropy_rows"], 1.0),
+            bits_per_byte=nats_to_bits(whole["nats"]) / whole["bytes"],
+            learning_rate=learning_rate,
+            gradient_norm=float(self.student.get_global_grad_norm() or 0.0),
+            teacher_tokens=int(whole["teacher_tokens"]),
+            student_tokens=int(whole["student_tokens"]),
+            student_padding=1 - whole["student_tokens"] / whole["student_positions"],
+            teacher_bytes=int(whole["teacher_bytes"]),
+            seconds=clock.seconds,
+            skipped=skipped,
+            suspects=suspects,
+            reason=reason,
+        )
+
+    def answer_scores(self, micro_batch: MicroBatch) -> Tensor:
+        """[A, 2] natural log-probability that the student gives each answer token, and its likeliest token there."""
+        batch = micro_batch.student
+        return self.look(batch, batch.answer_rows, scores_of(batch.answer_ids))
+
+    def look(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
+        """What ``consume`` makes of the student's hidden states at some positions. No gradient. Collective."""
+        self.student.eval()
+        with torch.no_grad():
+            return self.student(batch, rows, consume)

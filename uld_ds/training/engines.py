@@ -1,0 +1,150 @@
+"""Loading models into DeepSpeed engines, sharded from the first byte under ZeRO-3.
+
+Host memory: transformers reads a checkpoint's weights on every rank's behalf on rank 0 before they are
+partitioned, so rank 0 needs the whole model once, in its storage type, while loading. A model with an encoder every
+rank needs whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import deepspeed
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoConfig, PreTrainedModel, set_seed
+from transformers.integrations import HfDeepSpeedConfig
+
+from uld_ds.errors import RunError
+from uld_ds.models.adapters import shaped
+from uld_ds.models.architectures import DTYPES, SAFE_WEIGHTS, auto_class, is_encoder_decoder
+from uld_ds.models.quantization import loading_options, settle
+from uld_ds.models.row_model import RowModel, choose_head_path
+from uld_ds.recipe import ModelSettings, TeacherSettings
+from uld_ds.recipe.models import code_options
+from uld_ds.runs.job import Job
+from uld_ds.training.deepspeed_config import zero_stage
+from uld_ds.training.lr_schedule import learning_rate_factor
+from uld_ds.utils.host_memory import return_free_memory
+
+
+def init_process_group(*, on_gpu: bool) -> None:
+    """Joins the group that Ray (or torchrun) has described in the environment: NCCL on GPUs, gloo on CPUs."""
+    if not on_gpu:
+        # DeepSpeed would compile a shared-memory communication op for minutes; gloo alone gives equal results.
+        import deepspeed.ops
+
+        deepspeed.ops.__dict__["__compatible_ops__"] = {}
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False, dist_init_required=False
+    )
+
+
+def load_teacher(place: str, settings: TeacherSettings, config: dict[str, Any], device: torch.device) -> Any:
+    """The frozen teacher: in a DeepSpeed engine of its own, or, with ``sharding: none``, a RowModel on the device.
+
+    Args:
+        place: directory or hub id.
+        settings: the recipe's.
+        config: complete DeepSpeed configuration, for a teacher that is sharded.
+        device: of this rank.
+
+    Raises:
+        RunError: weights are missing, unexpected or of another shape.
+    """
+    sharded = settings.sharding == "zero3"
+    lm = _from_pretrained(place, settings, config if sharded else {})
+    model = RowModel(lm.eval().requires_grad_(False))
+    if not sharded:
+        model.to(device)
+        choose_head_path(model, model, device, "teacher")
+        return model
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    engine.eval()
+    choose_head_path(model, engine, device, "teacher")
+    return engine
+
+
+def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
+    """The student in an engine with optimizer and learning-rate schedule."""
+    config = job.student_deepspeed
+    settings = job.recipe.student
+    quantisation: dict[str, Any] = {}
+    if settings.quantise is not None:
+        of_model = AutoConfig.from_pretrained(job.student, revision=settings.revision, **code_options(settings))
+        quantisation = loading_options(settings, of_model, DTYPES[settings.precision], device)
+    lm: Any = _from_pretrained(job.student, settings, config, **quantisation)
+    if quantisation:
+        settle(lm)
+    if settings.gradient_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    set_seed(job.recipe.run.seed)
+    model = RowModel(shaped(lm, settings))
+    factor = learning_rate_factor(job.recipe.training.schedule, total_steps)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=_parameter_groups(model),
+        config=config,
+        lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
+    )
+    share_fp32_weights(engine.optimizer)
+    return_free_memory()
+    engine.eval()
+    choose_head_path(model, engine, device, "student")
+    return engine
+
+
+def share_fp32_weights(optimizer: Any) -> int:
+    """Lets an fp32 model under ZeRO-3 be its own master copy, as DeepSpeed means it to be; bytes that this saves.
+
+    DeepSpeed 0.19 compares a ``torch.device`` with a string there, finds them different, and keeps a second copy of
+    every weight. What is shared is written to by the update and copied onto itself afterwards.
+    """
+    saved = 0
+    shards = getattr(optimizer, "fp16_partitioned_groups_flat", [])
+    masters = getattr(optimizer, "fp32_partitioned_groups_flat", [])
+    for shard, master in zip(shards, masters, strict=True):
+        # A shard that is offloaded to NVMe is None; one whose master rests elsewhere differs in its device.
+        alike = shard is not None and (shard.dtype, shard.device, shard.shape) == (
+            master.dtype,
+            master.device,
+            master.shape,
+        )
+        if alike and shard.data_ptr() != master.data_ptr():
+            saved += master.nbytes
+            master.data = shard.data
+    return saved
+
+
+def _from_pretrained(
+    place: str, settings: ModelSettings, config: dict[str, Any], **quantisation: Any
+) -> PreTrainedModel:
+    options = {"revision": settings.revision, **code_options(settings)}
+    of_model = AutoConfig.from_pretrained(place, **options)
+    # While this object lives, transformers partitions parameters as they are created. Not those of a model with an
+    # encoder: transformers compares its output head with its embeddings to see whether they are one, and of
+    # partitioned ones it sees nothing and takes them for equal. DeepSpeed partitions that model when it is whole.
+    early = zero_stage(config) == 3 and not is_encoder_decoder(of_model)
+    sharding = HfDeepSpeedConfig(config) if early else None
+    loaded: Any = auto_class(of_model).from_pretrained(
+        place, dtype=DTYPES[settings.precision], output_loading_info=True, **options, **SAFE_WEIGHTS, **quantisation
+    )
+    del sharding
+    lm, info = loaded
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(kind):
+            names = ", ".join(sorted(map(str, info[kind]))[:3])
+            raise RunError(f"{place}: {kind.replace('_', ' ')} while loading ({len(info[kind])}): {names}")
+    return lm
+
+
+def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Matrices decay; biases and norm weights do not."""
+    matrices: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (matrices if len(shape) > 1 else vectors).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

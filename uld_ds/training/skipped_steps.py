@@ -1,0 +1,53 @@
+"""Steps that were skipped because something in them was not finite, as lines of JSON in the run's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from uld_ds.training.step_result import StepResult
+
+# A whole batch may be under suspicion; a line stays readable.
+MOST_SHOWN = 64
+
+
+class SkippedSteps:
+    """Appends skipped steps to a file, each once: a run that resumes does some steps again.
+
+    Args:
+        file: of the run.
+        rows: prepared training examples, which know their place in the user's data.
+    """
+
+    def __init__(self, file: Path, rows: Dataset) -> None:
+        self._file = file
+        self._rows = rows
+        self._known = {line["step"] for line in read_skipped(file)}
+
+    def add(self, step: int, result: StepResult) -> dict[str, Any]:
+        """Writes one step (counted from 1) and gives what was written."""
+        examples = list(result.suspects[:MOST_SHOWN])
+        rows = self._rows.select(examples) if examples else None
+        line = {
+            "step": step,
+            "reason": result.reason,
+            "num_examples": len(result.suspects),
+            "places": [] if rows is None else rows["place"][:],
+            "examples": examples,
+            "digests": [] if rows is None else rows["digest"][:],
+        }
+        if step not in self._known:
+            self._known.add(step)
+            with self._file.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        return line
+
+
+def read_skipped(file: Path) -> list[dict[str, Any]]:
+    """All whole lines of such a file."""
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,1 @@
+"""Files written whole, cache folders, redaction, ranks and host memory: what belongs to no one subject."""

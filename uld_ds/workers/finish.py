@@ -1,0 +1,192 @@
+"""The end of a run on rank 0: a sample answer, the registry, the result file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from uld_ds.checkpointing.files import BEST
+from uld_ds.checkpointing.state import TrainState
+from uld_ds.data.chat_templates import chat_template_of
+from uld_ds.generation.samples import sample_answers
+from uld_ds.models.architectures import SAFE_WEIGHTS, auto_class, is_encoder_decoder
+from uld_ds.recipe.models import NO_CODE
+from uld_ds.registry.log_student import example_input, log_student
+from uld_ds.registry.provenance import student_base
+from uld_ds.reporting.model_card import description, model_card
+from uld_ds.reporting.run_html import write_report
+from uld_ds.runs.folder import FOLDER, REPORT
+from uld_ds.runs.job import Job
+from uld_ds.runs.progress import ProgressWriter
+from uld_ds.tokenization.loading import tokenizer_digest
+from uld_ds.tracking import mlflow_runs
+from uld_ds.tracking.recorder import Recorder
+from uld_ds.tracking.run_record import log_plots, record_beginning
+from uld_ds.utils.environment import library_versions
+from uld_ds.utils.files import write_whole
+from uld_ds.utils.redaction import Redactor
+from uld_ds.workers.report_snapshots import shown_rows, write_answers
+
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A held-out prompt and the student's own answer."""
+
+    prompt: str
+    answer: str
+
+
+def finish(
+    job: Job,
+    recorder: Recorder,
+    progress: ProgressWriter,
+    state: TrainState,
+    bits_after: float | None,
+    peak_memory: int,
+) -> None:
+    """Registers the exported student and writes down the run's facts; the last thing a worker does."""
+    recorder.metrics(state.step, {"peak_memory_bytes/largest_rank": float(peak_memory)})
+    client = recorder.close()
+    record_beginning(client, job)
+    plots = log_plots(client, job.run_id, job.run_dir)
+    progress.stage("registering the student" if job.recipe.registry.model_name else "logging the student")
+    torch.manual_seed(job.recipe.run.seed)
+    model = auto_class(AutoConfig.from_pretrained(job.export_dir)).from_pretrained(job.export_dir)
+    tokenizer = AutoTokenizer.from_pretrained(job.export_dir)
+    rows = shown_rows(job)
+    after = sample_answers(model.eval(), tokenizer, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
+    sample = Sample(rows[0]["prompt"], after[0] if after else "")
+    write_answers(job, tokenizer, {"before": _answers_before(job, tokenizer, rows), "after": after})
+    _with_chat_template(job, tokenizer, for_encoder=is_encoder_decoder(model.config))
+    data = job.split("train").facts
+    facts = _facts(job, state, bits_after, tokenizer)
+    card = model_card(job.recipe, facts, job.teacher)
+    (job.export_dir / "README.md").write_text(Redactor().text(card))
+    # A held-out prompt is rendered already; as a message it would be rendered twice.
+    messages = [{"role": "user", "content": "Hello, what can you do?"}] if tokenizer.chat_template else None
+    about = description(job.recipe.run.name, facts, job.run_id, plots)
+    client.set_tag(job.run_id, "mlflow.note.content", about)
+    registered = log_student(
+        client,
+        job.run_id,
+        model,
+        tokenizer,
+        name=job.recipe.registry.model_name,
+        alias=job.recipe.registry.alias,
+        example=example_input(sample.prompt, messages),
+        facts=facts,
+        description=about,
+        model_card=Redactor().text(card),
+        workspace=job.run_dir,
+    )
+    result: dict[str, Any] = {
+        "run_id": job.run_id,
+        "model_name": registered.name,
+        "model_version": registered.version,
+        "model_uri": registered.uri,
+        "tracking_uri": mlflow_runs.shown(job.tracking_uri),
+        "export_dir": str(job.export_dir),
+        "bits_per_byte": {"before": state.bits_before, "after": bits_after, "teacher": state.bits_teacher},
+        "tokens_per_second": state.tokens / state.train_seconds if state.train_seconds else None,
+        "alignment_rate": data.alignment_rate,
+        "same_tokenizer": job.teacher_facts.get("same_tokenizer"),
+        "has_encoder": is_encoder_decoder(model.config),
+        "peak_memory_bytes": peak_memory,
+        "steps": state.step,
+        "skipped_steps": state.skipped,
+        "best_checkpoint": None if state.best_step is None else _best(job, state),
+        "final_loss": state.final_loss,
+        "sample": asdict(sample),
+    }
+    client.log_dict(job.run_id, Redactor().tree(result), "result.json")
+    if _report(job, facts, result):
+        client.log_artifact(job.run_id, str(job.run_dir / REPORT))
+    write_whole(job.outcome_file, json.dumps(result, indent=1))
+
+
+def _best(job: Job, state: TrainState) -> dict[str, Any]:
+    return {"step": state.best_step, "bits_per_byte": state.best_bits, "folder": str(job.run_dir / BEST)}
+
+
+def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> list[str]:
+    """What the student would have answered before it was taught; nothing where it cannot be had any more."""
+    settings = job.recipe.student
+    try:
+        config = AutoConfig.from_pretrained(job.student, revision=settings.revision, **NO_CODE)
+        model = auto_class(config).from_pretrained(job.student, revision=settings.revision, **SAFE_WEIGHTS, **NO_CODE)
+    except Exception as error:  # its folder may be gone; a report without it is still one
+        log.warning("no answers of the student before: %s", " ".join(str(error).split())[:160])
+        return []
+    return sample_answers(model.eval(), tokenizer, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
+
+
+def _report(job: Job, facts: dict[str, Any], result: dict[str, Any]) -> bool:
+    """The page of the run, beside everything else it leaves; a student is not lost for want of one."""
+    write_whole(job.run_dir / FOLDER / "lineage.json", json.dumps(facts))
+    try:
+        write_report(job.run_dir, job.run_dir / REPORT, result=result)
+    except Exception:
+        log.exception("no report of this run (uld-ds report %s writes it later)", job.run_dir)
+        return False
+    return True
+
+
+def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All that a version says of itself, without secrets."""
+    recipe, objective = job.recipe, job.recipe.objective
+    data = job.split("train").facts
+    held_out = {"eval_data_digest": job.split("eval").facts.digest} if "eval" in job.splits else {}
+    libraries = library_versions()
+    shape = recipe.student.model_dump(
+        mode="json", include={"keep_layers", "embeddings", "freeze", "lora"}, exclude_defaults=True
+    )
+    facts = {
+        **job.teacher_facts,
+        "student": student_base(recipe),
+        **{f"student_{name}": json.dumps(value) for name, value in shape.items()},
+        "student_revision": recipe.student.revision,
+        "student_tokenizer_digest": tokenizer_digest(tokenizer),
+        "recipe_digest": recipe.digest(),
+        "data_digest": data.digest,
+        **held_out,
+        "alignment": objective.alignment,
+        "alignment_rate": round(data.alignment_rate, 6),
+        "merge": objective.merge,
+        "ce_weight": objective.ce,
+        "uld_weight": objective.uld,
+        "uld_gate": objective.uld_gate,
+        "likelihood_weight": objective.likelihood,
+        "classical_weight": objective.classical,
+        "classical_divergence": objective.classical_divergence if objective.classical else None,
+        "hybrid_weight": objective.hybrid,
+        "projection_weight": objective.projection,
+        "weight_schedules": json.dumps(objective.model_dump(mode="json")["schedule"]) if objective.schedule else None,
+        "student_temperature": objective.student_temperature,
+        "teacher_temperature": objective.teacher_temperature,
+        "normalise": objective.normalise,
+        "steps": state.step,
+        "bits_per_byte_before": state.bits_before,
+        "bits_per_byte_after": bits_after,
+        "bits_per_byte_teacher": state.bits_teacher,
+        "code_revision": job.code_revision,
+        "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items()),
+    }
+    return dict(Redactor().tree({key: value for key, value in facts.items() if value is not None}))
+
+
+def _with_chat_template(job: Job, tokenizer: PreTrainedTokenizerBase, *, for_encoder: bool) -> None:
+    """Gives a student that was trained on a text template the chat template that says the same."""
+    settings = job.recipe.student
+    if settings.prompt_template != "chat" and not tokenizer.chat_template:
+        tokenizer.chat_template = chat_template_of(settings, tokenizer, for_encoder=for_encoder)
+        tokenizer.save_pretrained(job.export_dir)

@@ -1,0 +1,184 @@
+"""What is kept of the models for a run's report: some distributions, a calibration, a few answers.
+
+Written while the models are there, by the first rank, into ``report`` in the run's folder; a few kilobytes each.
+Taking a snapshot is one forward over a handful of held-out examples, the same on every rank. It draws no random
+number, so that a run with a report and one without learn the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from uld_ds.batches import MicroBatch, SideBatch
+from uld_ds.data.batching import Batcher
+from uld_ds.data.teacher_batching import TeacherBatcher
+from uld_ds.models.row_model import Consume, Head
+from uld_ds.reporting.alignment_examples import alignments
+from uld_ds.runs.folder import FOLDER
+from uld_ds.utils.files import write_whole
+from uld_ds.utils.redaction import Redactor
+
+Who = Literal["before", "teacher", "after"]
+# Calls a model with a batch, positions and what is to be done with their hidden states.
+Forward = Callable[[SideBatch, Tensor, Consume[list[Tensor]]], list[Tensor]]
+
+NUM_EXAMPLES = 4
+_SEGMENTS_PER_EXAMPLE = 2
+_MOST_RANKS = 8192
+_NUM_LIKELIEST = 3
+_CONTEXT_CHARACTERS = 90
+
+
+def ranks_shown(vocab_size: int) -> list[int]:
+    """Ranks at which a spectrum is kept, from 1: all of the first, then ever fewer."""
+    grid = np.unique(np.round(np.geomspace(1, min(vocab_size, _MOST_RANKS), 64)).astype(int))
+    return [int(rank) for rank in grid]
+
+
+def distributions_of(ids: Tensor) -> Consume[list[Tensor]]:
+    """Consumer: of R rows the largest probabilities [R, K], the likeliest tokens [R, 3], and p of ``ids`` [R]."""
+
+    def consume(hidden: Tensor, head: Head) -> list[Tensor]:
+        p = head.logits(hidden).float().softmax(1)
+        largest = p.topk(min(p.shape[1], _MOST_RANKS))
+        return [largest.values, largest.indices[:, :_NUM_LIKELIEST], p.gather(1, ids[:, None])[:, 0]]
+
+    return consume
+
+
+@dataclass(frozen=True)
+class Place:
+    """One of the segments that are looked at."""
+
+    example: int
+    student_row: int
+    """Among the answer tokens of the micro-batch."""
+    teacher_row: int
+
+
+def places_in(micro_batch: MicroBatch) -> list[Place]:
+    """A few segments of each example, away from its ends: there every model is sure."""
+    found = []
+    for example in range(len(micro_batch.examples)):
+        segments = torch.nonzero(micro_batch.segment_example == example)[:, 0].tolist()
+        steps = range(1, _SEGMENTS_PER_EXAMPLE + 1)
+        chosen = {segments[len(segments) * step // (_SEGMENTS_PER_EXAMPLE + 1)] for step in steps} if segments else ()
+        for segment in sorted(chosen):
+            rows = (
+                int(side.compared[segment]) for side in (micro_batch.student_segments, micro_batch.teacher_segments)
+            )
+            found.append(Place(example, *rows))
+    return found
+
+
+class Showcase:
+    """The examples that a report shows, and what models say about them.
+
+    Args:
+        folder: of the run.
+        rows: prepared; held-out ones where there are some.
+        batcher: the student's side of them.
+        student: tokenizer.
+        first: whether this rank writes.
+    """
+
+    def __init__(
+        self, folder: Path, rows: Dataset, batcher: Batcher, student: PreTrainedTokenizerBase, *, first: bool
+    ) -> None:
+        self.folder = folder / FOLDER
+        self._rows = rows.select(range(min(NUM_EXAMPLES, len(rows))))
+        (self._micro_batch,) = batcher.window([np.arange(len(self._rows))])
+        self._places = places_in(self._micro_batch)
+        self._student = student
+        self._first = first
+
+    @property
+    def num_examples(self) -> int:
+        return len(self._rows)
+
+    @torch.no_grad()
+    def of_student(self, forward: Forward, device: torch.device) -> list[dict[str, Any]]:
+        """Distributions at the places shown. Collective."""
+        rows = torch.tensor([place.student_row for place in self._places], dtype=torch.long)
+        return self._said(forward, self._micro_batch.student, rows, self._student, device)
+
+    @torch.no_grad()
+    def of_teacher(
+        self, forward: Forward, batcher: TeacherBatcher, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    ) -> list[dict[str, Any]]:
+        """The same of a teacher that is there. Collective."""
+        rows = torch.tensor([place.teacher_row for place in self._places], dtype=torch.long)
+        return self._said(forward, batcher.batch(self._micro_batch.examples), rows, tokenizer, device)
+
+    def of_store(self, heads: Tensor, right: Tensor) -> list[dict[str, Any]]:
+        """The same of what a teacher said beforehand.
+
+        Args:
+            heads: [A, K] largest probabilities of all answer tokens of the examples.
+            right: [A] probability of the tokens themselves.
+        """
+        return [_distribution(heads[place.teacher_row], float(right[place.teacher_row]), ()) for place in self._places]
+
+    def _said(
+        self,
+        forward: Forward,
+        side: SideBatch,
+        rows: Tensor,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device,
+    ) -> list[dict[str, Any]]:
+        batch = side.to(device)
+        rows = rows.to(device)
+        found = forward(batch, batch.answer_rows[rows], distributions_of(batch.answer_ids[rows]))
+        largest, tokens, right = (tensor.cpu() for tensor in found)
+        return [
+            _distribution(
+                p, float(q), [(str(tokenizer.decode([i])), float(v)) for i, v in zip(ids.tolist(), p, strict=False)]
+            )
+            for p, ids, q in zip(largest, tokens, right, strict=True)
+        ]
+
+    def write(self, who: Who, **facts: Any) -> None:
+        """Keeps what is known of a model."""
+        if self._first:
+            self._keep(f"{who}.json", facts)
+
+    def write_beginning(self, teacher: PreTrainedTokenizerBase | None, names: tuple[str, str]) -> None:
+        """The places shown as text, and the first answers as both tokenizers cut them."""
+        if not self._first:
+            return
+        self._keep("places.json", [self._described(place) for place in self._places])
+        views = alignments(self._rows, self._student, teacher, names)
+        self._keep("alignment.json", [view.to_json() for view in views])
+
+    def _keep(self, name: str, content: Any) -> None:
+        self.folder.mkdir(exist_ok=True)
+        write_whole(self.folder / name, json.dumps(Redactor().tree(content)))
+
+    def _described(self, place: Place) -> dict[str, Any]:
+        row = self._rows[place.example]
+        first = int((self._micro_batch.student.answer_example < place.example).sum())
+        index = place.student_row - first
+        ids = [row["student_ids"][token] for token in row["student_answers"]]
+        segments = row["student_segments"]
+        stop = next((int(start) for start in segments if start > index), len(ids))
+        before = str(self._student.decode(ids[:index], clean_up_tokenization_spaces=False))
+        text = str(self._student.decode(ids[index:stop], clean_up_tokenization_spaces=False))
+        return {"prompt": row["prompt"], "before": before[-_CONTEXT_CHARACTERS:], "text": text}
+
+
+def _distribution(p: Tensor, right: float, likeliest: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    shown = [(rank, float(p[rank - 1])) for rank in ranks_shown(len(p))]
+    # A logarithm has no place for zero, and what is below this nobody sees.
+    points = [[rank, float(f"{value:.4g}")] for rank, value in shown if value > 1e-9]
+    return {"points": points, "right": right, "likeliest": [[token, value] for token, value in likeliest]}

@@ -1,0 +1,195 @@
+"""What runs on each Ray worker while a spectrum store is built: the teacher over a corpus, shard by shard."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+import torch.distributed as dist
+from datasets import Dataset, load_from_disk
+
+from uld_ds.data.batching import padding_id, read_rows
+from uld_ds.data.teacher_batching import TeacherBatcher
+from uld_ds.recipe import Recipe, parse_recipe
+from uld_ds.recipe.models import code_options
+from uld_ds.runs.progress import ProgressWriter
+from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.teachers.store.codec_quality import measure_codec
+from uld_ds.teachers.store.manifest import Measured, StoreIdentity
+from uld_ds.teachers.store.shard import StoredExample, spans_of
+from uld_ds.teachers.store.writer import StoreWriter
+from uld_ds.tokenization.loading import load_tokenizer
+from uld_ds.training.engines import init_process_group, load_teacher
+from uld_ds.utils.distributed import Ranks, device_for
+from uld_ds.workers.process import configure_process
+
+log = logging.getLogger(__name__)
+
+# Tokens of a shard: what a rank holds in memory before it is written. A small store has some shards all the same,
+# so that every rank has something to do and little is lost when it is interrupted.
+_SHARD_TOKENS = (2_048, 32_768)
+_SHARDS_OF_SMALL_STORES = 64
+_MEASURED_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class StorePart:
+    """One store to build: the main one, or that of held-out examples."""
+
+    name: str
+    url: str
+    rows: str
+    """Folder of the teacher's prepared rows."""
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StoreJob:
+    """Everything is resolved and the same for all ranks."""
+
+    recipe: Recipe
+    folder: Path
+    """For logs and progress."""
+    teacher: str
+    """Directory or hub id."""
+    on_gpu: bool
+    teacher_deepspeed: dict[str, Any]
+    parts: list[StorePart]
+    """In the order in which they are built: whoever finds the last one whole finds all of them."""
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain values, as Ray carries them to the workers."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain |= {"recipe": self.recipe.model_dump(mode="json"), "folder": str(self.folder)}
+        return plain | {"parts": [vars(part) for part in self.parts]}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> StoreJob:
+        """The inverse of ``to_config``."""
+        parts = [StorePart(**part) for part in config["parts"]]
+        return cls(
+            **{**config, "recipe": parse_recipe(config["recipe"]), "folder": Path(config["folder"]), "parts": parts}
+        )
+
+    @property
+    def progress_file(self) -> Path:
+        """One JSON line per event."""
+        return self.folder / "progress.jsonl"
+
+
+def build_store_worker(config: dict[str, Any]) -> None:
+    """Entry point of every rank; ``config`` is ``StoreJob.to_config()``."""
+    job = StoreJob.from_config(config)
+    context = ray.train.get_context()
+    configure_process(job.folder / "logs", context.get_world_rank(), job.recipe.cluster.threads_per_worker)
+    device = device_for(context.get_local_rank(), on_gpu=job.on_gpu)
+    init_process_group(on_gpu=job.on_gpu)
+    ranks = Ranks.current()
+    progress = ProgressWriter(job.progress_file) if ranks.is_first else None
+    if progress:
+        progress.stage("loading the teacher")
+    settings = job.recipe.teacher
+    engine = load_teacher(job.teacher, settings, job.teacher_deepspeed, device)
+    code = code_options(settings)
+    padding = padding_id(load_tokenizer(job.teacher, settings.revision, "teacher.model", code=code))
+    for part in job.parts:
+        rows = load_from_disk(str(Path(part.rows) / "rows"))
+        batcher = TeacherBatcher(rows, padding=padding, max_tokens=settings.max_tokens_per_forward)
+        temperature = job.recipe.objective.teacher_temperature
+        top_ids = job.recipe.store.top_ids
+        teacher = OnlineTeacher(engine, batcher, ranks=ranks, device=device, temperature=temperature, top_ids=top_ids)
+        StoreBuild(part, rows, teacher, ranks, device, progress).run()
+    ray.train.report({"done": 1.0})
+
+
+class StoreBuild:
+    """Builds one store, or what is missing of it."""
+
+    def __init__(
+        self,
+        part: StorePart,
+        rows: Dataset,
+        teacher: OnlineTeacher,
+        ranks: Ranks,
+        device: torch.device,
+        progress: ProgressWriter | None,
+    ) -> None:
+        self._part = part
+        self._rows = rows.with_format("numpy")
+        self._teacher = teacher
+        self._ranks = ranks
+        self._device = device
+        self._progress = progress
+        self._identity = StoreIdentity.model_validate(part.identity)
+        tokens = len(rows.with_format("arrow")[:]["teacher_answers"].combine_chunks().flatten())
+        self._writer = StoreWriter(
+            part.url,
+            self._identity,
+            examples=len(rows),
+            examples_per_shard=_examples_per_shard(len(rows), tokens),
+            key="teacher.path",
+        )
+
+    def run(self) -> None:
+        """Asks the teacher about every shard that is not there yet, all ranks at a time."""
+        total = self._writer.num_shards
+        missing = self._agreed(sorted(set(range(total)) - self._writer.finished_shards().keys()))
+        for first in range(0, len(missing), self._ranks.size):
+            begin = time.perf_counter()
+            mine = missing[first + self._ranks.rank : first + self._ranks.rank + 1]
+            examples = list(self._writer.examples_of_shard(mine[0])) if mine else []
+            # Every rank asks, also one without a shard: the weights are spread over all of them.
+            answers = self._teacher.answers(examples, 0)
+            if mine:
+                self._writer.write_shard(mine[0], list(self._stored(examples, answers)))
+            done = total - len(missing) + min(first + self._ranks.size, len(missing))
+            self._show(done, total, time.perf_counter() - begin)
+        sample = self._sample()
+        self._ranks.barrier()
+        if self._ranks.is_first:
+            precision = self._identity.codec.to_precision()
+            quality = measure_codec(sample, precision, temperature=self._identity.temperature)
+            self._writer.finish(Measured(**quality))
+        self._ranks.barrier()
+
+    def _agreed(self, missing: list[int]) -> list[int]:
+        # What the first rank has seen counts: storage may show others an older state.
+        shared = [missing]
+        if self._ranks.size > 1:
+            dist.broadcast_object_list(shared, src=0, device=self._device)
+        return shared[0]
+
+    def _stored(self, examples: Sequence[int], answers: Sequence[Any]) -> Iterator[StoredExample]:
+        rows = read_rows(self._rows, np.asarray(examples))
+        for number, row, tokens in zip(examples, rows, answers, strict=True):
+            turns = row["turns"].reshape(-1, 3)
+            spans = spans_of(turns, row["token_bytes"])
+            yield StoredExample(str(number), str(row["digest"]), turns, spans, tokens.to("cpu"))
+
+    def _sample(self) -> torch.Tensor:
+        """[n, V] logits at the first tokens of the corpus, to measure what the codec costs. Collective."""
+        examples: list[int] = []
+        tokens = 0
+        while tokens < _MEASURED_TOKENS and len(examples) < len(self._rows):
+            tokens += len(self._rows[len(examples)]["teacher_answers"])
+            examples.append(len(examples))
+        return self._teacher.logits(examples, _MEASURED_TOKENS).float().cpu()
+
+    def _show(self, done: int, total: int, seconds: float) -> None:
+        if self._progress is not None:
+            text = f"{self._part.name}, {self._teacher.tokens_run:,} tokens of the first worker"
+            self._progress.step(done, total, {"seconds/total": seconds / self._ranks.size}, text=text)
+
+
+def _examples_per_shard(examples: int, tokens: int) -> int:
+    """From the data alone: the same shards however many ranks build them."""
+    least, most = _SHARD_TOKENS
+    wanted = min(max(tokens // _SHARDS_OF_SMALL_STORES, least), most)
+    return max(1, examples * wanted // tokens)

@@ -1,0 +1,130 @@
+"""A job's teacher as one rank has it: a sharded model, one with a memory, or a store, as the recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from uld_ds.alignment.vocabulary_mapping import VocabularyRelations, relations_of
+from uld_ds.data.batching import padding_id
+from uld_ds.data.teacher_batching import TeacherBatcher
+from uld_ds.evaluation.bits_per_byte import Scores, of_stored, of_teacher
+from uld_ds.models.locate import locate_model
+from uld_ds.recipe.models import code_options
+from uld_ds.runs.job import Job
+from uld_ds.teachers.cache import Memory
+from uld_ds.teachers.cached import RememberingTeacher, memory_identity
+from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.teachers.source import TeacherSource
+from uld_ds.teachers.store.reader import SpectrumStore
+from uld_ds.teachers.stored import StoredTeacher, held_out_store
+from uld_ds.tokenization.loading import load_tokenizer
+from uld_ds.training.engines import load_teacher
+from uld_ds.utils.distributed import Ranks
+from uld_ds.workers.report_snapshots import ReportKeeper
+
+
+class TeacherSide:
+    """What a worker asks about the teacher.
+
+    Args:
+        job: the run.
+        ranks: the process group.
+        device: where its batches go.
+        stage: is told what takes a while.
+    """
+
+    def __init__(self, job: Job, *, ranks: Ranks, device: torch.device, stage: Callable[[str], None]) -> None:
+        self._job = job
+        self._settings = job.recipe.teacher
+        self._ranks = ranks
+        self._device = device
+        self._stage = stage
+        self._padding = 0
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        """None where its words are stored."""
+        if self._settings.source == "online":
+            self.tokenizer = self._load_tokenizer(job.teacher)
+            self._padding = padding_id(self.tokenizer)
+
+    def source(self, rows: Dataset, *, begins: bool) -> TeacherSource:
+        """Answers for the training data. Collective.
+
+        Args:
+            rows: the training data, as prepared.
+            begins: the run does not go on from a checkpoint, so the teacher itself is measured, too.
+        """
+        recipe = self._job.recipe
+        if self._settings.source == "stored":
+            assert self._settings.path is not None
+            with_top = recipe.objective.num_top_ids > 0
+            store = SpectrumStore.open(self._settings.path, key="teacher.path", with_top=with_top)
+            return StoredTeacher(store, rows)
+        if not self._settings.remember:
+            return self._model(rows)
+        memory = Memory(
+            self._job.run_dir / "teacher",
+            memory_identity(recipe, Path(self._job.splits["train"]).name),
+            rank=self._ranks.rank,
+            precision=self._settings.codec.to_precision(),
+        )
+        missing = int((begins and recipe.data.eval is not None) or not memory.complete(len(rows)))
+        needed = self._ranks.max(torch.tensor(missing, device=self._device))
+        teacher = self._model(rows) if needed else None
+        return RememberingTeacher(memory, teacher, num_examples=len(rows), ranks=self._ranks, device=self._device)
+
+    def _model(self, rows: Dataset) -> OnlineTeacher:
+        self._stage("loading the teacher")
+        objective = self._job.recipe.objective
+        return OnlineTeacher(
+            load_teacher(self._job.teacher, self._settings, self._job.teacher_deepspeed, self._device),
+            self._batcher(rows),
+            ranks=self._ranks,
+            device=self._device,
+            temperature=objective.teacher_temperature,
+            top_ids=objective.num_top_ids,
+        )
+
+    def relations(self, student: PreTrainedTokenizerBase) -> VocabularyRelations | None:
+        """How the two vocabularies relate, where the objective looks at that."""
+        if not self._job.recipe.objective.needs_vocabularies:
+            return None
+        teacher = self.tokenizer
+        if teacher is None:  # whose words are stored; the driver has seen that it is the same tokenizer
+            teacher = self._load_tokenizer(locate_model(self._settings, "teacher"))
+        return relations_of(student, teacher)
+
+    def scores(self, source: TeacherSource, held_out: Dataset) -> Scores | None:
+        """How the teacher scores held-out answers; None when nobody asked it about them."""
+        batcher = self._batcher(held_out)
+        if self._settings.source == "online":
+            return of_teacher(source, batcher, self._device)
+        assert self._settings.path is not None
+        store = held_out_store(self._settings.path)
+        return None if store is None else of_stored(StoredTeacher(store, held_out), batcher, self._device)
+
+    def show(
+        self, report: ReportKeeper, source: TeacherSource, rows: Dataset, calibration: dict[str, Any] | None
+    ) -> None:
+        """Keeps what the report says of the teacher on its ``rows``, as far as there is one to ask. Collective."""
+        if self.tokenizer is not None:
+            report.teacher(source, self._batcher(rows), self.tokenizer, calibration)
+            return
+        path = self._settings.path
+        assert path is not None
+        held_out = self._job.recipe.data.eval is not None
+        store = held_out_store(path) if held_out else SpectrumStore.open(path, key="teacher.path")
+        if store is not None:
+            report.stored_teacher(StoredTeacher(store, rows), calibration)
+
+    def _batcher(self, rows: Dataset) -> TeacherBatcher:
+        return TeacherBatcher(rows, padding=self._padding, max_tokens=self._settings.max_tokens_per_forward)
+
+    def _load_tokenizer(self, place: str) -> PreTrainedTokenizerBase:
+        settings = self._settings
+        return load_tokenizer(place, settings.revision, "teacher.model", code=code_options(settings))
