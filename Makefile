@@ -48,7 +48,7 @@ lint: install  ## Format, style and security rules, types, layering, dependencie
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/codespell README.md launcher uld_ds
-	$(BIN)/pytest -q -rN tests/test_dependencies.py
+	$(BIN)/pytest -q -rN tests/project/test_dependencies.py
 
 # checkov has an environment of its own: it pins versions that this project does not want.
 $(LINT_K8S)/.installed: Makefile

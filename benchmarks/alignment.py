@@ -28,7 +28,7 @@ from measuring import add_output_options, write_results
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests import tokenizers_zoo as zoo  # noqa: E402
+from tests.helpers import tokenizers_zoo as zoo  # noqa: E402
 from uld_ds.alignment.segments import segment_boundaries  # noqa: E402
 from uld_ds.tokenization.spans import batch_token_spans  # noqa: E402
 
@@ -40,7 +40,7 @@ PAIRS = [
     ("unigram", "deepseek"),
     ("unigram_t5", "mistral"),
 ]
-"""Student and teacher, names from ``tests/tokenizers_zoo.py``."""
+"""Student and teacher, names from ``tests/helpers/tokenizers_zoo.py``."""
 GOAL = 0.5
 
 

@@ -118,7 +118,7 @@ def located_smollm2() -> str:
 def scratch_student(name: str, folder: Path) -> Path:
     """A small Llama from scratch; of the demo's size and tokenizer, or of GPT-2's tokenizer."""
     from launcher.recipes.stdlib_docstrings import pairs
-    from tests import tokenizers_zoo
+    from tests.helpers import tokenizers_zoo
     from uld_ds.tokenization.training import train_tokenizer
 
     if name == "demo":

@@ -26,7 +26,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.tokenizers_zoo import package_dir  # noqa: E402
+from tests.helpers.tokenizers_zoo import package_dir  # noqa: E402
 from uld_ds.alignment.vocabulary_mapping import NONE, relations_of  # noqa: E402
 
 ROUNDS = 5

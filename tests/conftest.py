@@ -39,7 +39,7 @@ def rows() -> list[dict[str, str]]:
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]) -> Path:
     """A random Llama with a byte BPE tokenizer of 600 entries, in a directory."""
-    from tests.tiny import save_tiny_model
+    from tests.helpers.tiny import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("teacher"), rows, kind="bpe", vocab_size=600, seed=1)
 
@@ -47,7 +47,7 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, 
 @pytest.fixture(scope="session")
 def tiny_student(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]) -> Path:
     """A random Llama with a Unigram tokenizer of 400 entries, in a directory."""
-    from tests.tiny import save_tiny_model
+    from tests.helpers.tiny import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("student"), rows, kind="unigram", vocab_size=400, seed=2)
 
@@ -55,6 +55,6 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, 
 @pytest.fixture
 def tiny_recipe(tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]) -> dict[str, Any]:
     """A complete recipe over the tiny models, as a mapping to change at will."""
-    from tests.tiny import tiny_recipe_in
+    from tests.helpers.tiny import tiny_recipe_in
 
     return tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)

@@ -23,7 +23,8 @@ BYTES: dict[DType, int] = {"fp32": 4, "bf16": 2}
 BASE = {"cpu": 750 * 10**6, "gpu": 1_500 * 10**6}
 HOST_BASE = 2_500 * 10**6
 """Host memory of a process beside a GPU: libraries with CUDA's kernels."""
-# Elements of logits at a time (``uld_ds.models.row_model``), and of the scratch that counts levels in them (``uld_ds.spectrum``).
+# Elements of logits at a time (``uld_ds.models.row_model``), and of the scratch that counts their levels
+# (``uld_ds.spectrum``).
 _HEAD_ELEMENTS = {"cpu": 1 << 23, "gpu": 1 << 27}
 _SPECTRUM_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 25}
 _SPECTRUM_SCRATCH = 28

@@ -14,9 +14,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from tests.helpers.ray_nodes import RAY, TOKEN, Nodes, ray_nodes
 from tests.k8s.rayjob_policy import PRE_STOP, recipe_text
 from tests.k8s.rendering import needs_kubectl, only, render
-from tests.ray_nodes import RAY, TOKEN, Nodes, ray_nodes
 from uld_ds.errors import UserError
 from uld_ds.utils.cache import package_folder
 

@@ -21,8 +21,8 @@ from typing import Any
 import mlflow
 import pytest
 
+from tests.helpers.mlflow_server import free_port, wait_until_it_answers
 from tests.k8s.rendering import needs_kubectl, only, render
-from tests.mlflow_server import free_port, wait_until_it_answers
 
 pytestmark = [pytest.mark.slow, needs_kubectl]
 # What k8s/README.md has people put into the Secret.

@@ -15,7 +15,7 @@ import yaml
 
 from launcher import cli
 from launcher.commands.options import OUTPUT
-from tests.uld_ds.report.test_run_report import run as finished  # noqa: F401 (a fixture)
+from tests.uld_ds.reporting.test_run_html import run as finished  # noqa: F401 (a fixture)
 
 Outcome = tuple[int, str, str]
 Call = Callable[..., Outcome]

@@ -1,4 +1,4 @@
-"""The teacher's likeliest tokens, carried to the student's vocabulary by how the two relate (``uld_ds.alignment.vocabulary_mapping``)."""
+"""The teacher's top-k tokens, carried to the student's vocabulary by how the two vocabularies relate."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from launcher import cli
-from tests import tokenizers_zoo as zoo
+from tests.helpers import tokenizers_zoo as zoo
 from uld_ds.alignment.segments import align as segments_of
 from uld_ds.tokenization.spans import token_spans
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from launcher.store import with_absolute_store
-from tests.uld_ds.data.toy import CHAT_TEMPLATE, toy
+from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, toy
 from tests.uld_ds.teachers.test_stored import TALKS, side, store_of
 from uld_ds.recipe import parse_recipe
 

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from launcher.cluster import AUTHENTICATION_FIX
-from tests.ray_nodes import RAY, TOKEN, Nodes, auth_environment, ray_nodes
-from tests.tiny import tiny_recipe_in
+from tests.helpers.ray_nodes import RAY, TOKEN, Nodes, auth_environment, ray_nodes
+from tests.helpers.tiny import tiny_recipe_in
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[3]

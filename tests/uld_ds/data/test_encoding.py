@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tests.uld_ds.data.toy import CHAT_TEMPLATE, texts, toy
+from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, texts, toy
 from uld_ds.data.encoding import EncodedSide, EncodedTurn, Encoder
 from uld_ds.data.rendering import Rendered, RenderedTurn, Renderer
 from uld_ds.data.sources import Example

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from tests.uld_ds.data.toy import CHAT_TEMPLATE, TRIMMING_TEMPLATE, texts, toy
+from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, TRIMMING_TEMPLATE, texts, toy
 from uld_ds.data import prepare as prepare_module
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.prepared import Split

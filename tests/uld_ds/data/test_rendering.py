@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.uld_ds.data.toy import CHAT_TEMPLATE, TRIMMING_TEMPLATE, toy
+from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, TRIMMING_TEMPLATE, toy
 from uld_ds.data.rendering import Rendered, Renderer
 from uld_ds.data.sources import Example
 from uld_ds.errors import UserError

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
 
-from tests.uld_ds.data.toy import CHAT_TEMPLATE, toy
+from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, toy
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import ExampleReader
 from uld_ds.errors import RunError, UserError

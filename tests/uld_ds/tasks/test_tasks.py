@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.uld_ds.data.toy import CHAT_TEMPLATE, toy
+from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, toy
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.rendering import Renderer
 from uld_ds.data.sides import TextSide

@@ -15,10 +15,10 @@ from datasets import load_from_disk
 from transformers import AutoTokenizer
 
 from launcher.store import check_store, part_of
-from tests.ranks import run_on_ranks
-from tests.tiny import save_tiny_model
-from tests.uld_ds.data.toy import CHAT_TEMPLATE, TRIMMING_TEMPLATE, toy
-from tests.uld_ds.test_engine import CPU, build, prepared_job, teacher_of, variant, window_of
+from tests.helpers.ranks import run_on_ranks
+from tests.helpers.tiny import save_tiny_model
+from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, TRIMMING_TEMPLATE, toy
+from tests.uld_ds.training.test_engine import CPU, build, prepared_job, teacher_of, variant, window_of
 from uld_ds.data.pairing import Pairing
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.sides import TextSide

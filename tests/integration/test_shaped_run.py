@@ -1,0 +1,71 @@
+"""A whole run of a student with a layer less, learning low-rank adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from launcher.driver import _share_a_tokenizer, run_training
+from tests.helpers.tiny import tiny_recipe_in
+from uld_ds.data.sides import TextSide
+from uld_ds.errors import UserError
+from uld_ds.recipe import ModelSettings, parse_recipe
+
+
+@pytest.mark.slow
+def test_adapters_are_learnt_and_merged(
+    tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
+) -> None:
+    recipe: dict[str, Any] = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)
+    recipe["student"] |= {"keep_layers": [1], "lora": {"rank": 4}}
+    facts = run_training(parse_recipe(recipe))
+    assert facts["same_tokenizer"] is False
+    assert facts["bits_per_byte"]["after"] < facts["bits_per_byte"]["before"]
+    exported = AutoModelForCausalLM.from_pretrained(facts["export_dir"])
+    large = AutoModelForCausalLM.from_pretrained(tiny_student).state_dict()
+    assert len(exported.model.layers) == 1
+    for name, weight in exported.state_dict().items():
+        same = torch.equal(weight, large[name.replace("layers.0.", "layers.1.")])
+        assert same is not ("proj" in name), name
+    version = mlflow.MlflowClient(facts["tracking_uri"]).get_model_version_by_alias("tiny-student", "candidate")
+    assert version.tags["student_keep_layers"] == "[1]"
+    assert '"rank": 4' in version.tags["student_lora"]
+
+
+@pytest.mark.slow
+def test_beside_weights_in_four_bits(
+    tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
+) -> None:
+    recipe: dict[str, Any] = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)
+    recipe["student"] |= {"lora": {"rank": 4, "quantise": "nf4"}}
+    facts = run_training(parse_recipe(recipe))
+    assert facts["bits_per_byte"]["after"] < facts["bits_per_byte"]["before"]
+    exported = AutoModelForCausalLM.from_pretrained(facts["export_dir"])
+    assert not hasattr(exported.config, "quantization_config")
+    large = AutoModelForCausalLM.from_pretrained(tiny_student).state_dict()
+    for name, weight in exported.state_dict().items():
+        assert torch.equal(weight, large[name]) is not ("proj" in name), name
+    version = mlflow.MlflowClient(facts["tracking_uri"]).get_model_version_by_alias("tiny-student", "candidate")
+    assert '"quantise": "nf4"' in version.tags["student_lora"]
+
+
+def test_vocabularies_that_are_one(tiny_teacher: Path, tiny_student: Path) -> None:
+    settings = ModelSettings(model="x")
+    places = tiny_teacher, tiny_student
+    teacher, student = (TextSide.of_model(str(place), settings, "teacher", "x") for place in places)
+    assert _share_a_tokenizer(teacher, teacher, {})
+    assert not _share_a_tokenizer(student, teacher, {})
+
+
+def test_what_is_not_there_is_said_before_anything_starts(
+    tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
+) -> None:
+    recipe: dict[str, Any] = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)
+    recipe["student"]["freeze"] = ["transformer.h.0.*"]
+    with pytest.raises(UserError, match=r"^student.freeze: 'transformer.h.0.\*' names no parameter; "):
+        run_training(parse_recipe(recipe))

@@ -1,0 +1,185 @@
+"""Byte spans of every tokenizer family: cases computed by hand, and what holds for any text."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.helpers import tokenizers_zoo as zoo
+from tests.helpers.span_texts import MAY_REFUSE, TEXTS, check_tiling, tokenizer_named
+from uld_ds.tokenization.spans import AlignmentError, batch_token_spans, spans_of_ids, token_spans
+
+FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+# --- cases computed by hand ---------------------------------------------------------------------------------------
+
+HAND_COMPUTED = [
+    # A character of three bytes cut in two: one token, one byte each.
+    ("gpt2", "中文", [("ä¸Ń", 0, 3), ("æĸ", 3, 5), ("ĩ", 5, 6)]),
+    # The space before the text is not in it: a token of no width, or one byte less.
+    ("mistral", "中 a  b", [("▁", 0, 0), ("中", 0, 3), ("▁a", 3, 5), ("▁", 5, 6), ("▁b", 6, 8)]),
+    ("gpt2_prefix_space", "hello world", [("Ġhello", 0, 5), ("Ġworld", 5, 11)]),
+    ("gemma_style", "a  b", [("a", 0, 1), ("▁", 1, 2), ("▁b", 2, 4)]),
+    # A space is put before every stretch of text between special tokens.
+    (
+        "llama2_style",
+        "<s>hi</s> x",
+        [("<s>", 0, 3), ("▁hi", 3, 5), ("</s>", 5, 9), ("▁", 9, 9), ("▁x", 9, 11)],
+    ),
+    ("mistral", "𐀀", [("▁", 0, 0), ("<0xF0>", 0, 1), ("<0x90>", 1, 2), ("<0x80>", 2, 3), ("<0x80>", 3, 4)]),
+    # The mark for a space, in the text, counts three bytes though the token spells one.
+    ("mistral", "a▁b", [("▁a", 0, 1), ("▁b", 1, 5)]),
+    # SmolLM2's vocabulary lacks the byte 0x04; what is dropped belongs to the token before.
+    ("smollm2", "a\x04b", [("a", 0, 2), ("b", 2, 3)]),
+    # Whitespace is dropped and belongs to the token after; a dropped control character to the one before.
+    ("wordpiece", "Ünïted  Kingdom", [("united", 0, 8), ("kingdom", 8, 17)]),
+    ("wordpiece", "a\u0301b\x00c  x ", [("abc", 0, 6), ("x", 6, 10)]),
+    ("wordpiece", "so ☃☃ x", [("so", 0, 2), ("[UNK]", 2, 9), ("x", 9, 11)]),
+    ("wordpiece", "unaffable", [("una", 0, 3), ("##ffa", 3, 6), ("##ble", 6, 9)]),
+    ("slow_wordpiece", "Ünïted ☃ Kingdom", [("united", 0, 8), ("[UNK]", 8, 12), ("kingdom", 12, 20)]),
+    ("wordpiece_added", "a <Mask> b", [("a", 0, 1), ("<Mask>", 1, 8), ("b", 8, 10)]),
+    # Added tokens that take the whitespace around them.
+    (
+        "gpt2_added",
+        "a  <mask>  b<|im_end|>",
+        [("a", 0, 1), ("<mask>", 1, 11), ("b", 11, 12), ("<|im_end|>", 12, 22)],
+    ),
+    ("gpt2_added", "a  b  <mask>", [("a", 0, 1), ("Ġ", 1, 2), ("Ġb", 2, 4), ("<mask>", 4, 12)]),
+    # The name of the unknown token stands in the text; after it, too, comes a space that is not there.
+    (
+        "llama2_style",
+        "a<unk>\u2028b",
+        [
+            ("▁a", 0, 1),
+            ("<unk>", 1, 6),
+            ("▁", 6, 6),
+            ("<0xE2>", 6, 7),
+            ("<0x80>", 7, 8),
+            ("<0xA8>", 8, 9),
+            ("b", 9, 10),
+        ],
+    ),
+    # An added token that is looked for in the lower-cased text.
+    ("wordpiece_added", "a ÉMILE", [("a", 0, 1), ("emile", 1, 8)]),
+    # A combining mark after a special token is normalised apart from it.
+    (
+        "gpt2_nfc",
+        "e\u0301<|endoftext|>\u0338x",
+        [("Ã©", 0, 3), ("<|endoftext|>", 3, 16), ("Ì", 16, 17), ("¸", 17, 18), ("x", 18, 19)],
+    ),
+    # NFC makes one character of "e" and its accent: three bytes, one token.
+    ("gpt2_nfc", "cafe\u0301 x", [("c", 0, 1), ("af", 1, 3), ("Ã©", 3, 6), ("Ġx", 6, 8)]),
+    # ... and one of three jamo, in three tokens: only the last one completes it.
+    ("gpt2_nfc", "\u1100\u1161\u11a8x", [("ê", 0, 0), ("°", 0, 0), ("ģ", 0, 9), ("x", 9, 10)]),
+    ("byt5", "aé", [("a", 0, 1), ("Ã", 1, 2), ("©", 2, 3)]),
+    ("byt5", "<unk><unk>a", [("<unk>", 0, 5), ("<unk>", 5, 10), ("a", 10, 11)]),
+    ("canine", "aé中", [("a", 0, 1), ("é", 1, 3), ("中", 3, 6)]),
+    ("characters", "aé\n", [("a", 0, 1), ("[UNK]", 1, 3), ("\n", 3, 4)]),
+    ("word_level", "a ☃  b", [("a", 0, 1), ("[UNK]", 1, 5), ("b", 5, 8)]),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), HAND_COMPUTED)
+def test_spans_computed_by_hand(name: str, text: str, expected: list[tuple[str, int, int]]) -> None:
+    tokenizer = tokenizer_named(name)
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert list(zip(tokens, token_spans(tokenizer, text), strict=True)) == [(t, (a, b)) for t, a, b in expected]
+
+
+def test_unigram_collapses_whitespace_and_expands_ligatures() -> None:
+    tokenizer = tokenizer_named("unigram_t5")
+    text = "in   ☃ ﬁ  "
+    covered = {}
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for token, (start, end) in zip(tokens, token_spans(tokenizer, text), strict=True):
+        covered[token] = text.encode()[start:end].decode()
+    assert covered["<unk>"] == "☃"
+    # The ligature is complete with the token that spells its last letter, which takes what trails the text, too.
+    assert covered[tokens[-1]] == "ﬁ  " or (tokens[-1], covered[tokens[-1]]) == ("▁fi", " ﬁ  ")
+
+
+# --- for any text -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", zoo.names(zoo.ALL))
+@FEW
+@given(text=TEXTS)
+def test_spans_tile_the_text(name: str, text: str) -> None:
+    tokenizer = tokenizer_named(name)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    try:
+        spans = token_spans(tokenizer, text)
+    except AlignmentError:
+        assert name in MAY_REFUSE
+        return
+    assert len(spans) == len(ids)
+    if spans:
+        check_tiling(spans, len(text.encode()))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "deepseek", "tekken", "plain_bytes", "unigram_bytes"])
+@FEW
+@given(text=TEXTS)
+def test_every_prefix_decodes_to_the_bytes_up_to_its_span(name: str, text: str) -> None:
+    """An oracle of its own: the tokenizer's decoder."""
+    tokenizer = tokenizer_named(name)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for count, (_, end) in enumerate(token_spans(tokenizer, text), start=1):
+        decoded = tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert decoded == text.encode()[:end].decode(errors="replace")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma_style", "wordpiece", "unigram_t5", "word_level"])
+@FEW
+@given(text=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40))
+def test_spans_agree_with_offsets_on_ascii(name: str, text: str) -> None:
+    """Another oracle: the character offsets, which are bytes here.
+
+    Whitespace at the ends is ours to assign: a dummy prefix covers leading blanks here, the next character there.
+    """
+    tokenizer = tokenizer_named(name)
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    for (start, end), offset in zip(token_spans(tokenizer, text), offsets, strict=True):
+        if text[start:end].strip():
+            assert text[start:end].strip() == text[slice(*offset)].strip()
+
+
+@pytest.mark.parametrize("name", ["smollm2", "mistral", "llama2_style", "unigram_albert", "gpt2_added", "byt5"])
+@FEW
+@given(texts=st.lists(TEXTS, max_size=5))
+def test_a_batch_is_its_texts_one_by_one(name: str, texts: list[str]) -> None:
+    tokenizer = tokenizer_named(name)
+    ids, spans = batch_token_spans(tokenizer, texts)
+    for text, row, pairs in zip(texts, ids, spans, strict=True):
+        assert row.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert pairs.shape == (len(row), 2)
+        assert [tuple(pair) for pair in pairs.tolist()] == token_spans(tokenizer, text)
+        assert spans_of_ids(tokenizer, text, row.tolist()).tolist() == pairs.tolist()
+
+
+def test_a_batch_longer_than_one_round_of_normal_forms() -> None:
+    tokenizer = tokenizer_named("unigram_t5")
+    texts = [f"Line {number}  ﬁne " * (number % 7) for number in range(150)]
+    _, spans = batch_token_spans(tokenizer, texts)
+    assert [[tuple(pair) for pair in row.tolist()] for row in spans] == [token_spans(tokenizer, t) for t in texts]
+
+
+def test_no_text_has_no_tokens() -> None:
+    tokenizer = tokenizer_named("plain_bytes")
+    assert token_spans(tokenizer, "") == []
+    assert batch_token_spans(tokenizer, []) == ([], [])
+    assert token_spans(tokenizer_named("word_level"), "  \n") == []
+
+
+def test_tokens_added_later_are_found() -> None:
+    vocab = {"[UNK]": 0, "a": 1}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert token_spans(tokenizer, "A<X>a") == [(0, 5)]
+    tokenizer.add_tokens([AddedToken("<X>", normalized=False)])
+    assert token_spans(tokenizer, "A<X>a") == [(0, 1), (1, 4), (4, 5)]

@@ -1,0 +1,279 @@
+"""The custom step, on real DeepSpeed engines over gloo."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from deepspeed.utils import safe_get_full_grad
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.helpers.ranks import run_on_ranks
+from tests.helpers.tiny import save_tiny_model
+from uld_ds.alignment.vocabulary_mapping import relations_of
+from uld_ds.checkpointing.export import export_student
+from uld_ds.data.batching import Batcher
+from uld_ds.data.prepare import Preparer
+from uld_ds.data.sampling import deal
+from uld_ds.data.teacher_batching import TeacherBatcher
+from uld_ds.losses.objective import Objective
+from uld_ds.models.row_model import Head
+from uld_ds.recipe import parse_recipe
+from uld_ds.runs.job import Job
+from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.training.deepspeed_config import student_config, teacher_config
+from uld_ds.training.engine import DistillationEngine
+from uld_ds.training.engines import load_student, load_teacher
+from uld_ds.utils.distributed import Ranks
+
+CPU = torch.device("cpu")
+
+
+def prepared_job(recipe: dict[str, Any], folder: Path) -> Job:
+    parsed = parse_recipe(recipe)
+    assert parsed.student.model is not None
+    configs = student_config(parsed, on_gpu=False), teacher_config(parsed, on_gpu=False)
+    job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", False, *configs, {})
+    tokenizers = [AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)]
+    split = Preparer(parsed, *tokenizers).prepare(parsed.data.train, "data.train", folder)
+    return replace(job, splits={"train": str(split.folder)})
+
+
+def build(job: Job) -> tuple[DistillationEngine, Batcher]:
+    rows = job.split("train").rows
+    ranks = Ranks.current()
+    top_ids = job.recipe.objective.num_top_ids
+    teacher = OnlineTeacher(teacher_of(job), teacher_side(job), ranks=ranks, device=CPU, top_ids=top_ids)
+    student = load_student(job, CPU, total_steps=10)
+    relations = None
+    if job.recipe.objective.needs_vocabularies:
+        relations = relations_of(*(AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)))
+    objective = Objective.of(job.recipe.objective, relations, total_steps=10)
+    engine = DistillationEngine(student, teacher, objective, ranks=ranks, device=CPU)
+    return engine, Batcher(rows, padding=0, merge=job.recipe.objective.merge)
+
+
+def teacher_of(job: Job) -> Any:
+    return load_teacher(job.teacher, job.recipe.teacher, job.teacher_deepspeed, CPU)
+
+
+def teacher_side(job: Job) -> TeacherBatcher:
+    return TeacherBatcher(job.split("train").rows, padding=0, max_tokens=job.recipe.teacher.max_tokens_per_forward)
+
+
+def window_of(job: Job, batcher: Batcher, indices: np.ndarray, ranks: Ranks) -> Any:
+    dealt = deal(
+        indices,
+        batcher.lengths,
+        rank=ranks.rank,
+        ranks=ranks.size,
+        micro_batch_size=job.recipe.training.micro_batch_size,
+    )
+    return batcher.window(dealt)
+
+
+def gradient_of_one_step(config: dict[str, Any], indices: list[int]) -> dict[str, Any]:
+    """Gradients of all parameters right before the update, and the step's own account of itself."""
+    job = Job.from_config(config)
+    engine, batcher = build(job)
+    ranks = engine.ranks
+    gradients: dict[str, torch.Tensor] = {}
+    update = engine.student.step
+
+    def step_and_look() -> None:
+        if engine.student.is_gradient_accumulation_boundary():
+            for name, parameter in engine.student.module.named_parameters():
+                gradients[name] = safe_get_full_grad(parameter).clone()
+        update()
+
+    engine.student.step = step_and_look
+    window = window_of(job, batcher, np.asarray(indices), ranks)
+    result = engine.train_step(window)
+    masks = [micro_batch.student.attention_mask for micro_batch in window]
+    of_rank = {
+        "gradients": gradients,
+        "padding": result.student_padding,
+        "mine": 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks),
+    }
+    return of_rank | {"loss": result.loss, "ce": result.ce, "uld": result.uld} | result.options
+
+
+def gradients_of_steps(configs: dict[str, dict[str, Any]], indices: list[int]) -> dict[str, dict[str, Any]]:
+    """Several configurations in one process: most of a process's life is importing."""
+    return {name: gradient_of_one_step(config, indices) for name, config in configs.items()}
+
+
+def variant(recipe: dict[str, Any], *, workers: int, micro: int, normalise: str, stage: str) -> dict[str, Any]:
+    return recipe | {
+        "training": recipe["training"] | {"micro_batch_size": micro},
+        "cluster": recipe["cluster"] | {"workers": workers},
+        "student": recipe["student"] | {"deepspeed": f"student_{stage}_cpu.json"},
+        # (The driver refuses classical for two tokenizers; here any numbers do.)
+        "objective": {
+            "normalise": normalise,
+            "uld": 1.5,
+            "uld_gate": 200,
+            "likelihood": 0.5,
+            "likelihood_run": 3,
+            "likelihood_boundary": 0.1,
+            "classical": 0.7,
+            "hybrid": 0.4,
+            "projection": 0.9,
+            "top_ids": 16,
+        },
+    }
+
+
+def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    # Uneven answers, one example missing: eight examples as 1 x 4 x 2, 2 x 2 x 2 and 1 x 1 x 8.
+    indices = [3, 11, 0, 25, 40, 7, 19, -1]
+    shapes = {
+        "1 rank x 1": {"workers": 1, "micro": 8, "stage": "zero2"},
+        "1 rank x 4": {"workers": 1, "micro": 2, "stage": "zero3"},
+        "2 ranks x 2": {"workers": 2, "micro": 2, "stage": "zero3"},
+    }
+    outcomes: dict[str, dict[str, Any]] = {}
+    for ranks in (1, 2):
+        configs = {
+            f"{name}, {normalise}": prepared_job(
+                variant(tiny_recipe, normalise=normalise, **shape), tmp_path / f"{name} {normalise}"
+            ).to_config()
+            for normalise in ("token", "sample")
+            for name, shape in shapes.items()
+            if shape["workers"] == ranks
+        }
+        outcomes |= run_on_ranks(gradients_of_steps, ranks, configs, indices)[0]
+    assert len(outcomes) == 6
+    for name, outcome in outcomes.items():
+        reference = outcomes["1 rank x 1, " + name.rpartition(", ")[2]]
+        for key in ("loss", "ce", "uld", "uld_gate", "likelihood", "classical", "hybrid", "projection"):
+            assert outcome[key] == pytest.approx(reference[key], rel=1e-6), (name, key)
+        for parameter, gradient in outcome["gradients"].items():
+            expected = reference["gradients"][parameter]
+            error = (gradient - expected).norm() / expected.norm()
+            assert error < 2e-6, (name, parameter, float(error))
+    together, apart = (outcomes[f"1 rank x {turns}, token"] for turns in (1, 4))
+    assert (together["padding"], apart["padding"]) == pytest.approx((together["mine"], apart["mine"]))
+    assert 0 < apart["padding"] < together["padding"], "examples of a length share a micro-batch"
+    assert 0.1 < outcomes["1 rank x 1, token"]["uld_gate"] < 0.9, "the gate must tell segments apart"
+    difference = outcomes["1 rank x 1, token"]["ce"] - outcomes["1 rank x 1, sample"]["ce"]
+    assert abs(difference) > 1e-4, "uneven answers must tell the two normalisations apart"
+
+
+def plain_step(config: dict[str, Any], indices: list[int]) -> dict[str, float]:
+    """Loss parts of a step next to those of unsharded models and plain formulas in float64."""
+    job = Job.from_config(config)
+    engine, batcher = build(job)
+    window = window_of(job, batcher, np.asarray(indices), engine.ranks)
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(p, dtype=torch.float64) for p in (job.student, job.teacher)
+    )
+    result = engine.train_step(window)
+    rows = job.split("train").rows.with_format("torch").select(indices)
+    chain = job.recipe.objective.merge == "chain"
+    nats, distances = [], []
+    with torch.no_grad():
+        for row in rows:
+            spectra = []
+            for side, model in (("student", student), ("teacher", teacher)):
+                ids, answers = row[f"{side}_ids"], row[f"{side}_answers"].long()
+                # Position i-1 predicts token i.
+                log_p = model(ids[None]).logits[0].log_softmax(-1)[answers - 1]
+                right = log_p.gather(1, ids[answers, None].long()).squeeze(1)
+                if side == "student":
+                    nats += (-right).tolist()
+                starts, stops = row[f"{side}_segments"].tolist(), row[f"{side}_segment_stops"].tolist()
+                if chain:
+                    scales = [right[start : stop - 1].sum() for start, stop in zip(starts, stops, strict=True)]
+                    spectrum = torch.stack([log_p[n - 1] + scale for n, scale in zip(stops, scales, strict=True)])
+                else:
+                    spectrum = log_p[starts]
+                spectra.append(spectrum.exp().sort(descending=True).values)
+            for p, q in zip(*spectra, strict=True):
+                width = max(len(p), len(q))
+                distances.append((F.pad(p, (0, width - len(p))) - F.pad(q, (0, width - len(q)))).abs().sum())
+    return {
+        "ce": result.ce,
+        "uld": result.uld,
+        "plain_ce": float(np.mean(nats)),
+        "plain_uld": float(torch.stack(distances).mean()),
+    }
+
+
+@pytest.mark.parametrize("merge", ["first", "chain"])
+def test_step_equals_plain_formulas_on_unsharded_models(
+    tiny_recipe: dict[str, Any], tmp_path: Path, merge: str
+) -> None:
+    recipe = variant(tiny_recipe, workers=1, micro=2, normalise="token", stage="zero3")
+    recipe["objective"] |= {
+        "merge": merge,
+        "uld_gate": None,
+        "likelihood_boundary": 0.0,
+        "classical": 0.0,
+        "hybrid": 0.0,
+        "projection": 0.0,
+    }
+    job = prepared_job(recipe, tmp_path)
+    (found,) = run_on_ranks(plain_step, 1, job.to_config(), [0, 1, 2, 3, 4, 5, 6, 7])
+    assert found["ce"] == pytest.approx(found["plain_ce"], rel=1e-5)
+    assert found["uld"] == pytest.approx(found["plain_uld"], rel=1e-3)
+
+
+def sharded_logits_and_export(config: dict[str, Any], target: str) -> dict[str, Any]:
+    """The trained student's and the teacher's own logits under ZeRO-3, and the student exported."""
+    job = Job.from_config(config)
+    engine, batcher = build(job)
+    engine.train_step(window_of(job, batcher, np.arange(8), engine.ranks))
+    side = batcher.window([np.arange(4)])[0].student
+    of_teacher = teacher_side(job).batch(range(4))
+
+    def keep(hidden: torch.Tensor, head: Head) -> torch.Tensor:
+        return head.logits(hidden).clone()
+
+    engine.student.eval()
+    with torch.no_grad():
+        student_logits = engine.student(side, side.answer_rows, keep)
+        teacher_engine = engine.teacher._engine  # type: ignore[attr-defined]
+        teacher_logits = teacher_engine(of_teacher, of_teacher.answer_rows, keep)
+    export_student(engine.student, AutoTokenizer.from_pretrained(job.student), Path(target), engine.ranks)
+    sharded = sum(p.ds_tensor.numel() for p in teacher_engine.module.parameters())
+    return {
+        "student": student_logits,
+        "teacher": teacher_logits,
+        "side": side,
+        "teacher_side": of_teacher,
+        "sharded_share": sharded / sum(p.ds_numel for p in teacher_engine.module.parameters()),
+    }
+
+
+def whole_logits(folder: Path, side: Any) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(side.input_ids, attention_mask=side.attention_mask).logits
+    return logits.flatten(0, 1)[side.answer_rows]
+
+
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_sharded_logits_equal_unsharded_ones_and_export_keeps_them(
+    tiny_recipe: dict[str, Any], tmp_path: Path, rows: list[dict[str, str]], tied: bool
+) -> None:
+    student = save_tiny_model(tmp_path / "s", rows, kind="unigram", vocab_size=400, seed=3, tied=tied)
+    tiny_recipe["student"] |= {"model": str(student), "deepspeed": "student_zero3_cpu.json"}
+    job = prepared_job(tiny_recipe, tmp_path)
+    target = tmp_path / "export"
+    first, second = run_on_ranks(sharded_logits_and_export, 2, job.to_config(), str(target))
+    assert torch.equal(first["student"], second["student"])
+    torch.testing.assert_close(first["student"], whole_logits(target, first["side"]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        first["teacher"], whole_logits(Path(job.teacher), first["teacher_side"]), rtol=0, atol=1e-5
+    )
+    assert first["sharded_share"] == pytest.approx(0.5, abs=0.01)
+    exported = AutoModelForCausalLM.from_pretrained(target)
+    assert exported.config.tie_word_embeddings is tied
+    before = AutoModelForCausalLM.from_pretrained(student)
+    assert not torch.equal(exported.lm_head.weight, before.lm_head.weight), "the step changed nothing"
