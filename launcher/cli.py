@@ -28,7 +28,7 @@ from launcher.commands import (
     submit,
     train,
 )
-from launcher.panels import group
+from launcher.terminal.help_panels import group
 from uld_ds import __version__
 from uld_ds.errors import RunError, UserError
 

@@ -15,8 +15,8 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from launcher.commands.options import OUTPUT
-from launcher.quiet import no_news
-from launcher.targets import cannot_write, check_target
+from launcher.terminal.output_files import cannot_write, check_target
+from launcher.terminal.quiet import no_news
 from uld_ds.errors import UserError
 from uld_ds.tokenization.loading import is_read, local_path, open_tokenizer, without_torch
 

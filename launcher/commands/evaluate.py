@@ -34,7 +34,7 @@ def evaluate(
     """Let a model answer the recipe's held-out prompts, and score it: percentages with 95 % intervals."""
     loaded = load_recipe(recipe, overrides or [])
     logging.disable(logging.WARNING)
-    from launcher.evaluate import evaluate_model
+    from launcher.drivers.evaluate import evaluate_model
 
     logging.disable(logging.NOTSET)
     facts = evaluate_model(model, loaded, output)

@@ -39,7 +39,7 @@ def generate(
     logging.disable(logging.WARNING)
     # Ray's core remarks, as an error, on how Ray Data starts its actors.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    from launcher.generate import generate_answers
+    from launcher.drivers.generate import generate_answers
 
     logging.disable(logging.NOTSET)
     facts = generate_answers(loaded)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.commands.options import OUTPUT, Overrides, RecipeFile
-from launcher.quiet import no_news
+from launcher.terminal.quiet import no_news
 from uld_ds.errors import UserError
 from uld_ds.recipe import load_recipe
 

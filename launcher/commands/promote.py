@@ -64,7 +64,7 @@ def promote(
         raise UserError("--reason", "has no effect without --force", "leave it out, or add --force")
     uri = registry_uri(tracking_uri)
     logging.disable(logging.WARNING)
-    from launcher.promote import promote_version
+    from launcher.drivers.promote import promote_version
 
     logging.disable(logging.NOTSET)
     record = promote_version(

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from launcher.commands.options import OUTPUT
-from launcher.targets import cannot_write, check_target
+from launcher.terminal.output_files import cannot_write, check_target
 from uld_ds.errors import UserError
 
 recipes = typer.Typer(help="List and copy the recipes that ship with uld-ds.", no_args_is_help=True)

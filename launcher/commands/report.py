@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from launcher.commands.options import OUTPUT
-from launcher.runs import HELP, find_run
-from launcher.targets import cannot_write, check_target
+from launcher.terminal.find_run import HELP, find_run
+from launcher.terminal.output_files import cannot_write, check_target
 from uld_ds.errors import UserError
 from uld_ds.runs.folder import REPORT
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.commands.options import OUTPUT
-from launcher.runs import HELP, find_run
+from launcher.terminal.find_run import HELP, find_run
 
 if TYPE_CHECKING:
     from uld_ds.runs.status import RunStatus

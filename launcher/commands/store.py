@@ -42,7 +42,7 @@ def build(
         teacher = loaded.teacher.model_copy(update={"path": output})
         loaded = loaded.model_copy(update={"teacher": teacher})
     logging.disable(logging.WARNING)
-    from launcher.store import build_store
+    from launcher.drivers.store import build_store
 
     logging.disable(logging.NOTSET)
     _print(build_store(loaded), str(loaded.teacher.path), as_json=as_json)

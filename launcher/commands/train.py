@@ -36,8 +36,8 @@ def train(
     # Heavy imports (torch, deepspeed, ray, mlflow: some ten seconds) only now. DeepSpeed greets a machine without
     # an accelerator with a warning; that is no news here.
     logging.disable(logging.WARNING)
-    from launcher.driver import run_training
-    from launcher.summary import print_summary
+    from launcher.drivers.train import run_training
+    from launcher.terminal.summary import print_summary
 
     logging.disable(logging.NOTSET)
     facts = run_training(loaded)

@@ -11,7 +11,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from launcher.cluster import AUTHENTICATION_FIX
+from launcher.cluster.connect import AUTHENTICATION_FIX
 from uld_ds.errors import RunError, UserError
 
 ADDRESS_FIX = "give the address of the cluster's dashboard, e.g. http://127.0.0.1:8265"

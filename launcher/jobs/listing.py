@@ -15,9 +15,9 @@ from typing import Literal
 
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from launcher.cluster import RUN_DIR, RUN_NAME
+from launcher.cluster.connect import RUN_DIR, RUN_NAME
 from launcher.jobs.client import api_errors
-from launcher.progress import parse_line
+from launcher.terminal.progress import parse_line
 from uld_ds.runs.status import run_status
 
 _OURS = re.compile(r"(?:^|\s)-m\s+launcher\s|(?:^|[/\s])uld-ds\s")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from launcher.cluster import RUN_DIR, RUN_NAME
+from launcher.cluster.connect import RUN_DIR, RUN_NAME
 from launcher.jobs.client import api_errors
 from launcher.jobs.environment import check_overrides, job_environment, referenced_variables
 from launcher.jobs.files import MAX_BYTES, check_size, secret_files, travelling_files, write_archive

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers.engines import build, prepared_job, variant, window_of
 from tests.helpers.ranks import run_on_ranks
-from tests.uld_ds.training.test_engine import build, prepared_job, variant, window_of
 from uld_ds.checkpointing.deepspeed_state import _TAG, divide_anew, host_state, load_divided
 from uld_ds.checkpointing.files import num_ranks, write_shard
 from uld_ds.checkpointing.state import TrainState

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from launcher.driver import run_training
-from launcher.evaluate import evaluate_model
+from launcher.drivers.evaluate import evaluate_model
+from launcher.drivers.train import run_training
 from tests.helpers.tiny import tiny_recipe_in
 from uld_ds.recipe import parse_recipe
 

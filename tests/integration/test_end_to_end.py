@@ -23,7 +23,7 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from launcher.driver import run_training
+from launcher.drivers.train import run_training
 from tests.helpers.tiny import tiny_recipe_in
 from uld_ds.errors import UserError
 from uld_ds.recipe import load_recipe, parse_recipe

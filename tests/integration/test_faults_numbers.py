@@ -14,7 +14,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from tests.uld_ds.training.test_engine import prepared_job
+from tests.helpers.engines import prepared_job
 from tests.uld_ds.training.test_nonfinite import break_token, rare_token
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.helpers.engines import build, prepared_job, variant, window_of
 from tests.helpers.ranks import run_on_ranks
-from tests.uld_ds.training.test_engine import build, prepared_job, variant, window_of
 from uld_ds.data.sampling import step_examples
 from uld_ds.runs.job import Job
 from uld_ds.utils.host_memory import hand_back_large_blocks, return_free_memory

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from launcher.preflight import claim_run_dir
+from launcher.drivers.preflight import claim_run_dir
 from uld_ds.errors import UserError
 from uld_ds.models.locate import locate_model
 from uld_ds.recipe import Recipe, TeacherSettings, parse_recipe

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.engines import build, prepared_job, window_of
 from tests.helpers.ranks import run_on_ranks
-from tests.uld_ds.training.test_engine import build, prepared_job, window_of
 from uld_ds.runs.job import Job
 from uld_ds.training import engines
 

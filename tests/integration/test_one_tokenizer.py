@@ -8,7 +8,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from launcher.driver import run_training
+from launcher.drivers.train import run_training
 from tests.helpers.tiny import save_tiny_model, tiny_recipe_in
 from uld_ds.errors import UserError
 from uld_ds.recipe import parse_recipe

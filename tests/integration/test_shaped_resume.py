@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.helpers.engines import build, prepared_job, variant, window_of
 from tests.helpers.ranks import run_on_ranks
-from tests.uld_ds.training.test_engine import build, prepared_job, variant, window_of
 from uld_ds.checkpointing.deepspeed_state import _TAG, host_state
 from uld_ds.checkpointing.export import export_student
 from uld_ds.checkpointing.files import write_shard

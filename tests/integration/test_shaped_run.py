@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from launcher.driver import _share_a_tokenizer, run_training
+from launcher.drivers.train import _share_a_tokenizer, run_training
 from tests.helpers.tiny import tiny_recipe_in
 from uld_ds.data.sides import TextSide
 from uld_ds.errors import UserError

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.placement import Node, check_fits
+from launcher.cluster.placement import Node, check_fits
 from tests.k8s.rendering import Object, only
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, load_recipe

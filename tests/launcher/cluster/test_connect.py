@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from launcher.cluster import accelerator_for, connected
-from launcher.placement import Node
+from launcher.cluster.connect import accelerator_for, connected
+from launcher.cluster.placement import Node
 from tests.helpers.ray_nodes import free_port
 from uld_ds.errors import UserError
 from uld_ds.recipe import ClusterSettings

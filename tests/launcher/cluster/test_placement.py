@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launcher.placement import Node, can_hold_one, check_fits, label_matches, ray_selectors, worker_resources
+from launcher.cluster.placement import Node, can_hold_one, check_fits, label_matches, ray_selectors, worker_resources
 from uld_ds.errors import UserError
 from uld_ds.recipe import ClusterSettings, parse_recipe
 

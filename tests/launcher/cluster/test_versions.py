@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.same_versions import check_versions, differences, versions_here
+from launcher.cluster.versions import check_versions, differences, versions_here
 
 
 def test_what_differs_is_named() -> None:

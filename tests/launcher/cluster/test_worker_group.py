@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.gang import cause
+from launcher.cluster.worker_group import cause
 
 SNIPPET = """Training failed due to worker errors:
 [Rank 0 Error Snippet]:

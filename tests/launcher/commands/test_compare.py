@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli
-from launcher.runs import find_run
+from launcher.terminal.find_run import find_run
 from tests.uld_ds.reporting.test_comparison import make_run
 from uld_ds.reporting.comparison import BITS
 

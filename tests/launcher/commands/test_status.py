@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from launcher.cli import app
 from launcher.commands.status import duration
-from launcher.runs import find_run
+from launcher.terminal.find_run import find_run
 from tests.uld_ds.runs.test_status import run  # noqa: F401 (a fixture)
 from uld_ds.errors import UserError
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from launcher.store import with_absolute_store
+from launcher.drivers.store import with_absolute_store
 from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, toy
 from tests.uld_ds.teachers.test_stored import TALKS, side, store_of
 from uld_ds.recipe import parse_recipe

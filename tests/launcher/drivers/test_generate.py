@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from launcher.cli import app
-from launcher.generate import _cause
+from launcher.drivers.generate import _cause
 from tests.helpers.tiny import save_tiny_model
 from uld_ds.data.sources import ExampleReader, load_rows
 from uld_ds.errors import UserError

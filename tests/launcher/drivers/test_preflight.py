@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launcher.preflight import check_deepspeed_configs, check_free_disk, check_port, claim_run_dir
+from launcher.drivers.preflight import check_deepspeed_configs, check_free_disk, check_port, claim_run_dir
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, load_recipe, parse_recipe
 

@@ -18,8 +18,8 @@ import mlflow
 import pytest
 import yaml
 
-from launcher.driver import run_training
-from launcher.stopping import SigtermStops
+from launcher.drivers.sigterm import SigtermStops
+from launcher.drivers.train import run_training
 from tests.helpers.ray_nodes import clean_environment
 from uld_ds.errors import StoppedError
 from uld_ds.recipe import parse_recipe

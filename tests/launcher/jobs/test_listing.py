@@ -11,11 +11,11 @@ import pytest
 from ray.job_submission import JobStatus
 from rich.console import Console
 
+from launcher.drivers.preflight import writable_folder
 from launcher.jobs.follow import exit_status
 from launcher.jobs.inside import short_stop
 from launcher.jobs.listing import Progress, of_folder, of_log
-from launcher.preflight import writable_folder
-from launcher.progress import ProgressView, parse_line
+from launcher.terminal.progress import ProgressView, parse_line
 from uld_ds.errors import UserError
 from uld_ds.runs.progress import ProgressWriter
 

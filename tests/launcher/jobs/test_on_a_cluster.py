@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.cluster import AUTHENTICATION_FIX
+from launcher.cluster.connect import AUTHENTICATION_FIX
 from tests.helpers.ray_nodes import RAY, TOKEN, Nodes, auth_environment, ray_nodes
 from tests.helpers.tiny import tiny_recipe_in
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from launcher.cli import app
-from launcher.panels import OTHERS, PANELS
+from launcher.terminal.help_panels import OTHERS, PANELS
 
 
 def test_every_verb_is_in_a_group() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launcher.progress import ProgressView
+from launcher.terminal.progress import ProgressView
 from uld_ds.runs.progress import ProgressWriter
 
 
@@ -40,7 +40,7 @@ def test_plain_lines_without_a_terminal(tmp_path: Path, monkeypatch: pytest.Monk
         "step 4/4  loss 6.000  bits/byte 2.000  1,234 tokens/s  0 s left",
         "held-out bits per byte, after: 1.2346",
     ]
-    monkeypatch.setattr("launcher.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("launcher.terminal.progress.SECONDS_BETWEEN_LINES", 0.0)
     assert shown(tmp_path / "b.jsonl", terminal=False).count("step ") == 4
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher.summary import print_summary
+from launcher.terminal.summary import print_summary
 from uld_ds.recipe import parse_recipe
 
 RECIPE = parse_recipe(

@@ -10,9 +10,9 @@ import psutil
 import pytest
 import torch
 
+from tests.helpers.engines import CPU, build, prepared_job, teacher_of, teacher_side, variant, window_of
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.tiny import save_tiny_model
-from tests.uld_ds.training.test_engine import CPU, build, prepared_job, teacher_of, teacher_side, variant, window_of
 from uld_ds.data.sampling import step_examples
 from uld_ds.runs.job import Job
 from uld_ds.teachers.cache import Memory

@@ -14,11 +14,11 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoTokenizer
 
-from launcher.store import check_store, part_of
+from launcher.drivers.store import check_store, part_of
+from tests.helpers.engines import CPU, build, prepared_job, teacher_of, variant, window_of
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.tiny import save_tiny_model
 from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, TRIMMING_TEMPLATE, toy
-from tests.uld_ds.training.test_engine import CPU, build, prepared_job, teacher_of, variant, window_of
 from uld_ds.data.pairing import Pairing
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.sides import TextSide

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,68 +12,12 @@ from deepspeed.utils import safe_get_full_grad
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.helpers.engines import build, prepared_job, teacher_side, variant, window_of
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.tiny import save_tiny_model
-from uld_ds.alignment.vocabulary_mapping import relations_of
 from uld_ds.checkpointing.export import export_student
-from uld_ds.data.batching import Batcher
-from uld_ds.data.prepare import Preparer
-from uld_ds.data.sampling import deal
-from uld_ds.data.teacher_batching import TeacherBatcher
-from uld_ds.losses.objective import Objective
 from uld_ds.models.row_model import Head
-from uld_ds.recipe import parse_recipe
 from uld_ds.runs.job import Job
-from uld_ds.teachers.online import OnlineTeacher
-from uld_ds.training.deepspeed_config import student_config, teacher_config
-from uld_ds.training.engine import DistillationEngine
-from uld_ds.training.engines import load_student, load_teacher
-from uld_ds.utils.distributed import Ranks
-
-CPU = torch.device("cpu")
-
-
-def prepared_job(recipe: dict[str, Any], folder: Path) -> Job:
-    parsed = parse_recipe(recipe)
-    assert parsed.student.model is not None
-    configs = student_config(parsed, on_gpu=False), teacher_config(parsed, on_gpu=False)
-    job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", False, *configs, {})
-    tokenizers = [AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)]
-    split = Preparer(parsed, *tokenizers).prepare(parsed.data.train, "data.train", folder)
-    return replace(job, splits={"train": str(split.folder)})
-
-
-def build(job: Job) -> tuple[DistillationEngine, Batcher]:
-    rows = job.split("train").rows
-    ranks = Ranks.current()
-    top_ids = job.recipe.objective.num_top_ids
-    teacher = OnlineTeacher(teacher_of(job), teacher_side(job), ranks=ranks, device=CPU, top_ids=top_ids)
-    student = load_student(job, CPU, total_steps=10)
-    relations = None
-    if job.recipe.objective.needs_vocabularies:
-        relations = relations_of(*(AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)))
-    objective = Objective.of(job.recipe.objective, relations, total_steps=10)
-    engine = DistillationEngine(student, teacher, objective, ranks=ranks, device=CPU)
-    return engine, Batcher(rows, padding=0, merge=job.recipe.objective.merge)
-
-
-def teacher_of(job: Job) -> Any:
-    return load_teacher(job.teacher, job.recipe.teacher, job.teacher_deepspeed, CPU)
-
-
-def teacher_side(job: Job) -> TeacherBatcher:
-    return TeacherBatcher(job.split("train").rows, padding=0, max_tokens=job.recipe.teacher.max_tokens_per_forward)
-
-
-def window_of(job: Job, batcher: Batcher, indices: np.ndarray, ranks: Ranks) -> Any:
-    dealt = deal(
-        indices,
-        batcher.lengths,
-        rank=ranks.rank,
-        ranks=ranks.size,
-        micro_batch_size=job.recipe.training.micro_batch_size,
-    )
-    return batcher.window(dealt)
 
 
 def gradient_of_one_step(config: dict[str, Any], indices: list[int]) -> dict[str, Any]:
@@ -106,27 +49,6 @@ def gradient_of_one_step(config: dict[str, Any], indices: list[int]) -> dict[str
 def gradients_of_steps(configs: dict[str, dict[str, Any]], indices: list[int]) -> dict[str, dict[str, Any]]:
     """Several configurations in one process: most of a process's life is importing."""
     return {name: gradient_of_one_step(config, indices) for name, config in configs.items()}
-
-
-def variant(recipe: dict[str, Any], *, workers: int, micro: int, normalise: str, stage: str) -> dict[str, Any]:
-    return recipe | {
-        "training": recipe["training"] | {"micro_batch_size": micro},
-        "cluster": recipe["cluster"] | {"workers": workers},
-        "student": recipe["student"] | {"deepspeed": f"student_{stage}_cpu.json"},
-        # (The driver refuses classical for two tokenizers; here any numbers do.)
-        "objective": {
-            "normalise": normalise,
-            "uld": 1.5,
-            "uld_gate": 200,
-            "likelihood": 0.5,
-            "likelihood_run": 3,
-            "likelihood_boundary": 0.1,
-            "classical": 0.7,
-            "hybrid": 0.4,
-            "projection": 0.9,
-            "top_ids": 16,
-        },
-    }
 
 
 def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.engines import build, prepared_job, variant, window_of
 from tests.helpers.ranks import run_on_ranks
 from tests.uld_ds.losses.test_normalization import micro_batch
-from tests.uld_ds.training.test_engine import build, prepared_job, variant, window_of
 from uld_ds.runs.job import Job
 from uld_ds.training.loss_spikes import SpikeDetector
 from uld_ds.training.nonfinite import Watch

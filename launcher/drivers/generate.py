@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from launcher.cluster import check_dashboard_port, connected, prepare_cluster
-from launcher.preflight import writable_folder
-from launcher.progress import ProgressView
-from launcher.quiet import quieten_libraries
+from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
+from launcher.drivers.preflight import writable_folder
+from launcher.terminal.progress import ProgressView
+from launcher.terminal.quiet import quieten_libraries
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import ExampleReader, load_rows
 from uld_ds.data.statistics import content_digest

@@ -14,7 +14,7 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from launcher.evaluate import evaluate_model
+from launcher.drivers.evaluate import evaluate_model
 from uld_ds.data.sources import load_rows
 from uld_ds.data.statistics import content_digest
 from uld_ds.errors import UserError

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from launcher.preflight import writable_folder
-from launcher.progress import ProgressView
-from launcher.quiet import quieten_libraries
+from launcher.drivers.preflight import writable_folder
+from launcher.terminal.progress import ProgressView
+from launcher.terminal.quiet import quieten_libraries
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import ExampleReader, load_rows
 from uld_ds.errors import UserError

@@ -12,7 +12,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from launcher.placement import ray_selectors, worker_resources
+from launcher.cluster.placement import ray_selectors, worker_resources
 from uld_ds.errors import RunError
 from uld_ds.recipe import Recipe
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.nodes import ask_nodes
+from launcher.cluster.nodes import ask_nodes
 from uld_ds.errors import UserError
 
 

@@ -14,15 +14,15 @@ from typing import Any
 import mlflow
 from transformers import AutoConfig
 
-from launcher.cluster import check_dashboard_port, connected, prepare_cluster
-from launcher.gang import run_gang
+from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
+from launcher.cluster.worker_group import run_gang
+from launcher.drivers.checkpoint_list import repair_checkpoint_list
+from launcher.drivers.preflight import STARTED, check_deepspeed_configs, check_free_disk, claim_run_dir
+from launcher.drivers.sigterm import SigtermStops
+from launcher.drivers.store import check_store, with_absolute_store
 from launcher.jobs.inside import short_stop
-from launcher.preflight import STARTED, check_deepspeed_configs, check_free_disk, claim_run_dir
-from launcher.progress import ProgressView
-from launcher.quiet import quieten_libraries
-from launcher.recovery import repair_checkpoint_list
-from launcher.stopping import SigtermStops
-from launcher.store import check_store, with_absolute_store
+from launcher.terminal.progress import ProgressView
+from launcher.terminal.quiet import quieten_libraries
 from uld_ds.data.bad_examples import FILE, bad_examples
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.prepared import PREPARED_DATA, Split

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.cluster import check_dashboard_port, connected, prepare_cluster
-from launcher.gang import run_gang
-from launcher.preflight import check_deepspeed_configs, writable_folder
-from launcher.progress import ProgressView
-from launcher.quiet import quieten_libraries
+from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
+from launcher.cluster.worker_group import run_gang
+from launcher.drivers.preflight import check_deepspeed_configs, writable_folder
+from launcher.terminal.progress import ProgressView
+from launcher.terminal.quiet import quieten_libraries
 from uld_ds.data.prepare import prepare_rows
 from uld_ds.data.prepared import PREPARED_DATA
 from uld_ds.data.sides import TextSide

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from launcher.nodes import ask_nodes
+from launcher.cluster.nodes import ask_nodes
 from uld_ds import __version__
 from uld_ds.errors import UserError
 from uld_ds.utils.environment import library_versions

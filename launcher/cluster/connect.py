@@ -15,10 +15,10 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.job_config import JobConfig
 
-from launcher.placement import Node, can_hold_one, check_fits
-from launcher.preflight import check_port
-from launcher.same_versions import check_versions
-from launcher.shared_storage import check_shared
+from launcher.cluster.placement import Node, can_hold_one, check_fits
+from launcher.cluster.shared_storage import check_shared
+from launcher.cluster.versions import check_versions
+from launcher.drivers.preflight import check_port
 from uld_ds.errors import RunError, UserError
 from uld_ds.recipe import ClusterSettings
 

@@ -1,0 +1,1 @@
+"""The cluster that a run finds or starts: connecting, nodes, placement, the worker group."""
