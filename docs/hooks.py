@@ -15,6 +15,7 @@ from mkdocs.structure.files import File, Files
 from launcher.recipe_reference import recipe_reference
 
 REFERENCE = "recipe.md"
+DECISIONS = "decisions"
 RESULTS = "results.md"
 _MEASURED = Path("benchmarks") / "RESULTS.md"
 
@@ -24,8 +25,16 @@ def on_config(config: Any) -> Any:
     named = {page for entry in config["nav"] for page in entry.values()}
     others = {file.name: _title(file) for file in Path(config["docs_dir"]).glob("*.md") if file.name not in named}
     config["nav"] += [{title: name} for name, title in sorted(others.items(), key=lambda item: item[1])]
+    decisions = [{_title(file): f"{DECISIONS}/{file.name}"} for file in _decisions(config)]
+    config["nav"] += [{"Decisions": decisions}]
     config["nav"] += [{"Measured results": RESULTS}, {"Recipe reference": REFERENCE}]
     return config
+
+
+def _decisions(config: Any) -> list[Path]:
+    """Return the records of decisions, their index first."""
+    folder = Path(config["docs_dir"]) / DECISIONS
+    return sorted(folder.glob("*.md"), key=lambda file: (file.name != "README.md", file.name))
 
 
 def _title(file: Path) -> str:
@@ -44,4 +53,5 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Files beside ``docs`` are no pages, but for the results: what links to them keeps its words."""
     markdown = markdown.replace(f"](../{_MEASURED.as_posix()}", f"]({RESULTS}")
-    return re.sub(r"\[([^\]]*)\]\(\.\./[^)]+\)", r"\1", markdown)
+    out = "../" * (1 + page.file.src_uri.count("/"))
+    return re.sub(rf"\[([^\]]*)\]\({re.escape(out)}[^)]+\)", r"\1", markdown)
