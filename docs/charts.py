@@ -1,4 +1,4 @@
-"""The charts of performance.md and objectives.md, out of benchmarks/RESULTS.md.
+"""The charts of performance.md and objectives.md, out of benchmarks/results/.
 
     python docs/charts.py
 
@@ -31,7 +31,7 @@ Row = dict[str, str]
 
 
 def main() -> None:
-    sections = every.read_sections(every.RESULTS.read_text())
+    sections = every.read_results()
     for name, chart in {"steps.svg": steps, "quality.svg": quality}.items():
         (HERE / name).write_text(chart(sections))
 

@@ -1,5 +1,5 @@
-"""For mkdocs: the recipe reference and the page of measured results are made when the pages are built, so that they are
-never out of date.
+"""For mkdocs: the recipe reference and the pages of measured results are made when the pages are built, so that they
+are never out of date.
 
 Pages that mkdocs.yml does not name in its menu are put behind those that it does, by their own titles.
 """
@@ -15,8 +15,8 @@ from mkdocs.structure.files import File, Files
 from launcher.recipe_reference import recipe_reference
 
 REFERENCE = "recipe.md"
-RESULTS = "results.md"
-_MEASURED = Path("benchmarks") / "RESULTS.md"
+RESULTS = "results"
+_MEASURED = Path("benchmarks") / "results"
 
 
 def on_config(config: Any) -> Any:
@@ -24,8 +24,15 @@ def on_config(config: Any) -> Any:
     named = {page for entry in config["nav"] for page in entry.values()}
     others = {file.name: _title(file) for file in Path(config["docs_dir"]).glob("*.md") if file.name not in named}
     config["nav"] += [{title: name} for name, title in sorted(others.items(), key=lambda item: item[1])]
-    config["nav"] += [{"Measured results": RESULTS}, {"Recipe reference": REFERENCE}]
+    measured = [{_title(file): f"{RESULTS}/{file.name}"} for file in _measured(config)]
+    config["nav"] += [{"Measured results": measured}, {"Recipe reference": REFERENCE}]
     return config
+
+
+def _measured(config: Any) -> list[Path]:
+    """Files of results, their index first."""
+    folder = Path(config["docs_dir"]).parent / _MEASURED
+    return sorted(folder.glob("*.md"), key=lambda file: (file.name != "README.md", file.name))
 
 
 def _title(file: Path) -> str:
@@ -36,12 +43,13 @@ def _title(file: Path) -> str:
 def on_files(files: Files, config: Any) -> Files:
     """Adds what is made here."""
     files.append(File.generated(config, REFERENCE, content=recipe_reference()))
-    measured = Path(config["docs_dir"]).parent / _MEASURED
-    files.append(File.generated(config, RESULTS, content=measured.read_text(encoding="utf-8")))
+    for file in _measured(config):
+        content = file.read_text(encoding="utf-8")
+        files.append(File.generated(config, f"{RESULTS}/{file.name}", content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Files beside ``docs`` are no pages, but for the results: what links to them keeps its words."""
-    markdown = markdown.replace(f"](../{_MEASURED.as_posix()}", f"]({RESULTS}")
+    """Files beside ``docs`` are no pages, but for those of results: what links to them keeps its words."""
+    markdown = markdown.replace(f"](../{_MEASURED.as_posix()}/", f"]({RESULTS}/")
     return re.sub(r"\[([^\]]*)\]\(\.\./[^)]+\)", r"\1", markdown)

@@ -1,4 +1,4 @@
-"""Figures of README and docs are those of benchmarks/RESULTS.md.
+"""Figures of README and docs are those of benchmarks/results/.
 
 A section that names a benchmark's command may hold figures of that command's results alone: every decimal number, and
 every cell of a table that is nothing but a number and its unit. A row of a table that names a command of its own is
@@ -24,7 +24,7 @@ ELSEWHERE = {("README.md", "2.35"), ("README.md", "1.16"), ("README.md", "3.11")
 
 
 def commands(text: str) -> list[str]:
-    """Benchmarks that a text names, as RESULTS.md names them."""
+    """Benchmarks that a text names, as the files of results name them."""
     named = [" ".join(line.split()) for line in re.findall(r"`python benchmarks/([^`]+)`", text)]
     return [shlex.join([shlex.split(line)[0].removesuffix(".py"), *shlex.split(line)[1:]]) for line in named]
 
@@ -67,7 +67,7 @@ def held(page: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_figures_were_measured() -> None:
-    results = every.read_sections(every.RESULTS.read_text())
+    results = every.read_results()
     wrong, checked = [], 0
     for page in PAGES:
         for text, named in held(page):
