@@ -25,7 +25,7 @@ ELSEWHERE = {("comparison.md", "2.35"), ("comparison.md", "1.16"), ("README.md",
 
 def commands(text: str) -> list[str]:
     """Benchmarks that a text names, as the files of results name them."""
-    named = [" ".join(line.split()) for line in re.findall(r"`python benchmarks/([^`]+)`", text)]
+    named = [" ".join(line.split()) for line in re.findall(r"`python\s+benchmarks/([^`]+)`", text)]
     return [shlex.join([shlex.split(line)[0].removesuffix(".py"), *shlex.split(line)[1:]]) for line in named]
 
 
