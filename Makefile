@@ -38,7 +38,7 @@ test: install  ## The fast tests
 test-all: install $(LINT_K8S)/.installed  ## Every test, also the slow ones and those that start clusters
 	$(BIN)/pytest -m '' --timeout 1800
 
-bench: install  ## Every benchmark in its short version, into benchmarks/RESULTS.md (15 minutes on two idle cores)
+bench: install  ## Every benchmark in its short version, into benchmarks/results/ (15 minutes on two idle cores)
 	$(BIN)/python benchmarks/all.py $(BENCH)
 
 lint: install  ## Format, style and security rules, types, layering, dependencies, spelling

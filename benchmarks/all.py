@@ -1,12 +1,12 @@
-"""Every benchmark but the demo in its short version, one after the other; their tables in one file.
+"""Every benchmark but the demo in its short version, one after the other; their tables in one file per benchmark.
 
-    make bench                                        # writes benchmarks/RESULTS.md, at most 15 minutes on two cores
+    make bench                                        # writes benchmarks/results/, at most 15 minutes on two cores
     python benchmarks/all.py --only uld --only step   # some of them; the others' tables stay as they are
     python benchmarks/all.py --run step --run "quality --folder ~/quality --report"     # these, with these options
 
-What ``--run`` names stands in the file beside the short versions, under its own command, until the same command is run
-again. The machine should have nothing else to do. A benchmark that fails, or misses what it aims at, is named, and its
-output is in the file all the same.
+What ``--run`` names stands beside the short version in its benchmark's file, under its own command, until the same
+command is run again; ``README.md`` in that folder lists them all. The machine should have nothing else to do. A
+benchmark that fails, or misses what it aims at, is named, and its output is in the file all the same.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathlib import Path
 from measuring import machine
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
-# In the order of the file.
+RESULTS = Path(__file__).resolve().parent / "results"
+# In the order of the index.
 TITLES = {
     "demo": "The demo, whole",
     "quality": "Does distilling help?",
@@ -42,8 +42,8 @@ TITLES = {
 }
 # Those of `make bench`. The demo is left to `--run demo`: a short one of it says nothing, and the tests have that.
 SHORT = [name for name in TITLES if name != "demo"]
-HEADER = (
-    "# Results\n\n"
+INDEX = "README.md"
+WRITTEN_BY = (
     "Written by `make bench`, which runs every benchmark but the demo in its short version, and with "
     "`BENCH='--run \"...\"'` longer ones; do not edit. The figures of README.md and docs/ come from here: a test "
     "compares them.\n"
@@ -52,7 +52,7 @@ HEADER = (
 
 def main() -> int:
     options = parse()
-    sections = read_sections(RESULTS.read_text()) if RESULTS.is_file() else {}
+    sections = read_results()
     short = [] if options.run and not options.only else [[name, "--quick"] for name in options.only or SHORT]
     begin, failed = time.monotonic(), []
     for name, *arguments in [*short, *(shlex.split(line) for line in options.run)]:
@@ -86,10 +86,21 @@ def run(name: str, arguments: list[str]) -> tuple[str, float, int]:
 
 
 def section(name: str, arguments: list[str], body: str, seconds: float) -> str:
-    """Of the file, with its command."""
+    """Format a section of a benchmark's file: what was run, its seconds, and what came out."""
     took = "" if "--report" in arguments else f" ({seconds:.0f} s)"
-    command = " ".join([f"benchmarks/{name}.py", *map(_quoted, arguments)])
-    return f"## {TITLES[name]}\n\n`python {command}`{took}\n\n{body}\n"
+    return f"## {_heading(arguments)}\n\n`{command_of(name, arguments)}`{took}\n\n{body}\n"
+
+
+def _heading(arguments: list[str]) -> str:
+    """Name a run within its benchmark's file."""
+    return {(): "Without options", ("--quick",): "Short version"}.get(
+        tuple(arguments), f"`{' '.join(map(_quoted, arguments))}`"
+    )
+
+
+def command_of(name: str, arguments: list[str]) -> str:
+    """Spell a run as it is typed into a shell."""
+    return " ".join([f"python benchmarks/{name}.py", *map(_quoted, arguments)])
 
 
 def line_of(*words: str) -> str:
@@ -102,6 +113,15 @@ def _quoted(word: str) -> str:
     return word if word.startswith("~/") else shlex.quote(word)
 
 
+def read_results() -> dict[str, str]:
+    """Read the sections of all files of results, by what was run; none where there is no folder yet."""
+    found: dict[str, str] = {}
+    for name in TITLES:
+        if (file := RESULTS / f"{name}.md").is_file():
+            found |= read_sections(file.read_text())
+    return found
+
+
 def read_sections(text: str) -> dict[str, str]:
     """The sections of a file that this wrote, by what was run."""
     found = {}
@@ -112,13 +132,24 @@ def read_sections(text: str) -> dict[str, str]:
 
 
 def write(sections: dict[str, str]) -> None:
-    """The file: benchmarks in the order of TITLES, of each the short version last."""
+    """Write a file for each benchmark, of its runs the short version last, and the index of all."""
+    RESULTS.mkdir(exist_ok=True)
+    index = [f"# Results\n\n{WRITTEN_BY}", "| benchmark | command | results |", "|---|---|---|"]
+    for name, title in TITLES.items():
+        lines = sorted((line for line in sections if shlex.split(line)[0] == name), key=_place)
+        if not lines:
+            continue
+        header = f"# {title}\n\n{WRITTEN_BY.strip()} All benchmarks: [{INDEX}]({INDEX}).\n"
+        (RESULTS / f"{name}.md").write_text("\n".join([header, *(sections[line] for line in lines)]))
+        first, *others = [f"`{command_of(name, shlex.split(line)[1:])}`" for line in lines]
+        index.append(f"| {title} | {first} | [{name}.md]({name}.md) |")
+        index += [f"| | {command} | |" for command in others]
+    (RESULTS / INDEX).write_text("\n".join(index) + "\n")
 
-    def place(line: str) -> tuple[int, bool, str]:
-        name, *arguments = shlex.split(line)
-        return list(TITLES).index(name), "--quick" in arguments, line
 
-    RESULTS.write_text("\n".join([HEADER, *(sections[line] for line in sorted(sections, key=place))]))
+def _place(line: str) -> tuple[bool, str]:
+    """Order a benchmark's runs: the short version last."""
+    return "--quick" in shlex.split(line), line
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""The charts of performance.md and objectives.md, out of benchmarks/RESULTS.md.
+"""The charts of performance.md and objectives.md, out of benchmarks/results/.
 
     python docs/charts.py
 
@@ -31,7 +31,7 @@ Row = dict[str, str]
 
 
 def main() -> None:
-    sections = every.read_sections(every.RESULTS.read_text())
+    sections = every.read_results()
     for name, chart in {"steps.svg": steps, "quality.svg": quality}.items():
         (HERE / name).write_text(chart(sections))
 
@@ -88,9 +88,9 @@ def _panel(left: float, column: str, points: dict[str, list[tuple[float, float]]
         text((left + right) / 2, bottom + 40, "entries" if column == "vocabulary" else column, "small", "middle")
     )
     for arm, line in points.items():
-        colour, name = ARMS[arm]
-        parts.append(path([(across(x), up(y)) for x, y in line], f"line {colour}"))
-        parts += [dot(across(x), up(y), colour) for x, y in line]
+        color, name = ARMS[arm]
+        parts.append(path([(across(x), up(y)) for x, y in line], f"line {color}"))
+        parts += [dot(across(x), up(y), color) for x, y in line]
         parts.append(text(right + 4, up(line[-1][1]) + 4, name, "small"))
     return parts
 
@@ -120,11 +120,11 @@ def quality(sections: dict[str, str]) -> str:
         parts += _differences(210 + 212 * number, title, arms, found[key])
     bottom = 64 + 40 * len(arms)
     parts.append(text(210, bottom + 40, "bits per byte against cross-entropy alone: left is better", "small"))
-    for number, (share, colour) in enumerate(SHARES.items()):
+    for number, (share, color) in enumerate(SHARES.items()):
         x = 210 + 212 * number
         parts += [
-            path([(x, bottom + 62), (x + 26, bottom + 62)], f"line {colour}", dashed=False),
-            dot(x + 13, bottom + 62, colour),
+            path([(x, bottom + 62), (x + 26, bottom + 62)], f"line {color}", dashed=False),
+            dot(x + 13, bottom + 62, color),
         ]
         parts.append(text(x + 34, bottom + 66, f"{share} % of the data", "small"))
     return svg(840, bottom + 80, "What each objective does to held-out bits per byte, with 95 % intervals", parts)
@@ -143,13 +143,13 @@ def _differences(
         parts.append(path([(across(bits), top), (across(bits), bottom)], "axis" if bits == 0 else "grid"))
         parts.append(text(across(bits), top - 8, f"{bits:+.1f}" if bits else "0", "small", "middle"))
     for place, arm in enumerate(arms):
-        for number, (share, colour) in enumerate(SHARES.items()):
+        for number, (share, color) in enumerate(SHARES.items()):
             if (arm, share) not in found:
                 continue
             middle, low, high = found[arm, share]
             y = 70 + 40 * place + 10 * number
-            parts.append(path([(across(low), y), (across(high), y)], f"line {colour}", dashed=False))
-            parts.append(dot(across(middle), y, colour))
+            parts.append(path([(across(low), y), (across(high), y)], f"line {color}", dashed=False))
+            parts.append(dot(across(middle), y, color))
     return parts
 
 

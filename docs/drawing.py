@@ -12,7 +12,7 @@ STYLE = """text{font:14px ui-monospace,monospace;fill:#24292f}.small{font-size:1
 .blue.dot{fill:#0969da}.ochre.dot{fill:#8c6d1f}.orange.dot{fill:#bc4c00}
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.blue{stroke:#58a6ff}.ochre{stroke:#d9b44a}.orange{stroke:#ff8e4d}
 .blue.dot{fill:#58a6ff}.ochre.dot{fill:#d9b44a}.orange.dot{fill:#ff8e4d}text.token{fill:#1b1f24}}"""
-# Told apart without colour, too.
+# Told apart without color, too.
 DASHES = {"blue": "", "ochre": "2 4", "orange": "8 4"}
 
 
@@ -28,7 +28,7 @@ def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") 
 
 
 def path(points: Sequence[tuple[float, float]], kind: str, *, dashed: bool = True) -> str:
-    """A line through points; one with a colour has that colour's dashes, unless it is too short for them."""
+    """A line through points; one with a color has that color's dashes, unless it is too short for them."""
     dashes = [DASHES[word] for word in kind.split() if DASHES.get(word)] if dashed else []
     dash = f' stroke-dasharray="{dashes[0]}"' if dashes else ""
     return f'<path class="{kind}"{dash} d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'

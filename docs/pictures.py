@@ -24,12 +24,12 @@ HERE = Path(__file__).parent
 TEXT = "Returns the longer naïve path."
 PLACE = 1
 """Of those that the run kept distributions of."""
-COLOURS = {"teacher": "blue", "before": "ochre", "after": "orange"}
+COLORS = {"teacher": "blue", "before": "ochre", "after": "orange"}
 NAMES = {"teacher": "teacher", "before": "student, before", "after": "student, after"}
 
 
 def segments(student: str, teacher: str) -> str:
-    """Boxes of tokens above one another; a segment has one colour on both sides, and a gap after it."""
+    """Boxes of tokens above one another; a segment has one color on both sides, and a gap after it."""
     view = AlignmentView.of(TEXT, *(SideView.of(open_tokenizer(place, "RUN"), TEXT) for place in (student, teacher)))
     parts, x = [text(0, 38, "student"), text(0, 88, "teacher")], 80.0
     for number, segment in enumerate(view.segments):
@@ -56,7 +56,7 @@ def segments(student: str, teacher: str) -> str:
 def spectra(run: Path) -> str:
     """Probability over rank, both on logarithmic scales."""
     kept: dict[str, Any] = {
-        who: json.loads((run / "report" / f"{who}.json").read_text())["spectra"][PLACE]["points"] for who in COLOURS
+        who: json.loads((run / "report" / f"{who}.json").read_text())["spectra"][PLACE]["points"] for who in COLORS
     }
     place = json.loads((run / "report" / "places.json").read_text())[PLACE]
     left, right, top, bottom = 64.0, 620.0, 50.0, 330.0
@@ -76,7 +76,7 @@ def spectra(run: Path) -> str:
     parts.append(text((left + right) / 2, bottom + 40, "rank of the token, likeliest first", "small", "middle"))
     parts.append(text(left, 42, "probability", "small"))
     for number, (who, points) in enumerate(kept.items()):
-        kind = f"line {COLOURS[who]}"
+        kind = f"line {COLORS[who]}"
         parts.append(path([(across(rank), up(p)) for rank, p in points if p > 1e-7], kind))
         y = 74 + 22 * number
         parts.append(path([(400, y), (450, y)], kind))

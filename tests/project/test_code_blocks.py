@@ -29,6 +29,9 @@ from uld_ds.tasks import registry
 
 README = ROOT / "README.md"
 PAGES = {page.stem: page.read_text() for page in [README, *sorted((ROOT / "docs").glob("*.md"))]}
+# The page with a recipe of every section that matters; its commands, and those of the pages after it, follow a run.
+GUIDE = "recipe-guide"
+AFTER_A_RUN = ("README", GUIDE, "teacher", "runs", "evaluation", "index", "watching", "report", "mlflow")
 Line = tuple[str, str]
 
 # Nothing of the hub, of other hosts, or of another program is here.
@@ -88,6 +91,7 @@ def folder(
     writer = ProgressWriter(run / "progress.jsonl")
     writer.start(0, 10, workers=2)
     writer.step(1, 10, {"train/loss": 3.0, "train/ce": 2.9, "train/uld": 0.2, "seconds/total": 1.0})
+    shutil.copytree(run, run.with_name("first"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -114,7 +118,7 @@ def test_commands_run(page: str, folder: Path) -> None:
 
 
 def test_every_page_of_the_front_is_among_them() -> None:
-    assert {"README", "index", "alignment", "plan", "report", "watching"} <= {
+    assert {"README", "index", GUIDE, "alignment", "plan", "report", "watching"} <= {
         page for page in PAGES if of_kind(page, slow=False)
     }
 
@@ -154,7 +158,7 @@ def test_the_extensions_page_is_run() -> None:
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if code_blocks("yaml", text)])
 def test_yaml_is_a_part_of_a_recipe(page: str) -> None:
-    whole: dict[str, Any] = yaml.safe_load(code_blocks("yaml", README.read_text())[0])
+    whole: dict[str, Any] = yaml.safe_load(code_blocks("yaml", PAGES[GUIDE])[0])
     for block in code_blocks("yaml", PAGES[page]):
         part = yaml.safe_load(block)
         merged = {key: whole.get(key, {}) | part.get(key, {}) for key in whole.keys() | part.keys()}
@@ -169,7 +173,7 @@ def test_yaml_is_a_part_of_a_recipe(page: str) -> None:
 def test_what_follows_a_run(
     tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The README's commands that train, two steps each, then those that look at what came of it, and its Python."""
+    """The pages' commands that train, two steps each, then those that look at what came of it, and their Python."""
     recipe = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)
     recipe["run"] |= {"name": "demo", "storage": "runs"}
     recipe["generation"] = {"max_new_tokens": 4}
@@ -179,25 +183,24 @@ def test_what_follows_a_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs/mlflow.db")
     invoke("uld-ds train my.yaml")
-    lines = of_kind("README", slow=True)
+    there = [line for page in AFTER_A_RUN for line in of_kind(page, slow=True)]
+    lines = list(dict.fromkeys(there))  # what was promoted is not promoted again: that is refused
     assert len(lines) >= 8
+    assert {line.split()[1] for line in lines} == {"train", "store", "evaluate", "compare", "promote", "lineage"}
     for line in lines:
         if line.startswith("uld-ds compare"):
             invoke("uld-ds train my.yaml --set run.name=second --set objective.uld=0.0")
-        if line.startswith("uld-ds train") and "run.name" not in line:
+        if "teacher.source=stored" in line:
             line += " --set run.name=stored"
         said = invoke(line, *(["--set", "training.steps=2"] if line.startswith("uld-ds train") else []))
         if "lineage" in line:
             assert "uld-ds-demo" in said
     assert (tmp_path / "comparison.html").is_file()
-    for page in ("index", "watching", "report", "mlflow"):
-        for line in commands(PAGES[page]):
-            # What was promoted is not promoted again: that is refused.
-            if re.match(r"uld-ds (status|report|promote|lineage) ", line) and line not in lines:
-                invoke(line)
-                lines.append(line)
+    for line in dict.fromkeys(line for page in AFTER_A_RUN for line in commands(PAGES[page])):
+        if re.match(r"uld-ds (status|report) ", line):
+            invoke(line)
     shutil.copytree("stores/large", "store")
-    for page in ("README", "mlflow", "spectrum-store"):
+    for page in ("runs", "mlflow", "spectrum-store"):
         for block in code_blocks("python", PAGES[page]):
             exec(compile(block, page, "exec", dont_inherit=True), {"__name__": "page"})
     mlflow.set_tracking_uri(None)

@@ -37,7 +37,7 @@ def test_messages_of_troubleshooting_are_in_the_program() -> None:
 def test_charts_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     charts = importlib.import_module("charts")
-    sections = charts.every.read_sections(charts.every.RESULTS.read_text())
+    sections = charts.every.read_results()
     for name, chart in {"steps.svg": charts.steps, "quality.svg": charts.quality}.items():
         assert (ROOT / "docs" / name).read_text() == chart(sections), f"{name}: run python docs/charts.py"
 
@@ -51,4 +51,5 @@ def test_it_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "training.checkpoint_every" in (tmp_path / "recipe" / "index.html").read_text()
     assert "The spectrum store" in (tmp_path / "results" / "index.html").read_text()
+    assert "benchmarks/store.py --quick" in (tmp_path / "results" / "store" / "index.html").read_text()
     assert 'href="../results/"' in (tmp_path / "performance" / "index.html").read_text()

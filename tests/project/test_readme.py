@@ -1,4 +1,4 @@
-"""What README.md and docs/ tell people to type exists, and the README's recipe is one."""
+"""What README.md and docs/ tell people to type exists, their whole recipes are some, and the README stays short."""
 
 from __future__ import annotations
 
@@ -68,10 +68,36 @@ def test_commands_are_found() -> None:
     assert len(COMMANDS) >= 8
 
 
-def test_recipe_is_one() -> None:
-    (block,) = code_blocks("yaml")
+@pytest.mark.parametrize("page", ["README.md", "docs/recipe-guide.md"])
+def test_recipe_is_one(page: str) -> None:
+    (block,) = code_blocks("yaml", (ROOT / page).read_text())
     recipe = parse_recipe(yaml.safe_load(block))
     assert recipe.training.batch_size == recipe.training.micro_batch_size * recipe.cluster.workers * recipe.accumulation
+
+
+def test_it_is_read_in_three_minutes() -> None:
+    """What it leaves out is in docs/."""
+    prose = re.sub(r"```.*?```|<!--.*?-->|\]\([^)]*\)", " ", README, flags=re.S)
+    assert len(prose.split()) <= 700
+    assert len(re.findall(r"!\[", README)) == 1
+
+
+def test_the_quickstart_leads_wherever_the_readme_does() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    linked = set(re.findall(r"docs/([\w-]+\.md)", README)) - {"index.md"}
+    assert len(linked) >= 15
+    assert linked <= set(re.findall(r"\]\(([\w-]+\.md)", index))
+
+
+def test_every_page_is_found_from_the_readme() -> None:
+    pages = {page.name: page.read_text() for page in (ROOT / "docs").glob("*.md")}
+    found = set(re.findall(r"docs/([\w-]+\.md)", README))
+    ahead = list(found)
+    while ahead:
+        linked = set(re.findall(r"\]\(([\w-]+\.md)", pages[ahead.pop()])) & pages.keys() - found
+        found |= linked
+        ahead += linked
+    assert found == pages.keys()
 
 
 def test_named_files_exist() -> None:
