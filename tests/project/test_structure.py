@@ -1,4 +1,4 @@
-"""The structure of the code: the measuring on small trees told by hand, and the committed picture."""
+"""The structure of the code: the measuring on small trees told by hand, the committed picture, and the ceilings."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import floor_plan  # noqa: E402
 import import_graph  # noqa: E402
 import structure  # noqa: E402
 
+MOST_ROOMS, MOST_FLOORS = 30, 11
 HOUSE = {
     "uld_ds/__init__.py": "__version__ = '1'",
     "uld_ds/ground.py": "def put(): ...",
@@ -32,6 +33,11 @@ HOUSE = {
     "benchmarks/speed.py": "import clock",
     "benchmarks/clock.py": "import launcher.cli",
 }
+
+
+@pytest.fixture(scope="module")
+def today() -> import_graph.Structure:
+    return import_graph.measure()
 
 
 def measured(root: Path, files: Mapping[str, str]) -> import_graph.Structure:
@@ -203,3 +209,12 @@ def test_the_committed_picture_is_what_the_code_draws() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_no_circle_and_no_arrow_back_up(today: import_graph.Structure) -> None:
+    assert (today.circles, today.back_up) == ([], []), structure.as_text(today)
+
+
+def test_few_rooms_on_few_floors(today: import_graph.Structure) -> None:
+    found = (len(today.floors), today.num_floors)
+    assert found[0] <= MOST_ROOMS and found[1] <= MOST_FLOORS, structure.as_text(today)
