@@ -16,10 +16,10 @@ STYLE = """text{font:14px ui-monospace,monospace;fill:#24292f}.small{font-size:1
 DASHES = {"blue": "", "ochre": "2 4", "orange": "8 4"}
 
 
-def svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
-    """A picture of its own."""
+def svg(width: int, height: int, title: str, parts: Sequence[str], style: str = "") -> str:
+    """A picture of its own; ``style`` is what it adds to the common style."""
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" width="{width}">'
-    return f"{head}<title>{escape(title)}</title><style>{STYLE}</style>{''.join(parts)}</svg>\n"
+    return f"{head}<title>{escape(title)}</title><style>{STYLE}{style}</style>{''.join(parts)}</svg>\n"
 
 
 def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
