@@ -29,8 +29,8 @@ from launcher.commands import (
     train,
 )
 from launcher.terminal.help_panels import group
-from uld_ds import __version__
 from uld_ds.errors import RunError, UserError
+from uld_ds.version import __version__
 
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 

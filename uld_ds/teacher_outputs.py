@@ -63,7 +63,7 @@ class TeacherTokens:
         log_probs = rows.log_probs(self.log_probs[rows.members])
         top = None if self.top is None else self.top[rows.compared]
         shifted = spectrum if scale is None else spectrum.shift(scale)
-        return TeacherSegments(shifted, log_probs, top, self.log_probs[rows.compared])
+        return TeacherSegments(shifted, log_probs, self.log_probs[rows.compared], top)
 
     def to(self, device: torch.device | str) -> TeacherTokens:
         """On another device."""
@@ -79,7 +79,7 @@ class TeacherSegments:
     """S rows."""
     log_probs: Tensor
     """[S] float32: natural log-probability, at temperature 1, of each segment's bytes."""
+    first_log_probs: Tensor
+    """[S] float32: natural log-probability of the teacher's own token where the segment is compared."""
     top: TopTokens | None = None
-    """S rows: the likeliest tokens where the segment is compared, not scaled; None where nobody asked."""
-    first_log_probs: Tensor | None = None
-    """[S] float32: natural log-probability of the teacher's own token there."""
+    """S rows: the top-k tokens where the segment is compared, not scaled; None where nobody asked."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from launcher.cluster.nodes import ask_nodes
-from uld_ds import __version__
 from uld_ds.errors import UserError
 from uld_ds.utils.environment import library_versions
+from uld_ds.version import __version__
 
 
 def check_versions(nodes: Mapping[str, str]) -> None:

@@ -19,23 +19,18 @@ from launcher.cluster.worker_group import run_gang
 from launcher.drivers.checkpoint_list import repair_checkpoint_list
 from launcher.drivers.preflight import STARTED, check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.drivers.sigterm import SigtermStops
-from launcher.drivers.store import check_store, with_absolute_store
+from launcher.drivers.store import with_absolute_store
 from launcher.jobs.inside import short_stop
 from launcher.terminal.progress import ProgressView
 from launcher.terminal.quiet import quieten_libraries
 from uld_ds.data.bad_examples import FILE, bad_examples
-from uld_ds.data.prepare import Preparer
 from uld_ds.data.prepared import PREPARED_DATA, Split
 from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import Side, TextSide
-from uld_ds.data.sources import training_texts
-from uld_ds.data.statistics import DataFacts
 from uld_ds.errors import RunError, StoppedError, UserError
 from uld_ds.models.adapters import shaped
 from uld_ds.models.architectures import auto_class
-from uld_ds.models.locate import locate_model
 from uld_ds.models.quantization import check_installed, check_quantisable
-from uld_ds.models.student import make_student
 from uld_ds.recipe import Recipe, StudentSettings
 from uld_ds.recipe.models import NO_CODE
 from uld_ds.recipe.weight_schedule import check_schedule
@@ -43,20 +38,23 @@ from uld_ds.registry.provenance import teacher_facts
 from uld_ds.runs.job import Job
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.runs.stop_file import StopFile
-from uld_ds.teachers.store.reader import SpectrumStore
-from uld_ds.teachers.stored import held_out_store
-from uld_ds.teachers.stored_side import StoredSide
 from uld_ds.tracking import mlflow_runs
 from uld_ds.tracking.run_record import begun_run, record_beginning, record_end, settle
 from uld_ds.training.deepspeed_config import student_config, teacher_config
+from uld_ds.training.preparation import (
+    check_identities,
+    prepared_splits,
+    share_a_tokenizer,
+    student_place,
+    teacher_sides,
+    warn_of_splits,
+)
 from uld_ds.utils.environment import code_revision
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import redacted
 from uld_ds.workers.train import train_worker
 
 log = logging.getLogger(__name__)
-
-FEW_ALIGNED = 0.5
 
 
 def run_training(recipe: Recipe) -> dict[str, Any]:
@@ -124,20 +122,17 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
 def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict[str, Any]:
     """Finds or makes models, tokenizers and paired data: the fields of a Job that are known before it has a run."""
     view.note("looking at models and data")
-    student = _student_place(recipe, run_dir)
+    student = student_place(recipe, run_dir / "student")
     check_free_disk(run_dir, recipe, _num_parameters(student, recipe.student))
     own = TextSide.of_model(student, recipe.student, "student", "student.model")
-    teacher, sides = _teacher(recipe, own)
-    of_teacher = teacher_facts(recipe, teacher)
-    shared = _share_a_tokenizer(own, sides["train"], of_teacher)
-    _check_identities(recipe, of_teacher, shared=shared)
+    teacher, sides = teacher_sides(recipe, own)
+    shared = share_a_tokenizer(own, sides["train"])
+    check_identities(recipe, sides["train"], shared=shared)
     splits = _splits(recipe, run_dir, own, sides)
-    if "eval" in splits:
-        _warn_of_overlap(splits)
     for name, split in splits.items():
         view.note(_described(name, split))
     write_whole(run_dir / FILE, json.dumps({name: bad_examples(s.folder) for name, s in splits.items()}, indent=1))
-    _warn_of_poor_alignment(splits["train"].facts)
+    warn_of_splits(splits)
     length, examples = recipe.training, len(splits["train"].rows)
     steps = num_steps(examples, length.batch_size, epochs=length.epochs, steps=length.steps)
     check_schedule(recipe.objective, steps)
@@ -151,66 +146,9 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         "student": student,
         "tracking_uri": uri,
         "splits": places,
-        "teacher_facts": of_teacher | {"same_tokenizer": shared},
+        "teacher_facts": teacher_facts(recipe, teacher) | {"same_tokenizer": shared},
         "code_revision": str(code_revision()),
     }
-
-
-def _teacher(recipe: Recipe, student: TextSide) -> tuple[str, dict[str, Side]]:
-    """Where the teacher is, or whose words are stored, and its side of each split."""
-    settings = recipe.teacher
-    if settings.source == "online":
-        place = locate_model(settings, "teacher")
-        side = TextSide.of_model(place, settings, "teacher", "teacher.model")
-        return place, {"train": side, "eval": side}
-    assert settings.path is not None
-    store = SpectrumStore.open(settings.path, key="teacher.path")
-    check_store(recipe, store)
-    held_out = held_out_store(settings.path) if recipe.data.eval is not None else None
-    # Without the teacher's words about them, held-out examples are the student's alone.
-    return store.manifest.teacher, {
-        "train": StoredSide(store),
-        "eval": student if held_out is None else StoredSide(held_out),
-    }
-
-
-def _share_a_tokenizer(student: TextSide, teacher: Side, of_teacher: dict[str, Any]) -> bool:
-    """Whether a token's number means the same on both sides, whatever their chat templates."""
-    if isinstance(teacher, TextSide):
-        return teacher.tokenizer.get_vocab() == student.tokenizer.get_vocab()
-    return bool(of_teacher["teacher_tokenizer_digest"] == student.tokenizer_digest)
-
-
-def _check_identities(recipe: Recipe, of_teacher: dict[str, Any], *, shared: bool) -> None:
-    """Raises UserError where tokens are to be compared by their numbers, which mean different things on both sides, or
-    by what they spell, which is not known."""
-    if recipe.objective.needs_vocabularies and recipe.teacher.source == "stored":
-        _check_stored_tokenizer(recipe, of_teacher["teacher_tokenizer_digest"])
-    if recipe.objective.classical and not shared:
-        raise UserError(
-            "objective.classical",
-            f"{recipe.objective.classical} needs one tokenizer on both sides, but teacher and student have two",
-            "set it to 0 and give objective.uld or objective.hybrid a weight: they compare any two tokenizers",
-        )
-
-
-def _check_stored_tokenizer(recipe: Recipe, digest: str) -> None:
-    """A store has the teacher's tokens by their ids; what they spell only its tokenizer knows."""
-    settings = recipe.teacher
-    if settings.model is None:
-        raise UserError(
-            "teacher.model",
-            "is missing: objective.hybrid, projection and likelihood_boundary ask its tokenizer what stored ids spell",
-            "name the model whose words are stored, or set them to 0",
-        )
-    place = locate_model(settings, "teacher")
-    own = TextSide.of_model(place, settings, "teacher", "teacher.model").tokenizer_digest
-    if own != digest:
-        raise UserError(
-            "teacher.model",
-            f"{settings.model!r} has another tokenizer than the store in teacher.path was built with",
-            "name the model whose words are stored",
-        )
 
 
 def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, Side]) -> dict[str, Split]:
@@ -224,12 +162,7 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
         folders = {name: cache / key for name, key in json.loads(note.read_text()).items()}
         if all(folder.is_dir() for folder in folders.values()):
             return {name: Split.load(folder) for name, folder in folders.items()}
-    sources = {"train": recipe.data.train, "eval": recipe.data.eval}
-    splits = {
-        name: Preparer(recipe, student, sides[name]).prepare(source, f"data.{name}", cache)
-        for name, source in sources.items()
-        if source is not None
-    }
+    splits = prepared_splits(recipe, student, sides, cache)
     keys = {name: split.folder.name for name, split in splits.items()}
     if note.is_file() and (run_dir / STARTED).exists() and json.loads(note.read_text()) != keys:
         raise UserError(
@@ -237,14 +170,6 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
         )
     write_whole(note, json.dumps(keys))
     return splits
-
-
-def _student_place(recipe: Recipe, run_dir: Path) -> str:
-    own = recipe.student.from_config, recipe.student.tokenizer, recipe.student.keep_layers
-    if own == (None, None, None):
-        return locate_model(recipe.student, "student")
-    place = make_student(recipe.student, lambda: training_texts(recipe.data), recipe.run.seed, run_dir / "student")
-    return str(place)
 
 
 def _num_parameters(place: str, settings: StudentSettings) -> int:
@@ -264,21 +189,6 @@ def _num_parameters(place: str, settings: StudentSettings) -> int:
     # Beside weights in 4 bits, a checkpoint holds what learns alone.
     frozen = 0 if settings.quantise else 0.25
     return int(sum(parameter.numel() * (1 if parameter.requires_grad else frozen) for parameter in model.parameters()))
-
-
-def _warn_of_overlap(splits: dict[str, Split]) -> None:
-    shared = set(splits["train"].rows["digest"]) & set(splits["eval"].rows["digest"])
-    if shared:
-        log.warning("%d held-out examples are also training examples: data.eval measures memory, too", len(shared))
-
-
-def _warn_of_poor_alignment(facts: DataFacts) -> None:
-    if facts.alignment_rate < FEW_ALIGNED:
-        log.warning(
-            "only %.0f %% of the student's answer tokens begin a segment: the teacher says nothing about the others. "
-            "`uld-ds align` shows why; objective.merge=chain uses more of it",
-            100 * facts.alignment_rate,
-        )
 
 
 def _described(name: str, split: Split) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.ranks import run_on_ranks
+from tests.helpers.segments import micro_batch_of, teacher_of
 from uld_ds.batches import SegmentRows, SideBatch
 from uld_ds.losses.normalization import RowWeights
 from uld_ds.losses.objective import Objective
@@ -39,7 +40,9 @@ class Batch:
         self.weights = RowWeights(torch.full((20,), 1 / 20), torch.full((10,), 1 / 10))
 
     def loss(self, hidden: Tensor, head: Head) -> Tensor:
-        loss, _ = Objective(ObjectiveSettings())(hidden, head, self.tokens, self.segments, self.spectrum, self.weights)
+        loss, _ = Objective(ObjectiveSettings())(
+            hidden, head, micro_batch_of(self.tokens, self.segments), teacher_of(self.spectrum), self.weights
+        )
         return loss
 
 

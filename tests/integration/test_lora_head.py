@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.ranks import run_on_ranks
+from tests.helpers.segments import micro_batch_of, teacher_of
 from uld_ds.batches import SegmentRows, SideBatch
 from uld_ds.losses import chunked
 from uld_ds.losses.normalization import RowWeights
@@ -42,7 +43,7 @@ def loss_of(settings: ObjectiveSettings, hidden: Tensor, head: Head, ids: Tensor
     weights = RowWeights(torch.full((len(ids),), 1 / len(ids)), torch.full((len(SEGMENTS),), 1 / len(SEGMENTS)))
     batch = tokens(NOTHING, NOTHING, ids)
     spectrum = Spectrum.from_logits(teacher, temperature=settings.teacher_temperature)
-    loss, _ = Objective(settings)(hidden, head, batch, segments, spectrum, weights)
+    loss, _ = Objective(settings)(hidden, head, micro_batch_of(batch, segments), teacher_of(spectrum), weights)
     return loss
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.helpers.segments import teacher_of
 from uld_ds.batches import MicroBatch
 from uld_ds.data.batching import segment_rows, side_batch
 from uld_ds.data.encoding import EncodedSide, EncodedTurn
@@ -103,7 +104,7 @@ def test_loss_and_gradient_are_the_papers(
         compared = logits[batch.teacher_segments.compared]
         spectrum = Spectrum.from_logits(compared, temperature=settings.teacher_temperature)
         loss, found = Objective(settings)(
-            states, Head(ours, None, LogitMap()), batch.student, batch.student_segments, spectrum, row_weights
+            states, Head(ours, None, LogitMap()), batch, teacher_of(spectrum), row_weights
         )
         loss.backward()
         for name in parts:

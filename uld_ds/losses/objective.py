@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uld_ds.alignment.vocabulary_mapping import VocabularyRelations
-from uld_ds.batches import SegmentRows, SideBatch
+from uld_ds.batches import MicroBatch
 from uld_ds.losses.chunked import ChunkedLoss, Rows, head_tensors
 from uld_ds.losses.gate import passes_gate
 from uld_ds.losses.likelihood_runs import LikelihoodPart, likelihood_part, runs_of, word_may_be_over
@@ -31,8 +31,7 @@ from uld_ds.losses.terms import identity_terms
 from uld_ds.models.row_model import Head, log_probs_of
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.recipe.weight_schedule import scheduled_weights
-from uld_ds.spectrum.spectrum import Spectrum
-from uld_ds.spectrum.top_tokens import TopTokens
+from uld_ds.teacher_outputs import TeacherSegments
 from uld_ds.uld.distance import uld_distance, uld_value_and_grad
 
 # Rows of a micro-batch whose student entropy is measured: enough for a curve, few enough to cost nothing.
@@ -109,28 +108,19 @@ class Objective:
         self,
         hidden: Tensor,
         head: Head,
-        batch: SideBatch,
-        segments: SegmentRows,
-        spectrum: Spectrum,
+        micro_batch: MicroBatch,
+        teacher: TeacherSegments,
         weights: RowWeights,
-        teacher_log_probs: Tensor | None = None,
-        top: TopTokens | None = None,
-        first_log_probs: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one micro-batch and its parts.
+        """Compute the loss of one micro-batch, and its parts.
 
         Args:
-            hidden: [A, H] the student's, one row per answer token, differentiable.
-            head: the student's; its tensors receive gradients.
-            batch: the student's side.
-            segments: S segments among the A rows.
-            spectrum: [S] the teacher's, one row per segment, scaled as ``segments`` says for the student.
+            hidden: [A, H] the student's hidden states, one row per answer token, differentiable.
+            head: the student's output head; its tensors receive gradients.
+            micro_batch: the student's side, with S segments among the A rows.
+            teacher: the teacher's outputs for the S segments, with ``settings.num_top_ids`` or more top-k tokens where
+                a term looks at identities.
             weights: of the A and S rows.
-            teacher_log_probs: [S] nats, what the teacher gives to each segment's bytes; for likelihood matching and
-                the terms.
-            top: [S] its likeliest tokens, ``settings.top_ids`` or more of them; for the terms and
-                ``likelihood_boundary``.
-            first_log_probs: [S] nats, what it gives to its own first token of each segment; for the terms.
 
         Returns:
             A scalar, and detached parts that add up over the micro-batches and ranks of a step: ``ce``, ``uld``
@@ -142,14 +132,14 @@ class Objective:
             ``token_nats`` [A].
 
         Raises:
-            ValueError: the spectrum has another number of rows than there are segments; what a term needs is missing.
+            ValueError: the teacher has another number of rows than there are segments; what a term needs is missing.
         """
+        segments, spectrum = micro_batch.student_segments, teacher.spectrum
         if len(spectrum) != len(segments):
             raise ValueError(f"{len(spectrum)} teacher rows for {len(segments)} segments: not aligned")
-        said = self._said(batch, segments, teacher_log_probs, top, first_log_probs)
         order = torch.cat([segments.compared, segments.others])
-        likelihood = self._likelihood(hidden, head, batch, segments, weights, teacher_log_probs, top)
-        rows = self._rows(hidden, head, batch, segments, order, spectrum, weights, likelihood, said)
+        likelihood = self._likelihood(hidden, head, micro_batch, teacher, weights)
+        rows = self._rows(hidden, head, micro_batch, teacher, order, weights, likelihood)
         loss, *per_row = ChunkedLoss.apply(hidden[order], *head_tensors(head), head, rows, self._one_chunk)
         in_order, *of_rows = (part.detach() for part in per_row)
         nats = torch.empty_like(in_order)
@@ -175,61 +165,55 @@ class Objective:
             "student_entropy_rows": counted.sum(),
         }
 
-    def _said(
-        self,
-        batch: SideBatch,
-        segments: SegmentRows,
-        log_probs: Tensor | None,
-        top: TopTokens | None,
-        first_log_probs: Tensor | None,
-    ) -> tuple[Any, ...]:
-        """What each term compares the student with: its ``prepare`` of all segments."""
+    def _prepared(self, micro_batch: MicroBatch, teacher: TeacherSegments) -> tuple[Any, ...]:
+        """Prepare what each term compares the student with, for all segments."""
         if not self.terms:
             return ()
-        if top is None or log_probs is None or first_log_probs is None or len(top) != len(segments):
-            raise ValueError(f"{self.terms[0].name} needs the teacher's likeliest tokens of every segment")
-        ids = batch.answer_ids[segments.compared]
-        compared = Compared(top.first(self.settings.top_ids), log_probs, first_log_probs, ids)
+        segments = micro_batch.student_segments
+        if teacher.top is None or len(teacher.top) != len(segments):
+            raise ValueError(f"{self.terms[0].name} needs the teacher's top-k tokens of every segment")
+        ids = micro_batch.student.answer_ids[segments.compared]
+        top = teacher.top.first(self.settings.top_ids)
+        compared = Compared(top, teacher.log_probs, teacher.first_log_probs, ids)
         return tuple(term.prepare(compared) for term in self.terms)
 
     def _likelihood(
         self,
         hidden: Tensor,
         head: Head,
-        batch: SideBatch,
-        segments: SegmentRows,
+        micro_batch: MicroBatch,
+        teacher: TeacherSegments,
         weights: RowWeights,
-        teacher: Tensor | None,
-        top: TopTokens | None,
     ) -> LikelihoodPart | None:
-        """Of all segments; a pass of its own over their tokens, because the slope of one token's cross-entropy depends
-        on all of them, which may lie in different chunks."""
+        """Match the likelihoods of all segments; None without a weight.
+
+        A pass of its own over their tokens, because the slope of one token's cross-entropy depends on all of them,
+        which may lie in different chunks.
+        """
         if not self.settings.likelihood:
             return None
-        if teacher is None:
-            raise ValueError("likelihood matching needs the teacher's log-probabilities of the segments")
+        batch, segments = micro_batch.student, micro_batch.student_segments
         with torch.no_grad():
             of_tokens = log_probs_of(batch.answer_ids[segments.members])(hidden[segments.members], head)
         may_begin = None
         if threshold := self.settings.likelihood_boundary:
-            if top is None or self.ends_word is None:
-                raise ValueError("likelihood_boundary needs the teacher's likeliest tokens, and what they spell")
-            may_begin = word_may_be_over(top.first(self.settings.top_ids), self.ends_word, threshold)
+            if teacher.top is None or self.ends_word is None:
+                raise ValueError("likelihood_boundary needs the teacher's top-k tokens, and what they spell")
+            may_begin = word_may_be_over(teacher.top.first(self.settings.top_ids), self.ends_word, threshold)
         runs = runs_of(segments, batch.answer_rows, self.settings.likelihood_run, may_begin)
-        return likelihood_part(teacher, segments.log_probs(of_tokens), runs, weights.segments, self.settings)
+        return likelihood_part(teacher.log_probs, segments.log_probs(of_tokens), runs, weights.segments, self.settings)
 
     def _rows(
         self,
         hidden: Tensor,
         head: Head,
-        batch: SideBatch,
-        segments: SegmentRows,
+        micro_batch: MicroBatch,
+        teacher: TeacherSegments,
         order: Tensor,
-        spectrum: Spectrum,
         weights: RowWeights,
         likelihood: LikelihoodPart | None,
-        said: tuple[Any, ...],
     ) -> Rows:
+        batch, segments = micro_batch.student, micro_batch.student_segments
         log_scale, place = None, segments.earlier
         if self.settings.merge == "chain":
             with torch.no_grad():
@@ -249,8 +233,8 @@ class Objective:
             ce_weights=ce_weights,
             ce_slopes=ce_slopes,
             uld_weights=weights.segments * self._weight("uld"),
-            spectrum=spectrum,
-            said=said,
+            spectrum=teacher.spectrum,
+            said=self._prepared(micro_batch, teacher),
             term_weights=tuple(weights.segments * self.scheduled.get(term.name, term.weight) for term in self.terms),
             log_scale=log_scale,
             earlier=place,

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from uld_ds.errors import UserError
+from uld_ds.recipe import Recipe
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import MANIFEST
@@ -68,3 +69,42 @@ class StoredTeacher:
             example.tokens[torch.from_numpy(np.asarray(place, dtype=np.int64) - 1)]
             for example, place in zip(stored, places, strict=True)
         ]
+
+
+def check_store(recipe: Recipe, store: SpectrumStore) -> None:
+    """Raises UserError for the first thing that a recipe says of its stored teacher and that is not so.
+
+    What a recipe does not mention is the store's to decide.
+    """
+    settings, manifest = recipe.teacher, store.manifest
+    said = {
+        "teacher": ("model", settings.model),
+        "revision": ("revision", settings.revision),
+        "prompt_template": ("prompt_template", settings.prompt_template),
+        "system_prompt": ("system_prompt", settings.system_prompt),
+        "max_length": ("max_length", settings.max_length),
+    }
+    for field, (key, value) in said.items():
+        there = getattr(manifest, field)
+        # No model, or no revision, is none named; no system prompt is something said.
+        named = value is not None or key == "system_prompt"
+        if key in settings.model_fields_set and named and value != there:
+            raise _differs(recipe, f"teacher.{key}", field, value, there)
+    if "codec" in settings.model_fields_set:
+        ours, theirs = settings.codec.model_dump(), manifest.codec.precision
+        for name in settings.codec.model_fields_set:
+            if ours[name] != theirs.get(name):
+                field = f"codec.precision.{name}"
+                raise _differs(recipe, f"teacher.codec.{name}", field, ours[name], theirs.get(name))
+    temperature = recipe.objective.teacher_temperature
+    if temperature != manifest.temperature:
+        raise _differs(recipe, "objective.teacher_temperature", "temperature", temperature, manifest.temperature)
+    if (needed := recipe.objective.num_top_ids) > manifest.top_ids:
+        problem = f"{needed}, but the store at {settings.path} was built with store.top_ids {manifest.top_ids}"
+        fewer = f"set it to {manifest.top_ids} or less, or " if manifest.top_ids else ""
+        raise UserError("objective.top_ids", problem, f"{fewer}build a store with store.top_ids {needed}")
+
+
+def _differs(recipe: Recipe, key: str, field: str, value: object, there: object) -> UserError:
+    problem = f"{value!r}, but the store at {recipe.teacher.path} was built with {field} {there!r}"
+    return UserError(key, problem, "set it to that, leave it out, or build a store with it")

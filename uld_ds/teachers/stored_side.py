@@ -45,6 +45,7 @@ class StoredSide:
 
     def __init__(self, store: SpectrumStore) -> None:
         # Which likeliest tokens are there has no say in how examples are paired.
+        self.tokenizer_digest: str = store.manifest.tokenizer_digest
         self._identity = store.manifest.identity.model_dump(mode="json", exclude={"top_ids"})
         self._layouts = {digest: (turns, spans.astype(np.int32)) for digest, turns, spans in store.layouts()}
 

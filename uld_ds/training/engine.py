@@ -166,17 +166,7 @@ class DistillationEngine:
         def consume(hidden: Tensor, head: Head) -> Tensor:
             with clock.phase("loss"):
                 watch.begin(micro_batch, hidden)
-                loss, parts = self.objective(
-                    hidden,
-                    head,
-                    batch,
-                    micro_batch.student_segments,
-                    teacher.spectrum,
-                    weights,
-                    teacher.log_probs,
-                    teacher.top,
-                    teacher.first_log_probs,
-                )
+                loss, parts = self.objective(hidden, head, micro_batch, teacher, weights)
                 in_text = batch.answer_in_text * micro_batch.example_weight[batch.answer_example]
                 nats = parts.pop("token_nats")
                 watch.end(loss, nats)
@@ -263,6 +253,11 @@ class DistillationEngine:
             suspects=suspects,
             reason=reason,
         )
+
+    def close(self) -> None:
+        """Free both models: memory, hooks and groups. Nothing else may be called afterwards."""
+        self.student.destroy()
+        del self.student, self.teacher
 
     def answer_scores(self, micro_batch: MicroBatch) -> Tensor:
         """[A, 2] natural log-probability that the student gives each answer token, and its likeliest token there."""

@@ -20,9 +20,8 @@ from uld_ds.models.adapters import shaped
 from uld_ds.models.architectures import DTYPES, SAFE_WEIGHTS, auto_class, is_encoder_decoder
 from uld_ds.models.quantization import loading_options, settle
 from uld_ds.models.row_model import RowModel, choose_head_path
-from uld_ds.recipe import ModelSettings, TeacherSettings
+from uld_ds.recipe import ModelSettings, StudentSettings, TeacherSettings, TrainingSettings
 from uld_ds.recipe.models import code_options
-from uld_ds.runs.job import Job
 from uld_ds.training.deepspeed_config import zero_stage
 from uld_ds.training.lr_schedule import learning_rate_factor
 from uld_ds.utils.host_memory import return_free_memory
@@ -65,22 +64,42 @@ def load_teacher(place: str, settings: TeacherSettings, config: dict[str, Any], 
     return engine
 
 
-def load_student(job: Job, device: torch.device, total_steps: int) -> Any:
-    """The student in an engine with optimizer and learning-rate schedule."""
-    config = job.student_deepspeed
-    settings = job.recipe.student
+def load_student(
+    place: str,
+    settings: StudentSettings,
+    config: dict[str, Any],
+    *,
+    training: TrainingSettings,
+    seed: int,
+    total_steps: int,
+    device: torch.device,
+) -> Any:
+    """Load the student into a DeepSpeed engine with optimizer and learning-rate schedule.
+
+    Args:
+        place: directory or hub id.
+        settings: the recipe's.
+        config: complete DeepSpeed configuration.
+        training: the learning rate's schedule.
+        seed: of the weights of new adapters.
+        total_steps: optimizer steps of the whole run, for the schedule.
+        device: of this rank.
+
+    Raises:
+        RunError: weights are missing, unexpected or of another shape.
+    """
     quantisation: dict[str, Any] = {}
     if settings.quantise is not None:
-        of_model = AutoConfig.from_pretrained(job.student, revision=settings.revision, **code_options(settings))
+        of_model = AutoConfig.from_pretrained(place, revision=settings.revision, **code_options(settings))
         quantisation = loading_options(settings, of_model, DTYPES[settings.precision], device)
-    lm: Any = _from_pretrained(job.student, settings, config, **quantisation)
+    lm: Any = _from_pretrained(place, settings, config, **quantisation)
     if quantisation:
         settle(lm)
     if settings.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    set_seed(job.recipe.run.seed)
+    set_seed(seed)
     model = RowModel(shaped(lm, settings))
-    factor = learning_rate_factor(job.recipe.training.schedule, total_steps)
+    factor = learning_rate_factor(training.schedule, total_steps)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=_parameter_groups(model),

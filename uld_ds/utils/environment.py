@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from uld_ds import __version__
+from uld_ds.version import __version__
 
 REVISION = "ULD_DS_REVISION"
 """Environment variable that says which revision of the code an image holds, where there is no git to ask."""

@@ -20,6 +20,7 @@ from uld_ds.teachers.cached import RememberingTeacher
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.source import TeacherSource
 from uld_ds.training.engine import DistillationEngine
+from uld_ds.training.teacher_setup import TeacherSetup
 from uld_ds.utils.distributed import Ranks
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import Redactor
@@ -64,6 +65,17 @@ class ReportKeeper:
         self._showcase.write(who, spectra=spectra, calibration=calibration)
 
     def teacher(
+        self, setup: TeacherSetup, source: TeacherSource, rows: Dataset, calibration: dict[str, Any] | None
+    ) -> None:
+        """Keep what the report says of the teacher on its ``rows``, as far as there is one to ask. Collective."""
+        if setup.tokenizer is not None:
+            self._present_teacher(source, setup.batcher(rows), setup.tokenizer, calibration)
+            return
+        store = setup.store_of(rows, held_out=self._job.recipe.data.eval is not None)
+        if store is not None:
+            self._stored_teacher(store, calibration)
+
+    def _present_teacher(
         self,
         teacher: TeacherSource,
         batcher: TeacherBatcher,
@@ -81,7 +93,7 @@ class ReportKeeper:
         answers = sample_answers(teacher.language_model, tokenizer, self._rows, "teacher", tokens, self._device)
         self._showcase.write("teacher", spectra=spectra, calibration=calibration, answers=answers)
 
-    def stored_teacher(self, teacher: TeacherSource, calibration: dict[str, Any] | None) -> None:
+    def _stored_teacher(self, teacher: TeacherSource, calibration: dict[str, Any] | None) -> None:
         """A teacher that was asked beforehand."""
         said = TeacherTokens.cat(teacher.answers(range(self._showcase.num_examples), 0))
         spectra = self._showcase.of_store(said.spectrum.head, said.log_probs.exp())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from tests.helpers.segments import micro_batch_of, teacher_of
 from uld_ds.batches import SegmentRows, SideBatch
 from uld_ds.losses.normalization import RowWeights
 from uld_ds.losses.objective import Objective
@@ -45,7 +46,7 @@ def loss_of(
     batch = SideBatch(nothing, nothing, nothing, ids, nothing, nothing)
     segments = SegmentRows(rows, nothing, nothing, nothing, nothing, nothing)
     weights = RowWeights(*[torch.full((len(ids),), 1 / len(ids))] * 2)
-    loss, _ = Objective(settings)(hidden, head, batch, segments, spectrum, weights)
+    loss, _ = Objective(settings)(hidden, head, micro_batch_of(batch, segments), teacher_of(spectrum), weights)
     return loss
 
 

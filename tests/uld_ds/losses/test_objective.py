@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedConfig
 
+from tests.helpers.segments import micro_batch_of, teacher_of
 from uld_ds.alignment.vocabulary_mapping import NONE, VocabularyRelations
 from uld_ds.batches import SegmentRows, SideBatch
 from uld_ds.losses.normalization import RowWeights
@@ -150,13 +151,9 @@ class Case:
         loss, parts = Objective.of(settings, relations, total_steps=total_steps).at(step)(
             leaves[0],
             self.head(leaves),
-            self.batch,
-            segments,
-            spectrum,
+            micro_batch_of(self.batch, segments),
+            teacher_of(spectrum, self.teacher_log_probs, top),
             self.weights,
-            self.teacher_log_probs,
-            top,
-            self.teacher_log_probs,
         )
         (loss * 2).backward()
         return loss.item(), [leaf.grad / 2 for leaf in leaves if leaf.grad is not None], parts
@@ -273,7 +270,11 @@ def test_no_segment_leaves_cross_entropy() -> None:
     spectrum = Spectrum.from_logits(example.teacher)[:0]
     weights = RowWeights(example.weights.answers, torch.empty(0))
     loss, parts = Objective(ObjectiveSettings())(
-        hidden, Head(weight, None, LogitMap()), example.batch, segments, spectrum, weights
+        hidden,
+        Head(weight, None, LogitMap()),
+        micro_batch_of(example.batch, segments),
+        teacher_of(spectrum),
+        weights,
     )
     assert loss.item() == pytest.approx(parts["ce"].item())
     assert parts["uld"].item() == 0
@@ -287,9 +288,8 @@ def test_unaligned_spectra_are_refused() -> None:
         Objective(ObjectiveSettings())(
             hidden,
             Head(weight, None, LogitMap()),
-            example.batch,
-            segments_of(SEGMENTS, STOPS, ANSWERS),
-            spectrum,
+            micro_batch_of(example.batch, segments_of(SEGMENTS, STOPS, ANSWERS)),
+            teacher_of(spectrum),
             example.weights,
         )
 
@@ -306,13 +306,12 @@ def test_terms_without_what_they_need_are_refused() -> None:
     hidden, weight = example.leaves(torch.float32)
     with pytest.raises(ValueError, match=r"\['likelihood_boundary'\] need to know how the two vocabularies relate"):
         Objective.of(ObjectiveSettings(likelihood=1.0, likelihood_boundary=0.1))
-    with pytest.raises(ValueError, match="classical needs the teacher's likeliest tokens"):
+    with pytest.raises(ValueError, match="classical needs the teacher's top-k tokens"):
         Objective.of(ObjectiveSettings(classical=1.0))(
             hidden,
             Head(weight, None, LogitMap()),
-            example.batch,
-            segments_of(SEGMENTS, STOPS, ANSWERS),
-            Spectrum.from_logits(example.teacher),
+            micro_batch_of(example.batch, segments_of(SEGMENTS, STOPS, ANSWERS)),
+            teacher_of(Spectrum.from_logits(example.teacher)),
             example.weights,
         )
 
@@ -330,7 +329,7 @@ def test_gradients_of_many_bf16_chunks_add_up_in_fp32(monkeypatch: pytest.Monkey
         weights = RowWeights(torch.ones(repeats), torch.ones(1))
         spectrum = Spectrum.from_logits(example.teacher[:1])
         loss, _ = Objective(ObjectiveSettings(uld=0.0))(
-            hidden, Head(weight, None, LogitMap()), batch, segments, spectrum, weights
+            hidden, Head(weight, None, LogitMap()), micro_batch_of(batch, segments), teacher_of(spectrum), weights
         )
         loss.backward()
         assert weight.grad is not None

@@ -20,6 +20,7 @@ from transformers import (
 
 from tests.helpers import tokenizers_zoo as zoo
 from tests.helpers.ranks import run_on_ranks
+from tests.helpers.segments import teacher_of
 from tests.helpers.tiny import save_tiny_model, save_tiny_t5
 from tests.integration.test_encoder_decoder import prepared
 from uld_ds.checkpointing.export import export_student
@@ -185,7 +186,7 @@ def one_step(config: dict[str, Any], target: str) -> dict[str, Any]:
     student.train()
     loss = student(
         side, side.answer_rows,
-        lambda hidden, head: objective(hidden, head, side, micro_batch.student_segments, spectrum, weights)[0],
+        lambda hidden, head: objective(hidden, head, micro_batch, teacher_of(spectrum), weights)[0],
     )  # fmt: skip
     student.backward(loss * ranks.size)
     learning = {name: p for name, p in student.module.named_parameters() if p.requires_grad}

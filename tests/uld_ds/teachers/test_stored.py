@@ -14,7 +14,7 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoTokenizer
 
-from launcher.drivers.store import check_store, part_of
+from launcher.drivers.store import part_of
 from tests.helpers.engines import CPU, build, prepared_job, teacher_of, variant, window_of
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.tiny import save_tiny_model
@@ -35,7 +35,7 @@ from uld_ds.teachers.store.manifest import CodecFacts, StoreIdentity
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.store.shard import StoredExample, spans_of
 from uld_ds.teachers.store.writer import StoreWriter
-from uld_ds.teachers.stored import StoredTeacher
+from uld_ds.teachers.stored import StoredTeacher, check_store
 from uld_ds.teachers.stored_side import StoredSide
 from uld_ds.utils.distributed import Ranks
 from uld_ds.workers.store import StoreBuild, StorePart

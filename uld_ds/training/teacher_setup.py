@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -26,10 +25,9 @@ from uld_ds.teachers.stored import StoredTeacher, held_out_store
 from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.training.engines import load_teacher
 from uld_ds.utils.distributed import Ranks
-from uld_ds.workers.report_snapshots import ReportKeeper
 
 
-class TeacherSide:
+class TeacherSetup:
     """What a worker asks about the teacher.
 
     Args:
@@ -83,7 +81,7 @@ class TeacherSide:
         objective = self._job.recipe.objective
         return OnlineTeacher(
             load_teacher(self._job.teacher, self._settings, self._job.teacher_deepspeed, self._device),
-            self._batcher(rows),
+            self.batcher(rows),
             ranks=self._ranks,
             device=self._device,
             temperature=objective.teacher_temperature,
@@ -101,28 +99,20 @@ class TeacherSide:
 
     def scores(self, source: TeacherSource, held_out: Dataset) -> Scores | None:
         """How the teacher scores held-out answers; None when nobody asked it about them."""
-        batcher = self._batcher(held_out)
+        batcher = self.batcher(held_out)
         if self._settings.source == "online":
             return of_teacher(source, batcher, self._device)
-        assert self._settings.path is not None
-        store = held_out_store(self._settings.path)
-        return None if store is None else of_stored(StoredTeacher(store, held_out), batcher, self._device)
+        stored = self.store_of(held_out, held_out=True)
+        return None if stored is None else of_stored(stored, batcher, self._device)
 
-    def show(
-        self, report: ReportKeeper, source: TeacherSource, rows: Dataset, calibration: dict[str, Any] | None
-    ) -> None:
-        """Keeps what the report says of the teacher on its ``rows``, as far as there is one to ask. Collective."""
-        if self.tokenizer is not None:
-            report.teacher(source, self._batcher(rows), self.tokenizer, calibration)
-            return
+    def store_of(self, rows: Dataset, *, held_out: bool) -> StoredTeacher | None:
+        """Open the store of ``rows``, training or held-out ones; None when the latter were never stored."""
         path = self._settings.path
         assert path is not None
-        held_out = self._job.recipe.data.eval is not None
         store = held_out_store(path) if held_out else SpectrumStore.open(path, key="teacher.path")
-        if store is not None:
-            report.stored_teacher(StoredTeacher(store, rows), calibration)
+        return None if store is None else StoredTeacher(store, rows)
 
-    def _batcher(self, rows: Dataset) -> TeacherBatcher:
+    def batcher(self, rows: Dataset) -> TeacherBatcher:
         return TeacherBatcher(rows, padding=self._padding, max_tokens=self._settings.max_tokens_per_forward)
 
     def _load_tokenizer(self, place: str) -> PreTrainedTokenizerBase:

@@ -1,0 +1,46 @@
+"""The micro-batches of each optimizer step on one rank: which examples, in which order, for how many steps."""
+
+from __future__ import annotations
+
+from uld_ds.batches import MicroBatch
+from uld_ds.data.batching import Batcher
+from uld_ds.data.sampling import deal, num_run_examples, num_steps, step_examples
+from uld_ds.recipe import TrainingSettings
+from uld_ds.utils.distributed import Ranks
+
+
+class StepBatches:
+    """Windows of a run by step number: a pure function of the data, the settings and the seed.
+
+    Args:
+        batcher: the training examples.
+        training: length of the run, batch and micro-batch size.
+        seed: of the order of examples.
+        ranks: the process group; a step sees the same examples whatever its size.
+    """
+
+    def __init__(self, batcher: Batcher, training: TrainingSettings, *, seed: int, ranks: Ranks) -> None:
+        self._batcher = batcher
+        self._training = training
+        self._seed = seed
+        self._ranks = ranks
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        training = self._training
+        return num_steps(len(self._batcher), training.batch_size, epochs=training.epochs, steps=training.steps)
+
+    def window(self, step: int) -> list[MicroBatch]:
+        """Make this rank's micro-batches of optimizer step ``step``, counted from 0."""
+        training, num_examples = self._training, len(self._batcher)
+        total = None if training.epochs is None else num_run_examples(num_examples, training.epochs)
+        indices = step_examples(step, num_examples, training.batch_size, self._seed, total=total)
+        dealt = deal(
+            indices,
+            self._batcher.lengths,
+            rank=self._ranks.rank,
+            ranks=self._ranks.size,
+            micro_batch_size=training.micro_batch_size,
+        )
+        return self._batcher.window(dealt)

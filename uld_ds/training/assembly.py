@@ -1,0 +1,105 @@
+"""The parts of a run on one rank: engines, batches and evaluators, put together from its job. It knows no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from uld_ds.data.batching import Batcher, padding_id
+from uld_ds.data.step_batches import StepBatches
+from uld_ds.evaluation.bits_per_byte import of_student
+from uld_ds.evaluation.held_out import Evaluation, HeldOut
+from uld_ds.losses.objective import Objective
+from uld_ds.runs.job import Job
+from uld_ds.tokenization.loading import load_tokenizer
+from uld_ds.training.callbacks import Evaluator
+from uld_ds.training.engine import DistillationEngine
+from uld_ds.training.engines import load_student
+from uld_ds.training.teacher_setup import TeacherSetup
+from uld_ds.utils.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What a trainer works with, and what its surroundings may want to look at."""
+
+    engine: DistillationEngine
+    batches: StepBatches
+    evaluators: dict[str, Evaluator]
+    """How ``teacher`` and ``student`` are measured on held-out examples; empty where there are none."""
+    teacher: TeacherSetup
+    tokenizer: PreTrainedTokenizerBase
+    """The student's."""
+    shown: Batcher
+    """The student's side of the examples that a report shows: held-out ones where there are some."""
+    train_rows: Dataset
+    """Prepared training examples."""
+
+
+def assemble(
+    job: Job,
+    *,
+    ranks: Ranks,
+    device: torch.device,
+    begins: bool = True,
+    stage: Callable[[str], None] = lambda _: None,
+) -> Assembly:
+    """Load teacher and student into their engines, and lay out the data. Collective.
+
+    Args:
+        job: the run.
+        ranks: the process group, which is initialized.
+        device: of this rank.
+        begins: the run does not resume from a checkpoint, so the teacher itself is measured, too.
+        stage: told what takes a while.
+
+    Raises:
+        UserError, RunError: a model or a store cannot be loaded.
+    """
+    recipe = job.recipe
+    tokenizer = load_tokenizer(job.student, recipe.student.revision, "student.model")
+    setup = TeacherSetup(job, ranks=ranks, device=device, stage=stage)
+    train_rows = job.split("train").rows
+    eval_rows = job.split("eval").rows if recipe.data.eval else None
+
+    def batcher(rows: Dataset) -> Batcher:
+        return Batcher(rows, padding=padding_id(tokenizer), merge=recipe.objective.merge)
+
+    train_data = batcher(train_rows)
+    batches = StepBatches(train_data, recipe.training, seed=recipe.run.seed, ranks=ranks)
+    # Teacher first: its sharding must not see the student's configuration.
+    source = setup.source(train_rows, begins=begins)
+    stage("loading the student")
+    student = load_student(
+        job.student,
+        recipe.student,
+        job.student_deepspeed,
+        training=recipe.training,
+        seed=recipe.run.seed,
+        total_steps=batches.num_steps,
+        device=device,
+    )
+    objective = Objective.of(recipe.objective, setup.relations(tokenizer), device, total_steps=batches.num_steps)
+    engine = DistillationEngine(student, source, objective, ranks=ranks, device=device)
+    if eval_rows is None:
+        return Assembly(engine, batches, {}, setup, tokenizer, train_data, train_rows)
+    eval_data = batcher(eval_rows)
+    evaluators = _evaluators(job, engine, setup, eval_rows, eval_data)
+    return Assembly(engine, batches, evaluators, setup, tokenizer, eval_data, train_rows)
+
+
+def _evaluators(
+    job: Job, engine: DistillationEngine, setup: TeacherSetup, rows: Dataset, data: Batcher
+) -> dict[str, Evaluator]:
+    size = job.recipe.evaluation.micro_batch_size
+    held_out = HeldOut(data, micro_batch_size=size, ranks=engine.ranks, device=engine.device)
+
+    def teacher() -> Evaluation | None:
+        scores = setup.scores(engine.teacher, rows)
+        return None if scores is None else held_out.measure(scores)
+
+    return {"teacher": teacher, "student": lambda: held_out.measure(of_student(engine))}

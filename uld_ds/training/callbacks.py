@@ -1,0 +1,81 @@
+"""What a trainer tells its surroundings while it trains, and the checkpoints it asks them for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+from uld_ds.checkpointing.state import TrainState
+from uld_ds.evaluation.held_out import Evaluation
+from uld_ds.training.step_result import StepResult
+
+Who = Literal["teacher", "before", "student", "after"]
+"""Whom a held-out evaluation measured: the teacher, or the student before, during and after training."""
+
+
+Evaluator = Callable[[], Evaluation | None]
+"""Measures a model on held-out examples; None when there is nobody to ask. Collective."""
+
+
+class TrainerCallback:
+    """Observer of a training run; every method does nothing until it is overridden.
+
+    Methods are called on every rank alike, so they may communicate, if all ranks do.
+    """
+
+    def on_stage(self, text: str) -> None:
+        """Hear what is about to take a while."""
+
+    def on_warning(self, text: str) -> None:
+        """Hear of something that a person should look at."""
+
+    def on_start(self, state: TrainState, total_steps: int, *, resumed: bool) -> None:
+        """Begin: after a checkpoint was restored, or with a student that no step has changed."""
+
+    def on_evaluation(self, state: TrainState, who: Who, evaluation: Evaluation | None) -> None:
+        """Take a held-out evaluation; None where there is nothing to measure, or nobody to ask."""
+
+    def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of a step that was applied; ``state.step`` counts it."""
+
+    def on_skipped(self, state: TrainState, result: StepResult) -> None:
+        """Hear of a step that changed nothing, because something in it was not finite."""
+
+    def on_loss_spike(self, state: TrainState, height: float) -> None:
+        """Hear of a loss ``height`` robust standard deviations above the recent median."""
+
+    def before_checkpoint(self, state: TrainState) -> None:
+        """Put on disk what a run that resumes from this checkpoint will not compute again."""
+
+    def on_checkpoint(self, state: TrainState, seconds: float) -> None:
+        """Take the seconds that training was held up by a checkpoint."""
+
+
+class Checkpointer(Protocol):
+    """Where a trainer's checkpoints go; all methods are collective."""
+
+    def restore(self, student: Any, warn: Callable[[str], None]) -> TrainState | None:
+        """Load the latest checkpoint into the engine; None when there is none."""
+        ...
+
+    def save(self, student: Any, state: TrainState, metrics: dict[str, Any], *, best: bool = False) -> None:
+        """Begin to write a checkpoint of this step."""
+        ...
+
+    def wait(self) -> None:
+        """Return when what was begun is written."""
+        ...
+
+
+class NoCheckpoints:
+    """A ``Checkpointer`` that keeps nothing: for runs that are short enough to be done again."""
+
+    def restore(self, student: Any, warn: Callable[[str], None]) -> TrainState | None:
+        """Find nothing."""
+        return None
+
+    def save(self, student: Any, state: TrainState, metrics: dict[str, Any], *, best: bool = False) -> None:
+        """Write nothing."""
+
+    def wait(self) -> None:
+        """Return at once."""

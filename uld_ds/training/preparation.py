@@ -1,0 +1,144 @@
+"""What a run needs before any engine is loaded: where its models are, and its data, prepared for both tokenizers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from uld_ds.data.prepare import Preparer
+from uld_ds.data.prepared import Split
+from uld_ds.data.sides import Side, TextSide
+from uld_ds.data.sources import training_texts
+from uld_ds.errors import UserError
+from uld_ds.models.locate import locate_model
+from uld_ds.models.student import make_student
+from uld_ds.recipe import Recipe
+from uld_ds.teachers.store.reader import SpectrumStore
+from uld_ds.teachers.stored import check_store, held_out_store
+from uld_ds.teachers.stored_side import StoredSide
+
+log = logging.getLogger(__name__)
+
+FEW_ALIGNED = 0.5
+
+
+def student_place(recipe: Recipe, folder: Path) -> str:
+    """Find the student, or make it in ``folder`` where the recipe describes a new one.
+
+    Raises:
+        UserError: it is not there, or cannot be made.
+    """
+    settings = recipe.student
+    if (settings.from_config, settings.tokenizer, settings.keep_layers) == (None, None, None):
+        return locate_model(settings, "student")
+    return str(make_student(settings, lambda: training_texts(recipe.data), recipe.run.seed, folder))
+
+
+def teacher_sides(recipe: Recipe, student: TextSide) -> tuple[str, dict[str, Side]]:
+    """Find the teacher, or the store of its outputs, and its side of each split.
+
+    Args:
+        recipe: the run's.
+        student: its side, which stands in for held-out examples that no teacher output was stored of.
+
+    Returns:
+        Directory, hub id or name of the teacher, and the sides of ``train`` and ``eval``.
+
+    Raises:
+        UserError: it is not there, or the store is of something else than the recipe says.
+    """
+    settings = recipe.teacher
+    if settings.source == "online":
+        place = locate_model(settings, "teacher")
+        side = TextSide.of_model(place, settings, "teacher", "teacher.model")
+        return place, {"train": side, "eval": side}
+    assert settings.path is not None
+    store = SpectrumStore.open(settings.path, key="teacher.path")
+    check_store(recipe, store)
+    held_out = held_out_store(settings.path) if recipe.data.eval is not None else None
+    # Without the teacher's outputs for them, held-out examples are the student's alone.
+    return store.manifest.teacher, {
+        "train": StoredSide(store),
+        "eval": student if held_out is None else StoredSide(held_out),
+    }
+
+
+def share_a_tokenizer(student: TextSide, teacher: Side) -> bool:
+    """Whether a token's id means the same on both sides, whatever their chat templates."""
+    if isinstance(teacher, StoredSide):
+        return teacher.tokenizer_digest == student.tokenizer_digest
+    assert isinstance(teacher, TextSide)
+    return teacher.tokenizer.get_vocab() == student.tokenizer.get_vocab()
+
+
+def check_identities(recipe: Recipe, teacher: Side, *, shared: bool) -> None:
+    """Check that the objective's terms can know what they compare.
+
+    Args:
+        recipe: the run's.
+        teacher: its side of the training data.
+        shared: whether both sides have one tokenizer.
+
+    Raises:
+        UserError: tokens are to be compared by ids that mean different things, or by what stored ids spell, which is
+            not known.
+    """
+    if recipe.objective.needs_vocabularies and isinstance(teacher, StoredSide):
+        _check_stored_tokenizer(recipe, teacher.tokenizer_digest)
+    if recipe.objective.classical and not shared:
+        raise UserError(
+            "objective.classical",
+            f"{recipe.objective.classical} needs one tokenizer on both sides, but teacher and student have two",
+            "set it to 0 and give objective.uld or objective.hybrid a weight: they compare any two tokenizers",
+        )
+
+
+def _check_stored_tokenizer(recipe: Recipe, digest: str) -> None:
+    """Check that the tokenizer at hand is the one whose ids a store holds: what they spell only that one knows."""
+    settings = recipe.teacher
+    if settings.model is None:
+        raise UserError(
+            "teacher.model",
+            "is missing: objective.hybrid, projection and likelihood_boundary ask its tokenizer what stored ids spell",
+            "name the model whose words are stored, or set them to 0",
+        )
+    place = locate_model(settings, "teacher")
+    own = TextSide.of_model(place, settings, "teacher", "teacher.model").tokenizer_digest
+    if own != digest:
+        raise UserError(
+            "teacher.model",
+            f"{settings.model!r} has another tokenizer than the store in teacher.path was built with",
+            "name the model whose words are stored",
+        )
+
+
+def prepared_splits(recipe: Recipe, student: TextSide, sides: dict[str, Side], cache: Path) -> dict[str, Split]:
+    """Prepare the recipe's splits, or find them in ``cache``, which all runs share that prepare the same rows alike.
+
+    Returns:
+        ``train``, and ``eval`` where the recipe has held-out examples.
+
+    Raises:
+        UserError: a source cannot be read, or a row cannot be used.
+    """
+    sources = {"train": recipe.data.train, "eval": recipe.data.eval}
+    return {
+        name: Preparer(recipe, student, sides[name]).prepare(source, f"data.{name}", cache)
+        for name, source in sources.items()
+        if source is not None
+    }
+
+
+def warn_of_splits(splits: dict[str, Split]) -> None:
+    """Warn of held-out examples that are trained on, and of tokenizers that hardly agree."""
+    if "eval" in splits:
+        shared = set(splits["train"].rows["digest"]) & set(splits["eval"].rows["digest"])
+        if shared:
+            log.warning("%d held-out examples are also training examples: data.eval measures memory, too", len(shared))
+    facts = splits["train"].facts
+    if facts.alignment_rate < FEW_ALIGNED:
+        log.warning(
+            "only %.0f %% of the student's answer tokens begin a segment: the teacher says nothing about the others. "
+            "`uld-ds align` shows why; objective.merge=chain uses more of it",
+            100 * facts.alignment_rate,
+        )

@@ -1,0 +1,70 @@
+"""A progress bar for a trainer in a terminal or a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from uld_ds.checkpointing.state import TrainState
+from uld_ds.evaluation.held_out import Evaluation
+from uld_ds.training.callbacks import TrainerCallback, Who
+from uld_ds.training.step_result import StepResult
+
+
+class ProgressBar(TrainerCallback):
+    """Shows steps, loss, throughput and time left, and prints held-out evaluations and warnings.
+
+    Args:
+        console: where; by default standard error, or the notebook.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task: TaskID | None = None
+        self._total = 0
+
+    def on_start(self, state: TrainState, total_steps: int, *, resumed: bool) -> None:
+        """Begin the bar."""
+        self._total = total_steps
+        self._task = self._progress.add_task("steps", total=total_steps, completed=state.step, loss="")
+        self._progress.start()
+
+    def on_stage(self, text: str) -> None:
+        """Print what takes a while."""
+        self._console.print(text, style="dim", highlight=False)
+
+    def on_warning(self, text: str) -> None:
+        """Print what a person should look at."""
+        self._console.print(f"warning: {text}", style="yellow", highlight=False)
+
+    def on_evaluation(self, state: TrainState, who: Who, evaluation: Evaluation | None) -> None:
+        """Print held-out bits per byte; the last one ends the bar."""
+        if evaluation is not None:
+            about = "teacher" if who == "teacher" else f"student, step {state.step}"
+            self._console.print(f"held-out bits per byte ({about}): {evaluation.bits_per_byte:.4f}", highlight=False)
+        if who == "after":
+            self._progress.stop()
+
+    def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Move the bar."""
+        loss, speed = metrics["train/loss"], metrics["tokens_per_second"]
+        self._advance(state, f"loss {loss:.4f}, {speed:,.0f} tokens/s")
+
+    def on_skipped(self, state: TrainState, result: StepResult) -> None:
+        """Move the bar, and say that the step changed nothing."""
+        self.on_warning(f"step {state.step} was skipped: {result.reason}")
+        self._advance(state, "skipped")
+
+    def _advance(self, state: TrainState, text: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=state.step, loss=text)

@@ -1,0 +1,258 @@
+"""The training loop: steps, held-out evaluations, checkpoints, and an end that can be asked for. It knows no Ray."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from uld_ds.batches import MicroBatch
+from uld_ds.checkpointing.export import export_student
+from uld_ds.checkpointing.state import TrainState
+from uld_ds.recipe import Recipe, parse_recipe
+from uld_ds.runs.phases import with_other
+from uld_ds.training.assembly import assemble
+from uld_ds.training.callbacks import Checkpointer, Evaluator, NoCheckpoints, TrainerCallback, Who
+from uld_ds.training.engine import DistillationEngine
+from uld_ds.training.local import prepare_job
+from uld_ds.training.loss_spikes import SpikeDetector
+from uld_ds.training.progress_bar import ProgressBar
+from uld_ds.training.step_result import StepResult
+
+log = logging.getLogger(__name__)
+
+
+class Batches(Protocol):
+    """The data of a run, step by step."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        ...
+
+    def window(self, step: int) -> list[MicroBatch]:
+        """Make this rank's micro-batches of optimizer step ``step``, counted from 0."""
+        ...
+
+
+class Outcome(enum.Enum):
+    """How a call of ``Trainer.run`` ended."""
+
+    FINISHED = "finished"
+    """All steps are done."""
+    STOPPED = "stopped"
+    """It was told to stop, and has left a checkpoint."""
+    GAVE_UP = "gave up"
+    """Too many steps in a row were not finite; the last checkpoint is good."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training came to."""
+
+    outcome: Outcome
+    state: TrainState
+    """Of the last step: losses, tokens, bits per byte before, of the teacher and at the best checkpoint."""
+    bits_after: float | None
+    """Held-out bits per byte of the trained student; None without held-out examples, or when it did not finish."""
+
+
+class Trainer:
+    """Trains a student from its teacher's outputs, on every rank alike.
+
+    Args:
+        engine: one step of distillation.
+        batches: the data of each step.
+        recipe: its sections ``training`` and ``evaluation``, and ``run.seed``, say what is done when.
+        evaluators: how the ``teacher`` and the ``student`` are measured on held-out examples; without, nothing is.
+        checkpoints: where they go; by default there are none.
+        callbacks: told of everything, in order.
+        should_stop: asked before each step whether to leave with a checkpoint. Collective.
+        profiled: a context around each step, given its number from 1.
+    """
+
+    def __init__(
+        self,
+        engine: DistillationEngine,
+        batches: Batches,
+        recipe: Recipe,
+        *,
+        evaluators: Mapping[str, Evaluator] | None = None,
+        checkpoints: Checkpointer | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        should_stop: Callable[[], bool] = lambda: False,
+        profiled: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext(),
+    ) -> None:
+        self.engine = engine
+        self.batches = batches
+        self.recipe = recipe
+        self.total_steps = batches.num_steps
+        self._evaluators = evaluators or {}
+        self._checkpoints: Checkpointer = checkpoints or NoCheckpoints()
+        self._callbacks = tuple(callbacks)
+        self._should_stop = should_stop
+        self._profiled = profiled
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.history: list[dict[str, float]] = []
+        """Metrics of every step that was applied in this process, with its number as ``step``."""
+
+    @classmethod
+    def from_recipe(
+        cls, recipe: Recipe | Mapping[str, Any], *, callbacks: Sequence[TrainerCallback] | None = None
+    ) -> Trainer:
+        """Prepare data, load teacher and student, and make a trainer, in this process and without Ray.
+
+        Under ``torchrun`` every process calls this alike and is one rank; a process by itself is the only one. Prepared
+        data and cached teacher outputs go where a command's would, into ``run.storage``; there are no checkpoints and
+        no MLflow run: ``uld-ds train`` has these.
+
+        Args:
+            recipe: a recipe, or its sections as a mapping.
+            callbacks: told of everything; by default a progress bar on the first rank.
+
+        Raises:
+            UserError: something in the recipe cannot be done; the message names the key and the fix.
+            RunError: a model's weights cannot be loaded.
+        """
+        parsed = recipe if isinstance(recipe, Recipe) else parse_recipe(recipe)
+        job, ranks, device = prepare_job(parsed)
+        if callbacks is None:
+            callbacks = [ProgressBar()] if ranks.is_first else []
+        parts = assemble(job, ranks=ranks, device=device)
+        trainer = cls(parts.engine, parts.batches, parsed, evaluators=parts.evaluators, callbacks=callbacks)
+        trainer._tokenizer = parts.tokenizer
+        return trainer
+
+    def save(self, folder: str | Path) -> Path:
+        """Export the student as a Hugging Face directory: weights, configuration, tokenizer. Collective.
+
+        Args:
+            folder: replaced if it is there; written aside first.
+
+        Raises:
+            ValueError: this trainer was made of parts, and knows no tokenizer.
+        """
+        if self._tokenizer is None:
+            raise ValueError("a trainer that was not made by from_recipe knows no tokenizer: call export_student")
+        export_student(self.engine.student, self._tokenizer, Path(folder), self.engine.ranks)
+        return Path(folder)
+
+    def run(self) -> TrainResult:
+        """Train from where the last checkpoint left off to the end, or to where it is told to stop. Collective."""
+        restored = self._checkpoints.restore(self.engine.student, self._warn)
+        state = restored or TrainState()
+        self._tell("on_start", state, self.total_steps, resumed=restored is not None)
+        if restored is None:
+            state.bits_teacher = self._evaluate(state, "teacher")
+            state.bits_before = self._evaluate(state, "before")
+        outcome = self._train(state)
+        if outcome is not Outcome.FINISHED:
+            self._checkpoints.wait()
+            return TrainResult(outcome, state, None)
+        return TrainResult(outcome, state, self._evaluate(state, "after"))
+
+    def _train(self, state: TrainState) -> Outcome:
+        training, every = self.recipe.training, self.recipe.evaluation.every
+        saved = state.step
+        while state.step < self.total_steps:
+            if self._should_stop():
+                self._tell("on_stage", f"told to stop after step {state.step}")
+                if state.step > saved:
+                    self._save(state)
+                return Outcome.STOPPED
+            self._step(state)
+            if state.skipped_in_a_row >= training.max_skipped_steps:
+                return Outcome.GAVE_UP
+            # Before the checkpoint: a run that resumes from it does not look back.
+            bits = None
+            if every and state.step % every == 0 and state.step < self.total_steps:
+                bits = self._evaluate(state, "student")
+            if state.step % training.checkpoint_every == 0 or state.step == self.total_steps:
+                self._save(state, bits)
+                saved = state.step
+        return Outcome.FINISHED
+
+    def _step(self, state: TrainState) -> None:
+        begin = time.perf_counter()
+        # Dropout depends on the step, not on how often the run was restarted.
+        set_seed(step_seed(self.recipe.run.seed, state.step, self.engine.ranks.rank))
+        window = self.batches.window(state.step)
+        data_seconds = time.perf_counter() - begin
+        with self._profiled(state.step + 1):
+            result = self.engine.train_step(window)
+        seconds = time.perf_counter() - begin
+        state.step += 1
+        state.tokens += result.student_tokens + result.teacher_tokens
+        state.train_seconds += seconds
+        if result.skipped:
+            state.skipped += 1
+            state.skipped_in_a_row += 1
+            self._tell("on_skipped", state, result)
+            return
+        state.skipped_in_a_row = 0
+        state.final_loss = result.loss
+        height = SpikeDetector(self.recipe.training.loss_spike, state.recent_losses).add(result.loss)
+        if height is not None:
+            self._tell("on_loss_spike", state, height)
+        phases = result.seconds | {"data": data_seconds + result.seconds.get("data", 0.0)}
+        metrics = self._metrics(result, with_other(phases, seconds), seconds)
+        self.history.append({"step": state.step, **metrics})
+        self._tell("on_step", state, metrics)
+
+    def _metrics(self, result: StepResult, phases: Mapping[str, float], seconds: float) -> dict[str, float]:
+        return {
+            **result.metrics(),
+            "tokens_per_second": (result.student_tokens + result.teacher_tokens) / seconds,
+            "seconds/total": seconds,
+            **{f"seconds/{phase}": value for phase, value in phases.items()},
+            "peak_memory_bytes": float(peak_memory_bytes(self.engine.device)),
+        }
+
+    def _evaluate(self, state: TrainState, who: Who) -> float | None:
+        evaluator = self._evaluators.get("teacher" if who == "teacher" else "student")
+        evaluation = None
+        if evaluator is not None:
+            self._tell("on_stage", f"measuring held-out bits per byte ({who})")
+            evaluation = evaluator()
+        self._tell("on_evaluation", state, who, evaluation)
+        return None if evaluation is None else evaluation.bits_per_byte
+
+    def _save(self, state: TrainState, bits: float | None = None) -> None:
+        """Begin to write a checkpoint; ``bits`` are the held-out bits per byte of this very step, where known."""
+        best = bits is not None and (state.best_bits is None or bits < state.best_bits)
+        if best:
+            state.best_bits, state.best_step = bits, state.step
+        self._tell("before_checkpoint", state)
+        begin = time.perf_counter()
+        self._checkpoints.save(self.engine.student, state, {"loss": state.final_loss}, best=best)
+        # How long training was held up; what is written meanwhile is no part of it.
+        self._tell("on_checkpoint", state, time.perf_counter() - begin)
+
+    def _warn(self, text: str) -> None:
+        self._tell("on_warning", text)
+
+    def _tell(self, event: str, *arguments: Any, **options: Any) -> None:
+        for callback in self._callbacks:
+            getattr(callback, event)(*arguments, **options)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Mix three numbers into one 32-bit seed."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Measure the most memory this process has held: on its GPU, or resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
