@@ -50,7 +50,6 @@ def measure(folder: Path, form: str) -> dict[str, int]:
     import torch
 
     from uld_ds.recipe import parse_recipe
-    from uld_ds.runs.job import Job
     from uld_ds.training.deepspeed_config import student_config
     from uld_ds.training.engines import init_process_group, load_student
 
@@ -66,12 +65,12 @@ def measure(folder: Path, form: str) -> dict[str, int]:
         }
     )
     config = student_config(recipe, on_gpu=False)
-    job = Job(recipe, folder, "none", str(folder), "", "", False, config, {}, {})
     cpu, loading, step = torch.device("cpu"), PeakMemory("cpu"), PeakMemory("cpu")
     # Libraries that are imported when a model is first loaded are no part of it.
-    load_student(Job(recipe, folder, "none", str(folder / "small"), "", "", False, config, {}, {}), cpu, 1).destroy()
+    options: dict[str, Any] = {"training": recipe.training, "seed": 0, "total_steps": 1, "device": cpu}
+    load_student(str(folder / "small"), recipe.student, config, **options).destroy()
     with loading:
-        student = load_student(job, cpu, 1)
+        student = load_student(str(folder), recipe.student, config, **options)
     before = loading.before
     with step:
         ids = torch.arange(_TOKENS)[None]

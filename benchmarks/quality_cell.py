@@ -33,7 +33,6 @@ from uld_ds.losses.objective import Objective
 from uld_ds.models.locate import locate_model
 from uld_ds.models.student import make_student
 from uld_ds.recipe import Recipe
-from uld_ds.runs.job import Job
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher, held_out_store
 from uld_ds.teachers.stored_side import StoredSide
@@ -72,9 +71,16 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     cache = folder / "prepared"
     train = Preparer(recipe, side, StoredSide(store)).prepare(recipe.data.train, "data.train", cache)
     evaluated = Preparer(recipe, side, StoredSide(held_out)).prepare(recipe.data.eval, "data.eval", cache)
-    job = Job(recipe, folder, "", str(place), "", "", False, student_config(recipe, on_gpu=False), {}, {})
     engine = DistillationEngine(
-        load_student(job, CPU, cell.steps(size)),
+        load_student(
+            str(place),
+            recipe.student,
+            student_config(recipe, on_gpu=False),
+            training=recipe.training,
+            seed=recipe.run.seed,
+            total_steps=cell.steps(size),
+            device=CPU,
+        ),
         StoredTeacher(store, train.rows),
         objective_of(recipe, side, size.steps[cell.student]),
         ranks=Ranks.current(),

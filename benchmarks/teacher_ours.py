@@ -12,22 +12,15 @@ from pathlib import Path
 
 import torch
 
-from uld_ds.data.batching import Batcher
 from uld_ds.data.prepare import Preparer
-from uld_ds.data.sampling import deal, step_examples
-from uld_ds.data.teacher_batching import TeacherBatcher
-from uld_ds.losses.objective import Objective
 from uld_ds.recipe import load_recipe
 from uld_ds.runs.job import Job
-from uld_ds.teachers.online import OnlineTeacher
-from uld_ds.teachers.source import TeacherSource
 from uld_ds.teachers.store.reader import SpectrumStore
-from uld_ds.teachers.stored import StoredTeacher
 from uld_ds.teachers.stored_side import StoredSide
 from uld_ds.tokenization.loading import load_tokenizer
+from uld_ds.training.assembly import assemble
 from uld_ds.training.deepspeed_config import student_config, teacher_config
-from uld_ds.training.engine import DistillationEngine
-from uld_ds.training.engines import init_process_group, load_student, load_teacher
+from uld_ds.training.engines import init_process_group
 from uld_ds.utils.distributed import Ranks
 from uld_ds.utils.host_memory import hand_back_large_blocks
 
@@ -39,7 +32,7 @@ def main() -> None:
     parser.add_argument("--store")
     options = parser.parse_args()
     workers = int(os.environ["WORLD_SIZE"])
-    changes = [f"training.micro_batch_size={options.micro}", f"cluster.workers={workers}"]
+    changes = ["teacher.remember=false", f"training.micro_batch_size={options.micro}", f"cluster.workers={workers}"]
     if options.store:
         changes += ["teacher.source=stored", f"teacher.path={options.store}"]
     recipe = load_recipe(options.recipe, changes)
@@ -57,22 +50,12 @@ def main() -> None:
     split = Preparer(recipe, tokenizer, side).prepare(recipe.data.train, "data.train", cache)
     configs = student_config(recipe, on_gpu=False), teacher_config(recipe, on_gpu=False)
     job = Job(recipe, cache, teacher_place, student_place, "", "", False, *configs, {"train": str(split.folder)})
-    teacher: TeacherSource
-    if store is None:
-        batcher = TeacherBatcher(split.rows, padding=0, max_tokens=recipe.teacher.max_tokens_per_forward)
-        model = load_teacher(teacher_place, recipe.teacher, job.teacher_deepspeed, device)
-        teacher = OnlineTeacher(model, batcher, ranks=ranks, device=device)
-    else:
-        teacher = StoredTeacher(store, split.rows)
-    student = load_student(job, device, total_steps=100)
-    engine = DistillationEngine(student, teacher, Objective.of(recipe.objective), ranks=ranks, device=device)
-    batches = Batcher(split.rows, padding=0)
+    parts = assemble(job, ranks=ranks, device=device)
+    engine, batches = parts.engine, parts.batches
     print("READY", flush=True)
     for step, _ in enumerate(sys.stdin):
         begin = time.perf_counter()
-        indices = step_examples(step, len(batches), recipe.training.batch_size, seed=0)
-        dealt = deal(indices, batches.lengths, rank=ranks.rank, ranks=ranks.size, micro_batch_size=options.micro)
-        result = engine.train_step(batches.window(dealt))
+        result = engine.train_step(batches.window(step))
         record = {
             "seconds": time.perf_counter() - begin,
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

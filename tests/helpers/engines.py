@@ -8,47 +8,42 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
-from uld_ds.alignment.vocabulary_mapping import relations_of
 from uld_ds.data.batching import Batcher
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.sampling import deal
+from uld_ds.data.sides import TextSide
 from uld_ds.data.teacher_batching import TeacherBatcher
-from uld_ds.losses.objective import Objective
 from uld_ds.recipe import parse_recipe
 from uld_ds.runs.job import Job
-from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.training.assembly import assemble
 from uld_ds.training.deepspeed_config import student_config, teacher_config
 from uld_ds.training.engine import DistillationEngine
-from uld_ds.training.engines import load_student, load_teacher
+from uld_ds.training.engines import load_teacher
 from uld_ds.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
 
 
 def prepared_job(recipe: dict[str, Any], folder: Path) -> Job:
-    parsed = parse_recipe(recipe)
+    """A job of a recipe's training examples, whose teacher is asked anew each time."""
+    data = {key: value for key, value in recipe["data"].items() if key != "eval"}
+    parsed = parse_recipe(recipe | {"data": data, "teacher": recipe["teacher"] | {"remember": False}})
     assert parsed.student.model is not None
     configs = student_config(parsed, on_gpu=False), teacher_config(parsed, on_gpu=False)
     job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", False, *configs, {})
-    tokenizers = [AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)]
-    split = Preparer(parsed, *tokenizers).prepare(parsed.data.train, "data.train", folder)
+    sides = [
+        TextSide.of_model(job.student, parsed.student, "student", "student.model"),
+        TextSide.of_model(job.teacher, parsed.teacher, "teacher", "teacher.model"),
+    ]
+    split = Preparer(parsed, *sides).prepare(parsed.data.train, "data.train", folder)
     return replace(job, splits={"train": str(split.folder)})
 
 
 def build(job: Job) -> tuple[DistillationEngine, Batcher]:
-    rows = job.split("train").rows
-    ranks = Ranks.current()
-    top_ids = job.recipe.objective.num_top_ids
-    teacher = OnlineTeacher(teacher_of(job), teacher_side(job), ranks=ranks, device=CPU, top_ids=top_ids)
-    student = load_student(job, CPU, total_steps=10)
-    relations = None
-    if job.recipe.objective.needs_vocabularies:
-        relations = relations_of(*(AutoTokenizer.from_pretrained(place) for place in (job.student, job.teacher)))
-    objective = Objective.of(job.recipe.objective, relations, total_steps=10)
-    engine = DistillationEngine(student, teacher, objective, ranks=ranks, device=CPU)
-    return engine, Batcher(rows, padding=0, merge=job.recipe.objective.merge)
+    """The engine of a job and its training examples."""
+    parts = assemble(job, ranks=Ranks.current(), device=CPU)
+    return parts.engine, parts.shown
 
 
 def teacher_of(job: Job) -> Any:

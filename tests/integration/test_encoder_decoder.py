@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,11 @@ from transformers import (
 )
 
 from tests.helpers import tokenizers_zoo as zoo
+from tests.helpers.engines import build, prepared_job
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.tiny import save_tiny_t5
 from uld_ds.batches import SideBatch
 from uld_ds.checkpointing.export import export_student
-from uld_ds.data.batching import Batcher
-from uld_ds.data.prepare import Preparer
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import Example, ExampleReader
 from uld_ds.data.teacher_batching import TeacherBatcher
@@ -35,7 +33,6 @@ from uld_ds.data.teacher_rows import TEACHER_FEATURES, TeacherEncoding
 from uld_ds.errors import UserError
 from uld_ds.evaluation.evaluate import bits_per_byte_of
 from uld_ds.generation.decoding import Decoding, Model
-from uld_ds.losses.objective import Objective
 from uld_ds.models.row_model import RowModel, choose_head_path
 from uld_ds.models.student import make_student
 from uld_ds.recipe import (
@@ -44,13 +41,8 @@ from uld_ds.recipe import (
     ModelSettings,
     StudentSettings,
     TrainedTokenizerSettings,
-    parse_recipe,
 )
 from uld_ds.runs.job import Job
-from uld_ds.teachers.online import OnlineTeacher
-from uld_ds.training.deepspeed_config import student_config, teacher_config
-from uld_ds.training.engine import DistillationEngine
-from uld_ds.training.engines import load_student, load_teacher
 from uld_ds.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
@@ -169,33 +161,12 @@ def test_other_encoder_decoders(tmp_path: Path) -> None:
     assert not wrapped.direct_head
 
 
-def prepared(recipe: dict[str, Any], folder: Path) -> Job:
-    parsed = parse_recipe(recipe)
-    assert parsed.student.model is not None
-    configs = student_config(parsed, on_gpu=False), teacher_config(parsed, on_gpu=False)
-    job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", False, *configs, {})
-    sides = [
-        TextSide.of_model(job.student, parsed.student, "student", "student.model"),
-        TextSide.of_model(job.teacher, parsed.teacher, "teacher", "teacher.model"),
-    ]
-    split = Preparer(parsed, *sides).prepare(parsed.data.train, "data.train", folder)
-    return replace(job, splits={"train": str(split.folder)})
-
-
 def one_step(config: dict[str, Any], examples: list[int], target: str) -> dict[str, Any]:
     """A sharded step: its gradients and account of itself, logits before and after it, and the student exported."""
     job = Job.from_config(config)
     ranks = Ranks.current()
-    rows = job.split("train").rows
-    teacher = OnlineTeacher(
-        load_teacher(job.teacher, job.recipe.teacher, job.teacher_deepspeed, CPU),
-        TeacherBatcher(rows, padding=0, max_tokens=512),
-        ranks=ranks,
-        device=CPU,
-    )
-    student = load_student(job, CPU, total_steps=10)
-    engine = DistillationEngine(student, teacher, Objective.of(job.recipe.objective), ranks=ranks, device=CPU)
-    batcher = Batcher(rows, padding=0)
+    engine, batcher = build(job)
+    student = engine.student
     mine = np.asarray(examples[ranks.rank :: ranks.size])
     gradients: dict[str, Tensor] = {}
     update = student.step
@@ -266,7 +237,7 @@ def test_a_sharded_step_is_the_formula_on_transformers_own_model(
     tiny_recipe["objective"] = {"ce": 1.0, "uld": 1.5}
     student = {"precision": "fp32", "max_length": 256, "prompt_template": TEMPLATE}
     jobs = {
-        kind: prepared(tiny_recipe | {"student": {**student, "model": str(place)}}, tmp_path / kind)
+        kind: prepared_job(tiny_recipe | {"student": {**student, "model": str(place)}}, tmp_path / kind)
         for kind, place in t5.items()
     }
     examples = [4, 9, 17, 30]

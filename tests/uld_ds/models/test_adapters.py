@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from tests.helpers import tokenizers_zoo as zoo
+from tests.helpers.engines import prepared_job
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.segments import teacher_of
 from tests.helpers.tiny import save_tiny_model, save_tiny_t5
-from tests.integration.test_encoder_decoder import prepared
 from uld_ds.checkpointing.export import export_student
 from uld_ds.data.batching import Batcher
 from uld_ds.errors import UserError
@@ -178,7 +178,15 @@ def one_step(config: dict[str, Any], target: str) -> dict[str, Any]:
     """A sharded step towards spectra of noise; gradients, weights, logits, and the student exported."""
     job = Job.from_config(config)
     ranks = Ranks.current()
-    student = load_student(job, CPU, total_steps=1)
+    student = load_student(
+        job.student,
+        job.recipe.student,
+        job.student_deepspeed,
+        training=job.recipe.training,
+        seed=job.recipe.run.seed,
+        total_steps=1,
+        device=CPU,
+    )
     (micro_batch,) = Batcher(job.split("train").rows, padding=0).window([torch.arange(2).numpy()])
     spectrum = Spectrum.from_logits(torch.randn(len(micro_batch.student_segments), 77, generator=torch.manual_seed(0)))
     (weights,) = step_weights([micro_batch], "token", ranks.sum)
@@ -218,7 +226,7 @@ def test_what_is_frozen_stays_and_adapters_are_merged_at_export(tiny_recipe: dic
         "adapted": {"lora": {"rank": 4, "targets": ["q_proj", "v_proj", "down_proj", "lm_head"]}},
     }
     jobs = {
-        name: prepared(tiny_recipe | {"student": tiny_recipe["student"] | shape}, tmp_path / name)
+        name: prepared_job(tiny_recipe | {"student": tiny_recipe["student"] | shape}, tmp_path / name)
         for name, shape in shapes.items()
     }
     configs = {name: job.to_config() for name, job in jobs.items()}
