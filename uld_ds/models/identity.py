@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
-from transformers import AutoConfig
-
-from uld_ds.recipe.models import FULL_COMMIT, NO_CODE
+from uld_ds.models.pretrained import Pretrained
+from uld_ds.recipe.models import FULL_COMMIT
 from uld_ds.utils.cache import cache_dir
 from uld_ds.utils.files import file_digest
 
@@ -17,18 +17,19 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _AT_A_TIME = 8
 
 
-def model_identity(place: str, revision: str | None) -> tuple[str | None, str]:
+def model_identity(model: Pretrained) -> tuple[str | None, str]:
     """Revision and digest of a model.
 
     Of a hub id, the commit, which is both. Of a directory, a sha256 over its configuration and weights; files are
     read once and remembered by name, size and time of change.
     """
-    folder = Path(place)
+    folder, revision = Path(model.place), model.revision
     if folder.is_dir():
         return revision, f"sha256:{weights_digest(folder)}"
     if FULL_COMMIT.fullmatch(revision or ""):
         return revision, f"commit:{revision}"  # the configuration of a model with code of its own does not say it
-    commit = getattr(AutoConfig.from_pretrained(place, revision=revision, **NO_CODE), "_commit_hash", None)
+    # A commit is known without any code of the model's.
+    commit = getattr(replace(model, code=None).config(), "_commit_hash", None)
     return commit or revision, f"commit:{commit}"
 
 
