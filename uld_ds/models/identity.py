@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
+
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe.models import FULL_COMMIT
@@ -28,8 +29,8 @@ def model_identity(model: Pretrained) -> tuple[str | None, str]:
         return revision, f"sha256:{weights_digest(folder)}"
     if FULL_COMMIT.fullmatch(revision or ""):
         return revision, f"commit:{revision}"  # the configuration of a model with code of its own does not say it
-    # A commit is known without any code of the model's.
-    commit = getattr(replace(model, code=None).config(), "_commit_hash", None)
+    # What the hub's cache calls the folder that the configuration is read from.
+    commit = extract_commit_hash(cached_file(model.place, "config.json", revision=revision), None)
     return commit or revision, f"commit:{commit}"
 
 

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from tests.helpers.tiny import save_tiny_t5
 from tests.uld_ds.models.conftest import Plant
 from uld_ds.errors import UserError
+from uld_ds.models.identity import model_identity
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import ModelSettings, TeacherSettings
 from uld_ds.recipe.models import RemoteCodeSettings
@@ -70,6 +71,8 @@ def test_configuration_tokenizer_and_weights_are_of_one_revision(
         loaded = model.load(dtype=torch.float32)
         name = "model.embed_tokens.weight"
         assert torch.equal(loaded.state_dict()[name], load_file(folder / "model.safetensors")[name])
+        commit = revision or SECOND
+        assert model_identity(model) == (commit, f"commit:{commit}")
 
 
 def test_more_options_are_handed_on(tiny_teacher: Path) -> None:
