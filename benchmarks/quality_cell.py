@@ -30,13 +30,12 @@ from uld_ds.evaluation.predictions import Prediction
 from uld_ds.generation.decoding import Decoding, Model
 from uld_ds.losses.normalization import nats_to_bits
 from uld_ds.losses.objective import Objective
-from uld_ds.models.locate import locate_model
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.student import make_student
 from uld_ds.recipe import Recipe
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher, held_out_store
 from uld_ds.teachers.stored_side import StoredSide
-from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.training.deepspeed_config import student_config
 from uld_ds.training.engine import DistillationEngine
 from uld_ds.training.engines import init_process_group, load_student
@@ -64,7 +63,7 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     recipe = recipe_of(folder, size, cell)
     target = folder / "students" / f"{cell.student}-{cell.seed}"
     place = make_student(recipe.student, lambda: training_texts(recipe.data), cell.seed, target)
-    side = TextSide.of_model(str(place), recipe.student, "student", "student.model")
+    side = TextSide.of_model(Pretrained(str(place)), recipe.student, "student")
     store = SpectrumStore.open(str(recipe.teacher.path), with_top=recipe.objective.num_top_ids > 0)
     held_out = held_out_store(str(recipe.teacher.path))
     assert held_out is not None and recipe.data.eval is not None
@@ -117,7 +116,7 @@ def objective_of(recipe: Recipe, side: TextSide, steps: int) -> Objective:
     """The recipe's; terms that look at identities read the teacher's tokenizer, never its weights."""
     if not recipe.objective.needs_vocabularies:
         return Objective.of(recipe.objective, total_steps=steps)
-    teacher = load_tokenizer(locate_model(recipe.teacher, "teacher"), None, "teacher.model")
+    teacher = Pretrained.from_settings(recipe.teacher, "teacher").tokenizer()
     return Objective.of(recipe.objective, relations_of(side.tokenizer, teacher), total_steps=steps)
 
 
@@ -166,7 +165,7 @@ def f1_of_answers(
     prompts = [side.prompt_ids(Example.of(row["prompt"], row["answer"])) for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         export_student(engine.student, side.tokenizer, Path(folder) / "export", Ranks.current())
-        model = Model(str(Path(folder) / "export"), None, "fp32", CPU)
+        model = Model(Pretrained(str(Path(folder) / "export")), "fp32", CPU)
     decoding = Decoding(max_new_tokens=new_tokens)
     answers = model.answer(prompts, decoding, [str(n) for n in range(len(rows))])
     said = [Prediction(answer.text, (row["answer"],)) for answer, row in zip(answers, rows, strict=True)]

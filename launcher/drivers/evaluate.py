@@ -24,6 +24,7 @@ from uld_ds.evaluation.predictions import Prediction, is_unanswerable
 from uld_ds.generation.decoding import Answer, Decoding, Model
 from uld_ds.generation.prompts import Prompt, collect_prompts
 from uld_ds.models.locate import locate_model
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import ModelSettings, Recipe
 from uld_ds.reporting.comparison import evaluation_of
 from uld_ds.runs.job import EXPORT
@@ -56,8 +57,8 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
     begin = time.monotonic()
     with ProgressView(folder / "progress.jsonl") as view:
         view.note("looking at the model and the rows")
-        place = locate_model(settings, "MODEL")
-        side = TextSide.of_model(place, settings, "student", "MODEL")
+        pretrained = Pretrained(locate_model(settings, "MODEL"), settings.revision, "MODEL")
+        side = TextSide.of_model(pretrained, settings, "student")
         decoding = Decoding.of(recipe.generation.model_copy(update={"temperature": 0.0}), reader.task, 0)
         rows = load_rows(recipe.data.eval, "data.eval")
         reader.check(rows, "data.eval", answered=False)
@@ -66,7 +67,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
             rows, reader, side, max_tokens=most, on_bad_example=recipe.data.on_bad_example, key="data.eval"
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = Model(place, settings.revision, settings.precision, device)
+        model = Model(pretrained, settings.precision, device)
         progress = ProgressWriter(folder / "progress.jsonl")
 
         def note(done: int, total: int) -> None:
@@ -79,7 +80,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
         measured = bits_per_byte_of(
             model, side, rows, reader, batch_tokens=recipe.teacher.max_tokens_per_forward, device=device
         )
-        suites = _suites(recipe, place, settings, device, view)
+        suites = _suites(recipe, pretrained, settings, device, view)
     scores = score([prediction for prediction, _ in answered], metrics)
     facts = {
         "model": name,
@@ -105,14 +106,14 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
 
 
 def _suites(
-    recipe: Recipe, place: str, settings: ModelSettings, device: torch.device, view: ProgressView
+    recipe: Recipe, model: Pretrained, settings: ModelSettings, device: torch.device, view: ProgressView
 ) -> dict[str, Any]:
     wanted = recipe.evaluation
     if not wanted.suites:
         return {}
     view.note(f"running {', '.join(wanted.suites)}")
     return suite_scores(
-        place, settings.revision, settings.precision, wanted.suites,
+        model, settings.precision, wanted.suites,
         device=device, batch_size=recipe.generation.batch_size, limit=wanted.suite_rows,
     )  # fmt: skip
 

@@ -26,9 +26,8 @@ from uld_ds.errors import RunError, UserError
 from uld_ds.generation.answers import AnswerFolder
 from uld_ds.generation.decoding import Decoding
 from uld_ds.generation.prompts import Prompt, Prompts, batches_by_length, collect_prompts
-from uld_ds.models.locate import locate_model
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import Recipe
-from uld_ds.recipe.models import code_options
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.workers.answers import Answerer, write_engine_rows
 
@@ -60,8 +59,8 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
         view.note("looking at the teacher and the prompts")
         reader = ExampleReader(recipe.data)
         decoding = Decoding.of(recipe.generation, reader.task, recipe.run.seed)
-        place = locate_model(settings, "teacher")
-        side = TextSide.of_model(place, settings, "teacher", "teacher.model")
+        teacher = Pretrained.from_settings(settings, "teacher")
+        side = TextSide.of_model(teacher, settings, "teacher")
         key = "data.train" if recipe.generation.prompts is None else "generation.prompts"
         rows = load_rows(recipe.generation.prompts or recipe.data.train, key)
         reader.check(rows, key, answered=False)
@@ -77,7 +76,7 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
             with connected(recipe.cluster, folder):
                 on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
-                _run(recipe, place, decoding, missing, folder, on_gpu=on_gpu)
+                _run(recipe, teacher, decoding, missing, folder, on_gpu=on_gpu)
         facts = {
             **_identity(recipe, side, decoding),
             "task": reader.task.name,
@@ -116,7 +115,7 @@ def _described(prompts: Prompts, missing: int) -> str:
 
 
 def _run(
-    recipe: Recipe, place: str, decoding: Decoding, missing: Sequence[Prompt], folder: Path, *, on_gpu: bool
+    recipe: Recipe, teacher: Pretrained, decoding: Decoding, missing: Sequence[Prompt], folder: Path, *, on_gpu: bool
 ) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -130,9 +129,9 @@ def _run(
     ]
     source = ray.data.from_arrow(tables)  # a block per batch: what is answered together is what was put together
     if recipe.generation.engine == "vllm":
-        done = _with_vllm(source, recipe, place, decoding, folder, on_gpu=on_gpu)
+        done = _with_vllm(source, recipe, teacher, decoding, folder, on_gpu=on_gpu)
     else:
-        done = _with_transformers(source, recipe, place, decoding, folder, on_gpu=on_gpu)
+        done = _with_transformers(source, recipe, teacher, decoding, folder, on_gpu=on_gpu)
     progress = ProgressWriter(folder / "progress.jsonl")
     begin, answered, tokens = time.perf_counter(), 0, 0
     try:
@@ -154,7 +153,7 @@ def _cause(error: Exception) -> str:
 
 
 def _with_transformers(
-    source: ray.data.Dataset, recipe: Recipe, place: str, decoding: Decoding, folder: Path, *, on_gpu: bool
+    source: ray.data.Dataset, recipe: Recipe, teacher: Pretrained, decoding: Decoding, folder: Path, *, on_gpu: bool
 ) -> ray.data.Dataset:
     cluster = recipe.cluster
     return source.map_batches(
@@ -162,9 +161,7 @@ def _with_transformers(
         batch_size=None,
         batch_format="pyarrow",
         fn_constructor_kwargs={
-            "place": place,
-            "revision": recipe.teacher.revision,
-            "code": code_options(recipe.teacher),
+            "model": teacher,
             "precision": recipe.teacher.precision,
             "decoding": decoding.to_json(),
             "parts": str(folder / "parts"),
@@ -179,7 +176,7 @@ def _with_transformers(
 
 
 def _with_vllm(
-    source: ray.data.Dataset, recipe: Recipe, place: str, decoding: Decoding, folder: Path, *, on_gpu: bool
+    source: ray.data.Dataset, recipe: Recipe, teacher: Pretrained, decoding: Decoding, folder: Path, *, on_gpu: bool
 ) -> ray.data.Dataset:
     """Through Ray's own integration: prompts come as tokens, answers as text."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -187,8 +184,8 @@ def _with_vllm(
     settings = recipe.teacher
     dtype = {"bf16": "bfloat16", "fp32": "float32"}[settings.precision]
     config = vLLMEngineProcessorConfig(
-        model_source=place,
-        engine_kwargs={"dtype": dtype, "revision": settings.revision, "max_model_len": settings.max_length},
+        model_source=teacher.place,
+        engine_kwargs={"dtype": dtype, "revision": teacher.revision, "max_model_len": settings.max_length},
         batch_size=recipe.generation.batch_size,
         concurrency=recipe.cluster.workers,
         # Without one, Ray's integration waits for a GPU.

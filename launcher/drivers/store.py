@@ -15,7 +15,7 @@ from uld_ds.data.sides import TextSide
 from uld_ds.data.statistics import rows_digest
 from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.errors import UserError
-from uld_ds.models.locate import locate_model
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DataSource, Recipe
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import MANIFEST, CodecFacts, StoreIdentity, StoreManifest
@@ -56,8 +56,8 @@ def build_store(recipe: Recipe) -> StoreManifest:
     folder = writable_folder(Path(recipe.run.storage) / f"{recipe.run.name}-store", "run.storage")
     with ProgressView(folder / "progress.jsonl") as view:
         view.note("looking at the teacher and the data")
-        place = locate_model(settings, "teacher")
-        side = TextSide.of_model(place, settings, "teacher", "teacher.model")
+        teacher = Pretrained.from_settings(settings, "teacher")
+        side = TextSide.of_model(teacher, settings, "teacher")
         # Held-out examples first: whoever finds the main store finds all.
         parts = [part_of("data.train", recipe.data.train, settings.path, recipe, side, folder)]
         if recipe.data.eval is not None:
@@ -67,7 +67,7 @@ def build_store(recipe: Recipe) -> StoreManifest:
             with connected(recipe.cluster, folder):
                 on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
-                job = StoreJob(recipe, folder, place, on_gpu, teacher_config(recipe, on_gpu=on_gpu), parts)
+                job = StoreJob(recipe, folder, teacher.place, on_gpu, teacher_config(recipe, on_gpu=on_gpu), parts)
                 run_gang(build_store_worker, job.to_config(), recipe, folder, on_gpu=on_gpu)
         else:
             view.note(f"{settings.path} is whole already")

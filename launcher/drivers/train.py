@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from transformers import AutoConfig
 
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
 from launcher.cluster.worker_group import run_gang
@@ -30,9 +29,9 @@ from uld_ds.data.sides import Side, TextSide
 from uld_ds.errors import RunError, StoppedError, UserError
 from uld_ds.models.adapters import shaped
 from uld_ds.models.architectures import auto_class
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import check_installed, check_quantisable
 from uld_ds.recipe import Recipe, StudentSettings
-from uld_ds.recipe.models import NO_CODE
 from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.registry.provenance import teacher_facts
 from uld_ds.runs.job import Job
@@ -122,9 +121,9 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
 def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict[str, Any]:
     """Finds or makes models, tokenizers and paired data: the fields of a Job that are known before it has a run."""
     view.note("looking at models and data")
-    student = student_place(recipe, run_dir / "student")
+    student = Pretrained.at(student_place(recipe, run_dir / "student"), recipe.student, "student")
     check_free_disk(run_dir, recipe, _num_parameters(student, recipe.student))
-    own = TextSide.of_model(student, recipe.student, "student", "student.model")
+    own = TextSide.of_model(student, recipe.student, "student")
     teacher, sides = teacher_sides(recipe, own)
     shared = share_a_tokenizer(own, sides["train"])
     check_identities(recipe, sides["train"], shared=shared)
@@ -143,7 +142,7 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         "recipe": recipe,
         "run_dir": run_dir,
         "teacher": teacher,
-        "student": student,
+        "student": student.place,
         "tracking_uri": uri,
         "splits": places,
         "teacher_facts": teacher_facts(recipe, teacher) | {"same_tokenizer": shared},
@@ -172,7 +171,7 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
     return splits
 
 
-def _num_parameters(place: str, settings: StudentSettings) -> int:
+def _num_parameters(student: Pretrained, settings: StudentSettings) -> int:
     """Of the student, as far as a checkpoint's size goes: one that does not learn has no optimizer state.
 
     Raises:
@@ -182,7 +181,7 @@ def _num_parameters(place: str, settings: StudentSettings) -> int:
 
     check_installed(settings)
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(place, revision=settings.revision, **NO_CODE)
+        config = student.config()
         model = auto_class(config).from_config(config)
         check_quantisable(settings, model)
         model = shaped(model, settings)

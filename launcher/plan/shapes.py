@@ -13,10 +13,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from uld_ds.errors import UserError
 from uld_ds.models.adapters import shaped
 from uld_ds.models.layer_pruning import keep_in_config
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import check_quantisable, quantised_linears
 from uld_ds.models.remote_code import check_remote_code
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
-from uld_ds.recipe.models import code_options
 from uld_ds.tokenization.loading import load_tokenizer, one_line
 from uld_ds.utils.cache import PACKAGE, converted_gguf, package_folder
 from uld_ds.utils.files import in_home
@@ -172,7 +172,7 @@ def _existing(settings: ModelSettings, role: str, student: StudentSettings | Non
     options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
     check_remote_code(settings, source, role)
     try:
-        config = AutoConfig.from_pretrained(source, revision=settings.revision, **code_options(settings), **options)
+        config = Pretrained.at(source, settings, role).config(**options)
     except Exception as error:  # the hub, its client and transformers raise whatever they ran into
         problem = f"no configuration of {place!r} ({one_line(error)})"
         raise UserError(f"{role}.model", problem, "correct it, or name a folder that holds its config.json") from error

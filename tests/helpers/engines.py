@@ -14,6 +14,7 @@ from uld_ds.data.prepare import Preparer
 from uld_ds.data.sampling import deal
 from uld_ds.data.sides import TextSide
 from uld_ds.data.teacher_batching import TeacherBatcher
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import parse_recipe
 from uld_ds.runs.job import Job
 from uld_ds.training.assembly import assemble
@@ -33,8 +34,8 @@ def prepared_job(recipe: dict[str, Any], folder: Path) -> Job:
     configs = student_config(parsed, on_gpu=False), teacher_config(parsed, on_gpu=False)
     job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", False, *configs, {})
     sides = [
-        TextSide.of_model(job.student, parsed.student, "student", "student.model"),
-        TextSide.of_model(job.teacher, parsed.teacher, "teacher", "teacher.model"),
+        TextSide.of_model(Pretrained.at(job.student, parsed.student, "student"), parsed.student, "student"),
+        TextSide.of_model(Pretrained.at(job.teacher, parsed.teacher, "teacher"), parsed.teacher, "teacher"),
     ]
     split = Preparer(parsed, *sides).prepare(parsed.data.train, "data.train", folder)
     return replace(job, splits={"train": str(split.folder)})

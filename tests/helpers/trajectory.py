@@ -105,6 +105,7 @@ def build_store(recipe: dict[str, Any], folder: str) -> None:
     from launcher.drivers.store import part_of
     from uld_ds.data.sides import TextSide
     from uld_ds.data.teacher_batching import TeacherBatcher
+    from uld_ds.models.pretrained import Pretrained
     from uld_ds.recipe import parse_recipe
     from uld_ds.teachers.online import OnlineTeacher
     from uld_ds.teachers.stored import held_out_url
@@ -116,7 +117,7 @@ def build_store(recipe: dict[str, Any], folder: str) -> None:
     parsed, cpu, ranks = parse_recipe(recipe), torch.device("cpu"), Ranks.current()
     assert parsed.teacher.model is not None
     assert parsed.data.eval is not None
-    side = TextSide.of_model(parsed.teacher.model, parsed.teacher, "teacher", "teacher.model")
+    side = TextSide.of_model(Pretrained.from_settings(parsed.teacher, "teacher"), parsed.teacher, "teacher")
     engine = load_teacher(parsed.teacher.model, parsed.teacher, teacher_config(parsed, on_gpu=False), cpu)
     url = f"{folder}/store"
     for key, source, place in (
@@ -142,7 +143,9 @@ def measure(folder: Path) -> dict[str, Any]:
 
     two = {"cluster": recipe["cluster"] | {"workers": 2}}
     run_on_ranks(build_store, 1, recipe, str(folder))
-    store = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted((folder / "store").glob("*.*"))}
+    store = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted((folder / "store").glob("*.*"))
+    }
     stored = named("stored", source="stored", path=str(folder / "store"), model=None) | two
     del stored["teacher"]["precision"], stored["teacher"]["max_length"]
     stored["objective"] = {"uld": 1.5, "likelihood": 0.5}

@@ -33,6 +33,7 @@ from uld_ds.data.teacher_rows import TEACHER_FEATURES, TeacherEncoding
 from uld_ds.errors import UserError
 from uld_ds.evaluation.evaluate import bits_per_byte_of
 from uld_ds.generation.decoding import Decoding, Model
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.row_model import RowModel, choose_head_path
 from uld_ds.models.student import make_student
 from uld_ds.recipe import (
@@ -61,7 +62,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def side_of(folder: Path, **settings: Any) -> TextSide:
     chosen = ModelSettings(model="x", **{"prompt_template": TEMPLATE} | settings)
-    return TextSide.of_model(str(folder), chosen, "student", "student.model")
+    return TextSide.of_model(Pretrained(str(folder), key="student.model"), chosen, "student")
 
 
 def test_the_encoder_reads_the_prompt_and_the_decoder_the_answer(t5: dict[str, Path]) -> None:
@@ -108,7 +109,7 @@ def test_a_new_student_begins_with_its_padding_and_can_generate(tmp_path: Path) 
     side = side_of(folder)
     (encoded,) = side.encode([side.render(EXAMPLES[0])])
     assert encoded.ids[0] == side.tokenizer.pad_token_id
-    (answer,) = Model(str(folder), None, "fp32", CPU).answer([[5, 6]], Decoding(max_new_tokens=3), ["a"])
+    (answer,) = Model(Pretrained(str(folder)), "fp32", CPU).answer([[5, 6]], Decoding(max_new_tokens=3), ["a"])
     assert answer.tokens <= 3
     deeper = StudentSettings(from_config=T5 | {"num_decoder_layers": 3}, tokenizer=BPE)
     with pytest.raises(UserError, match=r"^student.from_config.num_decoder_layers: 3 is more than num_layers 2; "):
@@ -277,7 +278,7 @@ def whole_logits(folder: Path, side: SideBatch) -> Tensor:
 
 def test_answers_do_not_depend_on_what_they_are_answered_with(t5: dict[str, Path]) -> None:
     side = side_of(t5["untied"])
-    model = Model(str(t5["untied"]), None, "fp32", CPU)
+    model = Model(Pretrained(str(t5["untied"])), "fp32", CPU)
     prompts = [side.prompt_ids(Example.of(text, "")) for text in ("What?", "A longer question, which pads the other.")]
     decoding = Decoding(max_new_tokens=6)
     together = model.answer(prompts, decoding, ["a", "b"])
@@ -289,7 +290,7 @@ def test_answers_do_not_depend_on_what_they_are_answered_with(t5: dict[str, Path
 
 def test_bits_per_byte_are_of_the_answers_tokens(t5: dict[str, Path]) -> None:
     side = side_of(t5["untied"])
-    model = Model(str(t5["untied"]), None, "fp32", CPU)
+    model = Model(Pretrained(str(t5["untied"])), "fp32", CPU)
     reader = ExampleReader(DataSettings(train=FilesSource(source="files", path="x")))
     texts = [{"prompt": "What does join do?", "answer": "It joins paths."}, {"prompt": "b", "answer": "No."}]
     measured = bits_per_byte_of(model, side, Dataset.from_list(texts), reader, batch_tokens=256, device=CPU)

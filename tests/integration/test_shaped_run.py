@@ -14,6 +14,7 @@ from launcher.drivers.train import _share_a_tokenizer, run_training
 from tests.helpers.tiny import tiny_recipe_in
 from uld_ds.data.sides import TextSide
 from uld_ds.errors import UserError
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import ModelSettings, parse_recipe
 
 
@@ -57,7 +58,7 @@ def test_beside_weights_in_four_bits(
 def test_vocabularies_that_are_one(tiny_teacher: Path, tiny_student: Path) -> None:
     settings = ModelSettings(model="x")
     places = tiny_teacher, tiny_student
-    teacher, student = (TextSide.of_model(str(place), settings, "teacher", "x") for place in places)
+    teacher, student = (TextSide.of_model(Pretrained(str(place)), settings, "teacher") for place in places)
     assert _share_a_tokenizer(teacher, teacher, {})
     assert not _share_a_tokenizer(student, teacher, {})
 

@@ -11,10 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from uld_ds.data.encoding import EncodedSide, Encoder, SplitEncoder
 from uld_ds.data.rendering import Rendered, RenderedTurn, Renderer
 from uld_ds.data.sources import Example
-from uld_ds.models.architectures import decoder_start
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import ModelSettings
-from uld_ds.recipe.models import code_options
-from uld_ds.tokenization.loading import load_tokenizer, tokenizer_digest
+from uld_ds.tokenization.loading import tokenizer_digest
 
 
 class Side(Protocol):
@@ -73,21 +72,18 @@ class TextSide:
         self.shows_all_answers = self._renderer.uses_chat_template and decoder_start is None
 
     @classmethod
-    def of_model(cls, place: str, settings: ModelSettings, role: Literal["teacher", "student"], key: str) -> TextSide:
-        """The side of the model at a place: a directory or hub id.
+    def of_model(cls, model: Pretrained, settings: ModelSettings, role: Literal["teacher", "student"]) -> TextSide:
+        """Make the side of a model that is there.
 
         Args:
-            place: of model and tokenizer.
+            model: whose tokenizer it is.
             settings: the recipe's.
             role: of the model.
-            key: what the user gave the place with, for messages.
 
         Raises:
             UserError: no tokenizer there, no template for it, or a decoder that does not say how it begins.
         """
-        code = code_options(settings)
-        tokenizer = load_tokenizer(place, settings.revision, key, code=code)
-        return cls(tokenizer, settings, role, decoder_start=decoder_start(place, settings.revision, key, code))
+        return cls(model.tokenizer(), settings, role, decoder_start=model.decoder_start())
 
     def identity(self) -> dict[str, Any]:
         """Tokenizer, templates and length."""

@@ -13,6 +13,7 @@ import torch
 
 from uld_ds.errors import UserError
 from uld_ds.models.architectures import DTYPES
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DType
 from uld_ds.utils.files import in_home
 
@@ -26,8 +27,7 @@ def check_suites(suites: Sequence[str]) -> None:
 
 
 def suite_scores(
-    place: str,
-    revision: str | None,
+    model: Pretrained,
     precision: DType,
     suites: Sequence[str],
     *,
@@ -38,8 +38,7 @@ def suite_scores(
     """What a model scores in each suite.
 
     Args:
-        place: directory or hub id.
-        revision: of a hub id.
+        model: that is asked; with the harness it runs no code of its own.
         precision: of its weights.
         suites: names that the harness knows, e.g. ``hellaswag``, or a task's YAML file.
         device: it runs on.
@@ -57,15 +56,15 @@ def suite_scores(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    model = HFLM(
-        pretrained=place,
-        revision=revision or "main",
+    loaded = HFLM(
+        pretrained=model.place,
+        revision=model.revision or "main",
         dtype=DTYPES[precision],
         device=str(device),
         batch_size=batch_size,
         trust_remote_code=False,
     )
-    found = simple_evaluate(model=model, tasks=names, task_manager=manager, limit=limit, log_samples=False)
+    found = simple_evaluate(model=loaded, tasks=names, task_manager=manager, limit=limit, log_samples=False)
     return {name: _of_suite(found, name) for name in found["results"]}
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from uld_ds.data.batching import padding_id
-from uld_ds.models.architectures import DTYPES, SAFE_WEIGHTS, auto_class, decoder_start
+from uld_ds.models.architectures import DTYPES
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DType, GenerationSettings
-from uld_ds.recipe.models import NO_CODE
 from uld_ds.tasks.task import Task
-from uld_ds.tokenization.loading import load_tokenizer
 
 Finish = Literal["stop", "length"]
 
@@ -69,28 +68,15 @@ class Model:
     """A language model that answers batches of prompts.
 
     Args:
-        place: directory or hub id.
-        revision: of a hub id.
+        pretrained: what is loaded.
         precision: type of the weights.
         device: where it computes.
-        code: of ``code_options``.
     """
 
-    def __init__(
-        self,
-        place: str,
-        revision: str | None,
-        precision: DType,
-        device: torch.device,
-        *,
-        code: Mapping[str, Any] = NO_CODE,
-    ) -> None:
-        self._tokenizer = load_tokenizer(place, revision, "model", code=code)
-        options = {"revision": revision, **code}
-        kind = auto_class(AutoConfig.from_pretrained(place, **options))
-        lm = kind.from_pretrained(place, dtype=DTYPES[precision], **options, **SAFE_WEIGHTS)
-        self.lm: Any = lm.eval().to(device)
-        self._start = decoder_start(place, revision, "model", code)
+    def __init__(self, pretrained: Pretrained, precision: DType, device: torch.device) -> None:
+        self._tokenizer = pretrained.tokenizer()
+        self.lm: Any = pretrained.load(dtype=DTYPES[precision]).eval().to(device)
+        self._start = pretrained.decoder_start()
         self._device = device
         ends = self.lm.generation_config.eos_token_id
         named = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

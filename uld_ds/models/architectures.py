@@ -6,15 +6,12 @@ reads the prompt, and the decoder begins with a token of its own and goes on wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig
 
-from uld_ds.errors import UserError
 from uld_ds.recipe import DType
-from uld_ds.recipe.models import NO_CODE
 
 # A pickle is code, too.
 SAFE_WEIGHTS: dict[str, Any] = {"use_safetensors": True}
@@ -28,31 +25,6 @@ def auto_class(config: PreTrainedConfig) -> Any:
 def is_encoder_decoder(config: Any) -> bool:
     """As the configuration says."""
     return bool(getattr(config, "is_encoder_decoder", False))
-
-
-def decoder_start(place: str, revision: str | None, key: str, code: Mapping[str, Any] = NO_CODE) -> int | None:
-    """The token that a decoder begins with; None where there is no encoder, and answers follow their prompt.
-
-    Args:
-        place: directory or hub id.
-        revision: of a hub id.
-        key: of the model in the recipe, for messages.
-        code: of ``code_options``.
-
-    Raises:
-        UserError: an encoder-decoder model that does not say it.
-    """
-    config = AutoConfig.from_pretrained(place, revision=revision, **code)
-    if not is_encoder_decoder(config):
-        return None
-    try:
-        generation = GenerationConfig.from_pretrained(place, revision=revision or "main")
-    except OSError:  # an older checkpoint: it is in config.json
-        generation = GenerationConfig.from_model_config(config)
-    start = named_start(generation)
-    if start is None:
-        raise UserError(key, f"{place!r} does not say what its decoder begins with", "give it decoder_start_token_id")
-    return start
 
 
 def named_start(generation: GenerationConfig) -> int | None:

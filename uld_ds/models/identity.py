@@ -7,9 +7,10 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from transformers import AutoConfig
+from transformers.utils.hub import cached_file, extract_commit_hash
 
-from uld_ds.recipe.models import FULL_COMMIT, NO_CODE
+from uld_ds.models.pretrained import Pretrained
+from uld_ds.recipe.models import FULL_COMMIT
 from uld_ds.utils.cache import cache_dir
 from uld_ds.utils.files import file_digest
 
@@ -17,18 +18,19 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _AT_A_TIME = 8
 
 
-def model_identity(place: str, revision: str | None) -> tuple[str | None, str]:
+def model_identity(model: Pretrained) -> tuple[str | None, str]:
     """Revision and digest of a model.
 
     Of a hub id, the commit, which is both. Of a directory, a sha256 over its configuration and weights; files are
     read once and remembered by name, size and time of change.
     """
-    folder = Path(place)
+    folder, revision = Path(model.place), model.revision
     if folder.is_dir():
         return revision, f"sha256:{weights_digest(folder)}"
     if FULL_COMMIT.fullmatch(revision or ""):
         return revision, f"commit:{revision}"  # the configuration of a model with code of its own does not say it
-    commit = getattr(AutoConfig.from_pretrained(place, revision=revision, **NO_CODE), "_commit_hash", None)
+    # What the hub's cache calls the folder that the configuration is read from.
+    commit = extract_commit_hash(cached_file(model.place, "config.json", revision=revision), None)
     return commit or revision, f"commit:{commit}"
 
 

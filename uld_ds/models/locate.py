@@ -1,35 +1,24 @@
-"""Where models and tokenizers come from: directories, hub ids, installed packages, GGUF files, configs.
+"""Where the model of a recipe is, and whether a run can use it, before anything is loaded.
 
-Everything ends as a *model directory* in Hugging Face layout (or a hub id), so that the workers have one way
-to load: ``from_pretrained``.
+A directory, a hub id, an installed package or a GGUF file: all end as a *model directory* in Hugging Face layout or a
+hub id, so that there is one way to load, ``Pretrained``. Looked at are the configuration, the kind of weights, whose
+code would be run, and the length; a student that is made for a run is ``student.py``'s.
 """
 
 from __future__ import annotations
 
-import io
-import logging
-import sys
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-)
+from transformers import AutoConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError
+from uld_ds.models.gguf import dequantised_folder
 from uld_ds.models.remote_code import check_remote_code, needs_code
 from uld_ds.recipe import ModelSettings
 from uld_ds.recipe.models import code_options
 from uld_ds.tokenization.loading import one_line
-from uld_ds.utils.cache import PACKAGE, build_once, converted_gguf, package_folder
+from uld_ds.utils.cache import PACKAGE, package_folder
 from uld_ds.utils.files import in_home
-
-log = logging.getLogger(__name__)
 
 
 def locate_model(settings: ModelSettings, key: str) -> str:
@@ -48,7 +37,7 @@ def locate_model(settings: ModelSettings, key: str) -> str:
     if not folder.is_dir() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
         raise UserError(f"{key}.model", f"no folder {place!r}", "correct the path, or give a hub id like org/name")
     if settings.gguf_file is not None:
-        folder = _converted_gguf(folder, settings.gguf_file, key)
+        folder = dequantised_folder(folder, settings.gguf_file, key)
     if not folder.is_dir():
         check_remote_code(settings, place, key)
         config = _hub_config(place, settings, key)
@@ -100,38 +89,3 @@ def _check_length(config: PreTrainedConfig, settings: ModelSettings, key: str) -
     if longest is not None and longest < settings.max_length:
         problem = f"{settings.max_length} is more than the {longest} positions of {settings.model!r}"
         raise UserError(f"{key}.max_length", problem, "lower it")
-
-
-def _converted_gguf(folder: Path, gguf_file: str, key: str) -> Path:
-    if not folder.is_dir():
-        problem = f"no folder {str(folder)!r} that could hold {gguf_file!r}"
-        raise UserError(f"{key}.model", problem, "download the file and name its folder")
-    if Path(gguf_file).is_absolute() or ".." in Path(gguf_file).parts:
-        raise UserError(f"{key}.gguf_file", f"{gguf_file!r} leads out of {str(folder)!r}", "name a file inside it")
-    source = folder / gguf_file
-    if not source.is_file():
-        raise UserError(f"{key}.gguf_file", f"no file {gguf_file!r} in {str(folder)!r}", "correct the file's name")
-    target = converted_gguf(source, "models")
-
-    def convert(aside: Path) -> None:
-        from transformers import GgufConfig
-
-        log.info("dequantising %s once into %s", gguf_file, target)
-        try:
-            with _bars_only_on_a_terminal():
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder, gguf_file=gguf_file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-                )
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
-        except Exception as error:  # transformers raises whatever its parsing ran into
-            problem = f"{gguf_file!r} cannot be read ({one_line(error)})"
-            raise UserError(f"{key}.gguf_file", problem, "name a GGUF file that transformers supports") from error
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-
-    return build_once(target, convert)
-
-
-def _bars_only_on_a_terminal() -> AbstractContextManager[Any]:
-    """A progress bar redrawn into a log file is noise; on a terminal it tells that something happens."""
-    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())

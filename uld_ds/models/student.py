@@ -10,12 +10,11 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from uld_ds.errors import UserError
-from uld_ds.models.architectures import SAFE_WEIGHTS, auto_class
+from uld_ds.models.architectures import auto_class
 from uld_ds.models.embeddings import remake_embeddings
 from uld_ds.models.layer_pruning import with_layers
-from uld_ds.models.locate import locate_model
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import StudentSettings, TrainedTokenizerSettings
-from uld_ds.recipe.models import NO_CODE
 from uld_ds.tokenization.loading import load_tokenizer, one_line
 from uld_ds.tokenization.training import train_tokenizer
 from uld_ds.utils.cache import build_once
@@ -45,7 +44,7 @@ def _student_tokenizer(settings: StudentSettings, texts: Callable[[], Iterable[s
     if isinstance(settings.tokenizer, TrainedTokenizerSettings):
         return train_tokenizer(settings.tokenizer.train, settings.tokenizer.vocab_size, texts())
     if settings.tokenizer is None:
-        return load_tokenizer(locate_model(settings, "student"), settings.revision, "student.model")
+        return Pretrained.from_settings(settings, "student").tokenizer()
     return load_tokenizer(settings.tokenizer, None, "student.tokenizer")
 
 
@@ -53,18 +52,14 @@ def _initial_student(settings: StudentSettings, tokenizer: PreTrainedTokenizerBa
     set_seed(seed)
     if settings.from_config is not None:
         return _new_model(settings.from_config, tokenizer)
-    place = locate_model(settings, "student")
-    kind = auto_class(AutoConfig.from_pretrained(place, revision=settings.revision, **NO_CODE))
-    model: PreTrainedModel = kind.from_pretrained(
-        place, revision=settings.revision, dtype=torch.float32, **SAFE_WEIGHTS, **NO_CODE
-    )
+    base = Pretrained.from_settings(settings, "student")
+    model: PreTrainedModel = base.load(dtype=torch.float32)
     if settings.keep_layers is not None:
         model = with_layers(model, settings.keep_layers)
     if settings.tokenizer is None:
         return model
     if settings.embeddings != "keep":
-        old = load_tokenizer(place, settings.revision, "student.model")
-        remake_embeddings(model, old, tokenizer, spelled=settings.embeddings == "spelled")
+        remake_embeddings(model, base.tokenizer(), tokenizer, spelled=settings.embeddings == "spelled")
     elif model.config.get_text_config().vocab_size < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))
     _speak_for(tokenizer, model.config)

@@ -212,7 +212,11 @@ class StudentSettings(ModelSettings):
 
 def code_options(settings: ModelSettings) -> dict[str, Any]:
     """What transformers' ``from_pretrained`` is told about code that comes with a model."""
-    trusted = trusted_code(settings)
+    return remote_code_options(trusted_code(settings))
+
+
+def remote_code_options(trusted: RemoteCodeSettings | None) -> dict[str, Any]:
+    """Tell transformers' ``from_pretrained`` to run this repository's code at its commit; with None, no code."""
     # Without code_revision a module of another repository than the model's would be that of its main branch.
     return NO_CODE if trusted is None else {"trust_remote_code": True, "code_revision": trusted.revision}
 

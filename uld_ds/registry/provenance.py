@@ -6,12 +6,12 @@ import hashlib
 from typing import Any
 
 from uld_ds.models.identity import model_identity
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import ModelSettings, Recipe
-from uld_ds.recipe.models import code_options
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import MANIFEST
 from uld_ds.teachers.store.reader import SpectrumStore
-from uld_ds.tokenization.loading import load_tokenizer, tokenizer_digest
+from uld_ds.tokenization.loading import tokenizer_digest
 
 
 def teacher_facts(recipe: Recipe, place: str) -> dict[str, Any]:
@@ -27,14 +27,13 @@ def teacher_facts(recipe: Recipe, place: str) -> dict[str, Any]:
     """
     settings = recipe.teacher
     if settings.source == "online":
-        code = code_options(settings)
-        revision, digest = model_identity(place, settings.revision)
-        tokenizer = load_tokenizer(place, settings.revision, "teacher.model", code=code)
+        teacher = Pretrained.at(place, settings, "teacher")
+        revision, digest = model_identity(teacher)
         return {
             "teacher": named(settings),
             "teacher_revision": revision,
             "teacher_digest": digest,
-            "teacher_tokenizer_digest": tokenizer_digest(tokenizer),
+            "teacher_tokenizer_digest": tokenizer_digest(teacher.tokenizer()),
         }
     assert settings.path is not None
     manifest = SpectrumStore.open(settings.path, key="teacher.path").manifest

@@ -21,13 +21,12 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from uld_ds.data.bad_examples import FILE, bad_examples
 from uld_ds.data.statistics import DataFacts
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DataSource, FilesSource, HubSource, Recipe
-from uld_ds.recipe.models import code_options
 from uld_ds.reporting.alignment_examples import alignments
 from uld_ds.reporting.alignment_html import alignment_page
 from uld_ds.reporting.plots import plots
 from uld_ds.runs.job import JOURNALS, Job
-from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.tracking import mlflow_runs
 from uld_ds.tracking.delivery import Delivery
 from uld_ds.tracking.journal import history
@@ -137,8 +136,8 @@ def _alignment_pages(job: Job) -> Iterator[tuple[str, str]]:
     recipe = job.recipe
     if recipe.teacher.source != "online":
         return
-    student = load_tokenizer(job.student, recipe.student.revision, "student.model")
-    teacher = load_tokenizer(job.teacher, recipe.teacher.revision, "teacher.model", code=code_options(recipe.teacher))
+    student = Pretrained.at(job.student, recipe.student, "student").tokenizer()
+    teacher = Pretrained.at(job.teacher, recipe.teacher, "teacher").tokenizer()
     rows = job.split("eval" if "eval" in job.splits else "train").rows
     names = (recipe.student.model or "student", recipe.teacher.model or "teacher")
     views = alignments(rows.select(range(min(_SHOWN_EXAMPLES, len(rows)))), student, teacher, names)

@@ -14,8 +14,8 @@ from uld_ds.data.step_batches import StepBatches
 from uld_ds.evaluation.bits_per_byte import of_student
 from uld_ds.evaluation.held_out import Evaluation, HeldOut
 from uld_ds.losses.objective import Objective
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.runs.job import Job
-from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.training.callbacks import Evaluator
 from uld_ds.training.engine import DistillationEngine
 from uld_ds.training.engines import load_student
@@ -61,7 +61,7 @@ def assemble(
         UserError, RunError: a model or a store cannot be loaded.
     """
     recipe = job.recipe
-    tokenizer = load_tokenizer(job.student, recipe.student.revision, "student.model")
+    tokenizer = Pretrained.at(job.student, recipe.student, "student").tokenizer()
     setup = TeacherSetup(job, ranks=ranks, device=device, stage=stage)
     train_rows = job.split("train").rows
     eval_rows = job.split("eval").rows if recipe.data.eval else None

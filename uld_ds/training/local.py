@@ -11,6 +11,7 @@ import torch
 from uld_ds.data.prepared import PREPARED_DATA
 from uld_ds.data.sides import TextSide
 from uld_ds.errors import UserError
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import Recipe
 from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.runs.job import Job
@@ -53,7 +54,7 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
     folder = recipe.run_dir
     folder.mkdir(parents=True, exist_ok=True)
     place = student_place(recipe, folder / "student")
-    own = TextSide.of_model(place, recipe.student, "student", "student.model")
+    own = TextSide.of_model(Pretrained.at(place, recipe.student, "student"), recipe.student, "student")
     teacher, sides = teacher_sides(recipe, own)
     check_identities(recipe, sides["train"], shared=share_a_tokenizer(own, sides["train"]))
     splits = prepared_splits(recipe, own, sides, Path(recipe.run.storage) / PREPARED_DATA)

@@ -11,6 +11,7 @@ from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import training_texts
 from uld_ds.errors import UserError
 from uld_ds.models.locate import locate_model
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.student import make_student
 from uld_ds.recipe import Recipe
 from uld_ds.teachers.store.reader import SpectrumStore
@@ -49,9 +50,9 @@ def teacher_sides(recipe: Recipe, student: TextSide) -> tuple[str, dict[str, Sid
     """
     settings = recipe.teacher
     if settings.source == "online":
-        place = locate_model(settings, "teacher")
-        side = TextSide.of_model(place, settings, "teacher", "teacher.model")
-        return place, {"train": side, "eval": side}
+        teacher = Pretrained.from_settings(settings, "teacher")
+        side = TextSide.of_model(teacher, settings, "teacher")
+        return teacher.place, {"train": side, "eval": side}
     assert settings.path is not None
     store = SpectrumStore.open(settings.path, key="teacher.path")
     check_store(recipe, store)
@@ -102,8 +103,7 @@ def _check_stored_tokenizer(recipe: Recipe, digest: str) -> None:
             "is missing: objective.hybrid, projection and likelihood_boundary ask its tokenizer what stored ids spell",
             "name the model whose words are stored, or set them to 0",
         )
-    place = locate_model(settings, "teacher")
-    own = TextSide.of_model(place, settings, "teacher", "teacher.model").tokenizer_digest
+    own = TextSide.of_model(Pretrained.from_settings(settings, "teacher"), settings, "teacher").tokenizer_digest
     if own != digest:
         raise UserError(
             "teacher.model",

@@ -13,8 +13,7 @@ from uld_ds.alignment.vocabulary_mapping import VocabularyRelations, relations_o
 from uld_ds.data.batching import padding_id
 from uld_ds.data.teacher_batching import TeacherBatcher
 from uld_ds.evaluation.bits_per_byte import Scores, of_stored, of_teacher
-from uld_ds.models.locate import locate_model
-from uld_ds.recipe.models import code_options
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.runs.job import Job
 from uld_ds.teachers.cache import Memory
 from uld_ds.teachers.cached import RememberingTeacher, memory_identity
@@ -22,7 +21,6 @@ from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.source import TeacherSource
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher, held_out_store
-from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.training.engines import load_teacher
 from uld_ds.utils.distributed import Ranks
 
@@ -47,7 +45,7 @@ class TeacherSetup:
         self.tokenizer: PreTrainedTokenizerBase | None = None
         """None where its words are stored."""
         if self._settings.source == "online":
-            self.tokenizer = self._load_tokenizer(job.teacher)
+            self.tokenizer = Pretrained.at(job.teacher, self._settings, "teacher").tokenizer()
             self._padding = padding_id(self.tokenizer)
 
     def source(self, rows: Dataset, *, begins: bool) -> TeacherSource:
@@ -94,7 +92,7 @@ class TeacherSetup:
             return None
         teacher = self.tokenizer
         if teacher is None:  # whose words are stored; the driver has seen that it is the same tokenizer
-            teacher = self._load_tokenizer(locate_model(self._settings, "teacher"))
+            teacher = Pretrained.from_settings(self._settings, "teacher").tokenizer()
         return relations_of(student, teacher)
 
     def scores(self, source: TeacherSource, held_out: Dataset) -> Scores | None:
@@ -114,7 +112,3 @@ class TeacherSetup:
 
     def batcher(self, rows: Dataset) -> TeacherBatcher:
         return TeacherBatcher(rows, padding=self._padding, max_tokens=self._settings.max_tokens_per_forward)
-
-    def _load_tokenizer(self, place: str) -> PreTrainedTokenizerBase:
-        settings = self._settings
-        return load_tokenizer(place, settings.revision, "teacher.model", code=code_options(settings))

@@ -11,6 +11,7 @@ import torch
 
 from uld_ds.generation.answers import write_part
 from uld_ds.generation.decoding import Answer, Decoding, Model
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DType
 from uld_ds.workers.process import configure_process
 
@@ -21,9 +22,7 @@ class Answerer:
     def __init__(
         self,
         *,
-        place: str,
-        revision: str | None,
-        code: dict[str, Any],
+        model: Pretrained,
         precision: DType,
         decoding: dict[str, Any],
         parts: str,
@@ -33,7 +32,7 @@ class Answerer:
     ) -> None:
         configure_process(Path(logs), os.getpid(), threads)
         device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-        self._model = Model(place, revision, precision, device, code=code)
+        self._model = Model(model, precision, device)
         self._decoding = Decoding(**{**decoding, "stop": tuple(decoding["stop"])})
         self._parts = Path(parts)
 

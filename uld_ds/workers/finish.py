@@ -15,8 +15,8 @@ from uld_ds.checkpointing.files import BEST
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.data.chat_templates import chat_template_of
 from uld_ds.generation.samples import sample_answers
-from uld_ds.models.architectures import SAFE_WEIGHTS, auto_class, is_encoder_decoder
-from uld_ds.recipe.models import NO_CODE
+from uld_ds.models.architectures import auto_class, is_encoder_decoder
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.registry.log_student import example_input, log_student
 from uld_ds.registry.provenance import student_base
 from uld_ds.reporting.model_card import description, model_card
@@ -120,10 +120,8 @@ def _best(job: Job, state: TrainState) -> dict[str, Any]:
 
 def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> list[str]:
     """What the student would have answered before it was taught; nothing where it cannot be had any more."""
-    settings = job.recipe.student
     try:
-        config = AutoConfig.from_pretrained(job.student, revision=settings.revision, **NO_CODE)
-        model = auto_class(config).from_pretrained(job.student, revision=settings.revision, **SAFE_WEIGHTS, **NO_CODE)
+        model = Pretrained.at(job.student, job.recipe.student, "student").load()
     except Exception as error:  # its folder may be gone; a report without it is still one
         log.warning("no answers of the student before: %s", " ".join(str(error).split())[:160])
         return []

@@ -17,15 +17,14 @@ from datasets import Dataset, load_from_disk
 
 from uld_ds.data.batching import padding_id, read_rows
 from uld_ds.data.teacher_batching import TeacherBatcher
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import Recipe, parse_recipe
-from uld_ds.recipe.models import code_options
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.store.codec_quality import measure_codec
 from uld_ds.teachers.store.manifest import Measured, StoreIdentity
 from uld_ds.teachers.store.shard import StoredExample, spans_of
 from uld_ds.teachers.store.writer import StoreWriter
-from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.training.engines import init_process_group, load_teacher
 from uld_ds.utils.distributed import Ranks, device_for
 from uld_ds.workers.process import configure_process
@@ -97,8 +96,7 @@ def build_store_worker(config: dict[str, Any]) -> None:
         progress.stage("loading the teacher")
     settings = job.recipe.teacher
     engine = load_teacher(job.teacher, settings, job.teacher_deepspeed, device)
-    code = code_options(settings)
-    padding = padding_id(load_tokenizer(job.teacher, settings.revision, "teacher.model", code=code))
+    padding = padding_id(Pretrained.at(job.teacher, settings, "teacher").tokenizer())
     for part in job.parts:
         rows = load_from_disk(str(Path(part.rows) / "rows"))
         batcher = TeacherBatcher(rows, padding=padding, max_tokens=settings.max_tokens_per_forward)

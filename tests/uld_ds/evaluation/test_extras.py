@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from uld_ds.errors import UserError
 from uld_ds.evaluation.harness import check_suites, suite_scores
+from uld_ds.models.pretrained import Pretrained
 
 ROOT = Path(__file__).parents[3]
 
@@ -108,7 +109,7 @@ def suite(tmp_path: Path, rows: list[dict[str, str]]) -> Path:
 @installed("lm_eval")
 def test_a_suite_of_the_harness(suite: Path, tiny_teacher: Path) -> None:
     options: dict[str, Any] = {"device": torch.device("cpu"), "batch_size": 4}
-    found = suite_scores(str(tiny_teacher), None, "fp32", [str(suite)], **options)
+    found = suite_scores(Pretrained(str(tiny_teacher)), "fp32", [str(suite)], **options)
     assert found.keys() == {"colours"}
     colours = found["colours"]
     assert colours["rows"] == 6
@@ -116,7 +117,7 @@ def test_a_suite_of_the_harness(suite: Path, tiny_teacher: Path) -> None:
     # Long noise is less likely than a short answer, whatever the weights.
     assert colours["metrics"] == {"acc": 1.0}
     assert colours["errors"] == {"acc": 0.0}
-    assert suite_scores(str(tiny_teacher), None, "fp32", [str(suite)], limit=2, **options)["colours"]["rows"] == 2
+    assert suite_scores(Pretrained(str(tiny_teacher)), "fp32", [str(suite)], limit=2, **options)["colours"]["rows"] == 2
 
 
 @installed("lm_eval")

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from uld_ds.generation.decoding import Decoding, Model, SeededSampling, filtered
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import GenerationSettings
 from uld_ds.tasks import get_task
 
@@ -18,7 +19,7 @@ IDS = ["a", "b", "c"]
 
 @pytest.fixture(scope="module")
 def model(tiny_teacher: Path) -> Model:
-    return Model(str(tiny_teacher), None, "fp32", torch.device("cpu"))
+    return Model(Pretrained(str(tiny_teacher)), "fp32", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

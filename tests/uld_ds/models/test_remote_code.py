@@ -5,62 +5,27 @@ The hub is not asked: its local cache holds a repository whose model cannot be l
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
-import transformers.dynamic_module_utils
 from transformers import AutoModelForCausalLM
 
+from tests.uld_ds.models.conftest import Plant
 from uld_ds.data.sides import TextSide
 from uld_ds.errors import UserError
 from uld_ds.generation.decoding import Model
 from uld_ds.models.identity import model_identity
 from uld_ds.models.locate import locate_model
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import TeacherSettings, parse_recipe
-from uld_ds.recipe.models import code_options
 from uld_ds.training.engines import _from_pretrained
 
 READ = "1" * 40
 """A commit that somebody has read."""
 OTHER = "2" * 40
 NAMES = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
-CODE = """
-from transformers import LlamaConfig, LlamaForCausalLM
-
-class Config(LlamaConfig):
-    model_type = "llama-of-its-own"
-
-class Model(LlamaForCausalLM):
-    config_class = Config
-    commit = {commit!r}
-"""
-
-Plant = Callable[..., Path]
-
-
-@pytest.fixture
-def plant(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
-    """Puts a repository at a commit into a hub cache that this test alone has."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-
-    def put(repository: str, commit: str, names: dict[str, Any], code: str | None = None) -> Path:
-        folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots" / commit
-        shutil.copytree(tiny_teacher, folder)
-        config = json.loads((folder / "config.json").read_text())
-        config |= {"model_type": "llama-of-its-own", "auto_map": names}
-        (folder / "config.json").write_text(json.dumps(config))
-        (folder / "own.py").write_text(CODE.format(commit=commit) if code is None else code)
-        return folder
-
-    return put
 
 
 def teacher(model: str = "acme/own", *, code: str = READ, repository: str = "acme/own", **more: Any) -> TeacherSettings:
@@ -78,14 +43,14 @@ def refusal(settings: TeacherSettings) -> str:
 def test_the_trusted_code_is_run_wherever_the_teacher_is_loaded(plant: Plant, tiny_teacher: Path) -> None:
     plant("acme/own", READ, NAMES)
     settings = teacher()
-    place = locate_model(settings, "teacher")
-    assert place == "acme/own"
-    assert TextSide.of_model(place, settings, "teacher", "teacher.model").tokenizer_digest
-    lm = _from_pretrained(place, settings, {})
+    pretrained = Pretrained.from_settings(settings, "teacher")
+    assert pretrained.place == "acme/own"
+    assert TextSide.of_model(pretrained, settings, "teacher").tokenizer_digest
+    lm = _from_pretrained(pretrained.place, settings, {})
     assert (type(lm).__name__, lm.commit) == ("Model", READ)
-    assert model_identity(place, READ) == (READ, f"commit:{READ}")
-    answering = Model(place, READ, "fp32", torch.device("cpu"), code=code_options(settings))
-    assert type(answering.lm).__name__ == "Model"
+    assert model_identity(pretrained) == (READ, f"commit:{READ}")
+    answering = Model(pretrained, "fp32", torch.device("cpu"))
+    assert (type(answering.lm).__name__, answering.lm.commit) == ("Model", READ)
     ids = torch.arange(8)[None]
     plain = AutoModelForCausalLM.from_pretrained(tiny_teacher)
     assert torch.equal(lm(ids).logits, plain(ids).logits)

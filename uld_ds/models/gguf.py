@@ -1,0 +1,67 @@
+"""GGUF files: dequantised once into a model directory, as which they are loaded ever after."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from uld_ds.errors import UserError
+from uld_ds.tokenization.loading import one_line
+from uld_ds.utils.cache import build_once, converted_gguf
+
+log = logging.getLogger(__name__)
+
+
+def dequantised_folder(folder: Path, gguf_file: str, key: str) -> Path:
+    """Dequantise a GGUF file into a model directory with safetensors (bf16) and its tokenizer, in the cache.
+
+    Args:
+        folder: that holds the file.
+        gguf_file: its path inside the folder.
+        key: the model's section in the recipe, for messages.
+
+    Returns:
+        The directory; one that is there already is not made again.
+
+    Raises:
+        UserError: no such folder or file, a path that leads out of the folder, or one that transformers cannot read.
+    """
+    if not folder.is_dir():
+        problem = f"no folder {str(folder)!r} that could hold {gguf_file!r}"
+        raise UserError(f"{key}.model", problem, "download the file and name its folder")
+    if Path(gguf_file).is_absolute() or ".." in Path(gguf_file).parts:
+        raise UserError(f"{key}.gguf_file", f"{gguf_file!r} leads out of {str(folder)!r}", "name a file inside it")
+    source = folder / gguf_file
+    if not source.is_file():
+        raise UserError(f"{key}.gguf_file", f"no file {gguf_file!r} in {str(folder)!r}", "correct the file's name")
+    target = converted_gguf(source, "models")
+
+    def convert(aside: Path) -> None:
+        from transformers import GgufConfig
+
+        log.info("dequantising %s once into %s", gguf_file, target)
+        try:
+            with _bars_only_on_a_terminal():
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, gguf_file=gguf_file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+                )
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+        except Exception as error:  # transformers raises whatever its parsing ran into
+            problem = f"{gguf_file!r} cannot be read ({one_line(error)})"
+            raise UserError(f"{key}.gguf_file", problem, "name a GGUF file that transformers supports") from error
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+
+    return build_once(target, convert)
+
+
+def _bars_only_on_a_terminal() -> AbstractContextManager[Any]:
+    """A progress bar redrawn into a log file is noise; on a terminal it tells that something happens."""
+    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())

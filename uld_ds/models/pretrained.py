@@ -1,0 +1,115 @@
+"""A pretrained model as a value: where it is, at which revision, and whose code may be run to load it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from uld_ds.errors import UserError
+from uld_ds.models.architectures import SAFE_WEIGHTS, auto_class, is_encoder_decoder, named_start
+from uld_ds.models.locate import locate_model
+from uld_ds.recipe import ModelSettings
+from uld_ds.recipe.models import RemoteCodeSettings, remote_code_options, trusted_code
+from uld_ds.tokenization.loading import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model to load: configuration, tokenizer and weights of one place at one revision.
+
+    ``from_settings`` alone looks whether the model is there and what code it names; otherwise nothing is read until it
+    is asked for. A value: equal by its fields, hashable, and it crosses processes.
+    """
+
+    place: str
+    """A directory in Hugging Face layout, or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; it means nothing for a directory."""
+    key: str = "model"
+    """What the user gave the place with, for messages, e.g. ``teacher.model``."""
+    code: RemoteCodeSettings | None = None
+    """The repository whose code may be run, at the commit that somebody has read; with None no code is run."""
+
+    @classmethod
+    def from_settings(cls, settings: ModelSettings, section: str) -> Pretrained:
+        """Locate the model that a recipe names.
+
+        Args:
+            settings: a recipe's teacher or student section with ``model`` set.
+            section: that section's name, for messages.
+
+        Raises:
+            UserError: as ``locate_model``: there is no such model, it cannot be used, or it needs code that the recipe
+                does not trust.
+        """
+        return cls.at(locate_model(settings, section), settings, section)
+
+    @classmethod
+    def at(cls, place: str, settings: ModelSettings, section: str) -> Pretrained:
+        """Describe the model of a recipe's section at a place that is known.
+
+        Args:
+            place: of ``locate_model``, or of the student that was made for a run.
+            settings: a recipe's teacher or student section.
+            section: that section's name, for messages.
+        """
+        return cls(place, settings.revision, f"{section}.model", trusted_code(settings))
+
+    def config(self, **options: Any) -> PreTrainedConfig:
+        """Read the configuration.
+
+        Args:
+            options: more of them for transformers' ``from_pretrained``, e.g. ``gguf_file``.
+
+        Raises:
+            Exception: whatever transformers' reading runs into; ``from_settings`` has read it once, with our messages.
+        """
+        return AutoConfig.from_pretrained(self.place, **self._source, **options)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer.
+
+        Raises:
+            UserError: there is none, or it needs code that is not trusted.
+        """
+        return load_tokenizer(self.place, self.revision, self.key, code=remote_code_options(self.code))
+
+    def decoder_start(self) -> int | None:
+        """Find the token that a decoder begins with; None where there is no encoder, and answers follow their prompt.
+
+        Raises:
+            UserError: an encoder-decoder model that does not say it.
+        """
+        config = self.config()
+        if not is_encoder_decoder(config):
+            return None
+        try:
+            generation = GenerationConfig.from_pretrained(self.place, revision=self.revision or "main")
+        except OSError:  # an older checkpoint: it is in config.json
+            generation = GenerationConfig.from_model_config(config)
+        start = named_start(generation)
+        if start is None:
+            problem = f"{self.place!r} does not say what its decoder begins with"
+            raise UserError(self.key, problem, "give it decoder_start_token_id")
+        return start
+
+    def load(self, **options: Any) -> Any:
+        """Load the model with its output head, from safetensors alone.
+
+        Args:
+            options: more of them for transformers' ``from_pretrained``, e.g. ``dtype``.
+
+        Returns:
+            The model; with ``output_loading_info`` also which of its weights were found.
+
+        Raises:
+            OSError: there are no weights, or none as safetensors.
+        """
+        kind = auto_class(self.config())
+        return kind.from_pretrained(self.place, **self._source, **SAFE_WEIGHTS, **options)
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        return {"revision": self.revision, **remote_code_options(self.code)}
