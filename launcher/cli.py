@@ -31,6 +31,7 @@ from launcher.commands import (
 from launcher.terminal.help_panels import group
 from uld_ds import __version__
 from uld_ds.errors import RunError, UserError
+from uld_ds.utils.text import one_line
 
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
@@ -97,7 +98,7 @@ def main() -> None:
 
 def _fail(message: str, exit_status: int) -> NoReturn:
     # Bytes of the command line that are not UTF-8 are lone surrogates, which cannot be written.
-    message = " ".join(message.split()).encode(errors="backslashreplace").decode()
+    message = one_line(message, None).encode(errors="backslashreplace").decode()
     line = Text.assemble(("error:", "bold red"), " ", message)
     Console(stderr=True, highlight=False).print(line, soft_wrap=True)
     sys.exit(exit_status)

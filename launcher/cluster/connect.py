@@ -21,6 +21,7 @@ from launcher.cluster.versions import check_versions
 from launcher.drivers.preflight import check_port
 from uld_ds.errors import RunError, UserError
 from uld_ds.recipe import ClusterSettings
+from uld_ds.utils.text import one_line
 
 RUN_NAME = "uld_ds.run"
 RUN_DIR = "uld_ds.run_dir"
@@ -66,7 +67,7 @@ def _join(address: str, folder: Path) -> None:
         problem = f"the Ray cluster at {address!r} refuses this process"
         raise UserError("RAY_ADDRESS", problem, AUTHENTICATION_FIX) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         if _answers(address):
             # Ray gives up alike on a wrong token and on a server that is none of its own.
             problem = f"something answers at {address!r}, but no Ray cluster lets this process in ({reason})"

@@ -30,6 +30,7 @@ from uld_ds.models.locate import locate_model
 from uld_ds.recipe import Recipe
 from uld_ds.recipe.models import code_options
 from uld_ds.runs.progress import ProgressWriter
+from uld_ds.utils.text import message_lines, one_line
 from uld_ds.workers.answers import Answerer, write_engine_rows
 
 # The last line of a traceback.
@@ -148,9 +149,8 @@ def _run(
 
 def _cause(error: Exception) -> str:
     """What an actor raised, in one line: Ray puts its traceback before it, and advice on retries after it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = [line for line in lines if _RAISED.match(line)]
-    return (raised or lines or [type(error).__name__])[-1]
+    lines = [line.strip() for line in message_lines(error)]
+    return one_line(([line for line in lines if _RAISED.match(line)] or lines)[-1], None)
 
 
 def _with_transformers(

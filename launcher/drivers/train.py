@@ -52,6 +52,7 @@ from uld_ds.training.deepspeed_config import student_config, teacher_config
 from uld_ds.utils.environment import code_revision
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import redacted
+from uld_ds.utils.text import one_line
 from uld_ds.workers.train import train_worker
 
 log = logging.getLogger(__name__)
@@ -305,7 +306,7 @@ def _recorded_beside(client: mlflow.MlflowClient, job: Job) -> Iterator[None]:
         try:
             record_beginning(client, job)
         except Exception as error:  # the first rank tries again at the end
-            log.warning("MLflow does not take the run's description yet (%s)", " ".join(str(error).split())[:160])
+            log.warning("MLflow does not take the run's description yet (%s)", one_line(error))
 
     thread = threading.Thread(target=record, name="record", daemon=True)
     thread.start()
@@ -332,7 +333,7 @@ def _status_of(recipe: Recipe, uri: str, run_id: str, run_dir: Path) -> Iterator
         status = "KILLED"
         raise
     except Exception as error:
-        reason = redacted(" ".join(str(error).split()))
+        reason = redacted(one_line(error, None))
         raise
     finally:
         ProgressWriter(run_dir / "progress.jsonl").end(status, reason)

@@ -17,9 +17,10 @@ from uld_ds.models.quantization import check_quantisable, quantised_linears
 from uld_ds.models.remote_code import check_remote_code
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.recipe.models import code_options
-from uld_ds.tokenization.loading import load_tokenizer, one_line
+from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.utils.cache import PACKAGE, converted_gguf, package_folder
 from uld_ds.utils.files import in_home
+from uld_ds.utils.text import one_line
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def shape_of(
         with torch.device("meta"):
             model = auto_class(config).from_config(config)
     except Exception as error:  # a bad value surfaces wherever the architecture first uses it
-        raise UserError("model", f"{name!r}: no model can be made of it ({one_line(error)})", "correct it") from error
+        problem = f"{name!r}: no model can be made of it ({one_line(error, kind=True)})"
+        raise UserError("model", problem, "correct it") from error
     text: Any = config.get_text_config()
     layers = _layers(model)
     layer_parameters = sum(p.numel() for layer in layers for p in layer.parameters()) // len(layers)
@@ -155,7 +157,7 @@ def student_shape(settings: StudentSettings) -> Shape:
     try:
         config = AutoConfig.for_model(**options, vocab_size=vocab)
     except Exception as error:  # each architecture checks its options in its own way
-        problem = f"no {options['model_type']!r} model can be made of it ({one_line(error)})"
+        problem = f"no {options['model_type']!r} model can be made of it ({one_line(error, kind=True)})"
         raise UserError("student.from_config", problem, "correct its options") from error
     return shape_of(config, f"a new {options['model_type']}", student=settings)
 
@@ -174,7 +176,7 @@ def _existing(settings: ModelSettings, role: str, student: StudentSettings | Non
     try:
         config = AutoConfig.from_pretrained(source, revision=settings.revision, **code_options(settings), **options)
     except Exception as error:  # the hub, its client and transformers raise whatever they ran into
-        problem = f"no configuration of {place!r} ({one_line(error)})"
+        problem = f"no configuration of {place!r} ({one_line(error, kind=True)})"
         raise UserError(f"{role}.model", problem, "correct it, or name a folder that holds its config.json") from error
     file_bytes = tensor_bytes(folder) if folder.is_dir() else None
     if student is not None and student.keep_layers is not None:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uld_ds.utils.text import one_line
+
 NAME = re.compile(r"^checkpoint_(\d{9})(?:_(\d+))?$")
 BEST = "best"
 """Folder with the checkpoint of the best held-out evaluation."""
@@ -221,4 +223,5 @@ def _link(source: str, target: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else " ".join(str(error).split())[:120]
+    said = error.strerror if isinstance(error, OSError) else None  # the message around it names the file
+    return one_line(said or error, kind=True)

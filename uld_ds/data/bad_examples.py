@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from uld_ds.utils.text import one_line
+
 FILE = "bad_examples.json"
 # A corpus can be all wrong; a list that nobody can open helps nobody.
 _MOST_LISTED = 10_000
@@ -26,7 +28,7 @@ def reason_of(problem: str) -> str:
     text = re.sub(r"\s*\(.*$", "", problem, flags=re.S)
     text = re.sub(r"(line|element) \d+ of .+? (is not|holds)", r"\1 N of a file \2", text)
     text = re.sub(r"\d+", "N", _QUOTED.sub("", text))
-    return " ".join(text.split())[:160]
+    return one_line(text)
 
 
 def note_bad_examples(folder: Path, problems: Sequence[tuple[int, str]], places: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from uld_ds.recipe import ColumnSettings, DataSettings, DataSource, FilesSource,
 from uld_ds.tasks.registry import get_task
 from uld_ds.tasks.task import TEACHER_ANSWER, Question, Task
 from uld_ds.utils.files import in_home
+from uld_ds.utils.text import one_line
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 
@@ -341,7 +342,7 @@ def _text(value: Any, column: str) -> str:
 def _first_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _place_of(error: BaseException) -> str:

@@ -16,9 +16,10 @@ from uld_ds.models.layer_pruning import with_layers
 from uld_ds.models.locate import locate_model
 from uld_ds.recipe import StudentSettings, TrainedTokenizerSettings
 from uld_ds.recipe.models import NO_CODE
-from uld_ds.tokenization.loading import load_tokenizer, one_line
+from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.tokenization.training import train_tokenizer
 from uld_ds.utils.cache import build_once
+from uld_ds.utils.text import one_line
 
 
 def make_student(settings: StudentSettings, texts: Callable[[], Iterable[str]], seed: int, target: Path) -> Path:
@@ -98,7 +99,7 @@ def _new_model(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
 
 
 def _cannot_be_made(options: dict[str, Any], error: Exception) -> UserError:
-    problem = f"no {options['model_type']!r} model can be made of it ({one_line(error)})"
+    problem = f"no {options['model_type']!r} model can be made of it ({one_line(error, kind=True)})"
     return UserError("student.from_config", problem, "correct its options")
 
 

@@ -223,14 +223,14 @@ def _spectrum(report: RunReport, number: int, place: dict[str, Any]) -> str:
         for who in _WHO
         if who in found
     )
-    text = f"<q>…{escape(_one_line(place['before']))}<mark>{escape(_one_line(place['text']))}</mark></q>"
+    text = f"<q>…{escape(_with_line_ends(place['before']))}<mark>{escape(_with_line_ends(place['text']))}</mark></q>"
     table = (
         f"<table class='likeliest'><thead><tr><td></td><th>underlined</th><th>likeliest</th></tr></thead>{rows}</table>"
     )
     return f'<div class="card"><p class="context">{text}</p>{chart}{table}</div>'
 
 
-def _one_line(text: str) -> str:
+def _with_line_ends(text: str) -> str:
     return re.sub(r"\s*\n\s*", " ↵ ", text)
 
 

@@ -13,6 +13,7 @@ import mlflow
 from mlflow.entities import Metric
 
 from uld_ds.tracking.journal import _SUFFIX, Line, _sync, log
+from uld_ds.utils.text import one_line
 
 _DELIVERED = ".delivered"
 # The most that MLflow takes in one request.
@@ -54,7 +55,7 @@ class Delivery:
             except Exception as error:  # whatever is wrong with a server, it may pass
                 left = end - time.monotonic()
                 if left <= 0:
-                    log.warning("metrics were not delivered (%s); they are in %s", _reason(error), self._folder)
+                    log.warning("metrics were not delivered (%s); they are in %s", one_line(error), self._folder)
                     return False
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, 5.0)
@@ -135,9 +136,5 @@ class DeliveryThread:
                 pause = self._every
             except Exception as error:  # whatever is wrong with a server, training goes on
                 if pause == self._every:
-                    log.warning("MLflow does not take metrics (%s): they wait on disk", _reason(error))
+                    log.warning("MLflow does not take metrics (%s): they wait on disk", one_line(error))
                 pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

@@ -28,6 +28,7 @@ from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe
 from uld_ds.utils.files import in_home, write_whole
 from uld_ds.utils.redaction import Redactor, redacted
+from uld_ds.utils.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ def open_client(uri: str, key: str = "tracking.uri") -> mlflow.MlflowClient:
             client = mlflow.MlflowClient(uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:
-        reason = redacted(" ".join(str(error).split()))[:160]
+        # Hidden first: half of a secret is not known for one.
+        reason = one_line(redacted(one_line(error, None)))
         raise UserError(
             key, f"MLflow does not answer at {shown(uri)!r} ({reason})", "start the server or correct it"
         ) from error

@@ -34,6 +34,7 @@ from uld_ds.tracking.journal import history
 from uld_ds.utils.environment import code_revision, environment
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import Redactor
+from uld_ds.utils.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ def settle(uri: str, run_id: str, run_dir: Path, patience: float = 0.0) -> None:
             return
         except Exception as error:  # it may have gone again
             if time.monotonic() >= end:
-                log.warning("MLflow was not told that run %s is %s (%s)", run_id, status, _one_line(error))
+                log.warning("MLflow was not told that run %s is %s (%s)", run_id, status, one_line(error))
                 return
             time.sleep(1)
 
@@ -195,7 +196,3 @@ def begun_run(run_dir: Path) -> str | None:
     """The id of a run's MLflow run, if it has one."""
     file = run_dir / mlflow_runs.RUN_ID
     return file.read_text().strip() if file.is_file() else None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

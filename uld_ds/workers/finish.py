@@ -31,6 +31,7 @@ from uld_ds.tracking.run_record import log_plots, record_beginning
 from uld_ds.utils.environment import library_versions
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import Redactor
+from uld_ds.utils.text import one_line
 from uld_ds.workers.report_snapshots import shown_rows, write_answers
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset)
         config = AutoConfig.from_pretrained(job.student, revision=settings.revision, **NO_CODE)
         model = auto_class(config).from_pretrained(job.student, revision=settings.revision, **SAFE_WEIGHTS, **NO_CODE)
     except Exception as error:  # its folder may be gone; a report without it is still one
-        log.warning("no answers of the student before: %s", " ".join(str(error).split())[:160])
+        log.warning("no answers of the student before: %s", one_line(error))
         return []
     return sample_answers(model.eval(), tokenizer, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
 

@@ -11,6 +11,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from uld_ds.errors import UserError
+from uld_ds.utils.text import one_line
 
 # There a put is atomic by itself, and a rename would be a copy.
 _ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "memory"}
@@ -34,7 +35,7 @@ class StoreFiles:
             self._fs, root = cast("tuple[Any, str]", fsspec.core.url_to_fs(str(url)))
         except (ImportError, ValueError) as error:
             fix = "install the package" if isinstance(error, ImportError) else "give a folder or another URL"
-            raise UserError(key, f"{str(url)!r} cannot be reached ({' '.join(str(error).split())})", fix) from error
+            raise UserError(key, f"{str(url)!r} cannot be reached ({one_line(error)})", fix) from error
         self._root = root.rstrip("/")
 
     def path(self, name: str) -> str:

@@ -41,6 +41,7 @@ from uld_ds.teachers.store.shard import (
     schema,
 )
 from uld_ds.teachers.store.writer import StoreWriter
+from uld_ds.utils.text import one_line
 
 __all__ = [
     "CodecFacts",
@@ -86,9 +87,8 @@ class SpectrumStore:
         try:
             data = files.read(MANIFEST)
         except Exception as error:  # every file system has errors of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise RunError(
-                f"{key}: {str(url)!r} cannot be read ({reason}); see that this machine reaches it"
+                f"{key}: {str(url)!r} cannot be read ({one_line(error)}); see that this machine reaches it"
             ) from error
         if data is None:
             if files.read(PARTIAL_MANIFEST) is not None:
@@ -244,7 +244,7 @@ class _naming:  # noqa: N801  used like a function, in a with
         if isinstance(error, FileNotFoundError):
             raise _damaged(self._shard, "is missing") from error
         if isinstance(error, ValueError | pa.ArrowException | OSError):
-            raise _damaged(self._shard, f"is damaged ({' '.join(str(error).split())[:200]})") from error
+            raise _damaged(self._shard, f"is damaged ({one_line(error)})") from error
 
 
 def _damaged(shard: str, problem: str) -> RunError:
