@@ -252,7 +252,7 @@ def ask(port: int, home: Path, *names: str, patience: float = 10.0) -> list[str]
     """What a new process gets from the hub at ``port``: ids as JSON, or the error's words."""
     code = (
         "import sys, json\n"
-        "from uld_ds import tokenizer_files as t\n"
+        "from uld_ds.tokenization import loading as t\n"
         f"t.HUB_PATIENCE = {patience}\n"
         "for name in sys.argv[1:]:\n"
         f"    try: print(json.dumps(t.open_tokenizer(name, '-s')({TEXT!r}, add_special_tokens=False)['input_ids']))\n"
