@@ -144,5 +144,6 @@ def _write(
         }
         for prompt, (prediction, answer) in zip(prompts, answered, strict=True)
     ]
-    write_whole(folder / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_whole(folder / "evaluation.json", json.dumps(facts, indent=1))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(folder / "predictions.jsonl", lines, sync=True)
+    write_whole(folder / "evaluation.json", json.dumps(facts, indent=1), sync=True)

@@ -12,7 +12,7 @@ from launcher.jobs.inside import is_job
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, load_recipe
 from uld_ds.training.deepspeed_config import read_student_config, student_config, teacher_config, zero_stage
-from uld_ds.utils.files import in_home
+from uld_ds.utils.files import in_home, write_whole
 from uld_ds.utils.redaction import Redactor
 
 # Bytes of a checkpoint per parameter that learns: fp32 weights and two Adam moments; below ZeRO-3, beside them, the
@@ -66,7 +66,8 @@ def _claim(recipe: Recipe, run_dir: Path) -> None:
         # It never got to training: most likely it stopped at a mistake that this recipe corrects.
         for made in MADE_BEFORE_THE_START:
             _remove(run_dir / made)
-    stored.write_text(_text(recipe))
+    # Half of it would be the recipe of another run.
+    write_whole(stored, _text(recipe), sync=True)
 
 
 def _remove(path: Path) -> None:
@@ -84,7 +85,7 @@ def _text(recipe: Recipe) -> str:
 def _without_secrets(recipe: Recipe) -> Recipe:
     # As the stored one was read: a secret that has been renewed makes no other run.
     with tempfile.TemporaryDirectory() as folder:
-        (file := Path(folder) / "recipe.yaml").write_text(_text(recipe))
+        (file := Path(folder) / "recipe.yaml").write_text(_text(recipe), encoding="utf-8")
         return load_recipe(file, environment={})
 
 

@@ -115,10 +115,10 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                         f"{recipe.run.name!r} was told to stop; the same command goes on where it left off"
                     )
                 if job.stopped_file.is_file():
-                    raise RunError(f"{recipe.run.name!r} stopped: {job.stopped_file.read_text()}")
+                    raise RunError(f"{recipe.run.name!r} stopped: {job.stopped_file.read_text(encoding='utf-8')}")
         # Only now is the run finished: this file is what says so.
         facts = json.loads(job.outcome_file.read_text()) | {"wall_seconds": time.monotonic() - begin}
-        write_whole(finished, json.dumps(facts, indent=1))
+        write_whole(finished, json.dumps(facts, indent=1), sync=True)
     return facts
 
 
@@ -236,7 +236,7 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
         raise UserError(
             "data", f"it has changed since run {recipe.run.name!r} began", "restore it, or set another run.name"
         )
-    write_whole(note, json.dumps(keys))
+    write_whole(note, json.dumps(keys), sync=True)  # what the run learns from, for as long as it runs
     return splits
 
 

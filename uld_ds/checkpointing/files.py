@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uld_ds.utils.files import remove_leftovers, whole_file, whole_folder, write_whole
 from uld_ds.utils.text import one_line
 
 NAME = re.compile(r"^checkpoint_(\d{9})(?:_(\d+))?$")
@@ -91,7 +92,8 @@ def write_shard(target: Path, rank: int, ranks: int, state: HostState) -> None:
     try:
         files = {name: _write(target / name, content, made) for name, content in state.items()}
         manifest = {"format": _FORMAT, "rank": rank, "ranks": ranks, "files": files}
-        _write_bytes(target / _manifest(rank), json.dumps(manifest, indent=1).encode(), made)
+        made.append(target / _manifest(rank))
+        write_whole(target / _manifest(rank), json.dumps(manifest, indent=1), sync=True)
     except BaseException:
         for file in made:
             file.unlink(missing_ok=True)
@@ -104,37 +106,11 @@ def _manifest(rank: int) -> str:
 
 def _write(file: Path, content: Any, made: list[Path]) -> dict[str, Any]:
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(file.name + ".part")
-    made += [aside, file]
-    with aside.open("wb") as out:
+    made.append(file)
+    with whole_file(file, sync=True) as out:
         hashing = _Hashing(out)
         torch.save(content, hashing)  # type: ignore[arg-type]  # writes, and never seeks
-        out.flush()
-        os.fsync(out.fileno())
-    aside.rename(file)
-    sync_folder(file.parent)
     return {"bytes": hashing.size, "sha256": hashing.hexdigest()}
-
-
-def _write_bytes(file: Path, data: bytes, made: list[Path]) -> None:
-    aside = file.with_name(file.name + ".part")
-    made += [aside, file]
-    with aside.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    aside.rename(file)
-    sync_folder(file.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Returns when the names in a folder are on the disk, where its file system can say so."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def num_ranks(folder: Path) -> int | None:
@@ -196,16 +172,10 @@ def remove_others(run_dir: Path, names: Iterable[str]) -> None:
 def keep_best(folder: Path) -> None:
     """Makes ``best`` beside a checkpoint's folder hold the same files, by links where the file system has them."""
     best = folder.parent / BEST
-    aside, before = best.with_name(f".{BEST}-new"), best.with_name(f".{BEST}-old")
-    for left in (aside, before):
-        shutil.rmtree(left, ignore_errors=True)
-    shutil.copytree(folder, aside, copy_function=_link)
-    (aside / "name").write_text(folder.name)
-    if best.exists():
-        best.rename(before)
-    aside.rename(best)
-    sync_folder(best.parent)
-    shutil.rmtree(before, ignore_errors=True)
+    remove_leftovers(best)  # only the first rank writes it; links hold the disk's space as files do
+    with whole_folder(best, sync=True, replace=True) as aside:
+        shutil.copytree(folder, aside, copy_function=_link, dirs_exist_ok=True)
+        (aside / "name").write_text(folder.name)
 
 
 def best_name(run_dir: Path) -> str | None:

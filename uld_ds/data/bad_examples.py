@@ -47,10 +47,10 @@ def note_bad_examples(folder: Path, problems: Sequence[tuple[int, str]], places:
         "by_reason": dict(counts.most_common()),
         "examples": listed,
     }
-    (folder / FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False))
+    (folder / FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def bad_examples(folder: Path) -> dict[str, Any]:
     """What ``note_bad_examples`` has written there."""
-    content: dict[str, Any] = json.loads((folder / FILE).read_text())
+    content: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
     return content

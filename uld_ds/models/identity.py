@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from uld_ds.recipe.models import FULL_COMMIT, NO_CODE
 from uld_ds.utils.cache import cache_dir
-from uld_ds.utils.files import file_digest
+from uld_ds.utils.files import file_digest, write_whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _AT_A_TIME = 8
@@ -50,7 +50,5 @@ def _remembered_digest(file: Path) -> str:
         return note.read_text()
     digest = file_digest(file)
     note.parent.mkdir(parents=True, exist_ok=True)
-    aside = note.with_name(f".{key}-{digest[:8]}")
-    aside.write_text(digest)
-    aside.rename(note)
+    write_whole(note, digest, sync=True)  # believed without a second look
     return digest

@@ -62,7 +62,7 @@ class ComparedRun:
         """Reads a run's folder and the evaluation beside it, or an evaluation's folder alone."""
         if is_evaluation(folder):
             return cls._evaluated(folder)
-        recipe = Redactor().tree(yaml.safe_load((folder / "recipe.yaml").read_text()))
+        recipe = Redactor().tree(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
         status, result = run_status(folder), result_of(folder) or {}
         events = list(read_events(folder / "progress.jsonl"))
         steps = steps_of(events)

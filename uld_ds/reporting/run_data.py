@@ -76,7 +76,7 @@ class RunReport:
         events = list(read_events(folder / "progress.jsonl"))
         steps = steps_of(events)
         # Parsed first: a value that is hidden need not be YAML any more.
-        recipe = redactor.tree(yaml.safe_load((folder / "recipe.yaml").read_text()))
+        recipe = redactor.tree(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
         kept = folder / FOLDER
         snapshots = {who: _read(kept / f"{who}.json") for who in ("before", "teacher", "after")}
         return cls(

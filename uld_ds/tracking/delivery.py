@@ -13,6 +13,7 @@ import mlflow
 from mlflow.entities import Metric
 
 from uld_ds.tracking.journal import _SUFFIX, Line, _sync, log
+from uld_ds.utils.files import write_whole
 from uld_ds.utils.text import one_line
 
 _DELIVERED = ".delivered"
@@ -69,7 +70,8 @@ class Delivery:
         sent = 0
         for points, end in _batches(file, position):
             self._send(points)
-            _write_position(note, end)
+            # Not synchronised, every second as it is: what is sent twice counts once.
+            write_whole(note, str(end))
             sent += len(points)
         return sent
 
@@ -102,12 +104,6 @@ def _position(note: Path) -> int:
     with suppress(FileNotFoundError, ValueError):
         return int(note.read_text())
     return 0
-
-
-def _write_position(note: Path, position: int) -> None:
-    aside = note.with_name(note.name + ".tmp")
-    aside.write_text(str(position))
-    aside.rename(note)
 
 
 class DeliveryThread:

@@ -123,16 +123,17 @@ def open_run(client: mlflow.MlflowClient, recipe: Recipe, run_dir: Path) -> str:
     if id_file.is_file():
         return _reopened(client, id_file)
     experiment = _experiment(client, recipe, run_dir)
-    # Written first: a creation that was interrupted before its id was known is found by it.
+    # Written first: a creation that was interrupted before its id was known is found by it. Both are on the disk when
+    # the server hears of the run: without them it would be recorded twice.
     identity_file = run_dir / _IDENTITY
     known = identity_file.is_file()
     identity = identity_file.read_text() if known else uuid.uuid4().hex
-    write_whole(identity_file, identity)
+    write_whole(identity_file, identity, sync=True)
     run_id = _run_of(client, experiment, identity) if known else None
     if run_id is None:
         tags = {_RUN_TAG: str(run_dir), _IDENTITY_TAG: identity}
         run_id = client.create_run(experiment, tags=tags, run_name=recipe.run.name).info.run_id
-    write_whole(id_file, run_id)
+    write_whole(id_file, run_id, sync=True)
     return run_id
 
 

@@ -162,7 +162,7 @@ def record_end(uri: str, run_id: str, run_dir: Path, status: str, patience: floa
     Nobody writes journals any more. A server that does not answer in time is told by the next command that
     meets this run.
     """
-    write_whole(run_dir / _STATUS, status)
+    write_whole(run_dir / _STATUS, status, sync=True)  # nobody else knows how it ended
     if status != "FINISHED":
         patience = min(patience, _SECONDS_WHEN_KILLED if status == "KILLED" else _SECONDS_FOR_A_FAILURE)
     settle(uri, run_id, run_dir, patience)

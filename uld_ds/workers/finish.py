@@ -72,7 +72,7 @@ def finish(
     data = job.split("train").facts
     facts = _facts(job, state, bits_after, tokenizer)
     card = model_card(job.recipe, facts, job.teacher)
-    (job.export_dir / "README.md").write_text(Redactor().text(card))
+    write_whole(job.export_dir / "README.md", Redactor().text(card), sync=True)
     # A held-out prompt is rendered already; as a message it would be rendered twice.
     messages = [{"role": "user", "content": "Hello, what can you do?"}] if tokenizer.chat_template else None
     about = description(job.recipe.run.name, facts, job.run_id, plots)
@@ -112,7 +112,8 @@ def finish(
     client.log_dict(job.run_id, Redactor().tree(result), "result.json")
     if _report(job, facts, result):
         client.log_artifact(job.run_id, str(job.run_dir / REPORT))
-    write_whole(job.outcome_file, json.dumps(result, indent=1))
+    # Synchronised, as the export is: a run that says so is finished, and is not run again.
+    write_whole(job.outcome_file, json.dumps(result, indent=1), sync=True)
 
 
 def _best(job: Job, state: TrainState) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset)
 
 def _report(job: Job, facts: dict[str, Any], result: dict[str, Any]) -> bool:
     """The page of the run, beside everything else it leaves; a student is not lost for want of one."""
-    write_whole(job.run_dir / FOLDER / "lineage.json", json.dumps(facts))
+    write_whole(job.run_dir / FOLDER / "lineage.json", json.dumps(facts), sync=True)
     try:
         write_report(job.run_dir, job.run_dir / REPORT, result=result)
     except Exception:

@@ -104,7 +104,7 @@ def write_answers(job: Job, student: PreTrainedTokenizerBase, said: dict[str, li
         }
         for number, row in enumerate(rows.select(range(min(NUM_ANSWERS, len(rows)))))
     ]
-    write_whole(folder / "answers.json", json.dumps(Redactor().tree(items)))
+    write_whole(folder / "answers.json", json.dumps(Redactor().tree(items)), sync=True)
 
 
 def shown_rows(job: Job) -> Dataset:

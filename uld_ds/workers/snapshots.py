@@ -163,7 +163,8 @@ class Showcase:
 
     def _keep(self, name: str, content: Any) -> None:
         self.folder.mkdir(exist_ok=True)
-        write_whole(self.folder / name, json.dumps(Redactor().tree(content)))
+        # Synchronised: once training goes on, nobody can look at these models again.
+        write_whole(self.folder / name, json.dumps(Redactor().tree(content)), sync=True)
 
     def _described(self, place: Place) -> dict[str, Any]:
         row = self._rows[place.example]

@@ -50,7 +50,7 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert num_ranks(folder) == 2
     read = torch.load(folder / "state/rank_1_model.pt", weights_only=False)
     assert torch.equal(read["weight"], torch.arange(1000.0) + 1)
-    assert not list(folder.rglob("*.part"))
+    assert not [file for file in folder.rglob("*") if file.name.startswith(".")]
 
 
 @pytest.mark.parametrize("position", [0, 100, -1])
