@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from launcher.cluster.placement import ray_selectors, worker_resources
 from uld_ds.errors import RunError
 from uld_ds.recipe import Recipe
+from uld_ds.runs.folder import RunFolder
 from uld_ds.utils.text import message_lines, one_line
 
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)(?::|$)")
@@ -65,7 +66,7 @@ def run_gang(
         ray.shutdown()
         raise
     except Exception as error:
-        raise RunError(f"{folder.name!r} failed: {cause(error)} (logs in {folder / 'logs'})") from error
+        raise RunError(f"{folder.name!r} failed: {cause(error)} (logs in {RunFolder(folder).logs})") from error
 
 
 def cause(error: BaseException) -> str:

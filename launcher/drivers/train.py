@@ -17,13 +17,13 @@ from transformers import AutoConfig
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
 from launcher.cluster.worker_group import run_gang
 from launcher.drivers.checkpoint_list import repair_checkpoint_list
-from launcher.drivers.preflight import STARTED, check_deepspeed_configs, check_free_disk, claim_run_dir
+from launcher.drivers.preflight import check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.drivers.sigterm import SigtermStops
 from launcher.drivers.store import check_store, with_absolute_store
 from launcher.jobs.inside import short_stop
 from launcher.terminal.progress import ProgressView
 from launcher.terminal.quiet import quieten_libraries
-from uld_ds.data.bad_examples import FILE, bad_examples
+from uld_ds.data.bad_examples import bad_examples
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.prepared import PREPARED_DATA, Split
 from uld_ds.data.sampling import num_steps
@@ -40,6 +40,7 @@ from uld_ds.recipe import Recipe, StudentSettings
 from uld_ds.recipe.models import NO_CODE
 from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.registry.provenance import teacher_facts
+from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.job import Job
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.runs.stop_file import StopFile
@@ -77,8 +78,9 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     check_dashboard_port(recipe.cluster)
     recipe = with_absolute_store(recipe)
     run_dir = claim_run_dir(recipe)
-    with ProgressView(run_dir / "progress.jsonl") as view:
-        finished = run_dir / "result.json"
+    folder = RunFolder(run_dir)
+    finished = folder.result
+    with ProgressView(folder.progress) as view:
         uri = mlflow_runs.tracking_uri(recipe)
         if finished.is_file():
             _settle(uri, run_dir)
@@ -104,20 +106,20 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     student_deepspeed=student_config(recipe, on_gpu=on_gpu),
                     teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
                 )
-                job.stopped_file.unlink(missing_ok=True)
+                folder.stopped.unlink(missing_ok=True)
                 repair_checkpoint_list(run_dir, view.note)
                 grace = sigterm.after_a_checkpoint(stop_file, recipe.cluster.grace_seconds)
                 with _recorded_beside(client, job), grace:
                     run_gang(train_worker, job.to_config(), recipe, run_dir, on_gpu=on_gpu)
-                if stop_file.is_asked() and not job.outcome_file.is_file():
+                if stop_file.is_asked() and not folder.outcome.is_file():
                     stop_file.clear()
                     raise StoppedError(
                         f"{recipe.run.name!r} was told to stop; the same command goes on where it left off"
                     )
-                if job.stopped_file.is_file():
-                    raise RunError(f"{recipe.run.name!r} stopped: {job.stopped_file.read_text(encoding='utf-8')}")
+                if folder.stopped.is_file():
+                    raise RunError(f"{recipe.run.name!r} stopped: {folder.stopped.read_text(encoding='utf-8')}")
         # Only now is the run finished: this file is what says so.
-        facts = json.loads(job.outcome_file.read_text()) | {"wall_seconds": time.monotonic() - begin}
+        facts = json.loads(folder.outcome.read_text()) | {"wall_seconds": time.monotonic() - begin}
         write_whole(finished, json.dumps(facts, indent=1), sync=True)
     return facts
 
@@ -137,7 +139,8 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         _warn_of_overlap(splits)
     for name, split in splits.items():
         view.note(_described(name, split))
-    write_whole(run_dir / FILE, json.dumps({name: bad_examples(s.folder) for name, s in splits.items()}, indent=1))
+    left_out = {name: bad_examples(split.folder) for name, split in splits.items()}
+    write_whole(RunFolder(run_dir).bad_examples, json.dumps(left_out, indent=1))
     _warn_of_poor_alignment(splits["train"].facts)
     length, examples = recipe.training, len(splits["train"].rows)
     steps = num_steps(examples, length.batch_size, epochs=length.epochs, steps=length.steps)
@@ -220,7 +223,7 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
     A run keeps the data it began with: what it was is noted in its folder, and the source is not asked again.
     """
     cache = run_dir.parent / PREPARED_DATA
-    note = run_dir / "prepared.json"
+    note = RunFolder(run_dir).prepared
     if note.is_file():
         folders = {name: cache / key for name, key in json.loads(note.read_text()).items()}
         if all(folder.is_dir() for folder in folders.values()):
@@ -232,7 +235,7 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
         if source is not None
     }
     keys = {name: split.folder.name for name, split in splits.items()}
-    if note.is_file() and (run_dir / STARTED).exists() and json.loads(note.read_text()) != keys:
+    if note.is_file() and RunFolder(run_dir).run_id.exists() and json.loads(note.read_text()) != keys:
         raise UserError(
             "data", f"it has changed since run {recipe.run.name!r} began", "restore it, or set another run.name"
         )
@@ -244,7 +247,9 @@ def _student_place(recipe: Recipe, run_dir: Path) -> str:
     own = recipe.student.from_config, recipe.student.tokenizer, recipe.student.keep_layers
     if own == (None, None, None):
         return locate_model(recipe.student, "student")
-    place = make_student(recipe.student, lambda: training_texts(recipe.data), recipe.run.seed, run_dir / "student")
+    place = make_student(
+        recipe.student, lambda: training_texts(recipe.data), recipe.run.seed, RunFolder(run_dir).student
+    )
     return str(place)
 
 
@@ -336,5 +341,5 @@ def _status_of(recipe: Recipe, uri: str, run_id: str, run_dir: Path) -> Iterator
         reason = redacted(one_line(error, None))
         raise
     finally:
-        ProgressWriter(run_dir / "progress.jsonl").end(status, reason)
+        ProgressWriter(RunFolder(run_dir).progress).end(status, reason)
         record_end(uri, run_id, run_dir, status, recipe.tracking.patience)

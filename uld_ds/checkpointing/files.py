@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -20,32 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uld_ds.runs.folder import RunFolder
 from uld_ds.utils.files import remove_leftovers, whole_file, whole_folder, write_whole
 from uld_ds.utils.text import one_line
 
-NAME = re.compile(r"^checkpoint_(\d{9})(?:_(\d+))?$")
-BEST = "best"
-"""Folder with the checkpoint of the best held-out evaluation."""
 _FORMAT = 1
 _CHUNK = 1 << 20
 
 HostState = dict[str, Any]
 """Of one rank: what each file (a path inside the checkpoint) will hold, on the host and nobody else's."""
-
-
-def folder_name(step: int, run_dir: Path) -> str:
-    """A name for the checkpoint of a step that no folder has: one that turned out to be damaged keeps its own."""
-    name = f"checkpoint_{step:09d}"
-    number = 0
-    while (run_dir / (name if number == 0 else f"{name}_{number}")).exists():
-        number += 1
-    return name if number == 0 else f"{name}_{number}"
-
-
-def step_of(name: str) -> tuple[int, int]:
-    """Step and number of a checkpoint's folder, which sort by age; (-1, -1) for another folder."""
-    found = NAME.match(name)
-    return (-1, -1) if found is None else (int(found[1]), int(found[2] or 0))
 
 
 def on_host(tree: Any) -> Any:
@@ -164,14 +146,14 @@ def is_complete(folder: Path) -> bool:
 def remove_others(run_dir: Path, names: Iterable[str]) -> None:
     """Removes the checkpoints' folders that are not among ``names``."""
     kept = set(names)
-    for folder in run_dir.iterdir():
-        if NAME.match(folder.name) and folder.name not in kept and folder.is_dir():
+    for folder in RunFolder(run_dir).checkpoints():
+        if folder.name not in kept:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_best(folder: Path) -> None:
     """Makes ``best`` beside a checkpoint's folder hold the same files, by links where the file system has them."""
-    best = folder.parent / BEST
+    best = RunFolder(folder.parent).best
     remove_leftovers(best)  # only the first rank writes it; links hold the disk's space as files do
     with whole_folder(best, sync=True, replace=True) as aside:
         shutil.copytree(folder, aside, copy_function=_link, dirs_exist_ok=True)
@@ -181,7 +163,7 @@ def keep_best(folder: Path) -> None:
 def best_name(run_dir: Path) -> str | None:
     """The name of the checkpoint that ``best`` holds."""
     with suppress(OSError):
-        return (run_dir / BEST / "name").read_text()
+        return (RunFolder(run_dir).best / "name").read_text()
     return None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from uld_ds.utils.text import one_line
 
-FILE = "bad_examples.json"
+_FILE = "bad_examples.json"
 # A corpus can be all wrong; a list that nobody can open helps nobody.
 _MOST_LISTED = 10_000
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -47,10 +47,10 @@ def note_bad_examples(folder: Path, problems: Sequence[tuple[int, str]], places:
         "by_reason": dict(counts.most_common()),
         "examples": listed,
     }
-    (folder / FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / _FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def bad_examples(folder: Path) -> dict[str, Any]:
     """What ``note_bad_examples`` has written there."""
-    content: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
     return content

@@ -26,18 +26,16 @@ from mlflow.exceptions import MlflowException
 
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe
+from uld_ds.runs.folder import RunFolder
 from uld_ds.utils.files import in_home, write_whole
 from uld_ds.utils.redaction import Redactor, redacted
 from uld_ds.utils.text import one_line
 
 log = logging.getLogger(__name__)
 
-RUN_ID = "mlflow_run_id"
-"""File in the run's folder, beside the checkpoints."""
 PARAM_LIMIT = 6000
 _PARAMS_PER_REQUEST = 100
 _KEY_LIMIT = 250
-_IDENTITY = "mlflow_run_identity"
 _IDENTITY_TAG = "uld_ds.identity"
 _RUN_TAG = "uld_ds.run_dir"
 _GONE = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
@@ -92,7 +90,7 @@ def client_of_run(uri: str, run_dir: Path) -> mlflow.MlflowClient:
     try:
         return open_client(uri)
     except UserError as error:
-        if not (run_dir / RUN_ID).is_file():
+        if not RunFolder(run_dir).run_id.is_file():
             raise
         log.warning("%s; the run goes on, its metrics wait on disk", str(error).partition(";")[0])
         return client_for(uri)
@@ -119,13 +117,13 @@ def open_run(client: mlflow.MlflowClient, recipe: Recipe, run_dir: Path) -> str:
     Raises:
         UserError: the server does not know a run that has begun.
     """
-    id_file = run_dir / RUN_ID
+    id_file = RunFolder(run_dir).run_id
     if id_file.is_file():
         return _reopened(client, id_file)
     experiment = _experiment(client, recipe, run_dir)
     # Written first: a creation that was interrupted before its id was known is found by it. Both are on the disk when
     # the server hears of the run: without them it would be recorded twice.
-    identity_file = run_dir / _IDENTITY
+    identity_file = RunFolder(run_dir).run_identity
     known = identity_file.is_file()
     identity = identity_file.read_text() if known else uuid.uuid4().hex
     write_whole(identity_file, identity, sync=True)

@@ -65,7 +65,7 @@ class Worker:
         self.job = job
         self.recipe = job.recipe
         context = ray.train.get_context()
-        configure_process(job.run_dir / "logs", context.get_world_rank(), self.recipe.cluster.threads_per_worker)
+        configure_process(job.folder.logs, context.get_world_rank(), self.recipe.cluster.threads_per_worker)
         self.device = device_for(context.get_local_rank(), on_gpu=job.on_gpu)
         log.info(
             "rank %d of %d on %s: %s",
@@ -90,7 +90,7 @@ class Worker:
             self.monitor.start()
         self.progress = ProgressWriter(job.progress_file) if self.ranks.is_first else None
         profiled = self.recipe.profile.steps if self.ranks.is_first else []
-        self.profiler = StepProfiler(profiled, job.run_dir / "profile", self.device)
+        self.profiler = StepProfiler(profiled, job.folder.profile, self.device)
         self.skipped: SkippedSteps | None = None
         self.checkpoints = Checkpoints(
             job.run_dir,
