@@ -30,8 +30,7 @@ from launcher.commands import (
 )
 from launcher.terminal.help_panels import group
 from uld_ds import __version__
-from uld_ds.errors import RunError, UserError
-from uld_ds.utils.text import one_line
+from uld_ds.errors import RunError, UserError, one_line
 
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 

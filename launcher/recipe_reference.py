@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from uld_ds.errors import one_line
 from uld_ds.recipe import Recipe
-from uld_ds.utils.text import one_line
 
 _HEAD = """# Recipe reference
 

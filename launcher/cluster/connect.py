@@ -19,9 +19,8 @@ from launcher.cluster.placement import Node, can_hold_one, check_fits
 from launcher.cluster.shared_storage import check_shared
 from launcher.cluster.versions import check_versions
 from launcher.drivers.preflight import check_port
-from uld_ds.errors import RunError, UserError
+from uld_ds.errors import RunError, UserError, one_line
 from uld_ds.recipe import ClusterSettings
-from uld_ds.utils.text import one_line
 
 RUN_NAME = "uld_ds.run"
 RUN_DIR = "uld_ds.run_dir"

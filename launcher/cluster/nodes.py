@@ -8,8 +8,7 @@ from typing import TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from uld_ds.errors import RunError
-from uld_ds.utils.text import message_lines, one_line
+from uld_ds.errors import RunError, message_lines, one_line
 
 T = TypeVar("T")
 

@@ -13,10 +13,9 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from launcher.cluster.placement import ray_selectors, worker_resources
-from uld_ds.errors import RunError
+from uld_ds.errors import RunError, message_lines, one_line
 from uld_ds.recipe import Recipe
 from uld_ds.runs.folder import RunFolder
-from uld_ds.utils.text import message_lines, one_line
 
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)(?::|$)")
 _MOST_CHARACTERS = 600

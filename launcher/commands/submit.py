@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from launcher.commands.options import OUTPUT, Address, Overrides
-from uld_ds.utils.text import one_line
+from uld_ds.errors import one_line
 
 # Ray quotes what preparing the job's environment has printed.
 _LONGEST_REASON = 1_000

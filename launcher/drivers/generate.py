@@ -22,7 +22,7 @@ from launcher.terminal.quiet import quieten_libraries
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import ExampleReader, load_rows
 from uld_ds.data.statistics import content_digest
-from uld_ds.errors import RunError, UserError
+from uld_ds.errors import RunError, UserError, message_lines, one_line
 from uld_ds.generation.answers import AnswerFolder
 from uld_ds.generation.decoding import Decoding
 from uld_ds.generation.prompts import Prompt, Prompts, batches_by_length, collect_prompts
@@ -31,7 +31,6 @@ from uld_ds.recipe import Recipe
 from uld_ds.recipe.models import code_options
 from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.progress import ProgressWriter
-from uld_ds.utils.text import message_lines, one_line
 from uld_ds.workers.answers import Answerer, write_engine_rows
 
 # The last line of a traceback.

@@ -30,7 +30,7 @@ from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import training_texts
 from uld_ds.data.statistics import DataFacts
-from uld_ds.errors import RunError, StoppedError, UserError
+from uld_ds.errors import RunError, StoppedError, UserError, one_line
 from uld_ds.models.adapters import shaped
 from uld_ds.models.architectures import auto_class
 from uld_ds.models.locate import locate_model
@@ -53,7 +53,6 @@ from uld_ds.training.deepspeed_config import student_config, teacher_config
 from uld_ds.utils.environment import code_revision
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import redacted
-from uld_ds.utils.text import one_line
 from uld_ds.workers.train import train_worker
 
 log = logging.getLogger(__name__)

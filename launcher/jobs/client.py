@@ -12,8 +12,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from launcher.cluster.connect import AUTHENTICATION_FIX
-from uld_ds.errors import RunError, UserError
-from uld_ds.utils.text import message_lines, one_line
+from uld_ds.errors import RunError, UserError, message_lines, one_line
 
 ADDRESS_FIX = "give the address of the cluster's dashboard, e.g. http://127.0.0.1:8265"
 # A first line and the last one of a traceback.

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.models.adapters import shaped
 from uld_ds.models.layer_pruning import keep_in_config
 from uld_ds.models.quantization import check_quantisable, quantised_linears
@@ -20,7 +20,6 @@ from uld_ds.recipe.models import code_options
 from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.utils.cache import PACKAGE, converted_gguf, package_folder
 from uld_ds.utils.files import in_home
-from uld_ds.utils.text import one_line
 
 
 @dataclass(frozen=True)

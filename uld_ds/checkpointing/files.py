@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uld_ds.errors import one_line
 from uld_ds.runs.folder import RunFolder
 from uld_ds.utils.files import remove_leftovers, whole_file, whole_folder, write_whole
-from uld_ds.utils.text import one_line
 
 _FORMAT = 1
 _CHUNK = 1 << 20

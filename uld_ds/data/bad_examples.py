@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from uld_ds.utils.text import one_line
+from uld_ds.errors import one_line
 
 _FILE = "bad_examples.json"
 # A corpus can be all wrong; a list that nobody can open helps nobody.

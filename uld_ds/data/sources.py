@@ -18,12 +18,11 @@ from typing import Any
 from datasets import Dataset, load_dataset, load_from_disk
 
 from uld_ds.data.json_rows import are_closed, closed_rows, is_utf8, opened
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.recipe import ColumnSettings, DataSettings, DataSource, FilesSource, GeneratorSource, HubSource
 from uld_ds.tasks.registry import get_task
 from uld_ds.tasks.task import TEACHER_ANSWER, Question, Task
 from uld_ds.utils.files import in_home
-from uld_ds.utils.text import one_line
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 

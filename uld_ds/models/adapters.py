@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.models.quantization import dequantised, is_quantised, is_transposed
 from uld_ds.recipe import LoraSettings, StudentSettings
-from uld_ds.utils.text import one_line
 
 ADAPTER = "default"
 # What PEFT's wrapper puts before the names of the model it wraps.

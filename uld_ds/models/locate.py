@@ -21,13 +21,12 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.models.remote_code import check_remote_code, needs_code
 from uld_ds.recipe import ModelSettings
 from uld_ds.recipe.models import code_options
 from uld_ds.utils.cache import PACKAGE, build_once, converted_gguf, package_folder
 from uld_ds.utils.files import in_home
-from uld_ds.utils.text import one_line
 
 log = logging.getLogger(__name__)
 

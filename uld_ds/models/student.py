@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.models.architectures import SAFE_WEIGHTS, auto_class
 from uld_ds.models.embeddings import remake_embeddings
 from uld_ds.models.layer_pruning import with_layers
@@ -19,7 +19,6 @@ from uld_ds.recipe.models import NO_CODE
 from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.tokenization.training import train_tokenizer
 from uld_ds.utils.cache import build_once
-from uld_ds.utils.text import one_line
 
 
 def make_student(settings: StudentSettings, texts: Callable[[], Iterable[str]], seed: int, target: Path) -> Path:

@@ -12,11 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, message_lines, one_line
 from uld_ds.recipe.schema import Recipe
 from uld_ds.recipe.validation_errors import as_user_error
 from uld_ds.recipe.weight_schedule import check_schedule
-from uld_ds.utils.text import message_lines, one_line
 
 ENVIRONMENT_PREFIX = "ULD_DS__"
 

@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.recipe.models import NO_CODE
 from uld_ds.utils.cache import PACKAGE, build_once, converted_gguf, package_folder
 from uld_ds.utils.files import in_home
-from uld_ds.utils.text import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

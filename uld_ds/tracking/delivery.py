@@ -12,9 +12,9 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Metric
 
+from uld_ds.errors import one_line
 from uld_ds.tracking.journal import _SUFFIX, Line, _sync, log
 from uld_ds.utils.files import write_whole
-from uld_ds.utils.text import one_line
 
 _DELIVERED = ".delivered"
 # The most that MLflow takes in one request.

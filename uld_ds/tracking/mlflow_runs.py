@@ -24,12 +24,11 @@ import mlflow
 from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.recipe import Recipe
 from uld_ds.runs.folder import RunFolder
 from uld_ds.utils.files import in_home, write_whole
 from uld_ds.utils.redaction import Redactor, redacted
-from uld_ds.utils.text import one_line
 
 log = logging.getLogger(__name__)
 

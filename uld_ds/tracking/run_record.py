@@ -21,6 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from uld_ds.data.bad_examples import bad_examples
 from uld_ds.data.statistics import DataFacts
+from uld_ds.errors import one_line
 from uld_ds.recipe import DataSource, FilesSource, HubSource, Recipe
 from uld_ds.recipe.models import code_options
 from uld_ds.reporting.alignment_examples import alignments
@@ -35,7 +36,6 @@ from uld_ds.tracking.journal import history
 from uld_ds.utils.environment import code_revision, environment
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import Redactor
-from uld_ds.utils.text import one_line
 
 log = logging.getLogger(__name__)
 

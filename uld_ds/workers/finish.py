@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.data.chat_templates import chat_template_of
+from uld_ds.errors import one_line
 from uld_ds.generation.samples import sample_answers
 from uld_ds.models.architectures import SAFE_WEIGHTS, auto_class, is_encoder_decoder
 from uld_ds.recipe.models import NO_CODE
@@ -29,7 +30,6 @@ from uld_ds.tracking.run_record import log_plots, record_beginning
 from uld_ds.utils.environment import library_versions
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import Redactor
-from uld_ds.utils.text import one_line
 from uld_ds.workers.report_snapshots import shown_rows, write_answers
 
 log = logging.getLogger(__name__)

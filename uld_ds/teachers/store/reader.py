@@ -17,7 +17,7 @@ from typing import BinaryIO, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from uld_ds.errors import RunError, UserError
+from uld_ds.errors import RunError, UserError, one_line
 from uld_ds.spectrum.codec import CODEC_VERSION
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import (
@@ -41,7 +41,6 @@ from uld_ds.teachers.store.shard import (
     schema,
 )
 from uld_ds.teachers.store.writer import StoreWriter
-from uld_ds.utils.text import one_line
 
 __all__ = [
     "CodecFacts",
