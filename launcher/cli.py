@@ -29,7 +29,7 @@ from launcher.commands import (
     train,
 )
 from launcher.terminal.help_panels import group
-from uld_ds.errors import RunError, UserError
+from uld_ds.errors import RunError, UserError, one_line
 from uld_ds.version import __version__
 
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
@@ -97,7 +97,7 @@ def main() -> None:
 
 def _fail(message: str, exit_status: int) -> NoReturn:
     # Bytes of the command line that are not UTF-8 are lone surrogates, which cannot be written.
-    message = " ".join(message.split()).encode(errors="backslashreplace").decode()
+    message = one_line(message, None).encode(errors="backslashreplace").decode()
     line = Text.assemble(("error:", "bold red"), " ", message)
     Console(stderr=True, highlight=False).print(line, soft_wrap=True)
     sys.exit(exit_status)

@@ -15,6 +15,7 @@ import psutil
 
 from uld_ds.errors import UserError
 from uld_ds.recipe import load_recipe
+from uld_ds.runs.folder import RunFolder
 
 # Beyond the run's own grace period: it also has to end its workers and its record.
 _SECONDS_TO_LEAVE = 20.0
@@ -46,7 +47,7 @@ def drain(recipe: Path, poll_seconds: float = 0.5) -> bool:
 
             StopFile(loaded.run_dir).ask()
             asked = True
-        if not driver and not any(_ranks(loaded.run_dir.resolve() / "logs")):
+        if not driver and not any(_ranks(RunFolder(loaded.run_dir.resolve()).logs)):
             return True
         if time.monotonic() >= deadline:
             return False

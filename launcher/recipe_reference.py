@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from uld_ds.errors import one_line
 from uld_ds.recipe import Recipe
 
 _HEAD = """# Recipe reference
@@ -37,7 +38,7 @@ def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
     about = (model.__doc__ or "").strip()
     # BaseModel's own docstring is not the model's.
     if about and model.__doc__ != BaseModel.__doc__ and "__doc__" in vars(model):
-        yield f"{' '.join(about.split())}\n"
+        yield f"{one_line(about, None)}\n"
     yield "| key | type | default | |\n|---|---|---|---|"
     nested: list[tuple[str, type[BaseModel]]] = []
     for name, field in model.model_fields.items():
@@ -111,4 +112,4 @@ def _default(field: FieldInfo) -> str:
 
 
 def _about(field: FieldInfo) -> str:
-    return " ".join((field.description or "").replace("``", "`").split()).replace("|", "\\|")
+    return one_line((field.description or "").replace("``", "`"), None).replace("|", "\\|")

@@ -19,7 +19,7 @@ from launcher.cluster.placement import Node, can_hold_one, check_fits
 from launcher.cluster.shared_storage import check_shared
 from launcher.cluster.versions import check_versions
 from launcher.drivers.preflight import check_port
-from uld_ds.errors import RunError, UserError
+from uld_ds.errors import RunError, UserError, one_line
 from uld_ds.recipe import ClusterSettings
 
 RUN_NAME = "uld_ds.run"
@@ -66,7 +66,7 @@ def _join(address: str, folder: Path) -> None:
         problem = f"the Ray cluster at {address!r} refuses this process"
         raise UserError("RAY_ADDRESS", problem, AUTHENTICATION_FIX) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         if _answers(address):
             # Ray gives up alike on a wrong token and on a server that is none of its own.
             problem = f"something answers at {address!r}, but no Ray cluster lets this process in ({reason})"

@@ -8,7 +8,7 @@ from typing import TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from uld_ds.errors import RunError
+from uld_ds.errors import RunError, message_lines, one_line
 
 T = TypeVar("T")
 
@@ -43,6 +43,6 @@ def ask_nodes(question: Callable[..., T], nodes: Mapping[str, str], *arguments: 
             found[node] = ray.get(answer)
         except ray.exceptions.RayError as error:
             # Most likely this package is not installed there: the last line names what could not be imported.
-            reason = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+            reason = one_line(message_lines(error)[-1])
             raise RunError(f"{nodes[node]} cannot run this program: {reason}") from error
     return found

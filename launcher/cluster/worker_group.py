@@ -13,8 +13,9 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from launcher.cluster.placement import ray_selectors, worker_resources
-from uld_ds.errors import RunError
+from uld_ds.errors import RunError, message_lines, one_line
 from uld_ds.recipe import Recipe
+from uld_ds.runs.folder import RunFolder
 
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)(?::|$)")
 _MOST_CHARACTERS = 600
@@ -64,15 +65,13 @@ def run_gang(
         ray.shutdown()
         raise
     except Exception as error:
-        raise RunError(f"{folder.name!r} failed: {cause(error)} (logs in {folder / 'logs'})") from error
+        raise RunError(f"{folder.name!r} failed: {cause(error)} (logs in {RunFolder(folder).logs})") from error
 
 
 def cause(error: BaseException) -> str:
     """What happened, in one line."""
     # Ray's message holds the worker's traceback, whose last unindented line names the exception. Its text may have
     # more lines, with quoted input and a caret under it.
-    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    lines = message_lines(error)
     named = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
-    if named:
-        return " ".join(line.strip() for line in lines[named[-1] :])[:_MOST_CHARACTERS]
-    return lines[-1].strip() if lines else type(error).__name__
+    return one_line("\n".join(lines[named[-1] if named else -1 :]), _MOST_CHARACTERS)

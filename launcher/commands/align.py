@@ -19,6 +19,7 @@ from launcher.terminal.output_files import cannot_write, check_target
 from launcher.terminal.quiet import no_news
 from uld_ds.errors import UserError
 from uld_ds.tokenization.loading import is_read, local_path, open_tokenizer, without_torch
+from uld_ds.utils.files import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -167,7 +168,7 @@ def _not_utf8(key: str, where: str) -> UserError:
 
 def _write(html: Path, page: str) -> None:
     try:
-        html.write_text(page, encoding="utf-8")
+        write_whole(html, page)
     except OSError as error:
         raise cannot_write(html, "--html", error) from error
 

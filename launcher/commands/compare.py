@@ -12,6 +12,7 @@ from launcher.commands.options import OUTPUT
 from launcher.terminal.find_run import HELP, find_run
 from launcher.terminal.output_files import cannot_write, check_target
 from uld_ds.errors import UserError
+from uld_ds.runs.folder import NAMES, RunFolder
 from uld_ds.utils.files import in_home
 
 if TYPE_CHECKING:
@@ -62,8 +63,10 @@ def _found(run: str) -> Path:
     if is_evaluation(place):
         return place
     folder = find_run(run)
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError("RUN", f"{run!r} has no recipe.yaml", "name the folder of a training run or of an evaluation")
+    if not RunFolder(folder).recipe.is_file():
+        raise UserError(
+            "RUN", f"{run!r} has no {NAMES.recipe}", "name the folder of a training run or of an evaluation"
+        )
     return folder
 
 

@@ -12,7 +12,7 @@ from launcher.commands.options import OUTPUT
 from launcher.terminal.find_run import HELP, find_run
 from launcher.terminal.output_files import cannot_write, check_target
 from uld_ds.errors import UserError
-from uld_ds.runs.folder import REPORT
+from uld_ds.runs.folder import NAMES, RunFolder
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,7 +25,10 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", metavar="FILE", help=f"Default: {REPORT} in the run's folder.", rich_help_panel=OUTPUT
+            "--output",
+            metavar="FILE",
+            help=f"Default: {NAMES.report_page} in the run's folder.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     as_json: Annotated[
@@ -34,10 +37,10 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a run, finished or not, and print its path."""
     folder = find_run(run)
-    target = output or folder / REPORT
+    target = output or RunFolder(folder).report_page
     check_target(target, "--output")
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError("RUN", f"{str(folder)!r} has no recipe.yaml", "name the folder of a training run")
+    if not RunFolder(folder).recipe.is_file():
+        raise UserError("RUN", f"{str(folder)!r} has no {NAMES.recipe}", "name the folder of a training run")
     from uld_ds.reporting.run_html import write_report
 
     try:

@@ -12,6 +12,10 @@ from rich.console import Console
 from rich.text import Text
 
 from launcher.commands.options import OUTPUT, Address, Overrides
+from uld_ds.errors import one_line
+
+# Ray quotes what preparing the job's environment has printed.
+_LONGEST_REASON = 1_000
 
 
 def add_to(app: typer.Typer) -> None:
@@ -71,7 +75,8 @@ def submit(
             note(f"job {job_id!r} {status.lower()}")
             if job.driver_exit_code is None and code == 1:
                 # It never came to run: its log does not say why.
-                console.print(Text.assemble(("error:", "bold red"), f" {_one_line(job.message)}"), soft_wrap=True)
+                reason = one_line(job.message or "the job did not start", _LONGEST_REASON)
+                console.print(Text.assemble(("error:", "bold red"), f" {reason}"), soft_wrap=True)
     if as_json:
         typer.echo(json.dumps({**facts, "status": status, "exit_status": None if no_wait else code}))
     raise typer.Exit(code)
@@ -79,7 +84,3 @@ def submit(
 
 def _later(job_id: str, address: str) -> str:
     return f"`uld-ds jobs --address {address}` shows it, `ray job stop {job_id} --address {address}` stops it"
-
-
-def _one_line(message: str | None) -> str:
-    return " ".join((message or "the job did not start").split())[:1000]

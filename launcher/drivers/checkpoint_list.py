@@ -9,8 +9,8 @@ from typing import Any
 
 import ray
 
-from uld_ds.checkpointing.files import NAME, is_complete, step_of
-from uld_ds.checkpointing.manager import SNAPSHOT
+from uld_ds.checkpointing.files import is_complete
+from uld_ds.runs.folder import RunFolder, step_of
 from uld_ds.utils.files import write_whole
 
 
@@ -24,14 +24,14 @@ def repair_checkpoint_list(run_dir: Path, note: Callable[[str], None]) -> None:
         run_dir: the run's folder.
         note: told what was done.
     """
-    file = run_dir / SNAPSHOT
+    file = RunFolder(run_dir).checkpoint_list
     if not file.is_file():
         return
     try:
         listed = json.loads(file.read_text())
         names = [entry["checkpoint_dir_name"] for entry in listed["checkpoint_results"]]
     except (ValueError, KeyError, TypeError):
-        whole = sorted((f.name for f in run_dir.iterdir() if NAME.match(f.name) and is_complete(f)), key=step_of)
+        whole = [folder.name for folder in RunFolder(run_dir).checkpoints() if is_complete(folder)]
         note(f"the list of checkpoints was torn; {len(whole)} whole ones are there")
         _write(file, [{"checkpoint_dir_name": name, "metrics": {"step": step_of(name)[0]}} for name in whole])
         return

@@ -26,8 +26,8 @@ from uld_ds.generation.prompts import Prompt, collect_prompts
 from uld_ds.models.locate import locate_model
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import ModelSettings, Recipe
-from uld_ds.reporting.comparison import evaluation_of
-from uld_ds.runs.job import EXPORT
+from uld_ds.reporting.comparison import EVALUATION, evaluation_of
+from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.runs.status import is_run
 from uld_ds.utils.files import in_home, write_whole
@@ -55,7 +55,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
     folder = writable_folder(Path(output) if output else evaluation_of(_run_of(name, recipe)), "--output")
     settings = _settings_of(name, recipe)
     begin = time.monotonic()
-    with ProgressView(folder / "progress.jsonl") as view:
+    with ProgressView(RunFolder(folder).progress) as view:
         view.note("looking at the model and the rows")
         pretrained = Pretrained(locate_model(settings, "MODEL"), settings.revision, "MODEL")
         side = TextSide.of_model(pretrained, settings, "student")
@@ -68,7 +68,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = Model(pretrained, settings.precision, device)
-        progress = ProgressWriter(folder / "progress.jsonl")
+        progress = ProgressWriter(RunFolder(folder).progress)
 
         def note(done: int, total: int) -> None:
             seconds = (time.monotonic() - begin) / done
@@ -120,7 +120,7 @@ def _suites(
 
 def _run_of(name: str, recipe: Recipe) -> Path:
     place = in_home(name).resolve()
-    is_export = place.name == EXPORT and is_run(place.parent)
+    is_export = place == RunFolder(place.parent).export and is_run(place.parent)
     return place.parent if is_export else Path(recipe.run.storage) / recipe.run.name
 
 
@@ -145,5 +145,6 @@ def _write(
         }
         for prompt, (prediction, answer) in zip(prompts, answered, strict=True)
     ]
-    write_whole(folder / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_whole(folder / "evaluation.json", json.dumps(facts, indent=1))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(folder / "predictions.jsonl", lines, sync=True)
+    write_whole(folder / EVALUATION, json.dumps(facts, indent=1), sync=True)

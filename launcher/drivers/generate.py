@@ -22,12 +22,13 @@ from launcher.terminal.quiet import quieten_libraries
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import ExampleReader, load_rows
 from uld_ds.data.statistics import content_digest
-from uld_ds.errors import RunError, UserError
+from uld_ds.errors import RunError, UserError, message_lines, one_line
 from uld_ds.generation.answers import AnswerFolder
 from uld_ds.generation.decoding import Decoding
 from uld_ds.generation.prompts import Prompt, Prompts, batches_by_length, collect_prompts
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import Recipe
+from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.workers.answers import Answerer, write_engine_rows
 
@@ -54,8 +55,8 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
         problem = "the vllm engine does not tell one repository's code from another's"
         raise UserError("teacher.remote_code", problem, "set generation.engine=transformers")
     check_dashboard_port(recipe.cluster)
-    folder = writable_folder(Path(recipe.generation.output or recipe.run_dir / "answers"), "generation.output")
-    with ProgressView(folder / "progress.jsonl") as view:
+    folder = writable_folder(Path(recipe.generation.output or RunFolder(recipe.run_dir).generated), "generation.output")
+    with ProgressView(RunFolder(folder).progress) as view:
         view.note("looking at the teacher and the prompts")
         reader = ExampleReader(recipe.data)
         decoding = Decoding.of(recipe.generation, reader.task, recipe.run.seed)
@@ -132,7 +133,7 @@ def _run(
         done = _with_vllm(source, recipe, teacher, decoding, folder, on_gpu=on_gpu)
     else:
         done = _with_transformers(source, recipe, teacher, decoding, folder, on_gpu=on_gpu)
-    progress = ProgressWriter(folder / "progress.jsonl")
+    progress = ProgressWriter(RunFolder(folder).progress)
     begin, answered, tokens = time.perf_counter(), 0, 0
     try:
         for row in done.iter_rows():
@@ -142,14 +143,13 @@ def _run(
             text = f"prompts, {tokens / seconds:,.0f} tokens/s"
             progress.step(answered, len(missing), {"seconds/total": seconds / answered}, text=text)
     except Exception as error:  # Ray wraps whatever the actors raised
-        raise RunError(f"the teacher's answers failed: {_cause(error)} (logs in {folder / 'logs'})") from error
+        raise RunError(f"the teacher's answers failed: {_cause(error)} (logs in {RunFolder(folder).logs})") from error
 
 
 def _cause(error: Exception) -> str:
     """What an actor raised, in one line: Ray puts its traceback before it, and advice on retries after it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = [line for line in lines if _RAISED.match(line)]
-    return (raised or lines or [type(error).__name__])[-1]
+    lines = [line.strip() for line in message_lines(error)]
+    return one_line(([line for line in lines if _RAISED.match(line)] or lines)[-1], None)
 
 
 def _with_transformers(
@@ -165,7 +165,7 @@ def _with_transformers(
             "precision": recipe.teacher.precision,
             "decoding": decoding.to_json(),
             "parts": str(folder / "parts"),
-            "logs": str(folder / "logs"),
+            "logs": str(RunFolder(folder).logs),
             "on_gpu": on_gpu,
             "threads": cluster.threads_per_worker,
         },

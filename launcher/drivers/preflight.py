@@ -11,16 +11,14 @@ from pathlib import Path
 from launcher.jobs.inside import is_job
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, load_recipe
+from uld_ds.runs.folder import RunFolder
 from uld_ds.training.deepspeed_config import read_student_config, student_config, teacher_config, zero_stage
-from uld_ds.utils.files import in_home
+from uld_ds.utils.files import in_home, write_whole
 from uld_ds.utils.redaction import Redactor
 
 # Bytes of a checkpoint per parameter that learns: fp32 weights and two Adam moments; below ZeRO-3, beside them, the
 # weights themselves. Frozen ones take less.
 CHECKPOINT_BYTES_AT_ZERO_3, CHECKPOINT_BYTES_BELOW = 12, 16
-# What a run's folder holds from the moment its tracked run exists, and what is made of the recipe before.
-STARTED = "mlflow_run_id"
-MADE_BEFORE_THE_START = ("student", "prepared.json", "teacher")
 
 
 def claim_run_dir(recipe: Recipe) -> Path:
@@ -57,16 +55,18 @@ def writable_folder(folder: Path, key: str) -> Path:
 
 
 def _claim(recipe: Recipe, run_dir: Path) -> None:
-    stored = run_dir / "recipe.yaml"
+    run = RunFolder(run_dir)
+    stored = run.recipe
     difference = _difference(stored, recipe) if stored.is_file() else None
     if difference is not None:
-        if (run_dir / STARTED).exists():
+        if run.run_id.exists():
             problem = f"{recipe.run.name!r} began with another recipe ({difference})"
             raise UserError("run.name", problem, f"set another run.name, or remove {run_dir}")
         # It never got to training: most likely it stopped at a mistake that this recipe corrects.
-        for made in MADE_BEFORE_THE_START:
-            _remove(run_dir / made)
-    stored.write_text(_text(recipe))
+        for made in (run.student, run.prepared, run.teacher):
+            _remove(made)
+    # Half of it would be the recipe of another run.
+    write_whole(stored, _text(recipe), sync=True)
 
 
 def _remove(path: Path) -> None:
@@ -84,7 +84,7 @@ def _text(recipe: Recipe) -> str:
 def _without_secrets(recipe: Recipe) -> Recipe:
     # As the stored one was read: a secret that has been renewed makes no other run.
     with tempfile.TemporaryDirectory() as folder:
-        (file := Path(folder) / "recipe.yaml").write_text(_text(recipe))
+        (file := RunFolder(Path(folder)).recipe).write_text(_text(recipe), encoding="utf-8")
         return load_recipe(file, environment={})
 
 

@@ -20,9 +20,10 @@ from uld_ds.data.statistics import content_digest
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, load_recipe
 from uld_ds.registry.promotion import compared, promote, version_named, version_with_alias
+from uld_ds.runs.folder import NAMES
 from uld_ds.tracking import mlflow_runs
 
-RECIPE_ARTIFACT = "recipe.yaml"
+RECIPE_ARTIFACT = NAMES.recipe.name
 
 
 def promote_version(

@@ -17,6 +17,7 @@ from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DataSource, Recipe
+from uld_ds.runs.folder import RunFolder
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import MANIFEST, CodecFacts, StoreIdentity, StoreManifest
 from uld_ds.teachers.store.reader import SpectrumStore
@@ -54,7 +55,7 @@ def build_store(recipe: Recipe) -> StoreManifest:
     check_deepspeed_configs(recipe)
     check_dashboard_port(recipe.cluster)
     folder = writable_folder(Path(recipe.run.storage) / f"{recipe.run.name}-store", "run.storage")
-    with ProgressView(folder / "progress.jsonl") as view:
+    with ProgressView(RunFolder(folder).progress) as view:
         view.note("looking at the teacher and the data")
         teacher = Pretrained.from_settings(settings, "teacher")
         side = TextSide.of_model(teacher, settings, "teacher")

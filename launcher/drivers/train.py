@@ -16,17 +16,17 @@ import mlflow
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
 from launcher.cluster.worker_group import run_gang
 from launcher.drivers.checkpoint_list import repair_checkpoint_list
-from launcher.drivers.preflight import STARTED, check_deepspeed_configs, check_free_disk, claim_run_dir
+from launcher.drivers.preflight import check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.drivers.sigterm import SigtermStops
 from launcher.drivers.store import with_absolute_store
 from launcher.jobs.inside import short_stop
 from launcher.terminal.progress import ProgressView
 from launcher.terminal.quiet import quieten_libraries
-from uld_ds.data.bad_examples import FILE, bad_examples
+from uld_ds.data.bad_examples import bad_examples
 from uld_ds.data.prepared import PREPARED_DATA, Split
 from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import Side, TextSide
-from uld_ds.errors import RunError, StoppedError, UserError
+from uld_ds.errors import RunError, StoppedError, UserError, one_line
 from uld_ds.models.adapters import shaped
 from uld_ds.models.architectures import auto_class
 from uld_ds.models.pretrained import Pretrained
@@ -34,6 +34,7 @@ from uld_ds.models.quantization import check_installed, check_quantisable
 from uld_ds.recipe import Recipe, StudentSettings
 from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.registry.provenance import teacher_facts
+from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.job import Job
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.runs.stop_file import StopFile
@@ -73,8 +74,9 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     check_dashboard_port(recipe.cluster)
     recipe = with_absolute_store(recipe)
     run_dir = claim_run_dir(recipe)
-    with ProgressView(run_dir / "progress.jsonl") as view:
-        finished = run_dir / "result.json"
+    folder = RunFolder(run_dir)
+    finished = folder.result
+    with ProgressView(folder.progress) as view:
         uri = mlflow_runs.tracking_uri(recipe)
         if finished.is_file():
             _settle(uri, run_dir)
@@ -100,28 +102,28 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     student_deepspeed=student_config(recipe, on_gpu=on_gpu),
                     teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
                 )
-                job.stopped_file.unlink(missing_ok=True)
+                folder.stopped.unlink(missing_ok=True)
                 repair_checkpoint_list(run_dir, view.note)
                 grace = sigterm.after_a_checkpoint(stop_file, recipe.cluster.grace_seconds)
                 with _recorded_beside(client, job), grace:
                     run_gang(train_worker, job.to_config(), recipe, run_dir, on_gpu=on_gpu)
-                if stop_file.is_asked() and not job.outcome_file.is_file():
+                if stop_file.is_asked() and not folder.outcome.is_file():
                     stop_file.clear()
                     raise StoppedError(
                         f"{recipe.run.name!r} was told to stop; the same command goes on where it left off"
                     )
-                if job.stopped_file.is_file():
-                    raise RunError(f"{recipe.run.name!r} stopped: {job.stopped_file.read_text()}")
+                if folder.stopped.is_file():
+                    raise RunError(f"{recipe.run.name!r} stopped: {folder.stopped.read_text(encoding='utf-8')}")
         # Only now is the run finished: this file is what says so.
-        facts = json.loads(job.outcome_file.read_text()) | {"wall_seconds": time.monotonic() - begin}
-        write_whole(finished, json.dumps(facts, indent=1))
+        facts = json.loads(folder.outcome.read_text()) | {"wall_seconds": time.monotonic() - begin}
+        write_whole(finished, json.dumps(facts, indent=1), sync=True)
     return facts
 
 
 def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict[str, Any]:
     """Finds or makes models, tokenizers and paired data: the fields of a Job that are known before it has a run."""
     view.note("looking at models and data")
-    student = Pretrained.at(student_place(recipe, run_dir / "student"), recipe.student, "student")
+    student = Pretrained.at(student_place(recipe, RunFolder(run_dir).student), recipe.student, "student")
     check_free_disk(run_dir, recipe, _num_parameters(student, recipe.student))
     own = TextSide.of_model(student, recipe.student, "student")
     teacher, sides = teacher_sides(recipe, own)
@@ -130,7 +132,8 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     splits = _splits(recipe, run_dir, own, sides)
     for name, split in splits.items():
         view.note(_described(name, split))
-    write_whole(run_dir / FILE, json.dumps({name: bad_examples(s.folder) for name, s in splits.items()}, indent=1))
+    left_out = {name: bad_examples(split.folder) for name, split in splits.items()}
+    write_whole(RunFolder(run_dir).bad_examples, json.dumps(left_out, indent=1))
     warn_of_splits(splits)
     length, examples = recipe.training, len(splits["train"].rows)
     steps = num_steps(examples, length.batch_size, epochs=length.epochs, steps=length.steps)
@@ -156,18 +159,18 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
     A run keeps the data it began with: what it was is noted in its folder, and the source is not asked again.
     """
     cache = run_dir.parent / PREPARED_DATA
-    note = run_dir / "prepared.json"
+    note = RunFolder(run_dir).prepared
     if note.is_file():
         folders = {name: cache / key for name, key in json.loads(note.read_text()).items()}
         if all(folder.is_dir() for folder in folders.values()):
             return {name: Split.load(folder) for name, folder in folders.items()}
     splits = prepared_splits(recipe, student, sides, cache)
     keys = {name: split.folder.name for name, split in splits.items()}
-    if note.is_file() and (run_dir / STARTED).exists() and json.loads(note.read_text()) != keys:
+    if note.is_file() and RunFolder(run_dir).run_id.exists() and json.loads(note.read_text()) != keys:
         raise UserError(
             "data", f"it has changed since run {recipe.run.name!r} began", "restore it, or set another run.name"
         )
-    write_whole(note, json.dumps(keys))
+    write_whole(note, json.dumps(keys), sync=True)  # what the run learns from, for as long as it runs
     return splits
 
 
@@ -214,7 +217,7 @@ def _recorded_beside(client: mlflow.MlflowClient, job: Job) -> Iterator[None]:
         try:
             record_beginning(client, job)
         except Exception as error:  # the first rank tries again at the end
-            log.warning("MLflow does not take the run's description yet (%s)", " ".join(str(error).split())[:160])
+            log.warning("MLflow does not take the run's description yet (%s)", one_line(error))
 
     thread = threading.Thread(target=record, name="record", daemon=True)
     thread.start()
@@ -241,8 +244,8 @@ def _status_of(recipe: Recipe, uri: str, run_id: str, run_dir: Path) -> Iterator
         status = "KILLED"
         raise
     except Exception as error:
-        reason = redacted(" ".join(str(error).split()))
+        reason = redacted(one_line(error, None))
         raise
     finally:
-        ProgressWriter(run_dir / "progress.jsonl").end(status, reason)
+        ProgressWriter(RunFolder(run_dir).progress).end(status, reason)
         record_end(uri, run_id, run_dir, status, recipe.tracking.patience)

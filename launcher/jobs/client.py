@@ -12,9 +12,11 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from launcher.cluster.connect import AUTHENTICATION_FIX
-from uld_ds.errors import RunError, UserError
+from uld_ds.errors import RunError, UserError, message_lines, one_line
 
 ADDRESS_FIX = "give the address of the cluster's dashboard, e.g. http://127.0.0.1:8265"
+# A first line and the last one of a traceback.
+_MOST_CHARACTERS = 500
 # Ray lets either of them win over the address that it was given.
 _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
@@ -42,7 +44,7 @@ def connect(address: str | None) -> JobSubmissionClient:
     except ConnectionError as error:
         raise UserError("--address", f"nobody answers at {address!r}", ADDRESS_FIX) from error
     except (RuntimeError, ValueError, KeyError, requests.RequestException) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise UserError("--address", f"no Ray job API at {address!r} ({reason})", ADDRESS_FIX) from error
 
 
@@ -58,10 +60,10 @@ def api_errors() -> Iterator[None]:
     except (AuthenticationError, RuntimeError, ConnectionError, requests.RequestException) as error:
         if isinstance(error, RunError):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = message_lines(error)
         # The server answers with a traceback; its last line says what happened.
-        reason = lines[0] if len(lines) == 1 else f"{lines[0][:100]} ... {lines[-1]}" if lines else repr(error)
-        raise RunError(f"Ray's job API: {reason[:500]}") from error
+        reason = lines[0] if len(lines) == 1 else f"{one_line(lines[0], 100)} ... {lines[-1]}"
+        raise RunError(f"Ray's job API: {one_line(reason, _MOST_CHARACTERS)}") from error
 
 
 @contextmanager

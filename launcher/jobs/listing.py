@@ -18,6 +18,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from launcher.cluster.connect import RUN_DIR, RUN_NAME
 from launcher.jobs.client import api_errors
 from launcher.terminal.progress import parse_line
+from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.status import run_status
 
 _OURS = re.compile(r"(?:^|\s)-m\s+launcher\s|(?:^|[/\s])uld-ds\s")
@@ -92,7 +93,7 @@ def _listed(client: JobSubmissionClient, job: JobDetails) -> Listed:
 
 def of_folder(run_dir: Path) -> Progress | None:
     """What a run's folder says; None where this machine does not see it."""
-    if not (run_dir / "progress.jsonl").is_file():
+    if not RunFolder(run_dir).progress.is_file():
         return None
     status = run_status(run_dir)
     # What it did before a step is over.

@@ -10,14 +10,14 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.models.adapters import shaped
 from uld_ds.models.layer_pruning import keep_in_config
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import check_quantisable, quantised_linears
 from uld_ds.models.remote_code import check_remote_code
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
-from uld_ds.tokenization.loading import load_tokenizer, one_line
+from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.utils.cache import PACKAGE, converted_gguf, package_folder
 from uld_ds.utils.files import in_home
 
@@ -78,7 +78,8 @@ def shape_of(
         with torch.device("meta"):
             model = auto_class(config).from_config(config)
     except Exception as error:  # a bad value surfaces wherever the architecture first uses it
-        raise UserError("model", f"{name!r}: no model can be made of it ({one_line(error)})", "correct it") from error
+        problem = f"{name!r}: no model can be made of it ({one_line(error, kind=True)})"
+        raise UserError("model", problem, "correct it") from error
     text: Any = config.get_text_config()
     layers = _layers(model)
     layer_parameters = sum(p.numel() for layer in layers for p in layer.parameters()) // len(layers)
@@ -155,7 +156,7 @@ def student_shape(settings: StudentSettings) -> Shape:
     try:
         config = AutoConfig.for_model(**options, vocab_size=vocab)
     except Exception as error:  # each architecture checks its options in its own way
-        problem = f"no {options['model_type']!r} model can be made of it ({one_line(error)})"
+        problem = f"no {options['model_type']!r} model can be made of it ({one_line(error, kind=True)})"
         raise UserError("student.from_config", problem, "correct its options") from error
     return shape_of(config, f"a new {options['model_type']}", student=settings)
 
@@ -174,7 +175,7 @@ def _existing(settings: ModelSettings, role: str, student: StudentSettings | Non
     try:
         config = Pretrained.at(source, settings, role).config(**options)
     except Exception as error:  # the hub, its client and transformers raise whatever they ran into
-        problem = f"no configuration of {place!r} ({one_line(error)})"
+        problem = f"no configuration of {place!r} ({one_line(error, kind=True)})"
         raise UserError(f"{role}.model", problem, "correct it, or name a folder that holds its config.json") from error
     file_bytes = tensor_bytes(folder) if folder.is_dir() else None
     if student is not None and student.keep_layers is not None:

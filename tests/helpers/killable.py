@@ -19,8 +19,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.ray_nodes import clean_environment
-from uld_ds.checkpointing.files import step_of
 from uld_ds.checkpointing.manager import committed
+from uld_ds.runs.folder import step_of
 
 
 class Training:

@@ -143,9 +143,8 @@ def measure(folder: Path) -> dict[str, Any]:
 
     two = {"cluster": recipe["cluster"] | {"workers": 2}}
     run_on_ranks(build_store, 1, recipe, str(folder))
-    store = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted((folder / "store").glob("*.*"))
-    }
+    files = sorted((folder / "store").glob("*.*"))
+    store = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     stored = named("stored", source="stored", path=str(folder / "store"), model=None) | two
     del stored["teacher"]["precision"], stored["teacher"]["max_length"]
     stored["objective"] = {"uld": 1.5, "likelihood": 0.5}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from uld_ds.tokenization.loading import tokenizer_digest
 from uld_ds.tokenization.vocabulary import Ints, Vocabulary, log
 from uld_ds.utils.cache import cache_dir
+from uld_ds.utils.files import whole_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,16 +101,11 @@ def _read(file: Path) -> VocabularyRelations | None:
 
 def _write(file: Path, relations: VocabularyRelations) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            np.savez_compressed(
-                out,
-                identity=relations.identity.astype(np.int32),
-                projection=relations.projection.astype(np.int32),
-                num_student=np.int64(relations.num_student),
-                ends_word=relations.ends_word,
-            )
-        Path(aside).replace(file)
-    finally:
-        Path(aside).unlink(missing_ok=True)
+    with whole_file(file) as out:  # not synchronised: whoever reads a damaged one makes it anew
+        np.savez_compressed(
+            out,
+            identity=relations.identity.astype(np.int32),
+            projection=relations.projection.astype(np.int32),
+            num_student=np.int64(relations.num_student),
+            ends_word=relations.ends_word,
+        )

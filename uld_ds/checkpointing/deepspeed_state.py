@@ -21,7 +21,6 @@ from uld_ds.models.quantization import base_digest, is_quantised, learning, load
 from uld_ds.utils.distributed import Ranks
 
 _TAG = "state"
-_UNIVERSAL = ".universal"
 _BASE = "frozen_digest"
 
 

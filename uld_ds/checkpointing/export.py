@@ -6,8 +6,6 @@ these stand for): there, logits differ by rounding.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from uld_ds.models.adapters import is_adapted, merged
 from uld_ds.models.quantization import is_quantised, unquantised_like
 from uld_ds.utils.distributed import Ranks
+from uld_ds.utils.files import remove_leftovers, whole_folder
 
 _PREFIX = "lm."
 
@@ -31,17 +30,15 @@ def export_student(student: Any, tokenizer: PreTrainedTokenizerBase, target: Pat
     weights = _whole_state_dict(student, ranks)
     if weights is not None:
         lm: Any = student.module.lm
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         if is_adapted(lm):
             lm, weights = lm.get_base_model(), merged(lm, weights)
         if is_quantised(lm):
             lm = unquantised_like(lm)
-        lm.save_pretrained(aside, state_dict=weights)
-        tokenizer.save_pretrained(aside)
-        aside.chmod(0o755)
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
+        remove_leftovers(target)
+        # On the disk: the run's result names it, and the checkpoints may go.
+        with whole_folder(target, sync=True, replace=True) as aside:
+            lm.save_pretrained(aside, state_dict=weights)
+            tokenizer.save_pretrained(aside)
     ranks.barrier()
 
 

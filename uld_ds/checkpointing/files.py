@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -20,29 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAME = re.compile(r"^checkpoint_(\d{9})(?:_(\d+))?$")
-BEST = "best"
-"""Folder with the checkpoint of the best held-out evaluation."""
+from uld_ds.errors import one_line
+from uld_ds.runs.folder import RunFolder
+from uld_ds.utils.files import remove_leftovers, whole_file, whole_folder, write_whole
+
 _FORMAT = 1
 _CHUNK = 1 << 20
 
 HostState = dict[str, Any]
 """Of one rank: what each file (a path inside the checkpoint) will hold, on the host and nobody else's."""
-
-
-def folder_name(step: int, run_dir: Path) -> str:
-    """A name for the checkpoint of a step that no folder has: one that turned out to be damaged keeps its own."""
-    name = f"checkpoint_{step:09d}"
-    number = 0
-    while (run_dir / (name if number == 0 else f"{name}_{number}")).exists():
-        number += 1
-    return name if number == 0 else f"{name}_{number}"
-
-
-def step_of(name: str) -> tuple[int, int]:
-    """Step and number of a checkpoint's folder, which sort by age; (-1, -1) for another folder."""
-    found = NAME.match(name)
-    return (-1, -1) if found is None else (int(found[1]), int(found[2] or 0))
 
 
 def on_host(tree: Any) -> Any:
@@ -89,7 +74,8 @@ def write_shard(target: Path, rank: int, ranks: int, state: HostState) -> None:
     try:
         files = {name: _write(target / name, content, made) for name, content in state.items()}
         manifest = {"format": _FORMAT, "rank": rank, "ranks": ranks, "files": files}
-        _write_bytes(target / _manifest(rank), json.dumps(manifest, indent=1).encode(), made)
+        made.append(target / _manifest(rank))
+        write_whole(target / _manifest(rank), json.dumps(manifest, indent=1), sync=True)
     except BaseException:
         for file in made:
             file.unlink(missing_ok=True)
@@ -102,37 +88,11 @@ def _manifest(rank: int) -> str:
 
 def _write(file: Path, content: Any, made: list[Path]) -> dict[str, Any]:
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(file.name + ".part")
-    made += [aside, file]
-    with aside.open("wb") as out:
+    made.append(file)
+    with whole_file(file, sync=True) as out:
         hashing = _Hashing(out)
         torch.save(content, hashing)  # type: ignore[arg-type]  # writes, and never seeks
-        out.flush()
-        os.fsync(out.fileno())
-    aside.rename(file)
-    sync_folder(file.parent)
     return {"bytes": hashing.size, "sha256": hashing.hexdigest()}
-
-
-def _write_bytes(file: Path, data: bytes, made: list[Path]) -> None:
-    aside = file.with_name(file.name + ".part")
-    made += [aside, file]
-    with aside.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    aside.rename(file)
-    sync_folder(file.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Returns when the names in a folder are on the disk, where its file system can say so."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def num_ranks(folder: Path) -> int | None:
@@ -186,30 +146,24 @@ def is_complete(folder: Path) -> bool:
 def remove_others(run_dir: Path, names: Iterable[str]) -> None:
     """Removes the checkpoints' folders that are not among ``names``."""
     kept = set(names)
-    for folder in run_dir.iterdir():
-        if NAME.match(folder.name) and folder.name not in kept and folder.is_dir():
+    for folder in RunFolder(run_dir).checkpoints():
+        if folder.name not in kept:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_best(folder: Path) -> None:
     """Makes ``best`` beside a checkpoint's folder hold the same files, by links where the file system has them."""
-    best = folder.parent / BEST
-    aside, before = best.with_name(f".{BEST}-new"), best.with_name(f".{BEST}-old")
-    for left in (aside, before):
-        shutil.rmtree(left, ignore_errors=True)
-    shutil.copytree(folder, aside, copy_function=_link)
-    (aside / "name").write_text(folder.name)
-    if best.exists():
-        best.rename(before)
-    aside.rename(best)
-    sync_folder(best.parent)
-    shutil.rmtree(before, ignore_errors=True)
+    best = RunFolder(folder.parent).best
+    remove_leftovers(best)  # only the first rank writes it; links hold the disk's space as files do
+    with whole_folder(best, sync=True, replace=True) as aside:
+        shutil.copytree(folder, aside, copy_function=_link, dirs_exist_ok=True)
+        (aside / "name").write_text(folder.name)
 
 
 def best_name(run_dir: Path) -> str | None:
     """The name of the checkpoint that ``best`` holds."""
     with suppress(OSError):
-        return (run_dir / BEST / "name").read_text()
+        return (RunFolder(run_dir).best / "name").read_text()
     return None
 
 
@@ -221,4 +175,5 @@ def _link(source: str, target: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else " ".join(str(error).split())[:120]
+    said = error.strerror if isinstance(error, OSError) else None  # the message around it names the file
+    return one_line(said or error, kind=True)

@@ -14,25 +14,21 @@ from typing import Any
 
 import ray.train
 
-from uld_ds.checkpointing.deepspeed_state import _TAG, _UNIVERSAL, divide_anew, host_state, load_divided, load_state
+from uld_ds.checkpointing.deepspeed_state import _TAG, divide_anew, host_state, load_divided, load_state
 from uld_ds.checkpointing.files import (
     best_name,
-    folder_name,
     keep_best,
     num_ranks,
     problem_of,
     remove_others,
-    step_of,
     write_shard,
 )
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.errors import FinalError, RunError
+from uld_ds.runs.folder import RunFolder, step_of
 from uld_ds.utils.distributed import Ranks
 
 log = logging.getLogger(__name__)
-
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Ray's own list, in the run's folder, of what it has taken."""
 
 
 @dataclass
@@ -107,7 +103,7 @@ class Checkpoints:
             {**metrics, "step": step},
             # What is written is not in a folder yet; where it will be, ``upload`` says.
             checkpoint=ray.train.Checkpoint.from_directory(str(self._run_dir)),
-            checkpoint_dir_name=folder_name(step, self._run_dir),
+            checkpoint_dir_name=RunFolder(self._run_dir).new_checkpoint(step).name,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=upload,
             delete_local_checkpoint_after_upload=False,
@@ -163,7 +159,7 @@ class Checkpoints:
                 f"stage 3 goes on with another number; set cluster.workers={made_by}"
             )
         warn(f"checkpoint {folder.name} was made by {made_by} workers: it is divided anew among {self._ranks.size}")
-        universal = self._run_dir / _UNIVERSAL
+        universal = RunFolder(self._run_dir).universal
         if self._ranks.is_first:
             divide_anew(folder / _TAG, universal / _TAG)
         self._ranks.barrier()
@@ -194,7 +190,7 @@ class Checkpoints:
 def committed(run_dir: Path) -> list[str] | None:
     """Names of the checkpoints that Ray has taken and kept, oldest first; None when its list cannot be read."""
     try:
-        listed = json.loads((run_dir / SNAPSHOT).read_text())
+        listed = json.loads(RunFolder(run_dir).checkpoint_list.read_text())
         return [entry["checkpoint_dir_name"] for entry in listed["checkpoint_results"]]
     except FileNotFoundError:
         return []

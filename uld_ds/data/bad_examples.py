@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FILE = "bad_examples.json"
+from uld_ds.errors import one_line
+
+_FILE = "bad_examples.json"
 # A corpus can be all wrong; a list that nobody can open helps nobody.
 _MOST_LISTED = 10_000
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -26,7 +28,7 @@ def reason_of(problem: str) -> str:
     text = re.sub(r"\s*\(.*$", "", problem, flags=re.S)
     text = re.sub(r"(line|element) \d+ of .+? (is not|holds)", r"\1 N of a file \2", text)
     text = re.sub(r"\d+", "N", _QUOTED.sub("", text))
-    return " ".join(text.split())[:160]
+    return one_line(text)
 
 
 def note_bad_examples(folder: Path, problems: Sequence[tuple[int, str]], places: Sequence[str]) -> None:
@@ -45,10 +47,10 @@ def note_bad_examples(folder: Path, problems: Sequence[tuple[int, str]], places:
         "by_reason": dict(counts.most_common()),
         "examples": listed,
     }
-    (folder / FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False))
+    (folder / _FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def bad_examples(folder: Path) -> dict[str, Any]:
     """What ``note_bad_examples`` has written there."""
-    content: dict[str, Any] = json.loads((folder / FILE).read_text())
+    content: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
     return content

@@ -18,7 +18,7 @@ from typing import Any
 from datasets import Dataset, load_dataset, load_from_disk
 
 from uld_ds.data.json_rows import are_closed, closed_rows, is_utf8, opened
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.recipe import ColumnSettings, DataSettings, DataSource, FilesSource, GeneratorSource, HubSource
 from uld_ds.tasks.registry import get_task
 from uld_ds.tasks.task import TEACHER_ANSWER, Question, Task
@@ -341,7 +341,7 @@ def _text(value: Any, column: str) -> str:
 def _first_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _place_of(error: BaseException) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from uld_ds.errors import RunError, UserError
 from uld_ds.generation.decoding import Answer
 from uld_ds.generation.prompts import Prompt, Prompts
 from uld_ds.tasks.task import TEACHER_ANSWER
+from uld_ds.utils.files import whole_file, write_whole
 
 SPLITS = ("train", "held_out")
 COLUMNS = (TEACHER_ANSWER, "teacher_model", "teacher_finish", "teacher_tokens", "prompt_digest")
@@ -48,7 +48,7 @@ class AnswerFolder:
                     problem = f"{str(folder)!r} holds answers with {key} {there.get(key)!r}, not {identity.get(key)!r}"
                     raise UserError("generation.output", problem, "name another folder, or remove that one")
         else:
-            _write_whole(known, json.dumps(identity, indent=1).encode())
+            write_whole(known, json.dumps(identity, indent=1), sync=True)
 
     def known(self) -> dict[str, Answer]:
         """All answers that were given, by the prompt's id. A part that was not written whole is not there."""
@@ -101,7 +101,7 @@ class AnswerFolder:
             **{split: len(members) for split, members in chosen.items()},
             "held_out_share": held_out,
         }
-        _write_whole(self._folder / "provenance.json", json.dumps(provenance, indent=1).encode())
+        write_whole(self._folder / "provenance.json", json.dumps(provenance, indent=1), sync=True)
         return provenance
 
     def _write_split(
@@ -122,9 +122,8 @@ class AnswerFolder:
         )
         for name, values in zip(COLUMNS, added, strict=True):
             table = table.append_column(name, pa.array(values))
-        aside = file.with_suffix(".tmp")
-        pq.write_table(table.replace_schema_metadata({"uld_ds": json.dumps(facts)}), aside)
-        aside.rename(file)
+        with whole_file(file, sync=True) as out:
+            pq.write_table(table.replace_schema_metadata({"uld_ds": json.dumps(facts)}), out)
 
 
 def write_part(parts: Path, ids: Sequence[str], answers: Sequence[Answer]) -> None:
@@ -138,13 +137,6 @@ def write_part(parts: Path, ids: Sequence[str], answers: Sequence[Answer]) -> No
         }
     )
     name = hashlib.sha256("".join(ids).encode()).hexdigest()[:24]
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    _write_whole(parts / f"{name}.parquet", sink.getvalue().to_pybytes())
-
-
-def _write_whole(file: Path, content: bytes) -> None:
-    # Two workers may write the same part after one was thought dead: each its own file aside.
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    aside.rename(file)
+    # Two workers may write the same part after one was thought dead. What is there under its name is never asked again.
+    with whole_file(parts / f"{name}.parquet", sync=True) as out:
+        pq.write_table(table, out)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.models.quantization import dequantised, is_quantised, is_transposed
 from uld_ds.recipe import LoraSettings, StudentSettings
 
@@ -77,7 +77,7 @@ def with_adapters(model: Any, settings: LoraSettings) -> Any:
         wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
     except ValueError as error:  # PEFT's word for names that nothing has
         linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if _is_linear(part)})
-        problem = f"{settings.targets!r} cannot be adapted ({' '.join(str(error).split())[:120]})"
+        problem = f"{settings.targets!r} cannot be adapted ({one_line(error)})"
         raise UserError(key, problem, f"choose among {', '.join(linear)}, or all-linear") from error
     base: Any = wrapped.get_base_model()
     if base.config.get_text_config().tie_word_embeddings and hasattr(base.get_output_embeddings(), "lora_A"):

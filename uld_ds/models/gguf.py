@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from uld_ds.errors import UserError
-from uld_ds.tokenization.loading import one_line
+from uld_ds.errors import UserError, one_line
 from uld_ds.utils.cache import build_once, converted_gguf
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def dequantised_folder(folder: Path, gguf_file: str, key: str) -> Path:
                 )
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
         except Exception as error:  # transformers raises whatever its parsing ran into
-            problem = f"{gguf_file!r} cannot be read ({one_line(error)})"
+            problem = f"{gguf_file!r} cannot be read ({one_line(error, kind=True)})"
             raise UserError(f"{key}.gguf_file", problem, "name a GGUF file that transformers supports") from error
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)

@@ -12,7 +12,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe.models import FULL_COMMIT
 from uld_ds.utils.cache import cache_dir
-from uld_ds.utils.files import file_digest
+from uld_ds.utils.files import file_digest, write_whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _AT_A_TIME = 8
@@ -52,7 +52,5 @@ def _remembered_digest(file: Path) -> str:
         return note.read_text()
     digest = file_digest(file)
     note.parent.mkdir(parents=True, exist_ok=True)
-    aside = note.with_name(f".{key}-{digest[:8]}")
-    aside.write_text(digest)
-    aside.rename(note)
+    write_whole(note, digest, sync=True)  # believed without a second look
     return digest

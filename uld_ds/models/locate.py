@@ -11,12 +11,11 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.models.gguf import dequantised_folder
 from uld_ds.models.remote_code import check_remote_code, needs_code
 from uld_ds.recipe import ModelSettings
 from uld_ds.recipe.models import code_options
-from uld_ds.tokenization.loading import one_line
 from uld_ds.utils.cache import PACKAGE, package_folder
 from uld_ds.utils.files import in_home
 
@@ -58,7 +57,7 @@ def _folder_config(place: str, settings: ModelSettings, key: str) -> PreTrainedC
     except Exception as error:  # transformers raises whatever its parsing ran into
         if "trust_remote_code" in str(error):
             raise needs_code(place, f"{key}.model") from error
-        problem = f"{place!r}: config.json describes no model ({one_line(error)})"
+        problem = f"{place!r}: config.json describes no model ({one_line(error, kind=True)})"
         raise UserError(f"{key}.model", problem, "name a folder in Hugging Face layout") from error
 
 
@@ -70,7 +69,7 @@ def _hub_config(name: str, settings: ModelSettings, key: str) -> PreTrainedConfi
             raise needs_code(name, f"{key}.model") from error
         raise UserError(
             f"{key}.model",
-            f"{name!r} is no folder, and the hub does not give it ({one_line(error)})",
+            f"{name!r} is no folder, and the hub does not give it ({one_line(error, kind=True)})",
             "correct the name, or the network or token that the hub needs",
         ) from error
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.models.architectures import auto_class
 from uld_ds.models.embeddings import remake_embeddings
 from uld_ds.models.layer_pruning import with_layers
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import StudentSettings, TrainedTokenizerSettings
-from uld_ds.tokenization.loading import load_tokenizer, one_line
+from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.tokenization.training import train_tokenizer
 from uld_ds.utils.cache import build_once
 
@@ -93,7 +93,7 @@ def _new_model(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
 
 
 def _cannot_be_made(options: dict[str, Any], error: Exception) -> UserError:
-    problem = f"no {options['model_type']!r} model can be made of it ({one_line(error)})"
+    problem = f"no {options['model_type']!r} model can be made of it ({one_line(error, kind=True)})"
     return UserError("student.from_config", problem, "correct its options")
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, message_lines, one_line
 from uld_ds.recipe.schema import Recipe
 from uld_ds.recipe.validation_errors import as_user_error
 from uld_ds.recipe.weight_schedule import check_schedule
@@ -42,7 +42,7 @@ def load_recipe(
     try:
         merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
     except OmegaConfBaseException as error:
-        reason = str(error).split("\n", 1)[0]
+        reason = message_lines(error)[0]
         raise UserError(error.full_key or "recipe", reason, "correct the reference, or set what it names") from error
     assert isinstance(merged, dict)
     return parse_recipe({str(key): value for key, value in merged.items()})
@@ -69,7 +69,7 @@ def _file_layer(file: Path) -> DictConfig:
     try:
         layer = OmegaConf.load(file)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError("recipe", f"{str(file)!r} is not YAML ({_one_line(error)})", "correct the file") from error
+        raise UserError("recipe", f"{str(file)!r} is not YAML ({one_line(error, None)})", "correct the file") from error
     if not isinstance(layer, DictConfig):
         raise UserError("recipe", f"{str(file)!r} holds a list", "a recipe is a mapping of sections")
     return layer
@@ -86,7 +86,7 @@ def _layer(origin: str, key: str, value: str) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([f"{key}={value}"])
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(origin, f"{value!r} for {key} is not YAML ({_one_line(error)})", "quote it") from error
+        raise UserError(origin, f"{value!r} for {key} is not YAML ({one_line(error, None)})", "quote it") from error
 
 
 def _environment_overrides(variables: Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -100,7 +100,3 @@ def _environment_overrides(variables: Mapping[str, str]) -> list[tuple[str, str,
             raise UserError(name, "names no key of a recipe", f"write e.g. {ENVIRONMENT_PREFIX}TRAINING__STEPS")
         overrides.append((name, ".".join(parts), variables[name]))
     return overrides
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -11,12 +11,14 @@ from typing import Any
 
 import yaml
 
+from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.progress import read_events
 from uld_ds.runs.status import result_of, run_status, steps_of
 from uld_ds.utils.redaction import Redactor
 
 BITS = "bits per byte"
-_EVALUATION = "evaluation.json"
+EVALUATION = "evaluation.json"
+"""What ``uld-ds evaluate`` found, in a folder of its own."""
 _WEIGHTS = ("ce", "uld", "likelihood", "classical", "hybrid", "projection")
 
 
@@ -62,9 +64,9 @@ class ComparedRun:
         """Reads a run's folder and the evaluation beside it, or an evaluation's folder alone."""
         if is_evaluation(folder):
             return cls._evaluated(folder)
-        recipe = Redactor().tree(yaml.safe_load((folder / "recipe.yaml").read_text()))
+        recipe = Redactor().tree(yaml.safe_load(RunFolder(folder).recipe.read_text(encoding="utf-8")))
         status, result = run_status(folder), result_of(folder) or {}
-        events = list(read_events(folder / "progress.jsonl"))
+        events = list(read_events(RunFolder(folder).progress))
         steps = steps_of(events)
         known = status.held_out_bits_per_byte
         told = {who: value for who, value in result.get("bits_per_byte", {}).items() if value is not None}
@@ -117,11 +119,11 @@ def evaluation_of(run: Path) -> Path:
 
 def is_evaluation(folder: Path) -> bool:
     """Whether ``uld-ds evaluate`` wrote it."""
-    return (folder / _EVALUATION).is_file()
+    return (folder / EVALUATION).is_file()
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / _EVALUATION).read_text()) if is_evaluation(folder) else {}
+    return json.loads((folder / EVALUATION).read_text()) if is_evaluation(folder) else {}
 
 
 def _identity(source: dict[str, Any] | None) -> str:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from uld_ds.runs.folder import FOLDER
+from uld_ds.runs.folder import RunFolder, Who
 from uld_ds.runs.progress import read_events
 from uld_ds.runs.status import RunStatus, phase_shares, result_of, run_status, steps_of
 from uld_ds.utils.redaction import Redactor
@@ -73,12 +73,12 @@ class RunReport:
             result: of a run that is about to finish; by default what its folder has.
         """
         redactor = Redactor()
-        events = list(read_events(folder / "progress.jsonl"))
+        run = RunFolder(folder)
+        events = list(read_events(run.progress))
         steps = steps_of(events)
         # Parsed first: a value that is hidden need not be YAML any more.
-        recipe = redactor.tree(yaml.safe_load((folder / "recipe.yaml").read_text()))
-        kept = folder / FOLDER
-        snapshots = {who: _read(kept / f"{who}.json") for who in ("before", "teacher", "after")}
+        recipe = redactor.tree(yaml.safe_load(run.recipe.read_text(encoding="utf-8")))
+        snapshots = {who: _read(run.report_snapshot(who)) for who in get_args(Who)}
         return cls(
             recipe=recipe,
             recipe_yaml=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
@@ -87,11 +87,11 @@ class RunReport:
             evaluations=[event for event in events if event["event"] == "evaluation"],
             shares=phase_shares(steps),
             result=redactor.tree(dict(result)) if result is not None else redactor.tree(result_of(folder)),
-            lineage=_read(kept / "lineage.json"),
+            lineage=_read(run.report_lineage),
             snapshots={who: content for who, content in snapshots.items() if content is not None},
-            places=_read(kept / "places.json") or [],
-            alignments=_read(kept / "alignment.json") or [],
-            answers=_read(kept / "answers.json") or [],
+            places=_read(run.report_places) or [],
+            alignments=_read(run.report_alignments) or [],
+            answers=_read(run.report_answers) or [],
         )
 
 

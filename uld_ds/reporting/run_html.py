@@ -16,6 +16,7 @@ from uld_ds.reporting.charts import Axis, Point, Series, line_chart
 from uld_ds.reporting.page_style import STYLE
 from uld_ds.reporting.run_data import RunReport
 from uld_ds.reporting.verdict import verdict
+from uld_ds.runs.folder import NAMES
 from uld_ds.runs.phases import MEANINGS
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import Redactor
@@ -223,14 +224,14 @@ def _spectrum(report: RunReport, number: int, place: dict[str, Any]) -> str:
         for who in _WHO
         if who in found
     )
-    text = f"<q>…{escape(_one_line(place['before']))}<mark>{escape(_one_line(place['text']))}</mark></q>"
+    text = f"<q>…{escape(_with_line_ends(place['before']))}<mark>{escape(_with_line_ends(place['text']))}</mark></q>"
     table = (
         f"<table class='likeliest'><thead><tr><td></td><th>underlined</th><th>likeliest</th></tr></thead>{rows}</table>"
     )
     return f'<div class="card"><p class="context">{text}</p>{chart}{table}</div>'
 
 
-def _one_line(text: str) -> str:
+def _with_line_ends(text: str) -> str:
     return re.sub(r"\s*\n\s*", " ↵ ", text)
 
 
@@ -352,9 +353,9 @@ def _again(report: RunReport) -> str:
     name = shlex.quote(f"{report.status.name}-again")
     revision = str((report.lineage or {}).get("code_revision", ""))
     return (
-        f"<pre>{''.join(_checkout(revision))}uld-ds train recipe.yaml --set run.name={name}</pre>\n"
-        f'<p>The recipe as it ran, with every default: <a download="recipe.yaml" '
-        f'href="data:text/yaml;base64,{recipe}">recipe.yaml</a>.</p>\n'
+        f"<pre>{''.join(_checkout(revision))}uld-ds train {NAMES.recipe} --set run.name={name}</pre>\n"
+        f'<p>The recipe as it ran, with every default: <a download="{NAMES.recipe}" '
+        f'href="data:text/yaml;base64,{recipe}">{NAMES.recipe}</a>.</p>\n'
         f"<details><summary>Look at it</summary><pre>{escape(report.recipe_yaml)}</pre></details>"
     )
 

@@ -8,13 +8,7 @@ from typing import Any
 
 from uld_ds.data.prepared import Split
 from uld_ds.recipe import Recipe, parse_recipe
-
-EXPORT = "export"
-"""Folder in a run's: the student as a Hugging Face directory."""
-JOURNALS = "metrics"
-"""Folder, in a run's folder, of metrics on their way to MLflow."""
-STOPPED = "stopped.txt"
-"""File, in a run's folder: see ``Job.stopped_file``."""
+from uld_ds.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -46,34 +40,39 @@ class Job:
         return Split.load(Path(self.splits[name]))
 
     @property
+    def folder(self) -> RunFolder:
+        """Names what is in the run's folder."""
+        return RunFolder(self.run_dir)
+
+    @property
     def export_dir(self) -> Path:
-        """The trained student in Hugging Face layout."""
-        return self.run_dir / EXPORT
+        """See ``RunFolder.export``."""
+        return self.folder.export
 
     @property
     def journals(self) -> Path:
-        """Metrics on their way to MLflow."""
-        return self.run_dir / JOURNALS
+        """See ``RunFolder.metrics``."""
+        return self.folder.metrics
 
     @property
     def progress_file(self) -> Path:
-        """One JSON line per event, written by rank 0, read by whoever watches."""
-        return self.run_dir / "progress.jsonl"
+        """See ``RunFolder.progress``."""
+        return self.folder.progress
 
     @property
     def skipped_file(self) -> Path:
-        """One JSON line per skipped step, with the examples that caused it."""
-        return self.run_dir / "skipped.jsonl"
+        """See ``RunFolder.skipped``."""
+        return self.folder.skipped
 
     @property
     def stopped_file(self) -> Path:
-        """Why the workers of the last attempt stopped before the end, where a restart would not help."""
-        return self.run_dir / STOPPED
+        """See ``RunFolder.stopped``."""
+        return self.folder.stopped
 
     @property
     def outcome_file(self) -> Path:
-        """What rank 0 has to say at the end; the driver makes the run's result of it."""
-        return self.run_dir / "outcome.json"
+        """See ``RunFolder.outcome``."""
+        return self.folder.outcome
 
     def to_config(self) -> dict[str, Any]:
         """Plain values, as Ray carries them to the workers."""

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.phases import OTHER, PHASES
 from uld_ds.runs.progress import read_events
 
@@ -75,7 +76,7 @@ def run_status(folder: Path, *, now: float | None = None) -> RunStatus:
         now: seconds since 1970; by default the clock's.
     """
     now = time.time() if now is None else now
-    events = list(read_events(folder / "progress.jsonl"))
+    events = list(read_events(RunFolder(folder).progress))
     steps = steps_of(events)
     recent = steps[-RECENT_STEPS:]
     last = recent[-1] if recent else {}
@@ -144,7 +145,7 @@ def _end(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _state(folder: Path, end: dict[str, Any] | None, silence: float | None, pace: float | None) -> State:
-    if (folder / "result.json").is_file():
+    if RunFolder(folder).result.is_file():
         return "finished"
     if end is not None and end["status"] != "FINISHED":
         return _ENDS[end["status"]]
@@ -157,7 +158,7 @@ def _checkpoint(folder: Path, events: Sequence[dict[str, Any]], now: float) -> d
     for event in reversed(events):
         if event["event"] == "checkpoint":
             # A step may have been written again, beside a folder that turned out to be damaged.
-            places = sorted(folder.glob(f"checkpoint_{event['step']:09d}*"), key=lambda place: place.stat().st_mtime)
+            places = sorted(RunFolder(folder).checkpoints_of(event["step"]), key=lambda place: place.stat().st_mtime)
             if places:
                 ago = {"seconds_ago": now - event["time"], "folder": str(places[-1])}
                 return {"step": event["step"], "seconds": event["seconds"], **ago}
@@ -173,12 +174,10 @@ def _median(values: Iterable[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-_RUN_FILES = ("recipe.yaml", "progress.jsonl", "result.json")
-
-
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run."""
-    return any((folder / name).is_file() for name in _RUN_FILES)
+    run = RunFolder(folder)
+    return any(file.is_file() for file in (run.recipe, run.progress, run.result))
 
 
 def runs_in(folder: Path) -> list[str]:
@@ -189,11 +188,11 @@ def runs_in(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     named = [item for item in folder.iterdir() if re.match(r"[A-Za-z0-9]", item.name)]
-    found = [item for item in named if (item / "recipe.yaml").is_file()]
+    found = [item for item in named if RunFolder(item).recipe.is_file()]
     return [item.name for item in sorted(found, key=lambda item: -item.stat().st_mtime)]
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
     """The facts of a finished run."""
-    file = folder / "result.json"
+    file = RunFolder(folder).result
     return json.loads(file.read_text()) if file.is_file() else None

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
+from uld_ds.runs.folder import RunFolder
 from uld_ds.utils.distributed import Ranks
-
-STOP = "STOP"
 
 
 class StopFile:
@@ -23,7 +22,7 @@ class StopFile:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._file = run_dir / STOP
+        self._file = RunFolder(run_dir).stop
 
     def ask(self) -> None:
         """Makes the request."""
@@ -32,7 +31,7 @@ class StopFile:
     def is_asked(self) -> bool:
         """Whether somebody made it."""
         # A listing: network file systems may remember for a while that a name did not exist.
-        return STOP in os.listdir(self._file.parent)  # noqa: PTH208 (names are enough)
+        return self._file.name in os.listdir(self._file.parent)  # noqa: PTH208 (names are enough)
 
     def clear(self) -> None:
         """Takes it back."""

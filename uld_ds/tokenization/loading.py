@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.recipe.models import NO_CODE
 from uld_ds.utils.cache import PACKAGE, build_once, converted_gguf, package_folder
 from uld_ds.utils.files import in_home
@@ -177,7 +177,7 @@ def _single_file(path: Path, place: str, key: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        problem = f"{place!r} is no tokenizer.json ({one_line(error)})"
+        problem = f"{place!r} is no tokenizer.json ({one_line(error, kind=True)})"
         raise UserError(key, problem, "name a tokenizer.json, a GGUF file or a folder") from error
     # Afterwards: what a tokenizer is called while it is made, transformers may look up on the hub.
     tokenizer.name_or_path = place
@@ -195,7 +195,7 @@ def _gguf_tokenizer(file: Path, key: str) -> PreTrainedTokenizerBase:
         try:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         except Exception as error:  # transformers raises whatever its parsing ran into
-            problem = f"{file.name!r} cannot be read ({one_line(error)})"
+            problem = f"{file.name!r} cannot be read ({one_line(error, kind=True)})"
             raise UserError(key, problem, "name a GGUF file that transformers supports") from error
         tokenizer.save_pretrained(aside)
 
@@ -225,7 +225,7 @@ def _hub_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
 def _not_given(name: str, key: str, reason: Exception) -> UserError:
     return UserError(
         key,
-        f"{name!r} is no file or folder, and the hub does not give it ({one_line(reason)})",
+        f"{name!r} is no file or folder, and the hub does not give it ({one_line(reason, kind=True)})",
         "correct the name, or the network or token that the hub needs",
     )
 
@@ -264,17 +264,7 @@ def _reason(place: str, revision: str | None, error: Exception) -> str:
         try:
             Tokenizer.from_file(str(file))
         except Exception as broken:  # bare Exceptions
-            return f"tokenizer.json: {one_line(broken)}"
+            return f"tokenizer.json: {one_line(broken, kind=True)}"
     if isinstance(error, ValueError) and not any(_has(place, revision, name) for name in _VOCABULARY_FILES):
         return "no tokenizer.json or other vocabulary there"
-    return one_line(error)
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, on one line and not too long; with its type, where that says more."""
-    text = " ".join(str(error).split())[:160] or "no reason given"
-    return (
-        text
-        if isinstance(error, OSError | ValueError) or type(error) is Exception
-        else f"{type(error).__name__}: {text}"
-    )
+    return one_line(error, kind=True)

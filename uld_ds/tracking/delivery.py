@@ -12,7 +12,9 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Metric
 
+from uld_ds.errors import one_line
 from uld_ds.tracking.journal import _SUFFIX, Line, _sync, log
+from uld_ds.utils.files import write_whole
 
 _DELIVERED = ".delivered"
 # The most that MLflow takes in one request.
@@ -54,7 +56,7 @@ class Delivery:
             except Exception as error:  # whatever is wrong with a server, it may pass
                 left = end - time.monotonic()
                 if left <= 0:
-                    log.warning("metrics were not delivered (%s); they are in %s", _reason(error), self._folder)
+                    log.warning("metrics were not delivered (%s); they are in %s", one_line(error), self._folder)
                     return False
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, 5.0)
@@ -68,7 +70,8 @@ class Delivery:
         sent = 0
         for points, end in _batches(file, position):
             self._send(points)
-            _write_position(note, end)
+            # Not synchronised, every second as it is: what is sent twice counts once.
+            write_whole(note, str(end))
             sent += len(points)
         return sent
 
@@ -103,12 +106,6 @@ def _position(note: Path) -> int:
     return 0
 
 
-def _write_position(note: Path, position: int) -> None:
-    aside = note.with_name(note.name + ".tmp")
-    aside.write_text(str(position))
-    aside.rename(note)
-
-
 class DeliveryThread:
     """Delivers in the background, every so often; an outage makes it slower, never louder, and never stops it."""
 
@@ -135,9 +132,5 @@ class DeliveryThread:
                 pause = self._every
             except Exception as error:  # whatever is wrong with a server, training goes on
                 if pause == self._every:
-                    log.warning("MLflow does not take metrics (%s): they wait on disk", _reason(error))
+                    log.warning("MLflow does not take metrics (%s): they wait on disk", one_line(error))
                 pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

@@ -24,19 +24,17 @@ import mlflow
 from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.recipe import Recipe
+from uld_ds.runs.folder import RunFolder
 from uld_ds.utils.files import in_home, write_whole
 from uld_ds.utils.redaction import Redactor, redacted
 
 log = logging.getLogger(__name__)
 
-RUN_ID = "mlflow_run_id"
-"""File in the run's folder, beside the checkpoints."""
 PARAM_LIMIT = 6000
 _PARAMS_PER_REQUEST = 100
 _KEY_LIMIT = 250
-_IDENTITY = "mlflow_run_identity"
 _IDENTITY_TAG = "uld_ds.identity"
 _RUN_TAG = "uld_ds.run_dir"
 _GONE = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
@@ -74,7 +72,8 @@ def open_client(uri: str, key: str = "tracking.uri") -> mlflow.MlflowClient:
             client = mlflow.MlflowClient(uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:
-        reason = redacted(" ".join(str(error).split()))[:160]
+        # Hidden first: half of a secret is not known for one.
+        reason = one_line(redacted(one_line(error, None)))
         raise UserError(
             key, f"MLflow does not answer at {shown(uri)!r} ({reason})", "start the server or correct it"
         ) from error
@@ -90,7 +89,7 @@ def client_of_run(uri: str, run_dir: Path) -> mlflow.MlflowClient:
     try:
         return open_client(uri)
     except UserError as error:
-        if not (run_dir / RUN_ID).is_file():
+        if not RunFolder(run_dir).run_id.is_file():
             raise
         log.warning("%s; the run goes on, its metrics wait on disk", str(error).partition(";")[0])
         return client_for(uri)
@@ -117,20 +116,21 @@ def open_run(client: mlflow.MlflowClient, recipe: Recipe, run_dir: Path) -> str:
     Raises:
         UserError: the server does not know a run that has begun.
     """
-    id_file = run_dir / RUN_ID
+    id_file = RunFolder(run_dir).run_id
     if id_file.is_file():
         return _reopened(client, id_file)
     experiment = _experiment(client, recipe, run_dir)
-    # Written first: a creation that was interrupted before its id was known is found by it.
-    identity_file = run_dir / _IDENTITY
+    # Written first: a creation that was interrupted before its id was known is found by it. Both are on the disk when
+    # the server hears of the run: without them it would be recorded twice.
+    identity_file = RunFolder(run_dir).run_identity
     known = identity_file.is_file()
     identity = identity_file.read_text() if known else uuid.uuid4().hex
-    write_whole(identity_file, identity)
+    write_whole(identity_file, identity, sync=True)
     run_id = _run_of(client, experiment, identity) if known else None
     if run_id is None:
         tags = {_RUN_TAG: str(run_dir), _IDENTITY_TAG: identity}
         run_id = client.create_run(experiment, tags=tags, run_name=recipe.run.name).info.run_id
-    write_whole(id_file, run_id)
+    write_whole(id_file, run_id, sync=True)
     return run_id
 
 

@@ -19,10 +19,10 @@ class Recorder:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._journal = Journal(job.journals, "train")
+        self._journal = Journal(job.folder.metrics, "train")
         self._gauges = RayGauges(job.recipe.run.name)
         self._thread = DeliveryThread(
-            Delivery(job.journals, job.run_id, lambda: mlflow_runs.client_for(job.tracking_uri))
+            Delivery(job.folder.metrics, job.run_id, lambda: mlflow_runs.client_for(job.tracking_uri))
         )
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:

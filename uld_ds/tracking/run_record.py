@@ -19,14 +19,16 @@ from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
-from uld_ds.data.bad_examples import FILE, bad_examples
+from uld_ds.data.bad_examples import bad_examples
 from uld_ds.data.statistics import DataFacts
+from uld_ds.errors import one_line
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DataSource, FilesSource, HubSource, Recipe
 from uld_ds.reporting.alignment_examples import alignments
 from uld_ds.reporting.alignment_html import alignment_page
 from uld_ds.reporting.plots import plots
-from uld_ds.runs.job import JOURNALS, Job
+from uld_ds.runs.folder import RunFolder
+from uld_ds.runs.job import Job
 from uld_ds.tracking import mlflow_runs
 from uld_ds.tracking.delivery import Delivery
 from uld_ds.tracking.journal import history
@@ -37,7 +39,6 @@ from uld_ds.utils.redaction import Redactor
 log = logging.getLogger(__name__)
 
 _RECORDED = "uld_ds.recorded"
-_STATUS = "mlflow_status"
 _CONTEXTS = {"train": "training", "eval": "evaluation"}
 # MLflow's own bound is 36 characters.
 _DIGEST_LENGTH = 32
@@ -60,14 +61,14 @@ def record_beginning(client: mlflow.MlflowClient, job: Job) -> None:
     known = {key: value for key, value in job.teacher_facts.items() if value is not None}
     mlflow_runs.log_tags(client, run_id, {**tags, "code_revision": job.code_revision, **digests, **known})
     client.log_inputs(run_id, list(_datasets(job)))
-    client.log_text(run_id, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "recipe.yaml")
+    client.log_text(run_id, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), job.folder.recipe.name)
     client.log_dict(run_id, redactor.tree(environment()), "environment.json")
     client.log_dict(run_id, redactor.tree(job.student_deepspeed), "deepspeed/student.json")
     if job.recipe.teacher.source == "online":
         client.log_dict(run_id, redactor.tree(job.teacher_deepspeed), "deepspeed/teacher.json")
     client.log_dict(run_id, alignment_report(job), "alignment/report.json")
     left_out = {name: bad_examples(Path(folder)) for name, folder in job.splits.items()}
-    client.log_dict(run_id, redactor.tree(left_out), f"data/{FILE}")
+    client.log_dict(run_id, redactor.tree(left_out), f"data/{job.folder.bad_examples.name}")
     for name, page in _alignment_pages(job):
         client.log_text(run_id, redactor.text(page), f"alignment/{name}")
     client.set_tag(run_id, _RECORDED, "true")
@@ -148,7 +149,7 @@ def _alignment_pages(job: Job) -> Iterator[tuple[str, str]]:
 def log_plots(client: mlflow.MlflowClient, run_id: str, run_dir: Path) -> list[str]:
     """Draws the run's metrics so far; the artifacts' paths."""
     paths = []
-    for name, figure in plots(history(run_dir / JOURNALS)):
+    for name, figure in plots(history(RunFolder(run_dir).metrics)):
         client.log_figure(run_id, figure, f"plots/{name}")
         paths.append(f"plots/{name}")
     return paths
@@ -160,7 +161,7 @@ def record_end(uri: str, run_id: str, run_dir: Path, status: str, patience: floa
     Nobody writes journals any more. A server that does not answer in time is told by the next command that
     meets this run.
     """
-    write_whole(run_dir / _STATUS, status)
+    write_whole(RunFolder(run_dir).run_status, status, sync=True)  # nobody else knows how it ended
     if status != "FINISHED":
         patience = min(patience, _SECONDS_WHEN_KILLED if status == "KILLED" else _SECONDS_FOR_A_FAILURE)
     settle(uri, run_id, run_dir, patience)
@@ -168,12 +169,12 @@ def record_end(uri: str, run_id: str, run_dir: Path, status: str, patience: floa
 
 def settle(uri: str, run_id: str, run_dir: Path, patience: float = 0.0) -> None:
     """Delivers what an earlier end of the run could not."""
-    note = run_dir / _STATUS
+    note = RunFolder(run_dir).run_status
     if not note.is_file():
         return
     status = note.read_text()
     end = time.monotonic() + patience
-    if not Delivery(run_dir / JOURNALS, run_id, lambda: mlflow_runs.client_for(uri)).drain(patience):
+    if not Delivery(RunFolder(run_dir).metrics, run_id, lambda: mlflow_runs.client_for(uri)).drain(patience):
         return
     while True:
         try:
@@ -185,16 +186,12 @@ def settle(uri: str, run_id: str, run_dir: Path, patience: float = 0.0) -> None:
             return
         except Exception as error:  # it may have gone again
             if time.monotonic() >= end:
-                log.warning("MLflow was not told that run %s is %s (%s)", run_id, status, _one_line(error))
+                log.warning("MLflow was not told that run %s is %s (%s)", run_id, status, one_line(error))
                 return
             time.sleep(1)
 
 
 def begun_run(run_dir: Path) -> str | None:
     """The id of a run's MLflow run, if it has one."""
-    file = run_dir / mlflow_runs.RUN_ID
+    file = RunFolder(run_dir).run_id
     return file.read_text().strip() if file.is_file() else None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

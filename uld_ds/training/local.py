@@ -14,6 +14,7 @@ from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import Recipe
 from uld_ds.recipe.weight_schedule import check_schedule
+from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.job import Job
 from uld_ds.training.deepspeed_config import student_config, teacher_config
 from uld_ds.training.engines import init_process_group
@@ -53,7 +54,7 @@ def prepare_job(recipe: Recipe) -> tuple[Job, Ranks, torch.device]:
 def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
     folder = recipe.run_dir
     folder.mkdir(parents=True, exist_ok=True)
-    place = student_place(recipe, folder / "student")
+    place = student_place(recipe, RunFolder(folder).student)
     own = TextSide.of_model(Pretrained.at(place, recipe.student, "student"), recipe.student, "student")
     teacher, sides = teacher_sides(recipe, own)
     check_identities(recipe, sides["train"], shared=share_a_tokenizer(own, sides["train"]))

@@ -64,7 +64,7 @@ class TeacherSetup:
         if not self._settings.remember:
             return self._model(rows)
         memory = Memory(
-            self._job.run_dir / "teacher",
+            self._job.folder.teacher,
             memory_identity(recipe, Path(self._job.splits["train"]).name),
             rank=self._ranks.rank,
             precision=self._settings.codec.to_precision(),

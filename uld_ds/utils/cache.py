@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from uld_ds.errors import UserError
-from uld_ds.utils.files import file_digest, in_home
+from uld_ds.utils.files import file_digest, in_home, whole_folder
 
 PACKAGE = "package:"
 
@@ -39,17 +37,13 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     """Makes folder ``target`` with ``build(folder_aside)`` unless it exists; never leaves half of one."""
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        build(aside)
-        aside.chmod(0o755)
-        aside.rename(target)
+        # On the disk before it has its name, which is all that is looked at later.
+        with whole_folder(target, sync=True) as aside:
+            build(aside)
     except OSError:
         if not target.is_dir():  # else another process was faster, with the same content
             raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return target
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from uld_ds.errors import FinalError
+from uld_ds.utils.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +32,12 @@ def note_if_final(stopped_file: Path, error: BaseException) -> None:
     if text is None:
         return
     log.error("%s", text)
-    aside = stopped_file.with_name(f"{stopped_file.name}.{os.getpid()}")
     try:
-        aside.write_text(text)
-        os.link(aside, stopped_file)
+        # Not synchronised: whoever starts this run again asks anew.
+        write_whole(stopped_file, text, only_new=True)
     except OSError as problem:
         # Said already, or there is no room even for this: Ray then tries again, as for any other failure.
         log.info("%s is not written: %s", stopped_file, problem)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _of_full_disk(error: BaseException, run_dir: Path) -> str | None:

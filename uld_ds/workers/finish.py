@@ -11,9 +11,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from uld_ds.checkpointing.files import BEST
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.data.chat_templates import chat_template_of
+from uld_ds.errors import one_line
 from uld_ds.generation.samples import sample_answers
 from uld_ds.models.architectures import auto_class, is_encoder_decoder
 from uld_ds.models.pretrained import Pretrained
@@ -21,7 +21,6 @@ from uld_ds.registry.log_student import example_input, log_student
 from uld_ds.registry.provenance import student_base
 from uld_ds.reporting.model_card import description, model_card
 from uld_ds.reporting.run_html import write_report
-from uld_ds.runs.folder import FOLDER, REPORT
 from uld_ds.runs.job import Job
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.tokenization.loading import tokenizer_digest
@@ -61,8 +60,8 @@ def finish(
     plots = log_plots(client, job.run_id, job.run_dir)
     progress.stage("registering the student" if job.recipe.registry.model_name else "logging the student")
     torch.manual_seed(job.recipe.run.seed)
-    model = auto_class(AutoConfig.from_pretrained(job.export_dir)).from_pretrained(job.export_dir)
-    tokenizer = AutoTokenizer.from_pretrained(job.export_dir)
+    model = auto_class(AutoConfig.from_pretrained(job.folder.export)).from_pretrained(job.folder.export)
+    tokenizer = AutoTokenizer.from_pretrained(job.folder.export)
     rows = shown_rows(job)
     after = sample_answers(model.eval(), tokenizer, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
     sample = Sample(rows[0]["prompt"], after[0] if after else "")
@@ -71,7 +70,7 @@ def finish(
     data = job.split("train").facts
     facts = _facts(job, state, bits_after, tokenizer)
     card = model_card(job.recipe, facts, job.teacher)
-    (job.export_dir / "README.md").write_text(Redactor().text(card))
+    write_whole(job.folder.export / "README.md", Redactor().text(card), sync=True)
     # A held-out prompt is rendered already; as a message it would be rendered twice.
     messages = [{"role": "user", "content": "Hello, what can you do?"}] if tokenizer.chat_template else None
     about = description(job.recipe.run.name, facts, job.run_id, plots)
@@ -95,7 +94,7 @@ def finish(
         "model_version": registered.version,
         "model_uri": registered.uri,
         "tracking_uri": mlflow_runs.shown(job.tracking_uri),
-        "export_dir": str(job.export_dir),
+        "export_dir": str(job.folder.export),
         "bits_per_byte": {"before": state.bits_before, "after": bits_after, "teacher": state.bits_teacher},
         "tokens_per_second": state.tokens / state.train_seconds if state.train_seconds else None,
         "alignment_rate": data.alignment_rate,
@@ -108,14 +107,15 @@ def finish(
         "final_loss": state.final_loss,
         "sample": asdict(sample),
     }
-    client.log_dict(job.run_id, Redactor().tree(result), "result.json")
+    client.log_dict(job.run_id, Redactor().tree(result), job.folder.result.name)
     if _report(job, facts, result):
-        client.log_artifact(job.run_id, str(job.run_dir / REPORT))
-    write_whole(job.outcome_file, json.dumps(result, indent=1))
+        client.log_artifact(job.run_id, str(job.folder.report_page))
+    # Synchronised, as the export is: a run that says so is finished, and is not run again.
+    write_whole(job.folder.outcome, json.dumps(result, indent=1), sync=True)
 
 
 def _best(job: Job, state: TrainState) -> dict[str, Any]:
-    return {"step": state.best_step, "bits_per_byte": state.best_bits, "folder": str(job.run_dir / BEST)}
+    return {"step": state.best_step, "bits_per_byte": state.best_bits, "folder": str(job.folder.best)}
 
 
 def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> list[str]:
@@ -123,16 +123,16 @@ def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset)
     try:
         model = Pretrained.at(job.student, job.recipe.student, "student").load()
     except Exception as error:  # its folder may be gone; a report without it is still one
-        log.warning("no answers of the student before: %s", " ".join(str(error).split())[:160])
+        log.warning("no answers of the student before: %s", one_line(error))
         return []
     return sample_answers(model.eval(), tokenizer, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
 
 
 def _report(job: Job, facts: dict[str, Any], result: dict[str, Any]) -> bool:
     """The page of the run, beside everything else it leaves; a student is not lost for want of one."""
-    write_whole(job.run_dir / FOLDER / "lineage.json", json.dumps(facts))
+    write_whole(job.folder.report_lineage, json.dumps(facts), sync=True)
     try:
-        write_report(job.run_dir, job.run_dir / REPORT, result=result)
+        write_report(job.run_dir, job.folder.report_page, result=result)
     except Exception:
         log.exception("no report of this run (uld-ds report %s writes it later)", job.run_dir)
         return False
@@ -187,4 +187,4 @@ def _with_chat_template(job: Job, tokenizer: PreTrainedTokenizerBase, *, for_enc
     settings = job.recipe.student
     if settings.prompt_template != "chat" and not tokenizer.chat_template:
         tokenizer.chat_template = chat_template_of(settings, tokenizer, for_encoder=for_encoder)
-        tokenizer.save_pretrained(job.export_dir)
+        tokenizer.save_pretrained(job.folder.export)

@@ -13,7 +13,7 @@ from uld_ds.data.batching import Batcher
 from uld_ds.data.teacher_batching import TeacherBatcher
 from uld_ds.generation.samples import NUM_ANSWERS, sample_answers
 from uld_ds.reporting.alignment_examples import answer_text
-from uld_ds.runs.folder import FOLDER
+from uld_ds.runs.folder import Who
 from uld_ds.runs.job import Job
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.cached import RememberingTeacher
@@ -24,7 +24,7 @@ from uld_ds.training.teacher_setup import TeacherSetup
 from uld_ds.utils.distributed import Ranks
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import Redactor
-from uld_ds.workers.snapshots import Showcase, Who
+from uld_ds.workers.snapshots import Showcase
 
 
 class ReportKeeper:
@@ -52,7 +52,7 @@ class ReportKeeper:
         self._job = job
         self._rows = rows
         self._device = device
-        self._showcase = Showcase(job.run_dir, rows, batcher, tokenizer, first=ranks.is_first)
+        self._showcase = Showcase(job.folder, rows, batcher, tokenizer, first=ranks.is_first)
 
     def beginning(self, teacher: PreTrainedTokenizerBase | None) -> None:
         """What is shown, as text, and how both tokenizers cut it."""
@@ -102,9 +102,8 @@ class ReportKeeper:
 
 def write_answers(job: Job, student: PreTrainedTokenizerBase, said: dict[str, list[str]]) -> None:
     """Keeps prompts with what everybody answers, for the report."""
-    folder = job.run_dir / FOLDER
-    folder.mkdir(exist_ok=True)
-    kept = folder / "teacher.json"
+    job.folder.report.mkdir(exist_ok=True)
+    kept = job.folder.report_snapshot("teacher")
     teacher = json.loads(kept.read_text()).get("answers") if kept.is_file() else None
     everybody = {"teacher": teacher or [], **said}
     rows = shown_rows(job)
@@ -116,7 +115,7 @@ def write_answers(job: Job, student: PreTrainedTokenizerBase, said: dict[str, li
         }
         for number, row in enumerate(rows.select(range(min(NUM_ANSWERS, len(rows)))))
     ]
-    write_whole(folder / "answers.json", json.dumps(Redactor().tree(items)))
+    write_whole(job.folder.report_answers, json.dumps(Redactor().tree(items)), sync=True)
 
 
 def shown_rows(job: Job) -> Dataset:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,10 @@ from uld_ds.data.batching import Batcher
 from uld_ds.data.teacher_batching import TeacherBatcher
 from uld_ds.models.row_model import Consume, Head
 from uld_ds.reporting.alignment_examples import alignments
-from uld_ds.runs.folder import FOLDER
+from uld_ds.runs.folder import RunFolder, Who
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import Redactor
 
-Who = Literal["before", "teacher", "after"]
 # Calls a model with a batch, positions and what is to be done with their hidden states.
 Forward = Callable[[SideBatch, Tensor, Consume[list[Tensor]]], list[Tensor]]
 
@@ -93,9 +92,9 @@ class Showcase:
     """
 
     def __init__(
-        self, folder: Path, rows: Dataset, batcher: Batcher, student: PreTrainedTokenizerBase, *, first: bool
+        self, folder: RunFolder, rows: Dataset, batcher: Batcher, student: PreTrainedTokenizerBase, *, first: bool
     ) -> None:
-        self.folder = folder / FOLDER
+        self._folder = folder
         self._rows = rows.select(range(min(NUM_EXAMPLES, len(rows))))
         (self._micro_batch,) = batcher.window([np.arange(len(self._rows))])
         self._places = places_in(self._micro_batch)
@@ -151,19 +150,20 @@ class Showcase:
     def write(self, who: Who, **facts: Any) -> None:
         """Keeps what is known of a model."""
         if self._first:
-            self._keep(f"{who}.json", facts)
+            self._keep(self._folder.report_snapshot(who), facts)
 
     def write_beginning(self, teacher: PreTrainedTokenizerBase | None, names: tuple[str, str]) -> None:
         """The places shown as text, and the first answers as both tokenizers cut them."""
         if not self._first:
             return
-        self._keep("places.json", [self._described(place) for place in self._places])
+        self._keep(self._folder.report_places, [self._described(place) for place in self._places])
         views = alignments(self._rows, self._student, teacher, names)
-        self._keep("alignment.json", [view.to_json() for view in views])
+        self._keep(self._folder.report_alignments, [view.to_json() for view in views])
 
-    def _keep(self, name: str, content: Any) -> None:
-        self.folder.mkdir(exist_ok=True)
-        write_whole(self.folder / name, json.dumps(Redactor().tree(content)))
+    def _keep(self, file: Path, content: Any) -> None:
+        file.parent.mkdir(exist_ok=True)
+        # Synchronised: once training goes on, nobody can look at these models again.
+        write_whole(file, json.dumps(Redactor().tree(content)), sync=True)
 
     def _described(self, place: Place) -> dict[str, Any]:
         row = self._rows[place.example]

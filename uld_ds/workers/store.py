@@ -19,6 +19,7 @@ from uld_ds.data.batching import padding_id, read_rows
 from uld_ds.data.teacher_batching import TeacherBatcher
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import Recipe, parse_recipe
+from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.store.codec_quality import measure_codec
@@ -77,21 +78,16 @@ class StoreJob:
             **{**config, "recipe": parse_recipe(config["recipe"]), "folder": Path(config["folder"]), "parts": parts}
         )
 
-    @property
-    def progress_file(self) -> Path:
-        """One JSON line per event."""
-        return self.folder / "progress.jsonl"
-
 
 def build_store_worker(config: dict[str, Any]) -> None:
     """Entry point of every rank; ``config`` is ``StoreJob.to_config()``."""
     job = StoreJob.from_config(config)
     context = ray.train.get_context()
-    configure_process(job.folder / "logs", context.get_world_rank(), job.recipe.cluster.threads_per_worker)
+    configure_process(RunFolder(job.folder).logs, context.get_world_rank(), job.recipe.cluster.threads_per_worker)
     device = device_for(context.get_local_rank(), on_gpu=job.on_gpu)
     init_process_group(on_gpu=job.on_gpu)
     ranks = Ranks.current()
-    progress = ProgressWriter(job.progress_file) if ranks.is_first else None
+    progress = ProgressWriter(RunFolder(job.folder).progress) if ranks.is_first else None
     if progress:
         progress.stage("loading the teacher")
     settings = job.recipe.teacher

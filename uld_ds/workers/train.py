@@ -89,7 +89,7 @@ class Worker:
             callbacks.append(RecordCallback(self.job, self.recorder, self.progress, skipped, self.ranks.size))
         callbacks.append(SnapshotCallback(self.job, parts, self.ranks))
         stop_file = StopFile(self.job.run_dir)
-        profiler = StepProfiler(recipe.profile.steps if first else [], self.job.run_dir / "profile", self.device)
+        profiler = StepProfiler(recipe.profile.steps if first else [], self.job.folder.profile, self.device)
         return Trainer(
             parts.engine,
             parts.batches,
@@ -136,7 +136,7 @@ class Worker:
 def _join(job: Job) -> torch.device:
     """Set up this process, join the process group, and say where this rank is."""
     context = ray.train.get_context()
-    configure_process(job.run_dir / "logs", context.get_world_rank(), job.recipe.cluster.threads_per_worker)
+    configure_process(job.folder.logs, context.get_world_rank(), job.recipe.cluster.threads_per_worker)
     device = device_for(context.get_local_rank(), on_gpu=job.on_gpu)
     rank, size = context.get_world_rank(), context.get_world_size()
     log.info("rank %d of %d on %s: %s", rank, size, ray.util.get_node_ip_address(), device)

@@ -11,7 +11,9 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _Chec
 from launcher.drivers.checkpoint_list import repair_checkpoint_list
 from tests.uld_ds.checkpointing.test_files import state
 from uld_ds.checkpointing.files import write_shard
-from uld_ds.checkpointing.manager import SNAPSHOT, committed
+from uld_ds.checkpointing.manager import committed
+
+LIST = "checkpoint_manager_snapshot.json"
 
 
 @pytest.fixture
@@ -25,13 +27,13 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("left", ["", '{"ray_version": "2.60.0", "checkpoint_res', "[]"])
 def test_a_torn_list_is_made_again(run_dir: Path, left: str) -> None:
-    (run_dir / SNAPSHOT).write_text(left)
+    (run_dir / LIST).write_text(left)
     assert committed(run_dir) is None
     notes: list[str] = []
     repair_checkpoint_list(run_dir, notes.append)
     assert notes == ["the list of checkpoints was torn; 2 whole ones are there"]
     assert committed(run_dir) == ["checkpoint_000000003", "checkpoint_000000006"]
-    read = _CheckpointManagerState.parse_obj(json.loads((run_dir / SNAPSHOT).read_text()))
+    read = _CheckpointManagerState.parse_obj(json.loads((run_dir / LIST).read_text()))
     assert read.latest_checkpoint_result is not None
     assert read.latest_checkpoint_result.checkpoint_dir_name == "checkpoint_000000006"
     assert read.latest_checkpoint_result.metrics == {"step": 6}
@@ -40,7 +42,7 @@ def test_a_torn_list_is_made_again(run_dir: Path, left: str) -> None:
 
 
 def test_what_is_gone_is_no_longer_listed(run_dir: Path) -> None:
-    (run_dir / SNAPSHOT).write_text("")
+    (run_dir / LIST).write_text("")
     repair_checkpoint_list(run_dir, lambda _: None)
     (run_dir / "checkpoint_000000006").rename(run_dir / "elsewhere")
     notes: list[str] = []
@@ -49,6 +51,6 @@ def test_what_is_gone_is_no_longer_listed(run_dir: Path) -> None:
     assert committed(run_dir) == ["checkpoint_000000003"]
     (run_dir / "checkpoint_000000003").rename(run_dir / "elsewhere too")
     repair_checkpoint_list(run_dir, notes.append)
-    assert not (run_dir / SNAPSHOT).exists()
+    assert not (run_dir / LIST).exists()
     assert committed(run_dir) == []
     repair_checkpoint_list(run_dir, notes.append)

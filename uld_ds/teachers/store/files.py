@@ -10,11 +10,11 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
+from uld_ds.utils.files import ASIDE, write_whole
 
 # There a put is atomic by itself, and a rename would be a copy.
 _ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "memory"}
-_ASIDE = ".aside-"
 
 
 class StoreFiles:
@@ -34,7 +34,7 @@ class StoreFiles:
             self._fs, root = cast("tuple[Any, str]", fsspec.core.url_to_fs(str(url)))
         except (ImportError, ValueError) as error:
             fix = "install the package" if isinstance(error, ImportError) else "give a folder or another URL"
-            raise UserError(key, f"{str(url)!r} cannot be reached ({' '.join(str(error).split())})", fix) from error
+            raise UserError(key, f"{str(url)!r} cannot be reached ({one_line(error)})", fix) from error
         self._root = root.rstrip("/")
 
     def path(self, name: str) -> str:
@@ -49,7 +49,7 @@ class StoreFiles:
         except FileNotFoundError:
             return []
         names = [entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries]
-        return sorted(name for name in names if not name.startswith(_ASIDE))
+        return sorted(name for name in names if not name.startswith(ASIDE))
 
     def read(self, name: str) -> bytes | None:
         """The content of ``name``, None if there is no such file."""
@@ -70,10 +70,11 @@ class StoreFiles:
             self._fs.pipe_file(self._at(name), data)
             return
         self._fs.makedirs(self._root, exist_ok=True)
-        aside = self._at(f"{_ASIDE}{secrets.token_hex(6)}-{name}")
         if isinstance(self._fs, LocalFileSystem):
-            _write_durably(Path(aside), Path(self._at(name)), data)
+            # A shard that is there under its name is not made again.
+            write_whole(Path(self._at(name)), data, sync=True)
         else:
+            aside = self._at(f"{ASIDE}{secrets.token_hex(6)}-{name}")
             self._fs.pipe_file(aside, data)
             self._fs.mv(aside, self._at(name))
 
@@ -91,7 +92,7 @@ class StoreFiles:
         except FileNotFoundError:
             return
         for name in (entry.rsplit("/", 1)[-1] for entry in entries):
-            if name.startswith(_ASIDE):
+            if name.startswith(ASIDE):
                 self.remove(name)
 
     def _at(self, name: str) -> str:
@@ -101,20 +102,3 @@ class StoreFiles:
 def _protocols(fs: Any) -> set[str]:
     protocol = fs.protocol
     return {protocol} if isinstance(protocol, str) else set(protocol)
-
-
-def _write_durably(aside: Path, target: Path, data: bytes) -> None:
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
-    # Without this a power cut may take the new name back.
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

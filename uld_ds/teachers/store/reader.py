@@ -17,7 +17,7 @@ from typing import BinaryIO, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from uld_ds.errors import RunError, UserError
+from uld_ds.errors import RunError, UserError, one_line
 from uld_ds.spectrum.codec import CODEC_VERSION
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import (
@@ -86,9 +86,8 @@ class SpectrumStore:
         try:
             data = files.read(MANIFEST)
         except Exception as error:  # every file system has errors of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise RunError(
-                f"{key}: {str(url)!r} cannot be read ({reason}); see that this machine reaches it"
+                f"{key}: {str(url)!r} cannot be read ({one_line(error)}); see that this machine reaches it"
             ) from error
         if data is None:
             if files.read(PARTIAL_MANIFEST) is not None:
@@ -244,7 +243,7 @@ class _naming:  # noqa: N801  used like a function, in a with
         if isinstance(error, FileNotFoundError):
             raise _damaged(self._shard, "is missing") from error
         if isinstance(error, ValueError | pa.ArrowException | OSError):
-            raise _damaged(self._shard, f"is damaged ({' '.join(str(error).split())[:200]})") from error
+            raise _damaged(self._shard, f"is damaged ({one_line(error)})") from error
 
 
 def _damaged(shard: str, problem: str) -> RunError:
