@@ -17,6 +17,7 @@ from uld_ds.data.chat_templates import chat_template_of
 from uld_ds.generation.samples import sample_answers
 from uld_ds.models.architectures import auto_class, is_encoder_decoder
 from uld_ds.models.pretrained import Pretrained
+from uld_ds.recipe.objective import LOSS_TERMS
 from uld_ds.registry.log_student import example_input, log_student
 from uld_ds.registry.provenance import student_base
 from uld_ds.reporting.model_card import description, model_card
@@ -160,14 +161,7 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "alignment": objective.alignment,
         "alignment_rate": round(data.alignment_rate, 6),
         "merge": objective.merge,
-        "ce_weight": objective.ce,
-        "uld_weight": objective.uld,
-        "uld_gate": objective.uld_gate,
-        "likelihood_weight": objective.likelihood,
-        "classical_weight": objective.classical,
-        "classical_divergence": objective.classical_divergence if objective.classical else None,
-        "hybrid_weight": objective.hybrid,
-        "projection_weight": objective.projection,
+        **{name: value for term in LOSS_TERMS.values() for name, value in term.facts(objective).items()},
         "weight_schedules": json.dumps(objective.model_dump(mode="json")["schedule"]) if objective.schedule else None,
         "student_temperature": objective.student_temperature,
         "teacher_temperature": objective.teacher_temperature,
