@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def prepared_job(recipe: dict[str, Any], folder: Path) -> Job:
     """A job of a recipe's training examples, whose teacher is asked anew each time."""
     data = {key: value for key, value in recipe["data"].items() if key != "eval"}
-    parsed = parse_recipe(recipe | {"data": data, "teacher": recipe["teacher"] | {"remember": False}})
+    parsed = parse_recipe(recipe | {"data": data, "teacher": recipe["teacher"] | {"cache": False}})
     assert parsed.student.model is not None
     configs = student_config(parsed, on_gpu=False), teacher_config(parsed, on_gpu=False)
     job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", False, *configs, {})
@@ -73,7 +73,7 @@ def variant(recipe: dict[str, Any], *, workers: int, micro: int, normalise: str,
         "student": recipe["student"] | {"deepspeed": f"student_{stage}_cpu.json"},
         # (The driver refuses classical for two tokenizers; here any numbers do.)
         "objective": {
-            "normalise": normalise,
+            "normalize": normalise,
             "uld": 1.5,
             "uld_gate": 200,
             "likelihood": 0.5,

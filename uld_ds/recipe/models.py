@@ -99,7 +99,7 @@ class TeacherSettings(ModelSettings):
     """Spectrum store, a folder or fsspec URL: where ``uld-ds store build`` writes and ``source: stored`` reads."""
     sharding: Literal["zero3", "none"] = "zero3"
     """``zero3``: spread over all workers. ``none``: whole on each of them, for a teacher that is small enough."""
-    remember: bool = True
+    cache: bool = True
     """Keep what the online teacher said: later epochs and restarts read it instead of running the teacher."""
     codec: CodecSettings = CodecSettings()
     """Precision of what is kept, in memory of the run and in a store."""
@@ -146,7 +146,7 @@ class LoraSettings(Strict):
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Names of the linear layers that get one, e.g. ``[q_proj, v_proj]``; ``all-linear``: all but the output head."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    quantise: Literal["nf4"] | None = None
+    quantize: Literal["nf4"] | None = None
     """Hold the frozen linear layers in 4 bits (QLoRA, arXiv 2305.14314): ``pip install 'uld-ds[qlora]'``. For ZeRO
     stages up to 2, of which 2 is then the default."""
 
@@ -171,9 +171,9 @@ class StudentSettings(ModelSettings):
     """Recompute activations in the backward pass: less memory, more time."""
 
     @property
-    def quantise(self) -> Literal["nf4"] | None:
+    def quantize(self) -> Literal["nf4"] | None:
         """How frozen layers are held, where that is not ``precision``."""
-        return None if self.lora is None else self.lora.quantise
+        return None if self.lora is None else self.lora.quantize
 
     @model_validator(mode="after")
     def _shape_fits(self) -> StudentSettings:

@@ -72,7 +72,7 @@ class ObjectiveSettings(Strict):
         ),
     ] = 0.0
     """Weight of likelihood matching: what probability do both models give to each segment's bytes?"""
-    likelihood_divergence: Literal["kl", "reverse_kl", "jensen_shannon", "total_variation"] = "kl"
+    likelihood_divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"] = "forward_kl"
     """Between those two probabilities, each against "anything else"."""
     likelihood_temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides their logarithms; a high one weighs unlikely segments like likely ones."""
@@ -146,7 +146,7 @@ class ObjectiveSettings(Strict):
     merge: Literal["first", "chain"] = "first"
     """Of a segment of several tokens: compare the distributions before its first token, or (``chain``) before its
     last, each scaled by the probability of the tokens before that."""
-    normalise: Literal["token", "sample"] = "token"
+    normalize: Literal["token", "sample"] = "token"
     """``token``: sums over global counts. ``sample``: mean of per-example means (the paper)."""
     method: Literal["linear", "exact"] = "linear"
     """How the distance is computed; ``exact`` sorts and is the reference."""

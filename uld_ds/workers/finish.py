@@ -18,6 +18,7 @@ from uld_ds.generation.samples import sample_answers
 from uld_ds.models.architectures import auto_class, is_encoder_decoder
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe.objective import LOSS_TERMS
+from uld_ds.recipe.renamed_keys import with_former_names
 from uld_ds.registry.log_student import example_input, log_student
 from uld_ds.registry.provenance import student_base
 from uld_ds.reporting.model_card import description, model_card
@@ -146,9 +147,10 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
     data = job.split("train").facts
     held_out = {"eval_data_digest": job.split("eval").facts.digest} if "eval" in job.splits else {}
     libraries = library_versions()
-    shape = recipe.student.model_dump(
-        mode="json", include={"keep_layers", "embeddings", "freeze", "lora"}, exclude_defaults=True
-    )
+    shaping = {"keep_layers", "embeddings", "freeze", "lora"}
+    student = recipe.student.model_dump(mode="json", include=shaping, exclude_defaults=True)
+    # Tags keep the names that they have in versions which are there already.
+    shape = with_former_names({"student": student})["student"]
     facts = {
         **job.teacher_facts,
         "student": student_base(recipe),
@@ -165,7 +167,7 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "weight_schedules": json.dumps(objective.model_dump(mode="json")["schedule"]) if objective.schedule else None,
         "student_temperature": objective.student_temperature,
         "teacher_temperature": objective.teacher_temperature,
-        "normalise": objective.normalise,
+        "normalise": objective.normalize,
         "steps": state.step,
         "bits_per_byte_before": state.bits_before,
         "bits_per_byte_after": bits_after,

@@ -226,7 +226,7 @@ def test_a_long_value_is_shown_in_part() -> None:
             "student: student.freeze has no effect with student.lora, which freezes all but its adapters",
         ),
         (
-            {"teacher__model": None, "teacher__remember": True},
+            {"teacher__model": None, "teacher__cache": True},
             "teacher: teacher.model is missing: source 'online' needs it",
         ),
         (
