@@ -1,4 +1,4 @@
-"""What a student's frozen weights take beside adapters: in fp32, in bf16, and in 4 bits (student.lora.quantise).
+"""What a student's frozen weights take beside adapters: in fp32, in bf16, and in 4 bits (student.lora.quantize).
 
     python benchmarks/four_bits.py            # 0.7 billion parameters: some four minutes, 5 GB of memory
     python benchmarks/four_bits.py --quick    # a tenth of them
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FORMS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32", "lora": {}},
     "bf16": {"precision": "bf16", "lora": {}},
-    "NF4 beside bf16": {"precision": "bf16", "lora": {"quantise": "nf4"}},
+    "NF4 beside bf16": {"precision": "bf16", "lora": {"quantize": "nf4"}},
 }
 WHOLE = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 12, "vocab_size": 32_000}
 QUICK = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "vocab_size": 16_000}

@@ -46,7 +46,7 @@ from launcher.recipes.stdlib_docstrings import pairs
 from uld_ds.alignment.segments import align
 from uld_ds.models.locate import locate_model
 from uld_ds.recipe import ModelSettings
-from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.precision import Precision
 from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.store.codec_quality import Quality, measure_codecs

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--store")
     options = parser.parse_args()
     workers = int(os.environ["WORLD_SIZE"])
-    changes = ["teacher.remember=false", f"training.micro_batch_size={options.micro}", f"cluster.workers={workers}"]
+    changes = ["teacher.cache=false", f"training.micro_batch_size={options.micro}", f"cluster.workers={workers}"]
     if options.store:
         changes += ["teacher.source=stored", f"teacher.path={options.store}"]
     recipe = load_recipe(options.recipe, changes)

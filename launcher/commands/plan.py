@@ -162,7 +162,7 @@ def _step(found: Plan) -> Table:
 
 
 def _later(found: Plan, facts: dict[str, Any]) -> str:
-    if found.teacher is None or not found.recipe.teacher.remember:
+    if found.teacher is None or not found.recipe.teacher.cache:
         return ""
     return f"; {facts['seconds']['student']['longer']:.3g} s once the teacher is remembered"
 

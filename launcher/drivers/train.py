@@ -189,7 +189,7 @@ def _num_parameters(student: Pretrained, settings: StudentSettings) -> int:
         check_quantisable(settings, model)
         model = shaped(model, settings)
     # Beside weights in 4 bits, a checkpoint holds what learns alone.
-    frozen = 0 if settings.quantise else 0.25
+    frozen = 0 if settings.quantize else 0.25
     return int(sum(parameter.numel() * (1 if parameter.requires_grad else frozen) for parameter in model.parameters()))
 
 

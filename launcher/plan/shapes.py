@@ -85,7 +85,7 @@ def shape_of(
     layer_parameters = sum(p.numel() for layer in layers for p in layer.parameters()) // len(layers)
     head = model.get_output_embeddings()
     in_four_bits = [0]
-    if student is not None and student.quantise is not None:
+    if student is not None and student.quantize is not None:
         check_quantisable(student, model)
         in_four_bits += [model.get_submodule(linear).weight.numel() for linear in quantised_linears(model)]
     if student is not None:

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def prepared_job(recipe: dict[str, Any], folder: Path) -> Job:
     """A job of a recipe's training examples, whose teacher is asked anew each time."""
     data = {key: value for key, value in recipe["data"].items() if key != "eval"}
-    parsed = parse_recipe(recipe | {"data": data, "teacher": recipe["teacher"] | {"remember": False}})
+    parsed = parse_recipe(recipe | {"data": data, "teacher": recipe["teacher"] | {"cache": False}})
     assert parsed.student.model is not None
     configs = student_config(parsed, on_gpu=False), teacher_config(parsed, on_gpu=False)
     job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", False, *configs, {})
@@ -66,14 +66,14 @@ def window_of(job: Job, batcher: Batcher, indices: np.ndarray, ranks: Ranks) -> 
     return batcher.window(dealt)
 
 
-def variant(recipe: dict[str, Any], *, workers: int, micro: int, normalise: str, stage: str) -> dict[str, Any]:
+def variant(recipe: dict[str, Any], *, workers: int, micro: int, normalize: str, stage: str) -> dict[str, Any]:
     return recipe | {
         "training": recipe["training"] | {"micro_batch_size": micro},
         "cluster": recipe["cluster"] | {"workers": workers},
         "student": recipe["student"] | {"deepspeed": f"student_{stage}_cpu.json"},
         # (The driver refuses classical for two tokenizers; here any numbers do.)
         "objective": {
-            "normalise": normalise,
+            "normalize": normalize,
             "uld": 1.5,
             "uld_gate": 200,
             "likelihood": 0.5,

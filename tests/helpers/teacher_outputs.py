@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tests.helpers.spectra_zoo import zipf
-from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.precision import Precision
 from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.spectrum.top_tokens import TopTokens
 from uld_ds.teacher_outputs import TeacherTokens

@@ -61,7 +61,7 @@ def test_another_number_of_ranks_learns_the_same(
     tiny_recipe["training"]["batch_size"] = BATCH
     config = {
         ranks: prepared_job(
-            variant(tiny_recipe, workers=ranks, micro=2, normalise="token", stage="zero3"), tmp_path / str(ranks)
+            variant(tiny_recipe, workers=ranks, micro=2, normalize="token", stage="zero3"), tmp_path / str(ranks)
         ).to_config()
         for ranks in (before, after)
     }

@@ -111,6 +111,7 @@ def test_mlflow_has_every_step_and_the_final_status(finished: tuple[dict[str, An
     run = client.get_run(facts["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["training.batch_size"] == "8"
+    assert run.data.params["objective.normalise"] == "token", "by the name that older runs have"
     history = client.get_metric_history(facts["run_id"], "train/loss")
     assert [point.step for point in history] == [1, 2, 3, 4, 5, 6]
     assert history[-1].value == facts["final_loss"]

@@ -58,7 +58,7 @@ def bytes_over_steps(config: dict[str, Any]) -> list[tuple[int, int]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_memory_is_flat_over_500_steps(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    job = prepared_job(variant(tiny_recipe, workers=2, micro=2, normalise="token", stage="zero3"), tmp_path)
+    job = prepared_job(variant(tiny_recipe, workers=2, micro=2, normalize="token", stage="zero3"), tmp_path)
     for found in run_on_ranks(bytes_over_steps, 2, job.to_config()):
         in_use, resident = ([samples[kind] / 2**20 for samples in found] for kind in (0, 1))
         print([round(value, 2) for value in in_use], [round(value, 1) for value in resident])

@@ -1,4 +1,4 @@
-"""``alignment: positional`` with ``normalise: sample`` is the ULD paper's loss (Boizard et al., arXiv 2402.12030).
+"""``alignment: positional`` with ``normalize: sample`` is the ULD paper's loss (Boizard et al., arXiv 2402.12030).
 
 The reference is written as the paper's authors wrote it: softmax, sort, pad the vocabularies, cut both answers to the
 shorter one, sum over the vocabulary, mean over positions, mean over samples - in float64, through autograd.
@@ -85,7 +85,7 @@ def test_loss_and_gradient_are_the_papers(
         ce=1.0,
         uld=1.5,
         alignment="positional",
-        normalise="sample",
+        normalize="sample",
         method=method,
         student_temperature=of_student,
         teacher_temperature=of_teacher,
@@ -99,7 +99,7 @@ def test_loss_and_gradient_are_the_papers(
     ours = weight.clone().requires_grad_()
     parts = {"loss": 0.0, "ce": 0.0, "uld": 0.0}
     for batch, states, logits, row_weights in zip(
-        window, hidden, teacher, step_weights(window, settings.normalise, lambda total: total), strict=True
+        window, hidden, teacher, step_weights(window, settings.normalize, lambda total: total), strict=True
     ):
         compared = logits[batch.teacher_segments.compared]
         spectrum = Spectrum.from_logits(compared, temperature=settings.teacher_temperature)

@@ -63,7 +63,7 @@ def stopped_and_not(configs: dict[str, dict[str, Any]], folder: str) -> dict[str
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["zero3", "zero2"])
 def test_it_goes_on_bit_for_bit(tiny_recipe: dict[str, Any], tmp_path: Path, stage: str) -> None:
-    base = variant(tiny_recipe, workers=2, micro=2, normalise="token", stage=stage)
+    base = variant(tiny_recipe, workers=2, micro=2, normalize="token", stage=stage)
     configs = {
         name: prepared_job(base | {"student": base["student"] | shape}, tmp_path / f"{name}-data").to_config()
         for name, shape in SHAPES.items()

@@ -43,7 +43,7 @@ def test_beside_weights_in_four_bits(
     tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
 ) -> None:
     recipe: dict[str, Any] = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)
-    recipe["student"] |= {"lora": {"rank": 4, "quantise": "nf4"}}
+    recipe["student"] |= {"lora": {"rank": 4, "quantize": "nf4"}}
     facts = run_training(parse_recipe(recipe))
     assert facts["bits_per_byte"]["after"] < facts["bits_per_byte"]["before"]
     exported = AutoModelForCausalLM.from_pretrained(facts["export_dir"])

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Divergence = Literal["kl", "reverse_kl", "jensen_shannon", "total_variation"]
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"]
 
 # A probability nearer to 1 than this counts as this near: the slope of the divergence grows like 1 / (1 - q) there,
 # and what it multiplies, the gradient of a float32 log-softmax, is known to 6e-8.
@@ -30,18 +30,18 @@ class LikelihoodTerm(NamedTuple):
 
 
 def likelihood_term(
-    teacher: Tensor, student: Tensor, *, divergence: Divergence = "kl", temperature: float = 1.0
+    teacher: Tensor, student: Tensor, *, divergence: Divergence = "forward_kl", temperature: float = 1.0
 ) -> LikelihoodTerm:
     """Divergence between two Bernoulli distributions per segment, and its slope.
 
-    With ``p = exp(teacher / temperature)`` and ``q = exp(student / temperature)``, ``kl`` is
+    With ``p = exp(teacher / temperature)`` and ``q = exp(student / temperature)``, ``forward_kl`` is
     ``p log(p / q) + (1 - p) log((1 - p) / (1 - q))``. A high temperature moves all probabilities towards 1 and weighs
     unlikely segments like likely ones.
 
     Args:
         teacher: [S] natural log-probability of each segment's bytes.
         student: [S] the student's.
-        divergence: ``kl`` and ``reverse_kl`` are unbounded; ``jensen_shannon`` is at most log 2,
+        divergence: ``forward_kl`` and ``reverse_kl`` are unbounded; ``jensen_shannon`` is at most log 2,
             ``total_variation`` at most 1.
         temperature: > 0.
 
@@ -89,7 +89,7 @@ def _total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 _DIVERGENCES = {
-    "kl": _kl,
+    "forward_kl": _kl,
     "reverse_kl": _reverse_kl,
     "jensen_shannon": _jensen_shannon,
     "total_variation": _total_variation,

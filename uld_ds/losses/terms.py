@@ -1,7 +1,8 @@
 """Terms of the objective that look at *which* tokens the teacher thinks likeliest, on chunks of the student's logits.
 
 All of them read the teacher's ``TopTokens`` of the rows that stand for a segment, at temperature 1 on both sides. A
-new one is one new file with a class that has what ``IdentityTerm`` asks for, and a line in ``identity_terms``.
+new one is one new file with a class that has what ``IdentityTerm`` asks for, a weight with its row in
+``ObjectiveSettings``, and a line in ``FACTORIES``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def identity_terms(
     if relations is None and settings.needs_vocabularies:
         names = settings.identity_terms or ["likelihood_boundary"]
         raise ValueError(f"{names} need to know how the two vocabularies relate")
-    return tuple(_TERMS[name](settings, relations, device) for name in settings.identity_terms)
+    return tuple(FACTORIES[name](settings, relations, device) for name in settings.identity_terms)
 
 
 def _classical(settings: ObjectiveSettings, *_: Any) -> IdentityTerm:
@@ -59,9 +60,11 @@ def _projection(
     return ProjectionTerm(settings.projection, mapping_of(relations.projection, device))
 
 
-# By the key of its weight.
-_TERMS: dict[str, Callable[[ObjectiveSettings, VocabularyRelations | None, torch.device | str], IdentityTerm]] = {
+Factory = Callable[[ObjectiveSettings, VocabularyRelations | None, torch.device | str], IdentityTerm]
+
+FACTORIES: dict[str, Factory] = {
     "classical": _classical,
     "hybrid": _hybrid,
     "projection": _projection,
 }
+"""What makes each term of ``LOSS_TERMS`` that looks at identities, by the key of its weight."""

@@ -30,9 +30,9 @@ BYTES_PER_WEIGHT = 0.5 + 1 / _BLOCK + 4 / (_BLOCK * 256)
 
 def check_installed(settings: StudentSettings) -> None:
     """Raises UserError where a recipe asks for 4 bits and nothing is there that makes them."""
-    if settings.quantise is not None and find_spec("bitsandbytes") is None:
+    if settings.quantize is not None and find_spec("bitsandbytes") is None:
         fix = "pip install 'uld-ds[qlora]', on every node, or leave it out"
-        raise UserError("student.lora.quantise", f"{settings.quantise!r} needs bitsandbytes, which is not there", fix)
+        raise UserError("student.lora.quantize", f"{settings.quantize!r} needs bitsandbytes, which is not there", fix)
 
 
 def loading_options(
@@ -41,7 +41,7 @@ def loading_options(
     """For ``from_pretrained``: each weight is quantised as it is read, on the device where it stays.
 
     Args:
-        settings: with ``quantise``.
+        settings: with ``quantize``.
         of_model: the model's configuration.
         dtype: of everything that is computed.
         device: of this rank.
@@ -56,7 +56,7 @@ def loading_options(
     taken = set(quantised_linears(model))
     config = BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=settings.quantise,
+        bnb_4bit_quant_type=settings.quantize,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=[name for name, _ in _linears(model) if name not in taken],
@@ -87,11 +87,11 @@ def _linears(model: nn.Module) -> Iterable[tuple[str, int]]:
 
 def check_quantisable(settings: StudentSettings, model: PreTrainedModel) -> None:
     """Raises UserError where a recipe asks for 4 bits, and a model has no layer for them, or is in some already."""
-    key = "student.lora.quantise"
-    if settings.quantise is None:
+    key = "student.lora.quantize"
+    if settings.quantize is None:
         return
     if getattr(model.config, "quantization_config", None) is not None:
-        problem = f"{settings.quantise!r} of a model whose weights are quantised already"
+        problem = f"{settings.quantize!r} of a model whose weights are quantised already"
         raise UserError(key, problem, "start from the model that it was made of")
     if not quantised_linears(model):
         problem = f"{model.config.model_type!r} of this size has no linear layer with an input of a multiple of 64"

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from uld_ds.errors import UserError, message_lines, one_line
+from uld_ds.recipe.renamed_keys import with_current_names
 from uld_ds.recipe.schema import Recipe
 from uld_ds.recipe.validation_errors import as_user_error
 from uld_ds.recipe.weight_schedule import check_schedule
@@ -34,13 +35,17 @@ def load_recipe(
         UserError: no such file, not YAML, a malformed override, an unknown key, a bad value.
     """
     variables = os.environ if environment is None else environment
+    of_environment = [_layer(name, *item) for name, *item in _environment_overrides(variables)]
     layers = [
         _file_layer(Path(path)),
-        *(_layer(name, *item) for name, *item in _environment_overrides(variables)),
+        *of_environment,
         *(_layer("--set", *_split(override)) for override in overrides),
     ]
     try:
-        merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
+        # Variables have no order: in them, both names of one key contradict each other.
+        _with_current_names(OmegaConf.merge({}, *of_environment))
+        # Renamed before it is merged, an override by either name wins over the file's key by either name.
+        merged = OmegaConf.to_container(OmegaConf.merge(*map(_with_current_names, layers)), resolve=True)
     except OmegaConfBaseException as error:
         reason = message_lines(error)[0]
         raise UserError(error.full_key or "recipe", reason, "correct the reference, or set what it names") from error
@@ -54,13 +59,22 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: naming the first bad key, its value and the fix.
     """
+    tree = with_current_names(tree)
     try:
-        recipe = Recipe.model_validate(dict(tree))
+        recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise as_user_error(error, tree, Recipe) from error
     if recipe.training.steps is not None:  # how many an epoch has is known when the data is
         check_schedule(recipe.objective, recipe.training.steps)
     return recipe
+
+
+def _with_current_names(layer: Any) -> Any:
+    """The layer, its references unresolved; another one where a key of it has an old name."""
+    plain = OmegaConf.to_container(layer)
+    assert isinstance(plain, dict)
+    renamed = with_current_names(plain)
+    return layer if renamed == plain else OmegaConf.create(renamed)
 
 
 def _file_layer(file: Path) -> DictConfig:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from uld_ds.errors import UserError
 from uld_ds.recipe.base import DType, Strict
-
-if TYPE_CHECKING:
-    from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.precision import BOUNDS, Precision
 
 FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -59,20 +57,26 @@ class RemoteCodeSettings(Strict):
         return self
 
 
+def _within_bounds(name: str) -> Any:
+    """What the codec itself accepts."""
+    least, most = BOUNDS[name]
+    return Field(ge=least, le=most)
+
+
 class CodecSettings(Strict):
     """What the teacher's spectra cost in bytes: finer is larger. Defaults are those of the codec itself."""
 
-    num_exact: Annotated[int, Field(ge=1, le=4096)] = 64
+    num_exact: Annotated[int, _within_bounds("num_exact")] = Precision.num_exact
     """Largest probabilities stored one by one."""
-    rank_ratio: Annotated[float, Field(ge=1.001, le=4)] = 1.12
+    rank_ratio: Annotated[float, _within_bounds("rank_ratio")] = Precision.rank_ratio
     """The others are stored in blocks of ranks; end of a block over its beginning."""
-    step: Annotated[float, Field(ge=1e-3, le=1)] = 1 / 64
+    step: Annotated[float, _within_bounds("step")] = Precision.step
     """Resolution in nats of the mass of a block that holds little."""
-    even_mass: Annotated[float, Field(ge=1e-4, le=1)] = 1 / 900
+    even_mass: Annotated[float, _within_bounds("even_mass")] = Precision.even_mass
     """Blocks with more than this mass are resolved to ``step * even_mass`` of probability."""
-    dropped_mass: Annotated[float, Field(ge=0, le=0.1)] = 1e-5
+    dropped_mass: Annotated[float, _within_bounds("dropped_mass")] = Precision.dropped_mass
     """So much of the far end of the tail may be left out."""
-    mantissa_bits: Annotated[int, Field(ge=0, le=10)] = 5
+    mantissa_bits: Annotated[int, _within_bounds("mantissa_bits")] = Precision.mantissa_bits
     """Levels per octave of a spectrum that was read are two to this power: memory, not bytes."""
 
     def to_precision(self) -> Precision:
@@ -81,9 +85,6 @@ class CodecSettings(Strict):
         Raises:
             UserError: the steps are too fine for the codec.
         """
-        # The codec needs PyTorch, which takes seconds to import; reading a recipe does not.
-        from uld_ds.spectrum.codec import Precision
-
         try:
             return Precision(**self.model_dump())
         except ValueError as error:
@@ -99,7 +100,7 @@ class TeacherSettings(ModelSettings):
     """Spectrum store, a folder or fsspec URL: where ``uld-ds store build`` writes and ``source: stored`` reads."""
     sharding: Literal["zero3", "none"] = "zero3"
     """``zero3``: spread over all workers. ``none``: whole on each of them, for a teacher that is small enough."""
-    remember: bool = True
+    cache: bool = True
     """Keep what the online teacher said: later epochs and restarts read it instead of running the teacher."""
     codec: CodecSettings = CodecSettings()
     """Precision of what is kept, in memory of the run and in a store."""
@@ -146,7 +147,7 @@ class LoraSettings(Strict):
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Names of the linear layers that get one, e.g. ``[q_proj, v_proj]``; ``all-linear``: all but the output head."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    quantise: Literal["nf4"] | None = None
+    quantize: Literal["nf4"] | None = None
     """Hold the frozen linear layers in 4 bits (QLoRA, arXiv 2305.14314): ``pip install 'uld-ds[qlora]'``. For ZeRO
     stages up to 2, of which 2 is then the default."""
 
@@ -171,9 +172,9 @@ class StudentSettings(ModelSettings):
     """Recompute activations in the backward pass: less memory, more time."""
 
     @property
-    def quantise(self) -> Literal["nf4"] | None:
+    def quantize(self) -> Literal["nf4"] | None:
         """How frozen layers are held, where that is not ``precision``."""
-        return None if self.lora is None else self.lora.quantise
+        return None if self.lora is None else self.lora.quantize
 
     @model_validator(mode="after")
     def _shape_fits(self) -> StudentSettings:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from uld_ds.recipe.base import Strict
-
-Term = Literal["ce", "uld", "likelihood", "classical", "hybrid", "projection"]
-TERMS: tuple[Term, ...] = get_args(Term)
-IDENTITY_TERMS: tuple[Term, ...] = ("classical", "hybrid", "projection")
+from uld_ds.recipe.loss_terms import ARXIV, LossTerm, loss_terms_of
 
 
 class WarmupSchedule(Strict):
@@ -39,16 +36,43 @@ WeightSchedule = Annotated[WarmupSchedule | LinearSchedule, Field(discriminator=
 
 
 class ObjectiveSettings(Strict):
-    ce: Annotated[float, Field(ge=0)] = 1.0
+    ce: Annotated[
+        float,
+        Field(ge=0),
+        LossTerm(
+            label="cross-entropy",
+            unit="nats per token",
+        ),
+    ] = 1.0
     """Weight of the cross-entropy on the answer."""
-    uld: Annotated[float, Field(ge=0)] = 1.5
+    uld: Annotated[
+        float,
+        Field(ge=0),
+        LossTerm(
+            label="ULD",
+            title="ULD distance",
+            unit="per segment, 0 to 2",
+            summand="ULD distance",
+            reference=f"{ARXIV}2402.12030",
+            details={"uld_gate": "(where the right token is among the student's {} likeliest)"},
+        ),
+    ] = 1.5
     """Weight of the ULD distance (the paper's lambda)."""
     uld_gate: Annotated[int, Field(ge=1)] | None = None
     """The ULD distance counts only where the right token is among the student's so many likeliest, e.g. 10; elsewhere
     it is 0, and what is left weighs what it did. Default: it counts everywhere."""
-    likelihood: Annotated[float, Field(ge=0)] = 0.0
+    likelihood: Annotated[
+        float,
+        Field(ge=0),
+        LossTerm(
+            label="likelihood of segments",
+            title="Likelihood of the same bytes",
+            summand="likelihood matching",
+            reference=f"{ARXIV}2503.20083",
+        ),
+    ] = 0.0
     """Weight of likelihood matching: what probability do both models give to each segment's bytes?"""
-    likelihood_divergence: Literal["kl", "reverse_kl", "jensen_shannon", "total_variation"] = "kl"
+    likelihood_divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"] = "forward_kl"
     """Between those two probabilities, each against "anything else"."""
     likelihood_temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides their logarithms; a high one weighs unlikely segments like likely ones."""
@@ -59,19 +83,50 @@ class ObjectiveSettings(Strict):
     """Compare bytes only up to where the teacher thinks a word may be over: where it gives more than this probability,
     e.g. 0.1, to tokens that begin with whitespace or end the turn. Segments that end elsewhere are joined with what
     follows. 0: compare up to any boundary."""
-    classical: Annotated[float, Field(ge=0)] = 0.0
+    classical: Annotated[
+        float,
+        Field(ge=0),
+        LossTerm(
+            label="classical distillation",
+            title="Classical divergence",
+            summand="",
+            reference=f"{ARXIV}2306.13649",
+            details={"classical_divergence": "{}"},
+            identities=True,
+        ),
+    ] = 0.0
     """Weight of a divergence between the two distributions themselves, token by token, at temperature 1. Only where
     both sides have the same tokenizer."""
     classical_divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     """``forward_kl``: KL(teacher, student); ``reverse_kl``: KL(student, teacher); ``jensen_shannon``: generalised."""
     jensen_shannon_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The teacher's share of the mixture that ``classical_divergence: jensen_shannon`` compares both sides with."""
-    hybrid: Annotated[float, Field(ge=0)] = 0.0
+    hybrid: Annotated[
+        float,
+        Field(ge=0),
+        LossTerm(
+            label="hybrid",
+            title="Hybrid divergence",
+            summand="hybrid divergence",
+            identities=True,
+            vocabularies=True,
+        ),
+    ] = 0.0
     """Weight of the hybrid divergence: tokens that both vocabularies have are compared by identity (generalised
     Jensen-Shannon), the others by their sorted probabilities."""
     hybrid_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The teacher's share of the mixture that ``hybrid`` compares both sides with."""
-    projection: Annotated[float, Field(ge=0)] = 0.0
+    projection: Annotated[
+        float,
+        Field(ge=0),
+        LossTerm(
+            label="projection",
+            title="Divergence from the teacher, projected",
+            summand="KL of the projected teacher",
+            identities=True,
+            vocabularies=True,
+        ),
+    ] = 0.0
     """Weight of KL(teacher, student) with the teacher's likeliest tokens carried to the student's vocabulary: each to
     the student token with the longest bytes that it begins with."""
     top_ids: Annotated[int, Field(ge=1, le=65535)] = 64
@@ -91,15 +146,20 @@ class ObjectiveSettings(Strict):
     merge: Literal["first", "chain"] = "first"
     """Of a segment of several tokens: compare the distributions before its first token, or (``chain``) before its
     last, each scaled by the probability of the tokens before that."""
-    normalise: Literal["token", "sample"] = "token"
+    normalize: Literal["token", "sample"] = "token"
     """``token``: sums over global counts. ``sample``: mean of per-example means (the paper)."""
     method: Literal["linear", "exact"] = "linear"
     """How the distance is computed; ``exact`` sorts and is the reference."""
 
     @property
+    def weighed_terms(self) -> list[LossTerm]:
+        """Rows of the terms with a weight, in the order of their keys."""
+        return [term for key, term in LOSS_TERMS.items() if getattr(self, key)]
+
+    @property
     def identity_terms(self) -> list[str]:
         """Terms with a weight that look at token identities, in the order of their keys."""
-        return [name for name in IDENTITY_TERMS if getattr(self, name)]
+        return [term.key for term in self.weighed_terms if term.identities]
 
     @property
     def num_top_ids(self) -> int:
@@ -109,12 +169,12 @@ class ObjectiveSettings(Strict):
     @property
     def needs_vocabularies(self) -> bool:
         """Whether anything looks at how the two vocabularies relate, or at what the teacher's tokens spell."""
-        return bool(self.hybrid or self.projection or self.likelihood_boundary)
+        return any(term.vocabularies for term in self.weighed_terms) or bool(self.likelihood_boundary)
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> ObjectiveSettings:
-        if not any(getattr(self, name) for name in TERMS):
-            *most, last = (f"objective.{name}" for name in TERMS)
+        if not self.weighed_terms:
+            *most, last = (f"objective.{key}" for key in LOSS_TERMS)
             raise ValueError(f"{', '.join(most)} and {last} are all 0: nothing to learn")
         if self.uld_gate is not None and not self.uld:
             raise ValueError(f"objective.uld_gate {self.uld_gate} has no effect with objective.uld 0")
@@ -128,7 +188,7 @@ class ObjectiveSettings(Strict):
         for name in self.schedule:
             if not getattr(self, name):
                 raise ValueError(f"objective.schedule.{name} has no effect with objective.{name} 0")
-        schedules = [self.schedule.get(name) for name in TERMS if getattr(self, name)]
+        schedules = [self.schedule.get(term.key) for term in self.weighed_terms]
         if all(isinstance(schedule, WarmupSchedule) for schedule in schedules):
             raise ValueError("objective.schedule begins at 0 with every term that has a weight: leave one as it is")
         if all(isinstance(schedule, LinearSchedule) and not schedule.to for schedule in schedules):
@@ -149,12 +209,12 @@ class ObjectiveSettings(Strict):
                 "objective.merge 'chain' looks at the end of a segment, objective.likelihood_boundary at what the "
                 "teacher expects where one begins; take merge 'first'"
             )
-        for name in ("hybrid", "projection"):
-            if getattr(self, name) and self.alignment == "positional":
-                raise ValueError(f"objective.{name} needs alignment 'segments': positional pairs follow different text")
-            if getattr(self, name) and self.merge == "chain":
+        for key in (term.key for term in self.weighed_terms if term.vocabularies):
+            if self.alignment == "positional":
+                raise ValueError(f"objective.{key} needs alignment 'segments': positional pairs follow different text")
+            if self.merge == "chain":
                 raise ValueError(
-                    f"objective.merge 'chain' has no meaning for objective.{name}, which compares both models where "
+                    f"objective.merge 'chain' has no meaning for objective.{key}, which compares both models where "
                     "a segment begins; take merge 'first'"
                 )
         if self.likelihood and self.alignment == "positional":
@@ -162,3 +222,14 @@ class ObjectiveSettings(Strict):
         if self.alignment == "segments" and (self.skip_student_end or self.skip_teacher_end):
             raise ValueError("objective.skip_student_end and skip_teacher_end need alignment 'positional'")
         return self
+
+
+LOSS_TERMS: dict[str, LossTerm] = loss_terms_of(ObjectiveSettings)
+"""Every term of the loss, by the key of its weight: what the fields above say of themselves."""
+
+if TYPE_CHECKING:
+    Term = str
+else:
+    # The keys that a schedule may have are known once the fields are; pydantic has waited for them.
+    Term = Literal[tuple(LOSS_TERMS)]
+    ObjectiveSettings.model_rebuild()

@@ -34,6 +34,7 @@ from uld_ds.recipe.models import (
     TeacherSettings,
 )
 from uld_ds.recipe.objective import ObjectiveSettings
+from uld_ds.recipe.renamed_keys import with_former_names
 from uld_ds.recipe.training import (
     EvaluationSettings,
     GenerationSettings,
@@ -87,7 +88,8 @@ class Recipe(Strict):
     def digest(self) -> str:
         """sha256 over everything that shapes the student (not where the run is, or what things are called)."""
         exclude = {**_MAY_CHANGE_ON_RESUME, "run": {"name", "storage"}, "registry": True}
-        shaping = self.model_dump(mode="json", exclude=exclude)
+        # Tags of older runs and versions hold digests: keys count by the names that they had then.
+        shaping = with_former_names(self.model_dump(mode="json", exclude=exclude))
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
     def first_difference(self, other: Recipe) -> str | None:

@@ -1,5 +1,8 @@
-"""The weights that a recipe's ``objective.schedule`` changes: a function of the recipe, the optimizer step and nothing
-else, so that a run which resumes weighs what one does that never stopped."""
+"""The weights that a recipe's ``objective.schedule`` changes, as they are in one optimizer step.
+
+They are a function of the recipe, the step and nothing else: a run that resumes weighs what one does that never
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from uld_ds.recipe.objective import ObjectiveSettings, WarmupSchedule
 
 
 def scheduled_weights(settings: ObjectiveSettings, step: int, total_steps: int) -> dict[str, float]:
-    """Of the terms that have a schedule, by their names.
+    """Compute the weights of the terms that have a schedule, by their keys.
 
     Args:
         settings: a recipe's.
@@ -28,13 +31,13 @@ def scheduled_weights(settings: ObjectiveSettings, step: int, total_steps: int) 
 
 
 def warmup_steps(schedule: WarmupSchedule, total_steps: int) -> int:
-    """How many optimizer steps a weight takes to rise: at least one."""
+    """Count the optimizer steps that a weight takes to rise: at least one."""
     steps = schedule.steps if schedule.steps >= 1 else schedule.steps * total_steps
     return max(1, round(steps))
 
 
 def check_schedule(settings: ObjectiveSettings, total_steps: int) -> None:
-    """Raises UserError for a weight that would still rise when the run ends."""
+    """Refuse, by a UserError, a weight that would still rise when the run ends."""
     for name, schedule in settings.schedule.items():
         if isinstance(schedule, WarmupSchedule) and warmup_steps(schedule, total_steps) > total_steps:
             raise UserError(

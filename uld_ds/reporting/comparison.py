@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from uld_ds.recipe.objective import LOSS_TERMS
 from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.progress import read_events
 from uld_ds.runs.status import result_of, run_status, steps_of
@@ -19,7 +20,6 @@ from uld_ds.utils.redaction import Redactor
 BITS = "bits per byte"
 EVALUATION = "evaluation.json"
 """What ``uld-ds evaluate`` found, in a folder of its own."""
-_WEIGHTS = ("ce", "uld", "likelihood", "classical", "hybrid", "projection")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _student(settings: dict[str, Any]) -> str:
 
 
 def _objective(settings: dict[str, Any]) -> str:
-    terms = [f"{settings[name]:g} {name}" for name in _WEIGHTS if settings.get(name)]
+    terms = [f"{settings[name]:g} {name}" for name in LOSS_TERMS if settings.get(name)]
     gate = f", uld_gate {settings['uld_gate']}" if settings.get("uld_gate") else ""
     schedules = "".join(f", {name} {schedule['kind']}" for name, schedule in settings.get("schedule", {}).items())
     return f"{' + '.join(terms)}, {settings.get('alignment', 'segments')}{gate}{schedules}"

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from uld_ds.recipe import HubSource, ModelSettings, Recipe
+from uld_ds.recipe.objective import LOSS_TERMS
 
 # What MLflow's database takes.
 DESCRIPTION_LIMIT = 5000
@@ -69,9 +70,8 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | N
     prompt = _how_it_was_asked(recipe.student)
     text = f"""# {name}
 
-A student that [{facts["teacher"]}]({_link(recipe)}) taught by universal logit distillation
-([arXiv 2402.12030](https://arxiv.org/abs/2402.12030)) with uld-ds: loss = {facts["ce_weight"]} x cross-entropy +
-{facts["uld_weight"]} x ULD distance{_other_terms(facts)}, alignment `{facts["alignment"]}`.
+A student that [{facts["teacher"]}]({_link(recipe)}) taught by universal logit distillation with uld-ds: loss =
+{_loss(facts)}, alignment `{facts["alignment"]}`.
 
 ## Results
 
@@ -96,19 +96,9 @@ Bits per byte of answers that no training example holds; lower is better, whatev
     return f"---\n{card_data.to_yaml()}\n---\n\n{text}"
 
 
-def _other_terms(facts: Mapping[str, Any]) -> str:
-    text = ""
-    if rank := facts.get("uld_gate"):
-        text += f" (where the right token is among the student's {rank} likeliest)"
-    if weight := facts.get("likelihood_weight"):
-        text += f" + {weight} x likelihood matching ([arXiv 2503.20083](https://arxiv.org/abs/2503.20083))"
-    if weight := facts.get("classical_weight"):
-        text += f" + {weight} x {str(facts['classical_divergence']).replace('_', ' ')}"
-    if weight := facts.get("hybrid_weight"):
-        text += f" + {weight} x hybrid divergence"
-    if weight := facts.get("projection_weight"):
-        text += f" + {weight} x KL of the projected teacher"
-    return text
+def _loss(facts: Mapping[str, Any]) -> str:
+    """The sum of the terms that had a weight."""
+    return " + ".join(filter(None, (term.described(facts) for term in LOSS_TERMS.values())))
 
 
 def _link(recipe: Recipe) -> str:

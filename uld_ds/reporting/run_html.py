@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from uld_ds.recipe.objective import LOSS_TERMS
 from uld_ds.reporting.alignment_html import COLOURS, KEY, ROWS, alignment_text
 from uld_ds.reporting.alignment_view import AlignmentView, visible
 from uld_ds.reporting.charts import Axis, Point, Series, line_chart
@@ -24,15 +25,6 @@ from uld_ds.utils.redaction import Redactor
 # The same line for the same model in every chart.
 STUDENT, TEACHER, BEFORE, MORE = range(4)
 _WHO = {"after": ("student, after", STUDENT), "teacher": ("teacher", TEACHER), "before": ("student, before", BEFORE)}
-
-_TERMS = {
-    "ce": "cross-entropy",
-    "uld": "ULD",
-    "likelihood": "likelihood of segments",
-    "classical": "classical distillation",
-    "hybrid": "hybrid",
-    "projection": "projection",
-}
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -129,7 +121,7 @@ def _setting(report: RunReport) -> str:
     learnt = data.get("path") or data.get("function") or data.get("dataset") or ""
     files = learnt if isinstance(learnt, list) else [learnt]
     objective = recipe.get("objective", {})
-    terms = [f"{_shown(objective[term])} × {name}" for term, name in _TERMS.items() if objective.get(term)]
+    terms = [f"{_shown(objective[key])} × {term.label}" for key, term in LOSS_TERMS.items() if objective.get(key)]
     workers = report.status.workers
     said = {
         "Data": ", ".join(_short(str(file)) for file in files),
@@ -144,15 +136,6 @@ def _number(value: float | None, form: str = ".4f") -> str | None:
     return None if value is None else format(value, form)
 
 
-# Terms of the objective that are measured only where they have a weight.
-_OTHER_TERMS = {
-    "likelihood": "Likelihood of the same bytes",
-    "classical": "Classical divergence",
-    "hybrid": "Hybrid divergence",
-    "projection": "Divergence from the teacher, projected",
-}
-
-
 def _learning(report: RunReport) -> str:
     step = Axis("optimizer step", whole=True)
     held_out = [(event["step"], event["bits_per_byte"]) for event in report.evaluations if event["who"] != "teacher"]
@@ -160,22 +143,15 @@ def _learning(report: RunReport) -> str:
     teacher = report.bits["teacher"]
     level = [(steps[0], teacher), (steps[-1], teacher)] if steps and teacher is not None else []
     charts = [
-        line_chart(
-            "Cross-entropy",
-            step,
-            Axis("nats per token"),
-            [Series("training", _points(report, "train/ce"), STUDENT, markers=False)],
-        ),
-        line_chart(
-            "ULD distance",
-            step,
-            Axis("per segment, 0 to 2"),
-            [Series("training", _points(report, "train/uld"), STUDENT, markers=False)],
-        ),
         *(
-            line_chart(title, step, Axis("per segment"), [Series("training", points, STUDENT, markers=False)])
-            for name, title in _OTHER_TERMS.items()
-            if (points := _points(report, f"train/{name}"))
+            # One without a weight may not have been measured: a chart without points is none.
+            line_chart(
+                term.chart_title,
+                step,
+                Axis(term.unit),
+                [Series("training", _points(report, f"train/{key}"), STUDENT, markers=False)],
+            )
+            for key, term in LOSS_TERMS.items()
         ),
         line_chart(
             "Bits per byte of answers",

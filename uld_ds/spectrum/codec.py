@@ -27,7 +27,6 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -38,7 +37,8 @@ import torch
 from uld_ds.spectrum.histogram import LevelCounts, LevelGrid
 from uld_ds.spectrum.histogram_distance import compare
 from uld_ds.spectrum.parts import SpectrumParts
-from uld_ds.spectrum.rank_blocks import MAX_CODE, Array, BlockMasses, block_sizes, blocks_covering, first_blocks, spread
+from uld_ds.spectrum.precision import Precision
+from uld_ds.spectrum.rank_blocks import Array, BlockMasses, block_sizes, blocks_covering, first_blocks, spread
 
 CODEC_VERSION = 2
 _MAGIC = b"ULDS"
@@ -47,38 +47,6 @@ _HEADER = struct.Struct("<IHBBBHHdddd")
 _HAS_LOG_SCALE, _DEFLATED = 1, 2
 # The error byte counts eighths of an octave above this.
 _LEAST_ERROR = 2.0**-24
-
-
-@dataclass(frozen=True)
-class Precision:
-    """What bytes are spent on; every field buys accuracy with size."""
-
-    num_exact: int = 64
-    """Ranks coded one by one."""
-    rank_ratio: float = 1.12
-    """End of a block over its beginning, for the ranks after them."""
-    step: float = 1 / 64
-    """Resolution in nats of the mass of a block that holds little."""
-    even_mass: float = 1 / 900
-    """Blocks with more than this mass are resolved to ``step * even_mass`` of probability."""
-    dropped_mass: float = 1e-5
-    """So much of the far end of the tail may be left out."""
-    mantissa_bits: int = 5
-    """Decoded spectra have ``2**mantissa_bits`` levels per octave: memory, not bytes."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_exact <= 4096:
-            raise ValueError(f"num_exact must lie in 1..4096, got {self.num_exact}")
-        if not 1.001 <= self.rank_ratio <= 4.0:
-            raise ValueError(f"rank_ratio must lie in 1.001..4, got {self.rank_ratio}")
-        if not 0 <= self.mantissa_bits <= 10:
-            raise ValueError(f"mantissa_bits must lie in 0..10, got {self.mantissa_bits}")
-        for name, least, most in (("step", 1e-3, 1.0), ("even_mass", 1e-4, 1.0), ("dropped_mass", 0.0, 0.1)):
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise ValueError(f"{name} must lie in {least}..{most}, got {value}")
-        if BlockMasses(self.step, self.even_mass).largest_code > MAX_CODE:
-            raise ValueError(f"step {self.step} times even_mass {self.even_mass} is too fine for 16 bits")
 
 
 def default_precision(num_head: int) -> Precision:

@@ -16,12 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from uld_ds.spectrum.histogram import LevelGrid
+from uld_ds.spectrum.precision import MAX_CODE, code_of_one, code_of_zero
 
 Array = npt.NDArray[Any]
 
-MAX_CODE = 0xFFFF
-# Codes reach this many nats (times the step) below ``even_mass``.
-_NATS_BELOW = 32
 # Masses in the table, as integers: sums of them are exact, in any order.
 _UNIT = 2.0**52
 # Blocks are spread over the level grid as this many groups of equal probabilities; a power of two.
@@ -40,12 +38,12 @@ class BlockMasses:
     @property
     def offset(self) -> int:
         """Code of the mass 0 that a line through the even part would have."""
-        return round(_NATS_BELOW / self.step)
+        return code_of_zero(self.step)
 
     @property
     def largest_code(self) -> int:
         """Code of the mass 1."""
-        return round(1 / (self.step * self.even_mass)) + self.offset
+        return code_of_one(self.step, self.even_mass)
 
     def code(self, mass: Array) -> Array:
         """The nearest codes, of the shape of ``mass``."""

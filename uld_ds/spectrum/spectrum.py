@@ -14,7 +14,6 @@ from torch import Tensor
 
 from uld_ds.spectrum import codec
 from uld_ds.spectrum.checks import accumulation_dtype, check_logits, check_temperature
-from uld_ds.spectrum.codec import Precision
 from uld_ds.spectrum.histogram import LevelGrid
 from uld_ds.spectrum.kernels import (
     check_dead_rows,
@@ -25,6 +24,7 @@ from uld_ds.spectrum.kernels import (
     top_probabilities,
 )
 from uld_ds.spectrum.parts import SpectrumParts
+from uld_ds.spectrum.precision import Precision
 
 DEFAULT_NUM_HEAD = 256
 # Elements per chunk: measured on a CPU, where scratch should stay in cache and small operations be few.

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from uld_ds.errors import RunError, UserError
-from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.precision import Precision
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.outputs_codec import decode_many, encode_many
 

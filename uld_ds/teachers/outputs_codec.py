@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from uld_ds.spectrum import codec
-from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.precision import Precision
 from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers import top_tokens_codec

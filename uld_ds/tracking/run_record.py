@@ -24,6 +24,7 @@ from uld_ds.data.statistics import DataFacts
 from uld_ds.errors import one_line
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DataSource, FilesSource, HubSource, Recipe
+from uld_ds.recipe.renamed_keys import with_former_names
 from uld_ds.reporting.alignment_examples import alignments
 from uld_ds.reporting.alignment_html import alignment_page
 from uld_ds.reporting.plots import plots
@@ -54,7 +55,8 @@ def record_beginning(client: mlflow.MlflowClient, job: Job) -> None:
         return
     redactor = Redactor()
     recipe = redactor.tree(job.recipe.model_dump(mode="json"))
-    mlflow_runs.log_params(client, run_id, job.recipe.model_dump(mode="json"))
+    # By the names that params have in runs which are there already.
+    mlflow_runs.log_params(client, run_id, with_former_names(job.recipe.model_dump(mode="json")))
     code = code_revision()
     tags = {"mlflow.source.git.commit": code.revision} if code.dirty is not None else {}
     digests = {"recipe_digest": job.recipe.digest(), "data_digest": job.split("train").facts.digest}

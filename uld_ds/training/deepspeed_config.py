@@ -142,14 +142,14 @@ def read_student_config(settings: StudentSettings, *, on_gpu: bool) -> dict[str,
         UserError: as ``read_config``, or it would shard weights that are held in 4 bits.
     """
     name = settings.deepspeed
-    if settings.quantise is None:
+    if settings.quantize is None:
         return read_config(name, "student", on_gpu=on_gpu)
     fitting = f"student_zero2_{'gpu' if on_gpu else 'cpu'}.json"
     config = read_config(name or fitting, "student", on_gpu=on_gpu)
     if zero_stage(config) == 3:
         raise UserError(
             "student.deepspeed",
-            f"{name!r} shards weights (ZeRO stage 3), but those of student.lora.quantise {settings.quantise!r} have "
+            f"{name!r} shards weights (ZeRO stage 3), but those of student.lora.quantize {settings.quantize!r} have "
             "scales outside of the parameters",
             f"leave it out, or name {fitting} (stage 2)",
         )

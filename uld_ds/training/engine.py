@@ -108,7 +108,7 @@ class DistillationEngine:
             except NonFiniteTeacherError as error:
                 return self._without_teacher(error, learning_rate, clock)
         with clock.phase("reduce"):
-            weights = step_weights(window, self.objective.settings.normalise, self.ranks.sum)
+            weights = step_weights(window, self.objective.settings.normalize, self.ranks.sum)
         sums, watch = _Sums(), Watch()
         self.student.train()
         for micro_batch, teacher, row_weights in zip(window, said, weights, strict=True):

@@ -89,7 +89,7 @@ def load_student(
         RunError: weights are missing, unexpected or of another shape.
     """
     quantisation: dict[str, Any] = {}
-    if settings.quantise is not None:
+    if settings.quantize is not None:
         of_model = AutoConfig.from_pretrained(place, revision=settings.revision, **code_options(settings))
         quantisation = loading_options(settings, of_model, DTYPES[settings.precision], device)
     lm: Any = _from_pretrained(place, settings, config, **quantisation)

@@ -86,10 +86,12 @@ def check_identities(recipe: Recipe, teacher: Side, *, shared: bool) -> None:
     """
     if recipe.objective.needs_vocabularies and isinstance(teacher, StoredSide):
         _check_stored_tokenizer(recipe, teacher.tokenizer_digest)
-    if recipe.objective.classical and not shared:
+    by_number = [term.key for term in recipe.objective.weighed_terms if term.needs_one_tokenizer]
+    if by_number and not shared:
+        weight = getattr(recipe.objective, by_number[0])
         raise UserError(
-            "objective.classical",
-            f"{recipe.objective.classical} needs one tokenizer on both sides, but teacher and student have two",
+            f"objective.{by_number[0]}",
+            f"{weight} needs one tokenizer on both sides, but teacher and student have two",
             "set it to 0 and give objective.uld or objective.hybrid a weight: they compare any two tokenizers",
         )
 

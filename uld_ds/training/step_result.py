@@ -11,7 +11,7 @@ class StepResult:
 
     loss: float
     ce: float
-    """Cross-entropy, nats per answer token (per sample with ``normalise: sample``)."""
+    """Cross-entropy, nats per answer token (per sample with ``normalize: sample``)."""
     uld: float
     """ULD distance per segment, 0 to 2."""
     uld_head: float

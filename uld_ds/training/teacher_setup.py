@@ -61,7 +61,7 @@ class TeacherSetup:
             with_top = recipe.objective.num_top_ids > 0
             store = SpectrumStore.open(self._settings.path, key="teacher.path", with_top=with_top)
             return StoredTeacher(store, rows)
-        if not self._settings.remember:
+        if not self._settings.cache:
             return self._model(rows)
         memory = Memory(
             self._job.folder.teacher,

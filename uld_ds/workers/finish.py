@@ -17,6 +17,8 @@ from uld_ds.errors import one_line
 from uld_ds.generation.samples import sample_answers
 from uld_ds.models.architectures import auto_class, is_encoder_decoder
 from uld_ds.models.pretrained import Pretrained
+from uld_ds.recipe.objective import LOSS_TERMS
+from uld_ds.recipe.renamed_keys import with_former_names
 from uld_ds.registry.log_student import example_input, log_student
 from uld_ds.registry.provenance import student_base
 from uld_ds.reporting.model_card import description, model_card
@@ -145,9 +147,10 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
     data = job.split("train").facts
     held_out = {"eval_data_digest": job.split("eval").facts.digest} if "eval" in job.splits else {}
     libraries = library_versions()
-    shape = recipe.student.model_dump(
-        mode="json", include={"keep_layers", "embeddings", "freeze", "lora"}, exclude_defaults=True
-    )
+    shaping = {"keep_layers", "embeddings", "freeze", "lora"}
+    student = recipe.student.model_dump(mode="json", include=shaping, exclude_defaults=True)
+    # Tags keep the names that they have in versions which are there already.
+    shape = with_former_names({"student": student})["student"]
     facts = {
         **job.teacher_facts,
         "student": student_base(recipe),
@@ -160,18 +163,11 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "alignment": objective.alignment,
         "alignment_rate": round(data.alignment_rate, 6),
         "merge": objective.merge,
-        "ce_weight": objective.ce,
-        "uld_weight": objective.uld,
-        "uld_gate": objective.uld_gate,
-        "likelihood_weight": objective.likelihood,
-        "classical_weight": objective.classical,
-        "classical_divergence": objective.classical_divergence if objective.classical else None,
-        "hybrid_weight": objective.hybrid,
-        "projection_weight": objective.projection,
+        **{name: value for term in LOSS_TERMS.values() for name, value in term.facts(objective).items()},
         "weight_schedules": json.dumps(objective.model_dump(mode="json")["schedule"]) if objective.schedule else None,
         "student_temperature": objective.student_temperature,
         "teacher_temperature": objective.teacher_temperature,
-        "normalise": objective.normalise,
+        "normalise": objective.normalize,
         "steps": state.step,
         "bits_per_byte_before": state.bits_before,
         "bits_per_byte_after": bits_after,

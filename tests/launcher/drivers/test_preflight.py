@@ -112,7 +112,7 @@ def test_free_disk(tree: dict[str, Any], tmp_path: Path) -> None:
     check_free_disk(tmp_path, below, int(free * 0.9) // 72)
     message(check_free_disk, tmp_path, below, int(free * 1.1) // 72)
     # A student in 4 bits is at ZeRO-2 unless the recipe says otherwise.
-    message(check_free_disk, tmp_path, recipe(tree, student__lora={"quantise": "nf4"}), int(free * 1.1) // 72)
+    message(check_free_disk, tmp_path, recipe(tree, student__lora={"quantize": "nf4"}), int(free * 1.1) // 72)
     text = message(check_free_disk, tmp_path, recipe(tree), int(free * 1.1) // 56)
     assert text.startswith(f"run.storage: '{tmp_path}' has ")
     assert text.endswith("; free some, lower training.keep_checkpoints, or store elsewhere")

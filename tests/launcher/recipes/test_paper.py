@@ -23,7 +23,7 @@ def test_the_papers_settings() -> None:
     objective, training = recipe.objective, recipe.training
     assert (objective.ce, objective.uld) == (1.0, 1.5)
     assert (objective.student_temperature, objective.teacher_temperature) == (1.0, 1.0)
-    assert (objective.alignment, objective.normalise) == ("positional", "sample")
+    assert (objective.alignment, objective.normalize) == ("positional", "sample")
     assert (objective.skip_student_end, objective.skip_teacher_end) == (True, False)
     assert (training.optimizer.learning_rate, training.optimizer.weight_decay) == (1e-6, 0.1)
     assert (training.schedule.kind, training.schedule.warmup) == ("one_cycle", 0.1)

@@ -105,7 +105,7 @@ def test_runs_of_one_are_the_segments() -> None:
     torch.testing.assert_close(found.slopes, term.slope * weights)
 
 
-@pytest.mark.parametrize("divergence", ["kl", "reverse_kl", "jensen_shannon", "total_variation"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"])
 def test_zero_iff_the_runs_probabilities_agree(divergence: Any) -> None:
     teacher, _, weights = random_case(1, RUNS)
     settings = settings_of(likelihood_divergence=divergence, likelihood_temperature=3.0)
@@ -119,7 +119,7 @@ def test_zero_iff_the_runs_probabilities_agree(divergence: Any) -> None:
         assert likelihood_part(teacher, other, RUNS, weights, settings).value > 1e-6
 
 
-@pytest.mark.parametrize("divergence", ["kl", "reverse_kl", "jensen_shannon", "total_variation"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"])
 def test_the_slopes_are_finite_differences(divergence: Any) -> None:
     teacher, student, weights = random_case(2, RUNS)
     settings, width = settings_of(likelihood_divergence=divergence, likelihood_temperature=2.0), 1e-6

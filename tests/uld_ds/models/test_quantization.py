@@ -58,7 +58,7 @@ NF4 = torch.tensor(
 
 
 def settings_for(place: Path, precision: str = "fp32", **lora: Any) -> StudentSettings:
-    adapters = LoraSettings(quantise="nf4", **{"rank": 4, **lora})
+    adapters = LoraSettings(quantize="nf4", **{"rank": 4, **lora})
     return StudentSettings(model=str(place), precision=precision, lora=adapters, max_length=64)  # type: ignore[arg-type]
 
 
@@ -227,7 +227,7 @@ def test_the_digest_is_of_what_is_frozen(tmp_path: Path, student: Path) -> None:
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, student: Path) -> None:
     monkeypatch.setattr("uld_ds.models.quantization.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^student.lora.quantise: 'nf4' needs bitsandbytes, .* 'uld-ds\[qlora\]'"):
+    with pytest.raises(UserError, match=r"^student.lora.quantize: 'nf4' needs bitsandbytes, .* 'uld-ds\[qlora\]'"):
         check_installed(settings_for(student))
     check_installed(StudentSettings(model=str(student), lora=LoraSettings(), max_length=64))
 
@@ -236,7 +236,7 @@ def test_what_cannot_be_held_in_four_bits(tiny_student: Path, student: Path) -> 
     def model_of(place: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(place)
 
-    key = "^student.lora.quantise: "
+    key = "^student.lora.quantize: "
     narrow = model_of(tiny_student)  # whose MLP is 64 wide, and everything else 32
     assert quantised_linears(narrow) == [f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)]
     narrow.config.quantization_config = {"quant_method": "bitsandbytes"}
@@ -248,7 +248,7 @@ def test_what_cannot_be_held_in_four_bits(tiny_student: Path, student: Path) -> 
     check_quantisable(settings_for(student), model_of(student))
     recipe = parse_recipe(
         {"run": {"name": "x"}, "teacher": {"model": "t"}, "training": {"steps": 1},
-         "student": {"model": "s", "deepspeed": "student_zero3_cpu.json", "lora": {"quantise": "nf4"}},
+         "student": {"model": "s", "deepspeed": "student_zero3_cpu.json", "lora": {"quantize": "nf4"}},
          "data": {"train": {"source": "files", "path": "x"}}}
     )  # fmt: skip
     with pytest.raises(
@@ -301,8 +301,8 @@ def stopped_and_not(config: dict[str, Any], folder: str) -> dict[str, Any]:
 def test_it_learns_goes_on_bit_for_bit_and_is_exported(
     tiny_recipe: dict[str, Any], tmp_path: Path, student: Path, precision: str
 ) -> None:
-    recipe = variant(tiny_recipe, workers=2, micro=2, normalise="token", stage="zero2")
-    recipe["student"] |= {"model": str(student), "precision": precision, "lora": {"rank": 4, "quantise": "nf4"}}
+    recipe = variant(tiny_recipe, workers=2, micro=2, normalize="token", stage="zero2")
+    recipe["student"] |= {"model": str(student), "precision": precision, "lora": {"rank": 4, "quantize": "nf4"}}
     config = prepared_job(recipe, tmp_path / "data").to_config()
     found, other = run_on_ranks(stopped_and_not, 2, config, str(tmp_path))
     assert found["again"] == found["through"] == other["again"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,9 @@ from hypothesis import strategies as st
 
 import uld_ds
 from tests.helpers.recipe_trees import TREE, message, refused, tree_with
-from uld_ds.recipe import Recipe, load_recipe, parse_recipe
+from uld_ds.recipe import CodecSettings, Recipe, load_recipe, parse_recipe
 from uld_ds.recipe.validation_errors import known_keys
-from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.precision import BOUNDS, Precision
 
 
 @pytest.fixture
@@ -226,7 +229,7 @@ def test_a_long_value_is_shown_in_part() -> None:
             "student: student.freeze has no effect with student.lora, which freezes all but its adapters",
         ),
         (
-            {"teacher__model": None, "teacher__remember": True},
+            {"teacher__model": None, "teacher__cache": True},
             "teacher: teacher.model is missing: source 'online' needs it",
         ),
         (
@@ -388,8 +391,29 @@ def test_a_recipe_does_not_change() -> None:
 # ---- the teacher's words as bytes
 
 
-def test_the_codecs_defaults_are_the_recipes() -> None:
+def test_the_codecs_numbers_are_the_recipes() -> None:
     assert parse_recipe(TREE).teacher.codec.to_precision() == Precision()
+    assert list(CodecSettings.model_fields) == [field.name for field in fields(Precision)] == list(BOUNDS)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_the_codecs_bounds_are_the_recipes(name: str) -> None:
+    """What one of them accepts or refuses, the other does."""
+    for bound, beyond in zip(BOUNDS[name], (-1, 1), strict=True):
+        value = type(getattr(Precision, name))(bound)
+        # A step this small fits 16 bits only beside masses that are even from 1 on.
+        coarse = {"even_mass": 1.0} if name == "step" else {"step": 1.0} if name == "even_mass" else {}
+        assert getattr(CodecSettings(**{name: value}, **coarse).to_precision(), name) == value
+        further = value + beyond * (1 if isinstance(value, int) else 1e-9)
+        assert refused(teacher__codec={name: further}).startswith(f"teacher.codec.{name}: Input should be ")
+        with pytest.raises(ValueError, match=f"^{name} must lie in "):
+            Precision(**{name: further})
+
+
+def test_reading_a_recipe_needs_no_pytorch() -> None:
+    code = "import sys; from uld_ds.recipe import CodecSettings; CodecSettings().to_precision(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "uld_ds.recipe" in loaded and "torch" not in loaded
 
 
 def test_steps_too_fine_for_the_codec() -> None:

@@ -121,7 +121,7 @@ def stopped_and_not(config: dict[str, Any], folder: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_run_that_resumes_weighs_as_if_it_had_never_stopped(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    recipe = variant(tiny_recipe, workers=1, micro=4, normalise="token", stage="zero2")
+    recipe = variant(tiny_recipe, workers=1, micro=4, normalize="token", stage="zero2")
     recipe["objective"] = {"ce": 1.0, "uld": 0.8, "schedule": SCHEDULE}
     config = prepared_job(recipe, tmp_path / "data").to_config()
     (found,) = run_on_ranks(stopped_and_not, 1, config, str(tmp_path / "checkpoint_000000003"))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tests.helpers.spectra_zoo import cosine, gaussian, masked, one_hot, reference_with_gradient, zipf
-from uld_ds.spectrum.codec import CODEC_VERSION, Precision
+from uld_ds.spectrum.codec import CODEC_VERSION
+from uld_ds.spectrum.precision import Precision
 from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.uld.distance import uld_distance, uld_value_and_grad
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from tests.helpers.teacher_outputs import same_bits, tokens_of
 from uld_ds.errors import RunError, UserError
-from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.precision import Precision
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers import cache
 from uld_ds.teachers.cache import Memory

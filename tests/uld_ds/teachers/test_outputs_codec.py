@@ -14,8 +14,8 @@ from hypothesis import given, settings
 
 from tests.helpers.spectra_zoo import gaussian, one_hot, zipf
 from tests.helpers.teacher_outputs import same_bits, tokens_of
-from uld_ds.spectrum.codec import Precision
 from uld_ds.spectrum.codec import encode_many as encode_many_plain
+from uld_ds.spectrum.precision import Precision
 from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.spectrum.top_tokens import TopTokens
 from uld_ds.teacher_outputs import TeacherTokens

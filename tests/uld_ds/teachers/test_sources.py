@@ -84,7 +84,7 @@ def test_traffic_does_not_grow_with_accumulation(tiny_recipe: dict[str, Any], tm
     recipe = tiny_recipe | {"training": tiny_recipe["training"] | {"batch_size": 16}}
     recipe["teacher"] |= {"max_tokens_per_forward": 4096}
     configs = [
-        prepared_job(variant(recipe, workers=2, micro=micro, normalise="token", stage="zero3"), tmp_path / str(micro))
+        prepared_job(variant(recipe, workers=2, micro=micro, normalize="token", stage="zero3"), tmp_path / str(micro))
         for micro in (8, 1)
     ]
     assert [config.recipe.accumulation for config in configs] == [1, 8]
@@ -110,7 +110,7 @@ def test_a_closed_teacher_takes_no_memory(
 ) -> None:
     size = {"hidden_size": 512, "intermediate_size": 8192, "num_hidden_layers": 8, "num_attention_heads": 8}
     large = save_tiny_model(tmp_path / "large", rows, kind="bpe", vocab_size=600, seed=1, **size)
-    recipe = variant(tiny_recipe, workers=1, micro=2, normalise="token", stage="zero3")
+    recipe = variant(tiny_recipe, workers=1, micro=2, normalize="token", stage="zero3")
     config = job_in(tmp_path, recipe, model=str(large), sharding=sharding)
     ((taken, freed),) = run_on_ranks(memory_of_a_teacher, 1, config, sharding)
     weights = 4 * 8 * (3 * 512 * 8192 + 2 * 512 * 512) / 1e6
@@ -154,7 +154,7 @@ def remembered_run(config: dict[str, Any], folder: str, steps: int) -> dict[str,
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_example_is_asked_about_once(tiny_recipe: dict[str, Any], tmp_path: Path, ranks: int) -> None:
     training = {"training": tiny_recipe["training"] | {"batch_size": 16}}
-    recipe = variant(tiny_recipe | training, workers=ranks, micro=2, normalise="token", stage="zero3")
+    recipe = variant(tiny_recipe | training, workers=ranks, micro=2, normalize="token", stage="zero3")
     config = prepared_job(recipe, tmp_path / "job").to_config()
     found = run_on_ranks(remembered_run, ranks, config, str(tmp_path / "memory"), 5)
     for of_rank in found:

@@ -263,7 +263,7 @@ def test_students_of_two_tokenizers_learn_the_same_from_one_store(
         "unigram": Path(tiny_recipe["student"]["model"]),
         "bytes": save_tiny_model(tmp_path / "bpe", rows, kind="bpe", vocab_size=350, seed=5),
     }
-    recipe = variant(tiny_recipe, workers=1, micro=2, normalise="token", stage="zero2")
+    recipe = variant(tiny_recipe, workers=1, micro=2, normalize="token", stage="zero2")
     # The first store has more likeliest tokens than the objective looks at, the other one has none.
     # (Terms that look at identities compare where a segment begins.)
     names = ("classical", "hybrid", "projection", "likelihood_boundary")

@@ -63,7 +63,7 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
     for ranks in (1, 2):
         configs = {
             f"{name}, {normalise}": prepared_job(
-                variant(tiny_recipe, normalise=normalise, **shape), tmp_path / f"{name} {normalise}"
+                variant(tiny_recipe, normalize=normalise, **shape), tmp_path / f"{name} {normalise}"
             ).to_config()
             for normalise in ("token", "sample")
             for name, shape in shapes.items()
@@ -131,7 +131,7 @@ def plain_step(config: dict[str, Any], indices: list[int]) -> dict[str, float]:
 def test_step_equals_plain_formulas_on_unsharded_models(
     tiny_recipe: dict[str, Any], tmp_path: Path, merge: str
 ) -> None:
-    recipe = variant(tiny_recipe, workers=1, micro=2, normalise="token", stage="zero3")
+    recipe = variant(tiny_recipe, workers=1, micro=2, normalize="token", stage="zero3")
     recipe["objective"] |= {
         "merge": merge,
         "uld_gate": None,

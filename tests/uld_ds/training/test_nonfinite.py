@@ -88,7 +88,7 @@ def test_a_non_finite_step_leaves_no_trace_on_any_rank(
     """Loss, gradient, teacher: one rank has it, both skip, and the next step is that of a run that never met it."""
     plain = tmp_path / "stage0.json"
     plain.write_text(json.dumps({"zero_optimization": {"stage": 0}, "steps_per_print": 10**9}))
-    base = variant(tiny_recipe, workers=2, micro=2, normalise="token", stage="zero3")
+    base = variant(tiny_recipe, workers=2, micro=2, normalize="token", stage="zero3")
     # Nothing that would ask for tokenizers: the broken models below have none beside them.
     base |= {"objective": {"uld": 1.5}}
     healthy = prepared_job(base, tmp_path / "healthy")

@@ -18,7 +18,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.precision import Precision
 from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.uld.distance import uld_distance, uld_value_and_grad
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from uld_ds.errors import UserError
-from uld_ds.spectrum.codec import CODEC_VERSION, Precision
+from uld_ds.spectrum.codec import CODEC_VERSION
+from uld_ds.spectrum.precision import Precision
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -36,7 +37,7 @@ class CodecFacts(_Strict):
 
     version: int
     precision: dict[str, int | float]
-    """Fields of ``spectrum_codec.Precision``."""
+    """Fields of ``uld_ds.spectrum.Precision``."""
 
     @classmethod
     def of(cls, precision: Precision | None = None) -> Self:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.precision import Precision
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers import top_tokens_codec
 from uld_ds.teachers.outputs_codec import decode_spectra, encode_spectra, log_probs_from_bytes, log_probs_to_bytes

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.spectra_zoo import cosine, reference_with_gradient, zipf
-from uld_ds.spectrum.codec import Precision
+from uld_ds.spectrum.precision import Precision
 from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.teachers.store import codec_quality
 from uld_ds.teachers.store.codec_quality import measure_codec, stand_in_student

@@ -10,7 +10,8 @@ import pytest
 from tests.helpers.stores import writer
 from tests.helpers.teacher_outputs import identity
 from uld_ds.errors import UserError
-from uld_ds.spectrum.codec import CODEC_VERSION, Precision
+from uld_ds.spectrum.codec import CODEC_VERSION
+from uld_ds.spectrum.precision import Precision
 from uld_ds.teachers.store.reader import SpectrumStore
 
 CHANGES = [
