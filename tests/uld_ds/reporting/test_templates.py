@@ -35,8 +35,8 @@ def test_a_fragment_is_not_escaped_again() -> None:
 
 
 def test_a_value_that_nobody_gave_is_an_error() -> None:
-    with pytest.raises(UndefinedError, match="'plot' is undefined"):
-        templates.render("line_chart.html.j2", title="", note="")
+    with pytest.raises(UndefinedError, match="'name' is undefined"):
+        templates.render("description.md.j2", results=[], pictures=[], made_from=[])
 
 
 def test_templates_are_in_the_wheel() -> None:
