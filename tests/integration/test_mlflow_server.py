@@ -115,10 +115,10 @@ def test_the_record_is_complete(outlived: tuple[dict[str, Any], Path], server: S
     place = Path(client.download_artifacts(facts["run_id"], "", str(folder)))
     for file in (
         "recipe.yaml", "environment.json", "deepspeed/student.json", "deepspeed/teacher.json", "alignment/report.json",
-        "alignment/example-1.html", "plots/loss.png", "plots/bits_per_byte.png", "plots/phases.png", "result.json",
+        "alignment/example-1.html", "plots/loss.svg", "plots/bits_per_byte.svg", "plots/phases.svg", "result.json",
     ):  # fmt: skip
         assert (place / file).stat().st_size > 100, file
-    assert "plots%2Floss.png" in version.description
+    assert "plots%2Floss.svg" in version.description
     assert json.loads((place / "result.json").read_text())["run_id"] == facts["run_id"]
 
 

@@ -1,7 +1,11 @@
-"""Charts as SVG inside a page: no script, colours from the page's own variables, lines told apart without colour, too.
+"""Charts as SVG: figures inside a page, and pictures that stand alone. Light and dark, no script, nothing loaded.
 
-A series has a colour, a dash and, where its points are few, a marker of its own; the legend shows its name beside a
-sample of what is drawn.
+Colors come from the page's own variables, so a chart follows its theme; a series has a dash and, where its points are
+few, a marker of its own, so that lines are told apart without color, too. The legend shows a name beside a sample of
+what is drawn.
+
+The one chart library here, and an own one. A plotting library would write colors into every element, number the parts
+that its elements refer to, and take twice as long to import as a report takes to write.
 """
 
 from __future__ import annotations
@@ -9,14 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Literal
 
-Scale = Literal["linear", "log"]
+from markupsafe import Markup
+
+from uld_ds.reporting.rulers import Axis, Ruler, Tick
+from uld_ds.reporting.templates import fragment, render
+
+__all__ = ["HEIGHT", "WIDTH", "Axis", "Series", "line_chart", "line_picture", "thinned"]
+
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 420, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 42
 _MOST_POINTS = 240
 _FEW_POINTS = 24
 _DASHES = ("", "7 4", "2 3", "9 3 2 3")
@@ -29,49 +36,142 @@ _CORNERS: dict[str, list[Point]] = {
 
 
 @dataclass(frozen=True)
+class Frame:
+    """A picture's size, and the margins around what is plotted."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    num_ticks: tuple[int, int] = (5, 5)
+    """Across and up."""
+
+    def across(self, axis: Axis, values: Sequence[float]) -> Ruler:
+        """Lay an axis from left to right."""
+        return Ruler.over(axis, values, self.left, self.width - self.right, self.num_ticks[0])
+
+    def up(self, axis: Axis, values: Sequence[float]) -> Ruler:
+        """Lay an axis from bottom to top."""
+        return Ruler.over(axis, values, self.height - self.bottom, self.top, self.num_ticks[1])
+
+
+_IN_PAGE = Frame(WIDTH, HEIGHT, left=56, right=12, top=10, bottom=42)
+# The legend is on the right, a line per name: nothing here can measure text.
+ALONE = Frame(880, 420, left=66, right=290, top=48, bottom=46, num_ticks=(8, 7))
+
+
+@dataclass(frozen=True)
 class Series:
     """One line."""
 
     name: str
     points: Sequence[Point]
     style: int
-    """Which colour, dash and marker: the same one for the same thing in every chart. From 4 on, colours come with other
+    """Which color, dash and marker: the same one for the same thing in every chart. From 4 on, colors come with other
     dashes; 16 are told apart."""
     markers: bool | None = None
     """On its points; by default where they are few."""
 
     @property
-    def colour(self) -> int:
+    def color(self) -> int:
         """Of the page's four; the marker goes with it."""
         return self.style % len(_MARKERS)
 
     @property
     def is_marked(self) -> bool:
-        """Whether markers are drawn."""
-        return len(self.points) <= _FEW_POINTS if self.markers is None else self.markers
+        """Whether its points have markers."""
+        return self.markers is True or (self.markers is None and len(self.points) <= _FEW_POINTS)
 
     @property
     def dash(self) -> str:
-        """As SVG has it; empty for a whole line."""
+        """Starts one later with every round of colors."""
         return _DASHES[(self.style + self.style // len(_MARKERS)) % len(_DASHES)]
+
+    @property
+    def told(self) -> str:
+        """For who hears the page."""
+        return f"{self.name} from {self.points[0][1]:.4g} to {self.points[-1][1]:.4g}"
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One direction of a chart."""
+class _Mark:
+    """A marker: a circle, or an outline."""
 
-    title: str
-    scale: Scale = "linear"
-    low: float | None = None
-    high: float | None = None
-    whole: bool = False
-    """Its values are counts."""
+    x: float
+    y: float
+    outline: str
+
+    @classmethod
+    def of(cls, color: int, x: float, y: float) -> _Mark:
+        corners = _CORNERS.get(_MARKERS[color])
+        return cls(x, y, f"{path([(x + a, y + b) for a, b in corners])}Z" if corners else "")
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A series on the picture."""
+
+    name: str
+    color: int
+    dash: str
+    path: str
+    marks: list[_Mark]
+    sample_mark: _Mark | None
+
+    @classmethod
+    def of(cls, series: Series, across: Ruler, up: Ruler) -> _Line:
+        places = [(across.at(a), up.at(b)) for a, b in series.points]
+        marks = [_Mark.of(series.color, *place) for place in places] if series.is_marked else []
+        sample_mark = _Mark.of(series.color, 17, 5) if series.is_marked else None
+        return cls(series.name, series.color, series.dash, path(places), marks, sample_mark)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The rules, axes and names behind what is plotted."""
+
+    frame: Frame
+    across: list[Tick]
+    up: list[Tick]
+    names: tuple[str, str]
+    powers: tuple[str, str]
+
+    @classmethod
+    def of(cls, frame: Frame, across: Ruler, up: Ruler) -> Grid:
+        """Of two rulers."""
+        names, powers = (across.axis.title, up.axis.title), (across.power, up.power)
+        return cls(frame, across.ticks(), up.ticks(), names, powers)
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """What is plotted: the grid and the lines over it."""
+
+    grid: Grid
+    even: str
+    lines: list[_Line]
+    told: str
+
+    @classmethod
+    def of(cls, frame: Frame, x: Axis, y: Axis, series: Sequence[Series], diagonal: bool = False) -> _Plot | None:
+        """Of what can be drawn; None if nothing can."""
+        drawn = [s for s in (_drawable(s, x, y) for s in series) if s.points]
+        if not drawn:
+            return None
+        across = frame.across(x, [p[0] for s in drawn for p in s.points])
+        up = frame.up(y, [p[1] for s in drawn for p in s.points])
+        ends = [(across.at(v), up.at(v)) for v in (max(across.low, up.low), min(across.high, up.high))]
+        even = path(ends) if diagonal else ""
+        lines = [_Line.of(s, across, up) for s in drawn]
+        return cls(Grid.of(frame, across, up), even, lines, "; ".join(s.told for s in drawn))
 
 
 def line_chart(
     title: str, x: Axis, y: Axis, series: Sequence[Series], *, note: str = "", diagonal: bool = False
-) -> str:
-    """A figure with legend; empty text where no series has a point.
+) -> Markup:
+    """Draw a figure of a page, with its legend; empty text where no series has a point.
 
     Args:
         title: above it.
@@ -81,24 +181,14 @@ def line_chart(
         note: below the title.
         diagonal: also draw the line y = x.
     """
-    drawn = [s for s in (_drawable(s, x, y) for s in series) if s.points]
-    if not drawn:
-        return ""
-    across = _Ruler.over(x, [p[0] for s in drawn for p in s.points], _LEFT, WIDTH - _RIGHT)
-    up = _Ruler.over(y, [p[1] for s in drawn for p in s.points], HEIGHT - _BOTTOM, _TOP)
-    parts = [_grid(across, up, x, y)]
-    if diagonal:
-        ends = [(across.at(v), up.at(v)) for v in (max(across.low, up.low), min(across.high, up.high))]
-        parts.append(f'<path class="even" d="{_path(ends)}"/>')
-    parts += [_line(s, across, up) for s in drawn]
-    told = escape(": ".join(filter(None, (title, "; ".join(_spoken(s) for s in drawn)))))
-    legend = "".join(f"<li>{_sample(s)}{escape(s.name)}</li>" for s in drawn)
-    caption = (f"<b>{escape(title)}</b>" if title else "") + (f" <span>{escape(note)}</span>" if note else "")
-    return (
-        f"<figure>{f'<figcaption>{caption}</figcaption>' if caption else ''}"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">{"".join(parts)}</svg>'
-        f'<ul class="legend">{legend}</ul></figure>'
-    )
+    plot = _Plot.of(_IN_PAGE, x, y, series, diagonal)
+    return fragment("line_chart.html.j2", title=title, note=note, plot=plot) if plot else Markup()
+
+
+def line_picture(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
+    """Draw a picture that stands alone, as the text of an SVG file; empty text where no series has a point."""
+    plot = _Plot.of(ALONE, x, y, series)
+    return render("line_picture.svg.j2", title=title, frame=ALONE, plot=plot) if plot else ""
 
 
 def _drawable(series: Series, x: Axis, y: Axis) -> Series:
@@ -112,7 +202,7 @@ def _drawable(series: Series, x: Axis, y: Axis) -> Series:
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """At most some hundred points, each the mean of its neighbours."""
+    """Reduce to at most some hundred points, each the mean of its neighbors."""
     size = math.ceil(len(points) / _MOST_POINTS)
     if size <= 1:
         return list(points)
@@ -120,114 +210,6 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     return [(sum(p[0] for p in g) / len(g), sum(p[1] for p in g) / len(g)) for g in groups]
 
 
-def _spoken(series: Series) -> str:
-    first, last = series.points[0][1], series.points[-1][1]
-    return f"{series.name} from {first:.4g} to {last:.4g}"
-
-
-@dataclass(frozen=True)
-class _Ruler:
-    """Values to places on the picture."""
-
-    low: float
-    high: float
-    scale: Scale
-    start: float
-    stop: float
-    whole: bool
-
-    @classmethod
-    def over(cls, axis: Axis, values: Sequence[float], start: float, stop: float) -> _Ruler:
-        low = min(values) if axis.low is None else axis.low
-        high = max(values) if axis.high is None else axis.high
-        if axis.scale == "linear" and axis.low is None:
-            low -= 0.04 * (high - low)
-        if axis.scale == "linear" and axis.high is None:
-            high += 0.04 * (high - low)
-        if high <= low:
-            low, high = (low / 2, low * 2) if axis.scale == "log" else (low - 0.5, low + 0.5)
-        return cls(low, high, axis.scale, start, stop, axis.whole)
-
-    def at(self, value: float) -> float:
-        value = min(max(value, self.low), self.high)
-        if self.scale == "log":
-            share = math.log(value / self.low) / math.log(self.high / self.low)
-        else:
-            share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.stop - self.start), 1)
-
-    def ticks(self) -> list[float]:
-        """Round values, some five of them."""
-        if self.scale == "log":
-            decades = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
-            every = max(1, math.ceil(len(decades) / 6))
-            return [10.0**power for power in decades if (decades[-1] - power) % every == 0]
-        raw = (self.high - self.low) / 5
-        power = 10 ** math.floor(math.log10(raw))
-        step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
-        if self.whole:
-            step = max(1, math.ceil(step))
-        first = math.ceil(self.low / step - 1e-9)
-        return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
-
-
-def _grid(across: _Ruler, up: _Ruler, x: Axis, y: Axis) -> str:
-    parts = []
-    for value in across.ticks():
-        place = across.at(value)
-        parts.append(f'<path class="rule" d="M{place} {_TOP}V{HEIGHT - _BOTTOM}"/>')
-        parts.append(f'<text x="{place}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>')
-    for value in up.ticks():
-        place = up.at(value)
-        parts.append(f'<path class="rule" d="M{_LEFT} {place}H{WIDTH - _RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{place + 4}" text-anchor="end">{_number(value)}</text>')
-    parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{HEIGHT - _BOTTOM}H{WIDTH - _RIGHT}"/>')
-    middle_x, middle_y = (_LEFT + WIDTH - _RIGHT) / 2, (_TOP + HEIGHT - _BOTTOM) / 2
-    parts.append(f'<text class="name" x="{middle_x}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x.title)}</text>')
-    parts.append(
-        f'<text class="name" transform="translate(13 {middle_y}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y.title)}</text>"
-    )
-    return "".join(parts)
-
-
-def _number(value: float) -> str:
-    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        power = math.floor(math.log10(abs(value)) + 1e-9)
-        factor = value / 10.0**power
-        ten = f'10<tspan dy="-4" font-size="10">{_minus(str(power))}</tspan>'
-        return ten if math.isclose(factor, 1) else f"{_minus(f'{factor:.3g}')}·{ten}"
-    return _minus(f"{value:.4g}")
-
-
-def _minus(number: str) -> str:
-    return number.replace("-", "−")
-
-
-def _line(series: Series, across: _Ruler, up: _Ruler) -> str:
-    places = [(across.at(a), up.at(b)) for a, b in series.points]
-    dash = series.dash
-    dashed = f' stroke-dasharray="{dash}"' if dash else ""
-    line = f'<path class="line s{series.colour}"{dashed} d="{_path(places)}"/>'
-    marked = places if series.is_marked else []
-    return line + "".join(_marker(series.colour, *place) for place in marked)
-
-
-def _path(places: Sequence[Point]) -> str:
+def path(places: Sequence[Point]) -> str:
+    """Write places as an SVG path of straight lines."""
     return "M" + "L".join(f"{a:g} {b:g}" for a, b in places)
-
-
-def _marker(style: int, x: float, y: float) -> str:
-    kind = _MARKERS[style]
-    if kind == "circle":
-        return f'<circle class="mark s{style}" cx="{x:g}" cy="{y:g}" r="3"/>'
-    corners = [(x + a, y + b) for a, b in _CORNERS[kind]]
-    return f'<path class="mark s{style}" d="{_path(corners)}Z"/>'
-
-
-def _sample(series: Series) -> str:
-    dash = f' stroke-dasharray="{series.dash}"' if series.dash else ""
-    return (
-        f'<svg class="sample" viewBox="0 0 34 10" aria-hidden="true"><path class="line s{series.colour}"{dash} '
-        f'd="M1 5L33 5"/>{_marker(series.colour, 17, 5) if series.is_marked else ""}</svg>'
-    )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-WIDTH = 420
-_LINE, _TOP, _BOTTOM = 34, 6, 26
-_LEFT, _RIGHT = 12, 12
+from markupsafe import Markup
+
+from uld_ds.reporting.charts import WIDTH
+from uld_ds.reporting.rulers import Axis, Ruler
+from uld_ds.reporting.templates import fragment
+
+_LINE, _TOP, _BOTTOM, _SIDE = 34, 6, 26, 12
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,30 @@ class Interval:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def ends(self) -> list[float]:
+        """Both, where they are known."""
+        return [] if self.low is None or self.high is None else [self.low, self.high]
 
-def interval_chart(title: str, intervals: Sequence[Interval], *, note: str = "") -> str:
-    """A figure: a dot per value, a line for its interval; empty text for no values.
+    @property
+    def told(self) -> str:
+        """The figures."""
+        return f"{self.value:.4g}" + (f" [{self.low:.4g}, {self.high:.4g}]" if self.ends else "")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """An interval on the picture."""
+
+    name: str
+    told: str
+    y: int
+    value: float
+    ends: list[float]
+
+
+def interval_chart(title: str, intervals: Sequence[Interval], *, note: str = "") -> Markup:
+    """Draw a figure: a dot per value, a line for its interval; empty text for no values.
 
     Args:
         title: above it.
@@ -30,38 +54,26 @@ def interval_chart(title: str, intervals: Sequence[Interval], *, note: str = "")
         note: below the title.
     """
     if not intervals:
-        return ""
-    ends = [end for i in intervals for end in (i.low, i.value, i.high) if end is not None]
-    low, high = min(ends), max(ends)
-    margin = 0.08 * (high - low) or max(abs(high) * 0.05, 0.5)
-    low, high = low - margin, high + margin
-
-    def at(value: float) -> float:
-        return round(_LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT), 1)
-
-    height = _TOP + _LINE * len(intervals) + _BOTTOM
-    parts = []
-    for place, interval in enumerate(intervals):
-        y = _TOP + _LINE * place + 24
-        parts.append(f'<text class="name" x="{_LEFT}" y="{y - 10}">{escape(interval.name)}</text>')
-        parts.append(f'<path class="rule" d="M{_LEFT} {y}H{WIDTH - _RIGHT}"/>')
-        if interval.low is not None and interval.high is not None:
-            parts.append(f'<path class="line s0" d="M{at(interval.low)} {y}H{at(interval.high)}"/>')
-            parts += [f'<path class="line s0" d="M{at(end)} {y - 4}v8"/>' for end in (interval.low, interval.high)]
-        parts.append(f'<circle class="mark s0" cx="{at(interval.value)}" cy="{y}" r="4"/>')
-        parts.append(f'<text x="{WIDTH - _RIGHT}" y="{y - 10}" text-anchor="end">{_told(interval)}</text>')
-    base = height - 8
-    parts.append(f'<text x="{_LEFT}" y="{base}">{low:.4g}</text>')
-    parts.append(f'<text x="{WIDTH - _RIGHT}" y="{base}" text-anchor="end">{high:.4g}</text>')
-    told = escape(f"{title}: " + "; ".join(f"{i.name} {_told(i)}" for i in intervals))
-    caption = f"<b>{escape(title)}</b>{f' <span>{escape(note)}</span>' if note else ''}"
-    return (
-        f"<figure><figcaption>{caption}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{told}">{"".join(parts)}</svg></figure>'
+        return Markup()
+    ruler = _ruler([end for interval in intervals for end in (interval.value, *interval.ends)])
+    rows = [
+        _Row(i.name, i.told, _TOP + _LINE * place + 24, ruler.at(i.value), [ruler.at(end) for end in i.ends])
+        for place, i in enumerate(intervals)
+    ]
+    return fragment(
+        "interval_chart.html.j2",
+        title=title,
+        note=note,
+        width=WIDTH,
+        height=_TOP + _LINE * len(rows) + _BOTTOM,
+        side=_SIDE,
+        rows=rows,
+        low=f"{ruler.low:.4g}",
+        high=f"{ruler.high:.4g}",
     )
 
 
-def _told(interval: Interval) -> str:
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.4g}"
-    return f"{interval.value:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+def _ruler(values: Sequence[float]) -> Ruler:
+    low, high = min(values), max(values)
+    margin = 0.08 * (high - low) or max(abs(high) * 0.05, 0.5)
+    return Ruler.over(Axis("", low=low - margin, high=high + margin), values, _SIDE, WIDTH - _SIDE)

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from uld_ds.recipe import HubSource, ModelSettings, Recipe
 from uld_ds.recipe.objective import LOSS_TERMS
+from uld_ds.reporting.templates import render
 
 # What MLflow's database takes.
 DESCRIPTION_LIMIT = 5000
@@ -26,16 +27,20 @@ def description(name: str, facts: Mapping[str, Any], run_id: str, plots: list[st
 
     Pictures are artifacts of the run, and their addresses those of the page's own server.
     """
-    results = _results(facts)
-    pictures = "\n\n".join(f"![{path}](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})" for path in plots)
-    rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items())
-    text = f"Distilled by uld-ds, run `{name}`.\n\n{results}\n\n{pictures}\n\n| made from | |\n|---|---|\n{rows}\n"
+    pictures = [(path, f"get-artifact?path={quote(path, safe='')}&run_uuid={run_id}") for path in plots]
+    text = render(
+        "description.md.j2", name=name, results=_results(facts), pictures=pictures, made_from=_made_from(facts)
+    )
     return text if len(text) <= DESCRIPTION_LIMIT else text[: text.rfind("\n", 0, DESCRIPTION_LIMIT) + 1]
 
 
-def _results(facts: Mapping[str, Any]) -> str:
-    rows = "\n".join(f"| {label} | {_number(facts.get(f'bits_per_byte_{key}'))} |" for key, label in _BITS.items())
-    return f"| result | |\n|---|---|\n{rows}\n| alignment rate | {facts['alignment_rate']:.1%} |"
+def _results(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    bits = [(label, _number(facts.get(f"bits_per_byte_{key}"))) for key, label in _BITS.items()]
+    return [*bits, ("alignment rate", f"{facts['alignment_rate']:.1%}")]
+
+
+def _made_from(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(key.replace("_", " "), value) for key, value in facts.items()]
 
 
 def _number(value: float | None) -> str:
@@ -51,10 +56,24 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | N
         teacher_folder: where the teacher is, if it is a folder here; its own card tells its licence.
     """
     name = recipe.registry.model_name or recipe.run.name
+    return render(
+        "model_card.md.j2",
+        metadata=_metadata(recipe, facts, name).to_yaml(),
+        name=name,
+        facts=facts,
+        link=_link(recipe),
+        loss=_loss(facts),
+        results=_results(facts),
+        how_it_was_asked=_how_it_was_asked(recipe.student),
+        licence_note=_licence_note(str(facts["teacher"]), teacher_licence(teacher_folder)),
+        made_from=_made_from(facts),
+    )
+
+
+def _metadata(recipe: Recipe, facts: Mapping[str, Any], name: str) -> ModelCardData:
     bases = [m for m in (recipe.student.model, recipe.teacher.model) if m and _HUB_ID.fullmatch(m)]
     data = recipe.data.train
-    licence = teacher_licence(teacher_folder)
-    card_data = ModelCardData(
+    return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["uld-ds", "distillation", "universal-logit-distillation"],
@@ -66,34 +85,6 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | N
         model_name=name,
         eval_results=_eval_results(facts),
     )
-    made_from = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items())
-    prompt = _how_it_was_asked(recipe.student)
-    text = f"""# {name}
-
-A student that [{facts["teacher"]}]({_link(recipe)}) taught by universal logit distillation with uld-ds: loss =
-{_loss(facts)}, alignment `{facts["alignment"]}`.
-
-## Results
-
-{_results(facts)}
-
-Bits per byte of answers that no training example holds; lower is better, whatever the tokenizer.
-
-## Use
-
-{prompt}
-
-## Licence notes
-
-{_licence_note(str(facts["teacher"]), licence)}
-
-## Made from
-
-| | |
-|---|---|
-{made_from}
-"""
-    return f"---\n{card_data.to_yaml()}\n---\n\n{text}"
 
 
 def _loss(facts: Mapping[str, Any]) -> str:

@@ -151,8 +151,8 @@ def _alignment_pages(job: Job) -> Iterator[tuple[str, str]]:
 def log_plots(client: mlflow.MlflowClient, run_id: str, run_dir: Path) -> list[str]:
     """Draws the run's metrics so far; the artifacts' paths."""
     paths = []
-    for name, figure in plots(history(RunFolder(run_dir).metrics)):
-        client.log_figure(run_id, figure, f"plots/{name}")
+    for name, picture in plots(history(RunFolder(run_dir).metrics)):
+        client.log_text(run_id, picture, f"plots/{name}")
         paths.append(f"plots/{name}")
     return paths
 

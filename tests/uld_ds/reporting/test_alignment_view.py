@@ -102,7 +102,7 @@ def test_few_boundaries_in_common_are_worth_a_warning() -> None:
     view = view_of("中", "plain_bytes", "characters")
     assert view.warning is not None
     assert view.warning.startswith("only 33% of the student's tokens begin a segment, ")
-    assert f'<p class="warning">{view.warning.capitalize()}'.replace("'", "&#x27;") in alignment_page(view)
+    assert f'<p class="warning">{view.warning.capitalize()}'.replace("'", "&#39;") in alignment_page(view)
     assert 'class="warning"' not in alignment_page(view_of("aé"))
 
 
@@ -271,7 +271,7 @@ def test_the_page_shows_every_token_of_every_segment() -> None:
     assert "teacher: &lt;large&gt; <span>(5 tokens)</span>" in page
     assert "<large>" not in page
     assert re.findall(r"<li><b>(.*?)</b> (.*?)</li>", page) == [
-        ("100%", "of the student&#x27;s tokens begin a segment"),
+        ("100%", "of the student&#39;s tokens begin a segment"),
         ("4", "segments"),
         ("1.00", "student tokens per segment"),
         ("1.25", "teacher tokens per segment"),

@@ -84,3 +84,28 @@ def test_many_points_become_means() -> None:
     assert len(few) == 200
     assert few[0] == (2.0, 0.4)
     assert thinned(points[:240]) == points[:240]
+
+
+def ticks_of(chart: str) -> list[str]:
+    """Numbers and names, the vertical axis's ones."""
+    return [
+        "".join(e.itertext()) for e in parsed(chart).iter("text") if e.get("text-anchor") == "end" or e.get("transform")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("largest", "ticks"),
+    [
+        (1e6, ["0", "0.25", "0.5", "0.75", "1", "loss <nats>, ×106"]),
+        (2e-4, ["0", "0.5", "1", "1.5", "2", "loss <nats>, ×10−4"]),
+        (20000.0, ["0", "5000", "10000", "15000", "20000", "loss <nats>"]),
+    ],
+)
+def test_numbers_fit_beside_the_axis(largest: float, ticks: list[str]) -> None:
+    assert ticks_of(line_chart("", STEPS, LOSS, [Series("a", [(1, 0.0), (2, largest)], 0)])) == ticks
+
+
+def test_powers_of_ten_beside_a_logarithm() -> None:
+    chart = line_chart("", STEPS, Axis("p", "log"), [Series("a", [(1, 1e-5), (2, 1e5)], 0)])
+    assert ticks_of(chart) == ["10−5", "0.001", "0.1", "10", "1000", "105", "p"]
+    assert '10<tspan dy="-4" font-size="10">−5</tspan>' in chart

@@ -59,8 +59,8 @@ def test_licence_of_the_teacher_is_told(tiny_recipe: dict[str, Any], tmp_path: P
 
 
 def test_description_has_results_and_pictures_and_fits() -> None:
-    text = description("first", FACTS, "0123", ["plots/loss.png"])
-    assert "![plots/loss.png](get-artifact?path=plots%2Floss.png&run_uuid=0123)" in text
+    text = description("first", FACTS, "0123", ["plots/loss.svg"])
+    assert "![plots/loss.svg](get-artifact?path=plots%2Floss.svg&run_uuid=0123)" in text
     assert "| after | 2.1235 |" in text
     long = description("first", {**FACTS, "a": "x" * 4000, "b": "y" * 4000}, "0123", [])
     assert len(long) <= DESCRIPTION_LIMIT
