@@ -3,7 +3,7 @@
     python benchmarks/checkpoint.py --parameters 60e6 --repeats 5
     python benchmarks/checkpoint.py --quick                 # 20 million parameters, three repeats
 
-One rank, ZeRO-3, AdamW in fp32 (16 bytes per parameter). ``copy`` is what a step waits for; ``write`` (serialise, hash,
+One rank, ZeRO-3, AdamW in fp32 (16 bytes per parameter). ``copy`` is what a step waits for; ``write`` (serialize, hash,
 fsync) goes on beside training, ``synchronous`` is both, one after the other. ``restore`` is what a run that goes on
 needs of a checkpoint: to compare its checksums and to load it (the file system's cache is warm).
 """

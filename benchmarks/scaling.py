@@ -92,11 +92,11 @@ def measured_table(measured: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
-# --- modelled ---------------------------------------------------------------------------------------------------
+# --- modeled ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Modelled:
+class Modeled:
     """One size of the cluster; seconds of a step."""
 
     nodes: int
@@ -120,7 +120,7 @@ class Modelled:
         ]
 
 
-def modelled(options: argparse.Namespace, *, altogether: int | None) -> Iterator[Modelled]:
+def modeled(options: argparse.Namespace, *, altogether: int | None) -> Iterator[Modeled]:
     """All sizes, with a batch that grows with them or one for all."""
     for nodes in NODES:
         ranks = nodes * PER_NODE
@@ -152,7 +152,7 @@ def plan_of(options: argparse.Namespace, ranks: int, batch: int) -> Plan:
     return Plan(recipe, hardware, student, teacher, recipe.student.max_length, recipe.teacher.max_length)
 
 
-def of_cluster(plan: Plan, nodes: int, hop: float) -> Modelled:
+def of_cluster(plan: Plan, nodes: int, hop: float) -> Modeled:
     """Seconds of a plan's step, by what takes them."""
     assert plan.teacher_shape is not None
     seconds, traffic, hardware = plan.seconds(), plan.traffic(), plan.hardware
@@ -172,10 +172,10 @@ def of_cluster(plan: Plan, nodes: int, hop: float) -> Modelled:
     }
     batch = plan.recipe.training.batch_size
     step = sum(max(part.values()) for part in parts.values())
-    return Modelled(nodes, batch, parts["teacher"], parts["student"], batch * plan.teacher_tokens / step)
+    return Modeled(nodes, batch, parts["teacher"], parts["student"], batch * plan.teacher_tokens / step)
 
 
-def model_table(title: str, rows: list[Modelled]) -> str:
+def model_table(title: str, rows: list[Modeled]) -> str:
     """Markdown, and the sentence that it comes to."""
     names = list(rows[0].teacher)
     lines = [
@@ -196,7 +196,7 @@ def model_table(title: str, rows: list[Modelled]) -> str:
     return "\n".join([*lines, "", first_to_saturate(rows)])
 
 
-def first_to_saturate(rows: list[Modelled]) -> str:
+def first_to_saturate(rows: list[Modeled]) -> str:
     """The smallest cluster that waits for something, and for what."""
     for row in rows:
         if waits := row.waits():
@@ -214,8 +214,8 @@ def first_to_saturate(rows: list[Modelled]) -> str:
 def main() -> int:
     options = parse()
     measured = None if options.no_measure else measure(options.ranks, options.steps)
-    grows = list(modelled(options, altogether=None))
-    stays = list(modelled(options, altogether=ALTOGETHER))
+    grows = list(modeled(options, altogether=None))
+    stays = list(modeled(options, altogether=ALTOGETHER))
     texts = [] if measured is None else [measured_table(measured)]
     texts += [
         f"Cost model, rates stated and not measured: {options.tflops:g} TFLOP/s at {options.efficiency:.0%}, "

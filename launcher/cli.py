@@ -14,6 +14,7 @@ from rich.text import Text
 from launcher.commands import (
     align,
     compare,
+    env,
     evaluate,
     generate,
     jobs,
@@ -59,6 +60,7 @@ evaluate.add_to(app)
 score.add_to(app)
 promote.add_to(app)
 lineage.add_to(app)
+env.add_to(app)
 group(app)
 
 

@@ -69,10 +69,10 @@ def check_fits(settings: ClusterSettings, nodes: Sequence[Node], *, on_gpu: bool
 
 def can_hold_one(settings: ClusterSettings, node: Node, *, on_gpu: bool) -> bool:
     """Whether a worker may come to this node."""
-    labelled = all(label_matches(selector, node.labels.get(label)) for label, selector in settings.labels.items())
+    labeled = all(label_matches(selector, node.labels.get(label)) for label, selector in settings.labels.items())
     kind = settings.accelerator_type
     accelerated = kind is None or node.resources.get(_ACCELERATOR + kind, 0) >= _SLIVER
-    return labelled and accelerated and _num_workers(node, worker_resources(settings, on_gpu=on_gpu)) > 0
+    return labeled and accelerated and _num_workers(node, worker_resources(settings, on_gpu=on_gpu)) > 0
 
 
 def _num_workers(node: Node, needed: Mapping[str, float]) -> int:

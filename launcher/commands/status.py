@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from uld_ds.runs.status import RunStatus
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
-_COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "silent": "yellow"}
+_COLORS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "silent": "yellow"}
 _BAR_WIDTH = 24
 
 
@@ -50,7 +50,7 @@ def _table(found: RunStatus) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _rows(found).items():
-        style = _COLOURS.get(found.state, "") if name == found.name else ""
+        style = _COLORS.get(found.state, "") if name == found.name else ""
         table.add_row(Text(name), Text(value, style=style))
     return table
 

@@ -10,6 +10,7 @@ PANELS = {
     "While it runs, and afterwards": ("status", "report"),
     "How good is it?": ("evaluate", "score", "compare"),
     "The registry": ("promote", "lineage"),
+    "This installation": ("env",),
 }
 OTHERS = "More"
 

@@ -63,14 +63,14 @@ def test_ranks_table() -> None:
 
 def test_the_model_says_what_saturates_first() -> None:
     options = scaling.parse(["--inter-gbps", "400"])
-    grows = list(scaling.modelled(options, altogether=None))
+    grows = list(scaling.modeled(options, altogether=None))
     assert [row.nodes for row in grows] == [2, 4, 8, 16, 32, 64] and grows[-1].batch == 8192
     assert scaling.first_to_saturate(grows).startswith("Nothing saturates up to 64 x 8; closest is ")
     # As docs/plan.md has it: 70.55 GB into each of two nodes.
     assert grows[0].teacher["wires between nodes"] == pytest.approx(70.55 * 8 / 400, rel=1e-3)
-    stays = list(scaling.modelled(options, altogether=1024))
+    stays = list(scaling.modeled(options, altogether=1024))
     assert stays[0].seconds > 3 * stays[2].seconds
     assert scaling.first_to_saturate(stays).startswith("First to saturate: teacher: wires between nodes")
-    slow = list(scaling.modelled(scaling.parse(["--inter-gbps", "10"]), altogether=None))
+    slow = list(scaling.modeled(scaling.parse(["--inter-gbps", "10"]), altogether=None))
     text = scaling.model_table("Slow", slow)
     assert text.endswith("First to saturate: teacher: wires between nodes, student: wires between nodes, at 2 x 8.")

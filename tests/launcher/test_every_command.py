@@ -33,7 +33,7 @@ def leaves(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
 COMMANDS = dict(leaves(typer.main.get_command(cli.app)))
 # A document is not facts.
 WITHOUT_JSON = {("recipes", "reference")}
-WITHOUT_ARGUMENTS = {("recipes", "reference"), ("recipes", "list"), ("jobs",)}
+WITHOUT_ARGUMENTS = {("recipes", "reference"), ("recipes", "list"), ("jobs",), ("env",)}
 
 
 @pytest.fixture
@@ -133,6 +133,7 @@ REFUSED: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
         (["m", "1", "--alias", "a"], "--tracking-uri: is missing; "),
         (["m", "1", "--alias", "a", "--force"], "--force: has no reason; "),
     ],
+    ("env",): [],
     ("lineage",): [(["m"], "NAME@ALIAS: 'm' is neither NAME@ALIAS nor NAME/VERSION; ")],
 }
 
@@ -175,7 +176,15 @@ JSON: dict[tuple[str, ...], tuple[list[str], set[str]]] = {
     ("recipes", "list"): ([], {"demo", "paper"}),
     ("recipes", "copy"): (["demo", "mine.yaml"], {"recipe"}),
     ("score",): (["answers.jsonl"], {"f1", "em", "rows", "unanswerable"}),
+    ("env",): ([], {"uld_ds", "python", "libraries", "machine", "torch", "environment", "cache"}),
 }
+
+
+@pytest.fixture(autouse=True)
+def _few_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``uld-ds env`` would import all of them; tests/launcher/commands/test_env.py has those."""
+    monkeypatch.setattr("launcher.drivers.bug_report.LIBRARIES", ("numpy",))
+    monkeypatch.setattr("launcher.drivers.bug_report.EXTRAS", {})
 
 
 @pytest.mark.parametrize("words", list(JSON), ids=" ".join)

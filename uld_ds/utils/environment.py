@@ -17,6 +17,15 @@ from uld_ds.version import __version__
 REVISION = "ULD_DS_REVISION"
 """Environment variable that says which revision of the code an image holds, where there is no git to ask."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "deepspeed", "ray", "mlflow", "datasets", "accelerate", "numpy")
+EXTRAS = {
+    "bert-score": "bertscore",
+    "bitsandbytes": "qlora",
+    "gguf": "demo",
+    "lm-eval": "harness",
+    "peft": "lora",
+    "vllm": "vllm",
+}
+"""Optional library -> the extra of this package that installs it."""
 _GIT_SECONDS = 10
 
 
