@@ -115,7 +115,6 @@ def _serve(connection: Connection) -> None:
     import transformers.models.llama.modeling_llama
     import transformers.models.t5.modeling_t5  # noqa: F401
 
-    import tests.helpers.engines
     import uld_ds.workers.store  # noqa: F401
 
     while True:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from transformers import (
 )
 
 from tests.helpers import tokenizers_zoo as zoo
+from tests.helpers.prepared_sides import prepared
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.tiny import save_tiny_t5
 from uld_ds.batches import SideBatch
 from uld_ds.checkpointing.export import export_student
 from uld_ds.data.batching import Batcher
-from uld_ds.data.prepare import Preparer
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import Example, ExampleReader
 from uld_ds.data.teacher_batching import TeacherBatcher
@@ -44,11 +43,9 @@ from uld_ds.recipe import (
     ModelSettings,
     StudentSettings,
     TrainedTokenizerSettings,
-    parse_recipe,
 )
 from uld_ds.runs.job import Job
 from uld_ds.teachers.online import OnlineTeacher
-from uld_ds.training.deepspeed_config import student_config, teacher_config
 from uld_ds.training.engine import DistillationEngine
 from uld_ds.training.engines import load_student, load_teacher
 from uld_ds.utils.distributed import Ranks
@@ -167,19 +164,6 @@ def test_other_encoder_decoders(tmp_path: Path) -> None:
     model.final_logits_bias += torch.randn(200)
     choose_head_path(wrapped, wrapped, CPU, "student")
     assert not wrapped.direct_head
-
-
-def prepared(recipe: dict[str, Any], folder: Path) -> Job:
-    parsed = parse_recipe(recipe)
-    assert parsed.student.model is not None
-    configs = student_config(parsed, on_gpu=False), teacher_config(parsed, on_gpu=False)
-    job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", False, *configs, {})
-    sides = [
-        TextSide.of_model(job.student, parsed.student, "student", "student.model"),
-        TextSide.of_model(job.teacher, parsed.teacher, "teacher", "teacher.model"),
-    ]
-    split = Preparer(parsed, *sides).prepare(parsed.data.train, "data.train", folder)
-    return replace(job, splits={"train": str(split.folder)})
 
 
 def one_step(config: dict[str, Any], examples: list[int], target: str) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from launcher.drivers.store import with_absolute_store
+from tests.helpers.stored_talks import TALKS, side, store_of
 from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, toy
-from tests.uld_ds.teachers.test_stored import TALKS, side, store_of
 from uld_ds.recipe import parse_recipe
 
 PROGRAM = [sys.executable, "-m", "launcher"]

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from tests.helpers import tokenizers_zoo as zoo
+from tests.helpers.prepared_sides import prepared
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.tiny import save_tiny_model, save_tiny_t5
-from tests.integration.test_encoder_decoder import prepared
 from uld_ds.checkpointing.export import export_student
 from uld_ds.data.batching import Batcher
 from uld_ds.errors import UserError
