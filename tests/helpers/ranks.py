@@ -8,6 +8,8 @@ state: none of them runs in that process, and none is used twice.
 from __future__ import annotations
 
 import atexit
+import gc
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -24,6 +26,13 @@ from typing import Any
 import psutil
 
 # Nothing heavy is imported here: the process that ranks are forked from sets its threads before it imports numpy.
+PRELOADED = (
+    "pytest",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.t5.modeling_t5",
+    "uld_ds.workers.store",
+    "tests.helpers.engines",
+)
 
 
 def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any) -> list[Any]:
@@ -111,12 +120,13 @@ def _server() -> RankServer:
 def _serve(connection: Connection) -> None:
     # A process that forks must have no threads: those of BLAS start when numpy is imported.
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+    for name in PRELOADED:
+        importlib.import_module(name)
     import torch.multiprocessing
-    import transformers.models.llama.modeling_llama
-    import transformers.models.t5.modeling_t5  # noqa: F401
 
-    import uld_ds.workers.store  # noqa: F401
-
+    # What is here to stay need not be looked through by every rank's garbage collector, nor copied for it.
+    gc.collect()
+    gc.freeze()
     while True:
         try:
             request = connection.recv()
