@@ -120,6 +120,8 @@ def _server() -> RankServer:
 def _serve(connection: Connection) -> None:
     # A process that forks must have no threads: those of BLAS start when numpy is imported.
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+    # Nor may it have talked to a GPU, where there is one; DeepSpeed asks whether there is.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     for name in PRELOADED:
         importlib.import_module(name)
     import torch.multiprocessing
