@@ -136,7 +136,7 @@ def plan_of(options: argparse.Namespace, ranks: int, batch: int) -> Plan:
     from launcher.plan.plan import Plan
     from launcher.plan.shapes import shape_of
     from launcher.plan.speed import Hardware
-    from tests.launcher.plan.models import LLAMA_1B, LLAMA_70B
+    from tests.helpers.known_models import LLAMA_1B, LLAMA_70B
     from uld_ds.recipe import load_recipe
 
     micro = min(4, batch // ranks)

@@ -14,8 +14,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.broken_models import break_token, rare_token
 from tests.helpers.engines import prepared_job
-from tests.uld_ds.training.test_nonfinite import break_token, rare_token
 
 
 @pytest.mark.slow

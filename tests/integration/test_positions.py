@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.uld_ds.data.test_batching import rows, teacher_batcher
+from tests.helpers.micro_batches import rows, teacher_batcher
 from uld_ds.data.batching import Batcher
 from uld_ds.losses.normalization import step_weights
 from uld_ds.losses.objective import Objective

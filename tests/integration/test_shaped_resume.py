@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.helpers.engines import build, prepared_job, variant, window_of
+from tests.helpers.engines import build, prepared_job, variant
 from tests.helpers.ranks import run_on_ranks
+from tests.helpers.steps import steps
 from uld_ds.checkpointing.deepspeed_state import _TAG, host_state
 from uld_ds.checkpointing.export import export_student
 from uld_ds.checkpointing.files import write_shard
 from uld_ds.checkpointing.state import TrainState
-from uld_ds.data.sampling import step_examples
 from uld_ds.runs.job import Job
 from uld_ds.training.engine import DistillationEngine
 
@@ -25,12 +24,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"rank": 4, "dropout": 0.0}},
     "frozen": {"freeze": FROZEN},
 }
-
-
-def steps(engine: DistillationEngine, job: Job, batcher: Any, numbers: range) -> list[float]:
-    """Losses of some steps."""
-    every = (np.asarray(step_examples(step, len(batcher), 8, 0)) for step in numbers)
-    return [engine.train_step(window_of(job, batcher, indices, engine.ranks)).loss for indices in every]
 
 
 def export(engine: DistillationEngine, job: Job, target: Path) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from launcher import cli
 from launcher.commands.options import OUTPUT
-from tests.uld_ds.reporting.test_run_html import run as finished  # noqa: F401 (a fixture)
+from tests.helpers.run_folders import finished_run
 
 Outcome = tuple[int, str, str]
 Call = Callable[..., Outcome]
@@ -54,6 +54,12 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         return int(caught.value.code or 0), written.out, written.err
 
     return run_main
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A finished run with everything in its folder."""
+    return finished_run(tmp_path)
 
 
 def all_verbs(**options: Any) -> pytest.MarkDecorator:

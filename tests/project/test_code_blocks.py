@@ -21,8 +21,8 @@ import yaml
 from typer.testing import CliRunner
 
 from launcher.cli import app
+from tests.helpers.documents import ROOT, code_blocks
 from tests.helpers.tiny import tiny_recipe_in
-from tests.project.test_readme import ROOT, code_blocks
 from uld_ds.recipe import parse_recipe
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.tasks import registry

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import click
 import pytest
@@ -12,14 +11,8 @@ import typer
 import yaml
 
 from launcher.cli import app
+from tests.helpers.documents import README, ROOT, code_blocks
 from uld_ds.recipe import parse_recipe
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-
-
-def code_blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
 
 
 def commands(text: str) -> list[str]:

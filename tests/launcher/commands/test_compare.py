@@ -11,7 +11,7 @@ import pytest
 
 from launcher import cli
 from launcher.terminal.find_run import find_run
-from tests.uld_ds.reporting.test_comparison import make_run
+from tests.helpers.run_folders import make_run
 from uld_ds.reporting.comparison import BITS
 
 Run = Callable[..., tuple[int, str, str]]

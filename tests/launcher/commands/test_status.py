@@ -14,11 +14,17 @@ from typer.testing import CliRunner
 from launcher.cli import app
 from launcher.commands.status import duration
 from launcher.terminal.find_run import find_run
-from tests.uld_ds.runs.test_status import run  # noqa: F401 (a fixture)
+from tests.helpers.run_folders import running_run
 from uld_ds.errors import UserError
 
 
-def test_a_table(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Three steps of ten, a checkpoint after the second."""
+    return running_run(tmp_path)
+
+
+def test_a_table(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parent.parent)
     found = CliRunner().invoke(app, ["status", "first"], env={"COLUMNS": "110"})
     assert found.exit_code == 0
@@ -34,7 +40,7 @@ def test_a_table(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F
     assert "\x1b" not in found.output
 
 
-def test_json_and_what_it_costs(run: Path) -> None:  # noqa: F811
+def test_json_and_what_it_costs(run: Path) -> None:
     heavy = "{'torch', 'ray', 'deepspeed', 'mlflow', 'transformers', 'numpy'}"
     code = f"import sys; from launcher.cli import main\ntry: main()\nfinally: print({heavy} & {{*sys.modules}})"
     done = subprocess.run(
@@ -45,7 +51,7 @@ def test_json_and_what_it_costs(run: Path) -> None:  # noqa: F811
     assert imported == "set()"
 
 
-def test_a_run_that_is_not_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_run_that_is_not_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"RUN: no run at '.*runs'; runs there: first"):
         find_run(str(run.parent))
     monkeypatch.setenv("ULD_DS__RUN__STORAGE", str(run.parent))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,40 @@ import psutil
 import pytest
 import yaml
 
+from launcher import cli
 from launcher.drivers.store import with_absolute_store
+from tests.helpers.stored_talks import TALKS, side, store_of
 from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, toy
-from tests.uld_ds.teachers.test_stored import TALKS, side, store_of
 from uld_ds.recipe import parse_recipe
 
 PROGRAM = [sys.executable, "-m", "launcher"]
 
 
-def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+Outcome = tuple[str, str]
+Run = Callable[..., Outcome]
+
+
+def as_a_process(*arguments: str) -> Outcome:
+    """Standard output and error of the program as a process of its own."""
     done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == status, done.stderr
-    return done
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs the program in this process, which has imported what it needs: standard output and error."""
+
+    def run_main(*arguments: str, status: int = 0) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["uld-ds", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        written = capfd.readouterr()
+        assert int(caught.value.code or 0) == status, written.err
+        return written.out, written.err
+
+    return run_main
 
 
 INFO = {
@@ -52,53 +75,54 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_info_as_json(place: Path) -> None:
-    done = run("store", "info", str(place), "--json", "--verify")
-    facts = json.loads(done.stdout)
+    # As a process of its own: what it imports may say nothing either.
+    out, err = as_a_process("store", "info", str(place), "--json", "--verify")
+    facts = json.loads(out)
     assert facts.keys() >= INFO
     assert (facts["examples"], facts["teacher"], facts["codec"]["version"]) == (4, "t", 2)
     assert facts["teacher_tokens"] == 44
     assert facts["bytes_per_token"] > 0
     assert (facts["top_ids"], facts["top_bytes_per_token"]) == (0, 0.0)
-    assert done.stderr == ""
+    assert err == ""
 
 
-def test_info_for_people(place: Path) -> None:
-    lines = run("store", "info", str(place)).stdout.splitlines()
+def test_info_for_people(place: Path, run: Run) -> None:
+    lines = run("store", "info", str(place))[0].splitlines()
     assert lines[0] == str(place)
     assert "  examples             4" in lines
     assert "  teacher tokens       44" in lines
 
 
 @pytest.mark.parametrize("what", ["nothing", "half", "damaged"])
-def test_what_is_no_store(place: Path, tmp_path: Path, what: str) -> None:
+def test_what_is_no_store(place: Path, tmp_path: Path, what: str, run: Run) -> None:
     if what == "nothing":
-        done = run("store", "info", str(tmp_path / "x"), status=2)
-        assert done.stderr.startswith(f"error: PATH: no spectrum store at {tmp_path / 'x'}; ")
+        _, err = run("store", "info", str(tmp_path / "x"), status=2)
+        assert err.startswith(f"error: PATH: no spectrum store at {tmp_path / 'x'}; ")
         return
     for file in place.iterdir():
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
     if what == "half":
         (tmp_path / "manifest.json").rename(tmp_path / "manifest.partial.json")
-        done = run("store", "info", str(tmp_path), status=2)
-        assert "is half-written" in done.stderr
+        _, err = run("store", "info", str(tmp_path), status=2)
+        assert "is half-written" in err
         return
     shard = sorted(tmp_path.glob("shard-*"))[0]
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    done = run("store", "info", str(tmp_path), "--verify", status=1)
-    assert done.stderr.startswith("error: ") and shard.name in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    _, err = run("store", "info", str(tmp_path), "--verify", status=1)
+    assert err.startswith("error: ") and shard.name in err
+    assert len(err.splitlines()) == 1
 
 
-def test_build_needs_a_place_and_a_teacher(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_build_needs_a_place_and_a_teacher(tiny_recipe: dict[str, Any], tmp_path: Path, run: Run) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(yaml.safe_dump(tiny_recipe))
-    done = run("store", "build", str(recipe), status=2)
-    assert done.stderr.startswith("error: teacher.path: is missing; name the folder or URL to build the store at")
-    done = run("store", "build", str(recipe), "--output", "x", "--set", "teacher.model=null", status=2)
-    assert "teacher.model is missing" in done.stderr
+    _, err = run("store", "build", str(recipe), status=2)
+    assert err.startswith("error: teacher.path: is missing; name the folder or URL to build the store at")
+    _, err = run("store", "build", str(recipe), "--output", "x", "--set", "teacher.model=null", status=2)
+    assert "teacher.model is missing" in err
 
 
 @pytest.mark.slow
@@ -111,7 +135,9 @@ def test_a_killed_build_ends_in_the_same_bytes_and_teaches(tiny_recipe: dict[str
     recipe = tmp_path / "r.yaml"
     recipe.write_text(yaml.safe_dump(tiny_recipe))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    facts = json.loads(run("store", "build", str(recipe), "--output", str(whole), "--json").stdout.splitlines()[-1])
+    facts = json.loads(
+        as_a_process("store", "build", str(recipe), "--output", str(whole), "--json")[0].splitlines()[-1]
+    )
     assert facts["examples"] == 40 * 48
     assert facts["bytes_per_token"] <= 128
 
@@ -124,13 +150,13 @@ def test_a_killed_build_ends_in_the_same_bytes_and_teaches(tiny_recipe: dict[str
         os.kill(member.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "manifest.json").exists()
-    run("store", "build", str(recipe), "--output", str(killed))
+    as_a_process("store", "build", str(recipe), "--output", str(killed))
     for file in sorted(whole.glob("shard-*")):
         assert (killed / file.name).read_bytes() == file.read_bytes()
     assert len(list(killed.glob("shard-*"))) == len(list(whole.glob("shard-*")))
 
     arguments = ["--set", "teacher.source=stored", "--set", f"teacher.path={killed}", "--set", "teacher.model=null"]
-    trained = json.loads(run("train", str(recipe), *arguments, "--json").stdout.splitlines()[-1])
+    trained = json.loads(as_a_process("train", str(recipe), *arguments, "--json")[0].splitlines()[-1])
     assert trained["bits_per_byte"]["after"] < trained["bits_per_byte"]["before"]
     assert trained["bits_per_byte"]["teacher"] > 0
 

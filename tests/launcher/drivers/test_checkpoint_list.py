@@ -9,7 +9,7 @@ import pytest
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
 
 from launcher.drivers.checkpoint_list import repair_checkpoint_list
-from tests.uld_ds.checkpointing.test_files import state
+from tests.helpers.checkpoints import state
 from uld_ds.checkpointing.files import write_shard
 from uld_ds.checkpointing.manager import committed
 

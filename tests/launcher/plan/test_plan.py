@@ -17,7 +17,7 @@ from launcher.plan.memory import BYTES, Role, checkpoint_bytes
 from launcher.plan.plan import Plan
 from launcher.plan.shapes import student_shape, teacher_shape, tensor_bytes
 from launcher.plan.speed import Hardware, student_traffic
-from tests.launcher.plan.models import stand_in
+from tests.helpers.known_models import stand_in
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, load_recipe
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from launcher.cli import app
 from launcher.commands.recipes import shipped_recipes
 from launcher.drivers.preflight import check_deepspeed_configs
-from tests.launcher.plan.models import stand_in
+from tests.helpers.known_models import stand_in
 from uld_ds.data.sources import load_rows
 from uld_ds.recipe import GeneratorSource, load_recipe, parse_recipe
 

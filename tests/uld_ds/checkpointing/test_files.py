@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.checkpoints import state
 from uld_ds.checkpointing.files import (
     best_name,
     is_complete,
@@ -25,13 +26,6 @@ from uld_ds.checkpointing.files import (
 )
 from uld_ds.errors import FinalError
 from uld_ds.workers.fatal_errors import giving_up, note_if_final
-
-
-def state(rank: int) -> dict[str, object]:
-    return {
-        f"state/rank_{rank}_model.pt": {"weight": torch.arange(1000.0) + rank, "step": 7},
-        f"state/rank_{rank}_optim.pt": {"moment": torch.full((1000,), 0.5 + rank)},
-    }
 
 
 @pytest.fixture

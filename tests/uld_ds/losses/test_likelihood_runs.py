@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.uld_ds.losses.test_objective import NOTHING, segments_of
+from tests.helpers.objective_case import NOTHING, segments_of
 from uld_ds.batches import SegmentRows
 from uld_ds.losses.likelihood import likelihood_term
 from uld_ds.losses.likelihood_runs import likelihood_part, runs_of, word_may_be_over

@@ -8,19 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from uld_ds.batches import MicroBatch, SegmentRows, SideBatch
+from tests.helpers.micro_batches import micro_batch
+from uld_ds.batches import MicroBatch
 from uld_ds.losses.normalization import RowWeights, step_weights, sum_of
-
-
-def micro_batch(examples: list[tuple[float, int, int]]) -> MicroBatch:
-    """Of examples with a weight, a number of answer tokens and a number of segments."""
-    nothing = torch.empty(0, dtype=torch.long)
-    answers = torch.tensor([i for i, (_, tokens, _) in enumerate(examples) for _ in range(tokens)], dtype=torch.long)
-    segments = torch.tensor([i for i, (_, _, count) in enumerate(examples) for _ in range(count)], dtype=torch.long)
-    side = SideBatch(nothing, nothing, nothing, nothing, nothing, answers)
-    none = SegmentRows(nothing, nothing, nothing, nothing, nothing, nothing)
-    weights = torch.tensor([weight for weight, _, _ in examples])
-    return MicroBatch([], side, none, none, segments, weights, nothing)
 
 
 def over_ranks(windows: list[list[MicroBatch]], normalise: str) -> list[list[RowWeights]]:

@@ -22,8 +22,8 @@ from transformers import (
 from tests.helpers import tokenizers_zoo as zoo
 from tests.helpers.engines import build, prepared_job, variant
 from tests.helpers.ranks import run_on_ranks
+from tests.helpers.steps import steps
 from tests.helpers.tiny import save_tiny_model, save_tiny_t5
-from tests.integration.test_shaped_resume import steps
 from uld_ds.checkpointing.deepspeed_state import host_state, load_state
 from uld_ds.checkpointing.export import export_student
 from uld_ds.checkpointing.files import write_shard

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.engines import build, prepared_job, variant, window_of
+from tests.helpers.objective_case import Case
 from tests.helpers.ranks import run_on_ranks
-from tests.uld_ds.losses.test_objective import Case
 from uld_ds.checkpointing.deepspeed_state import _TAG, host_state
 from uld_ds.checkpointing.files import write_shard
 from uld_ds.checkpointing.state import TrainState

@@ -5,64 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
-import yaml
-
+from tests.helpers.run_folders import make_run
 from uld_ds.reporting.charts import Axis, Series, line_chart
 from uld_ds.reporting.comparison import BITS, ComparedRun, best_of, cautions, markdown, rows_of
 from uld_ds.reporting.comparison_html import comparison_page
-from uld_ds.runs.progress import ProgressWriter
-
-
-def make_run(
-    folder: Path,
-    name: str,
-    *,
-    bits: float = 2.5,
-    f1: tuple[float, float, float] | None = None,
-    tokens: int | None = 100,
-    finished: bool = True,
-    **recipe: Any,
-) -> Path:
-    place = folder / name
-    place.mkdir()
-    tree = {
-        "teacher": {"model": "org/large"},
-        "student": {"model": None, "from_config": {"model_type": "llama"}},
-        "objective": {"ce": 1.0, "uld": 0.3, "uld_gate": 10, "alignment": "segments"}
-        | {"schedule": {"uld": {"kind": "warmup", "steps": 0.2}}},
-        "data": {"eval": {"path": "held_out.jsonl"}},
-    }
-    (place / "recipe.yaml").write_text(yaml.safe_dump(tree | recipe))
-    writer = ProgressWriter(place / "progress.jsonl")
-    writer.start(0, 4, 2)
-    writer.evaluation(0, "teacher", 1.2)
-    writer.evaluation(0, "before", 4.0)
-    for step in (1, 2):
-        writer.step(step, 4, {"seconds/total": 1.0, **({} if tokens is None else {"student_tokens": tokens})})
-    writer.evaluation(2, "student", 3.0)
-    # Killed and gone on from the checkpoint of step 1: step 2 is done again.
-    writer.start(1, 4, 2)
-    for step in (2, 3, 4):
-        writer.step(step, 4, {"seconds/total": 1.0, **({} if tokens is None else {"student_tokens": tokens})})
-    writer.evaluation(2, "student", 3.0)
-    writer.evaluation(4, "after", bits)
-    if finished:
-        result = {"bits_per_byte": {"before": 4.0, "after": bits, "teacher": 1.2}, "steps": 4, "wall_seconds": 61.4}
-        (place / "result.json").write_text(json.dumps(result))
-        writer.end("FINISHED")
-    if f1 is not None:
-        beside = folder / f"{name}-evaluation"
-        beside.mkdir()
-        facts = {
-            "scores": {"f1": f1[0]},
-            "intervals": {"f1": list(f1[1:])},
-            "bits_per_byte": {"mean": bits + 0.01, "low": bits - 0.1, "high": bits + 0.1},
-        }
-        (beside / "evaluation.json").write_text(json.dumps(facts))
-    return place
 
 
 def test_what_a_run_folder_says(tmp_path: Path) -> None:

@@ -8,75 +8,23 @@ import re
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from tests.helpers import tokenizers_zoo as zoo
-from tests.uld_ds.runs.test_status import metrics
+from tests.helpers.run_folders import COMMIT, RESULT, finished_run, metrics
 from uld_ds.reporting.alignment_html import alignment_page
-from uld_ds.reporting.alignment_view import AlignmentView, view_alignment
+from uld_ds.reporting.alignment_view import AlignmentView
 from uld_ds.reporting.run_data import RunReport
 from uld_ds.reporting.run_html import report_page
 from uld_ds.reporting.verdict import verdict
 from uld_ds.runs.progress import ProgressWriter
 
-RESULT: dict[str, Any] = {
-    "run_id": "abc",
-    "model_name": "small",
-    "model_version": "3",
-    "bits_per_byte": {"before": 4.0, "after": 3.0, "teacher": 2.0},
-    "alignment_rate": 0.75,
-}
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def distribution(p: float) -> dict[str, Any]:
-    return {"points": [[1, p], [2, (1 - p) / 2], [4, 1e-4]], "right": p, "likeliest": [["<b>", p], [" x\n", 7e-4]]}
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run with everything in its folder."""
-    folder = tmp_path / "first"
-    (folder / "report").mkdir(parents=True)
-    recipe = {"run": {"name": "first"}, "teacher": {"model": "org/large"}, "student": {"model": "org/<small>"}}
-    recipe |= {
-        "registry": {"model_name": None},
-        "data": {"train": {"source": "files", "path": ["/a/b/c/rows.jsonl", "more.jsonl"]}},
-    }
-    recipe |= {"objective": {"ce": 1.0, "uld": 0.3, "hybrid": 0.0}}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    writer = ProgressWriter(folder / "progress.jsonl")
-    writer.start(0, 3, workers=1)
-    writer.evaluation(0, "teacher", 2.0)
-    writer.evaluation(0, "before", 4.0)
-    for step in (1, 2, 3):
-        writer.step(step, 3, metrics(3.0 - step / 10))
-    writer.evaluation(3, "after", 3.0)
-    calibration = {"tokens": 50, "error": 0.125, "bins": [{"tokens": 50, "confidence": 0.5, "accuracy": 0.375}]}
-    kept: dict[str, Any] = {
-        **{who: {"spectra": [distribution(p)], "calibration": calibration} for who, p in MODELS.items()},
-        "places": [{"prompt": "Q", "before": "the long\n\n <i>", "text": "er"}],
-        "alignment": [view_alignment(zoo.characters(), zoo.plain_bytes(), "aé", teacher_name="org/large").to_json()],
-        "answers": [{"prompt": "What?", "given": "That.", "before": "zz", "after": " ", "teacher": "That & more."}],
-        "lineage": {
-            "teacher": "org/large",
-            "same_tokenizer": False,
-            "uld_weight": 0.3,
-            "hybrid_weight": 0.0,
-            "data_digest": "d" * 64,
-            "code_revision": f"{COMMIT}-dirty",
-        },
-    }
-    for name, content in kept.items():
-        (folder / "report" / f"{name}.json").write_text(json.dumps(content))
-    (folder / "result.json").write_text(json.dumps(RESULT))
-    return folder
-
-
-MODELS = {"before": 0.2, "teacher": 0.6, "after": 0.4}
+    return finished_run(tmp_path)
 
 
 class Page(HTMLParser):

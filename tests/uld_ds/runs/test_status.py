@@ -8,36 +8,16 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.run_folders import metrics, running_run
 from uld_ds.runs.phases import OTHER, PHASES, with_other
 from uld_ds.runs.progress import ProgressWriter, read_events
 from uld_ds.runs.status import RunStatus, run_status, runs_in
-
-SECONDS = {"data": 0.5, "teacher": 4.0, "reduce": 0.25, "student": 1.0, "loss": 1.0, "backward": 2.0, "step": 0.25}
-
-
-def metrics(loss: float, seconds: float = 10.0) -> dict[str, float]:
-    parts = {"train/loss": loss, "train/ce": loss - 0.1, "train/uld": 0.2, "train/bits_per_byte": 2.5}
-    phases = {f"seconds/{phase}": value for phase, value in SECONDS.items()}
-    throughput = {"tokens_per_second": 300.0, "student_padding": 0.46, "seconds/total": seconds}
-    return {**parts, **throughput, **phases}
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Three steps of ten, a checkpoint after the second."""
-    folder = tmp_path / "runs" / "first"
-    folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text("run: {name: first}\n")
-    writer = ProgressWriter(folder / "progress.jsonl")
-    writer.stage("loading the teacher")
-    writer.start(0, 10, workers=2)
-    writer.evaluation(0, "before", 4.0)
-    for step in (1, 2, 3):
-        writer.step(step, 10, metrics(3.0 - step / 10))
-        if step == 2:
-            writer.checkpoint(2, 1.5)
-            (folder / "checkpoint_000000002").mkdir()
-    return folder
+    return running_run(tmp_path)
 
 
 def status_soon(folder: Path, seconds: float = 1.0) -> RunStatus:

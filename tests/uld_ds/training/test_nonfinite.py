@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.broken_models import break_token, rare_token
 from tests.helpers.engines import build, prepared_job, variant, window_of
+from tests.helpers.micro_batches import micro_batch
 from tests.helpers.ranks import run_on_ranks
-from tests.uld_ds.losses.test_normalization import micro_batch
 from uld_ds.runs.job import Job
 from uld_ds.training.loss_spikes import SpikeDetector
 from uld_ds.training.nonfinite import Watch
-
-
-def rare_token(job: Job, side: str) -> tuple[int, int]:
-    """A token that one example alone has, and that example."""
-    ids = job.split("train").rows[f"{side}_ids"][:]
-    counts = Counter(token for row in ids for token in set(row))
-    rare = {token for token, count in counts.items() if count == 1}
-    example = next(i for i, row in enumerate(ids) if rare & set(row))
-    return min(rare & set(ids[example])), example
-
-
-def break_token(model: str, token: int, target: Path) -> None:
-    """A copy of a model in which that token's embedding is infinite."""
-    lm = AutoModelForCausalLM.from_pretrained(model)
-    with torch.no_grad():
-        lm.get_input_embeddings().weight[token] = float("inf")
-    lm.save_pretrained(target)
 
 
 def make_steep(model: str, target: Path) -> None:

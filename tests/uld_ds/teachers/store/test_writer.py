@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from torch.multiprocessing import ProcessExitedException
 
+from tests.helpers.ranks import run_on_ranks
 from tests.helpers.stores import build, contents, writer
 from tests.helpers.teacher_outputs import example
 from uld_ds.errors import UserError
@@ -36,27 +38,25 @@ def test_a_resumed_build_ends_in_the_same_bytes(built: Path, tmp_path: Path) -> 
     assert contents(tmp_path) == contents(built)
 
 
-KILLED_BUILD = """
-import os, signal, sys
-from tests.helpers.stores import build
-calls = 0
-def kill(descriptor):
-    global calls
-    calls += 1
-    if calls == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-os.fsync = kill
-build(sys.argv[1])
-"""
+def killed_build(folder: Path, call: int) -> None:
+    """A build whose process is killed when it calls ``fsync`` for the ``call``-th time."""
+    calls = itertools.count(1)
+
+    def kill(_descriptor: int) -> None:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = kill
+    build(folder)
 
 
 # A put is two calls of fsync, file and folder: the partial manifest's, then those of shards 0, 1, 2.
 @pytest.mark.parametrize(("call", "finished"), [(4, 1), (5, 1), (9, 3)])
 def test_a_killed_build_goes_on(built: Path, tmp_path: Path, call: int, finished: int) -> None:
     store = tmp_path / "store"
-    command = [sys.executable, "-c", KILLED_BUILD, str(store), str(call)]
-    killed = subprocess.run(command, check=False, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    with pytest.raises(ProcessExitedException) as killed:
+        run_on_ranks(killed_build, 1, store, call)
+    assert killed.value.exit_code == -signal.SIGKILL
     with pytest.raises(UserError, match="is half-written"):
         SpectrumStore.open(store)
     again = writer(store)
