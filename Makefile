@@ -47,8 +47,7 @@ lint: install  ## Format, style and security rules, types, layering, dependencie
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
-	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs launcher benchmarks
-	$(BIN)/codespell --builtin clear,rare uld_ds
+	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs launcher benchmarks uld_ds
 	$(BIN)/pytest -q -rN tests/project/test_dependencies.py
 
 # checkov has an environment of its own: it pins versions that this project does not want.

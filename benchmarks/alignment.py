@@ -1,12 +1,12 @@
-"""What byte spans and alignment cost on top of tokenising both sides.
+"""What byte spans and alignment cost on top of tokenizing both sides.
 
     python benchmarks/alignment.py
     python benchmarks/alignment.py --quick                  # 1 MB, two pairs
     python benchmarks/alignment.py --text corpus.txt --megabytes 5 --output alignment.json
 
-Three steps are timed: tokenising with both tokenizers; the same with the spans of all tokens; cutting both into
+Three steps are timed: tokenizing with both tokenizers; the same with the spans of all tokens; cutting both into
 segments. They take turns batch by batch, so that a busy machine disturbs all alike. ``added`` is what spans and
-segments cost beyond tokenising, as a share of it. The text is the Python standard library's own, docstrings (prose)
+segments cost beyond tokenizing, as a share of it. The text is the Python standard library's own, docstrings (prose)
 and source (code), in pieces of the length of a conversation, or any UTF-8 file given with ``--text``.
 """
 
@@ -98,7 +98,7 @@ def measure(pair: tuple[str, str], batches: list[list[str]], rounds: int) -> dic
         starts = [segment_boundaries(*item)[0] for item in zip(*spans, strict=True)]
         return sum(map(len, starts)), sum(map(len, spans[0]))
 
-    with_spans(batches[0])  # most of the vocabularies' bytes are learnt once
+    with_spans(batches[0])  # most of the vocabularies' bytes are learned once
     records = []
     for number in range(rounds):
         seconds = {clock: dict.fromkeys(STEPS, 0.0) for clock in CLOCKS}

@@ -198,7 +198,7 @@ def store_of(folder: Path, answers: Answers) -> Path:
 
 
 def prepare(folder: Path, size: Size, answers: Answers) -> None:
-    """The teacher's answers where they are learnt, tokenizer and spectrum store in ``folder``, unless they are there.
+    """The teacher's answers where they are learned, tokenizer and spectrum store in ``folder``, unless they are there.
     The teacher runs here and nowhere else."""
     if answers == "teacher":
         for split in ("train", "held_out"):

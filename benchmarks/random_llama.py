@@ -1,4 +1,4 @@
-"""Models of any size with random weights: what a step costs does not depend on what they have learnt."""
+"""Models of any size with random weights: what a step costs does not depend on what they have learned."""
 
 from __future__ import annotations
 

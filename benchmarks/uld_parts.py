@@ -54,7 +54,7 @@ def our_parts(student: Any, teacher: Any, target: Any) -> dict[str, Callable[[],
     def fused(spectrum: Spectrum) -> Any:
         out = torch.empty_like(student)
         terms = uld_value_and_grad(student, spectrum, weight=uld, probability_weight=ce, out=out, want_bound=False)
-        loss = (terms.log_normaliser - student[rows, target]) @ ce + terms.distance @ uld
+        loss = (terms.log_normalizer - student[rows, target]) @ ce + terms.distance @ uld
         out[rows, target] -= ce.to(out.dtype)
         return loss, out
 

@@ -30,7 +30,7 @@ from uld_ds.errors import RunError, StoppedError, UserError, one_line
 from uld_ds.models.adapters import shaped
 from uld_ds.models.architectures import auto_class
 from uld_ds.models.pretrained import Pretrained
-from uld_ds.models.quantization import check_installed, check_quantisable
+from uld_ds.models.quantization import check_installed, check_quantizable
 from uld_ds.recipe import Recipe, StudentSettings
 from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.registry.provenance import teacher_facts
@@ -186,7 +186,7 @@ def _num_parameters(student: Pretrained, settings: StudentSettings) -> int:
     with torch.device("meta"):
         config = student.config()
         model = auto_class(config).from_config(config)
-        check_quantisable(settings, model)
+        check_quantizable(settings, model)
         model = shaped(model, settings)
     # Beside weights in 4 bits, a checkpoint holds what learns alone.
     frozen = 0 if settings.quantize else 0.25

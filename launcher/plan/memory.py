@@ -69,8 +69,8 @@ class Role:
     @property
     def weights(self) -> int:
         """Of all ranks together, once."""
-        quantised = self.shape.quantised
-        return (self.shape.parameters - quantised) * self.width + round(quantised * BYTES_PER_WEIGHT)
+        quantized = self.shape.quantized
+        return (self.shape.parameters - quantized) * self.width + round(quantized * BYTES_PER_WEIGHT)
 
     def offload(self, what: Literal["param", "optimizer"]) -> Place:
         """Where parameters or optimizer states rest."""
@@ -111,8 +111,8 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
     yield Line("student", "gathered layers", role.gathered(backward=True), moment="student")
     yield Line("student", "activations", activations(role, tokens, checkpointing=checkpointing), moment="student")
     yield Line("student", "head chunk", head_bytes(role, rows, backward=True), moment="student")
-    if role.shape.quantised:
-        unpacked = role.shape.largest_quantised * role.width
+    if role.shape.quantized:
+        unpacked = role.shape.largest_quantized * role.width
         yield Line("student", "a matrix out of its 4 bits", unpacked, moment="student")
     yield Line("student", "communication buffers", _bucket(role), moment="student")
     # Written beside training, from a copy.
@@ -139,7 +139,7 @@ def checkpoint_bytes(role: Role) -> tuple[int, int]:
     """
     shape = role.shape
     # Of a model in 4 bits what learns alone.
-    frozen = 0 if shape.quantised else (shape.parameters - shape.learning) * role.width
+    frozen = 0 if shape.quantized else (shape.parameters - shape.learning) * role.width
     if role.stage == 3:
         return role.share(shape.learning * 12, 3), role.share(frozen, 3)
     twice = 2 if role.stage == 2 else 1

@@ -14,7 +14,7 @@ from uld_ds.errors import UserError, one_line
 from uld_ds.models.adapters import shaped
 from uld_ds.models.layer_pruning import keep_in_config
 from uld_ds.models.pretrained import Pretrained
-from uld_ds.models.quantization import check_quantisable, quantised_linears
+from uld_ds.models.quantization import check_quantizable, quantized_linears
 from uld_ds.models.remote_code import check_remote_code
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.tokenization.loading import load_tokenizer
@@ -48,9 +48,9 @@ class Shape:
     vocab: int
     file_bytes: int | None
     """Of its weights on disk; None where they are not here."""
-    quantised: int = 0
+    quantized: int = 0
     """Parameters that are held in 4 bits."""
-    largest_quantised: int = 0
+    largest_quantized: int = 0
     """Of them, those of one matrix: what exists unpacked at a time."""
 
     @property
@@ -86,8 +86,8 @@ def shape_of(
     head = model.get_output_embeddings()
     in_four_bits = [0]
     if student is not None and student.quantize is not None:
-        check_quantisable(student, model)
-        in_four_bits += [model.get_submodule(linear).weight.numel() for linear in quantised_linears(model)]
+        check_quantizable(student, model)
+        in_four_bits += [model.get_submodule(linear).weight.numel() for linear in quantized_linears(model)]
     if student is not None:
         with torch.device("meta"):
             model = shaped(model, student)
@@ -110,8 +110,8 @@ def shape_of(
         heads=heads,
         vocab=text.vocab_size,
         file_bytes=file_bytes,
-        quantised=sum(in_four_bits),
-        largest_quantised=max(in_four_bits),
+        quantized=sum(in_four_bits),
+        largest_quantized=max(in_four_bits),
     )
 
 

@@ -253,7 +253,7 @@ def _unigram(normalizer: Any, pre_tokenizer: Any) -> Any:
 
 @cache
 def unigram() -> Any:
-    """Unigram that keeps every space and does not normalise."""
+    """Unigram that keeps every space and does not normalize."""
     return _unigram(None, pre_tokenizers.Metaspace(split=True))
 
 

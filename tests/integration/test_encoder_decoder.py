@@ -81,7 +81,7 @@ def test_the_encoder_reads_the_prompt_and_the_decoder_the_answer(t5: dict[str, P
     assert (turn.spans[0, 0], turn.spans[-1, 1]) == (0, len(b"It joins paths."))
 
 
-def test_of_a_conversation_the_last_answer_is_learnt(t5: dict[str, Path]) -> None:
+def test_of_a_conversation_the_last_answer_is_learned(t5: dict[str, Path]) -> None:
     side = side_of(t5["tied"])
     said = [("user", "One?"), ("assistant", "First."), ("user", "Two?"), ("assistant", "Second.")]
     talk = Example(tuple({"role": role, "content": text} for role, text in said), (1, 3))

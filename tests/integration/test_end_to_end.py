@@ -92,7 +92,7 @@ def base64_of(text: str) -> str:
     return base64.b64encode(text.encode()).decode().rstrip("=")[:-1]
 
 
-def test_facts_are_complete_and_the_student_learnt(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_facts_are_complete_and_the_student_learned(finished: tuple[dict[str, Any], dict[str, Any]]) -> None:
     _, facts = finished
     for key in ("run_id", "model_name", "model_version", "tracking_uri", "export_dir", "tokens_per_second"):
         assert facts[key], key

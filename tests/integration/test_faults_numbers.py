@@ -58,8 +58,8 @@ def test_a_run_skips_what_is_not_finite_and_stops_after_too_many(tiny_recipe: di
     assert lines[0]["step"] <= 6 < lines[1]["step"]
     assert facts["skipped_steps"] == 2
     client = mlflow.MlflowClient(facts["tracking_uri"])
-    learnt = [point.step for point in client.get_metric_history(facts["run_id"], "train/loss")]
-    assert learnt == [step for step in range(1, 13) if step not in {line["step"] for line in lines}]
+    learned = [point.step for point in client.get_metric_history(facts["run_id"], "train/loss")]
+    assert learned == [step for step in range(1, 13) if step not in {line["step"] for line in lines}]
     assert [p.value for p in client.get_metric_history(facts["run_id"], "train/skipped_steps")] == [1, 2]
     exported = AutoModelForCausalLM.from_pretrained(facts["export_dir"]).state_dict()
     finite = [name for name, tensor in exported.items() if not bool(torch.isfinite(tensor).all())]

@@ -80,12 +80,12 @@ TEACHER = 3 * torch.randn(len(SEGMENTS), TEACHER_VOCAB, generator=torch.Generato
 
 
 @pytest.mark.parametrize("rows_per_chunk", [1000, 4], ids=["one chunk", "six chunks"])
-@pytest.mark.parametrize("learnt", [("hidden", "down", "up"), ("weight", "bias", "down", "up"), ("up",), ("hidden",)])
+@pytest.mark.parametrize("learned", [("hidden", "down", "up"), ("weight", "bias", "down", "up"), ("up",), ("hidden",)])
 @pytest.mark.parametrize("logit_map", [LogitMap(), LogitMap(scale=0.5, cap=6.0)], ids=["linear", "capped"])
 @pytest.mark.parametrize("options", [{"uld": 1.5}, {"student_temperature": 2.0}], ids=["closed form", "temperature"])
 def test_gradients_equal_autograd_in_float64(
     rows_per_chunk: int,
-    learnt: tuple[str, ...],
+    learned: tuple[str, ...],
     logit_map: LogitMap,
     options: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -93,8 +93,8 @@ def test_gradients_equal_autograd_in_float64(
     monkeypatch.setattr(row_model, "_CHUNK_ELEMENTS_CPU", rows_per_chunk * VOCAB)
     settings = ObjectiveSettings(**options)
     scale = torch.tensor([2.0, 2.0, 0.25])
-    found = {name: tensor.requires_grad_(name in learnt) for name, tensor in tensors(3).items()}
-    wanted = {name: tensor.double().requires_grad_(name in learnt) for name, tensor in tensors(3).items()}
+    found = {name: tensor.requires_grad_(name in learned) for name, tensor in tensors(3).items()}
+    wanted = {name: tensor.double().requires_grad_(name in learned) for name, tensor in tensors(3).items()}
 
     head = Head(found["weight"], found["bias"], logit_map, LowRank(found["down"], found["up"], scale))
     loss = loss_of(settings, found["hidden"], head, IDS, TEACHER)
@@ -111,7 +111,7 @@ def test_gradients_equal_autograd_in_float64(
     assert loss.item() == pytest.approx(expected.item(), rel=2e-5)
     for name, tensor in found.items():
         gradient, reference = tensor.grad, wanted[name].grad
-        if name not in learnt:
+        if name not in learned:
             assert gradient is None, name
             continue
         assert gradient is not None and reference is not None

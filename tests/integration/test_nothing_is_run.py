@@ -41,7 +41,7 @@ def test_code_of_a_model_is_not_run(model: Path) -> None:
     assert refusal(model) == (
         f"teacher.model: '{model}' needs code of its own, and uld-ds runs none that comes with a model unless told to; "
         "use a model that transformers knows, or read its code and then write "
-        "teacher.remote_code: {repository: organisation/name, revision: <the commit's 40 digits>}"
+        "teacher.remote_code: {repository: organization/name, revision: <the commit's 40 digits>}"
     )
     # Of a kind that transformers knows, its own code is taken, not the model's.
     (model / "config.json").write_text(json.dumps(config | {"auto_map": own}))

@@ -66,7 +66,7 @@ def test_it_goes_on_bit_for_bit(tiny_recipe: dict[str, Any], tmp_path: Path, sta
     before = AutoModelForCausalLM.from_pretrained(tiny_recipe["student"]["model"]).state_dict()
     for name, losses in found.items():
         assert losses["again"] == losses["through"], name
-        assert losses["through"][-1] < losses["first"][0], "nothing was learnt"
+        assert losses["through"][-1] < losses["first"][0], "nothing was learned"
         through, again = (
             AutoModelForCausalLM.from_pretrained(tmp_path / name / part).state_dict() for part in ("through", "again")
         )

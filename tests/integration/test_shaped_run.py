@@ -19,7 +19,7 @@ from uld_ds.recipe import ModelSettings, parse_recipe
 
 
 @pytest.mark.slow
-def test_adapters_are_learnt_and_merged(
+def test_adapters_are_learned_and_merged(
     tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
 ) -> None:
     recipe: dict[str, Any] = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)

@@ -92,7 +92,7 @@ def no_deny(objects: list[Object]) -> None:
     drop(objects, "NetworkPolicy", "default-deny")
 
 
-def misspelt_selector(objects: list[Object]) -> None:
+def misspelled_selector(objects: list[Object]) -> None:
     labels = only(objects, "NetworkPolicy", "uld-ds-to-mlflow")["spec"]["podSelector"]["matchLabels"]
     labels["app.kubernetes.io/component"] = "trainng"
 
@@ -124,15 +124,15 @@ def connection_string(objects: list[Object]) -> None:
 
 # What only KubeRay's schema knows.
 BROKEN_FOR_KUBERAY: dict[str, tuple[Break, str]] = {
-    "misspelt field of a RayJob": (lambda o: spec(o).update(ttlSecondsAfterFinish=60), "'ttlSecondsAfterFinish' was"),
-    "misspelt field deep in it": (lambda o: container(o).update(imagePullPolcy="Always"), "'imagePullPolcy' was"),
+    "misspelled field of a RayJob": (lambda o: spec(o).update(ttlSecondsAfterFinish=60), "'ttlSecondsAfterFinish' was"),
+    "misspelled field deep in it": (lambda o: container(o).update(imagePullPolcy="Always"), "'imagePullPolcy' was"),
     "text for a number": (lambda o: workers(o).update(replicas="1"), "'1' is not of type 'integer'"),
     "authentication that is none": (lambda o: cluster(o)["authOptions"].update(mode="basic"), "'basic' is not one of"),
     "quantity that is none": (lambda o: container(o)["resources"]["limits"].update(memory="6 GB"), "'6 GB' does not"),
     "variable twice": (two_of_a_variable, "name 'MLFLOW_TRACKING_USERNAME' comes twice"),
 }
 BROKEN: dict[str, tuple[Break, str]] = {
-    "misspelt field of a core kind": (lambda o: server(o).update(redinessProbe={}), "'redinessProbe' was unexpected"),
+    "misspelled field of a core kind": (lambda o: server(o).update(redinessProbe={}), "'redinessProbe' was unexpected"),
     # The controller.
     "name too long": (lambda o: only(o, "RayJob")["metadata"].update(name="u" * 48), "has 48 characters, more than 47"),
     "name of capitals": (lambda o: only(o, "RayJob")["metadata"].update(name="ULD"), "'ULD' is no DNS-1035 label"),
@@ -212,7 +212,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "password in a URI": (connection_string, "a secret in .data.MLFLOW_BACKEND_STORE_URI"),
     "open network": (no_deny, "no NetworkPolicy denies"),
     "no names": (lambda o: drop(o, "NetworkPolicy", "allow-dns"), "lets every pod ask for names"),
-    "policy for nobody": (misspelt_selector, "NetworkPolicy/uld-ds-to-mlflow: selects no pod"),
+    "policy for nobody": (misspelled_selector, "NetworkPolicy/uld-ds-to-mlflow: selects no pod"),
     "missing ConfigMap": (lambda o: drop(o, "ConfigMap", "mlflow-auth"), "there is no ConfigMap/mlflow-auth"),
 }
 

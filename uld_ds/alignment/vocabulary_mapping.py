@@ -101,7 +101,7 @@ def _read(file: Path) -> VocabularyRelations | None:
 
 def _write(file: Path, relations: VocabularyRelations) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as out:  # not synchronised: whoever reads a damaged one makes it anew
+    with whole_file(file) as out:  # not synchronized: whoever reads a damaged one makes it anew
         np.savez_compressed(
             out,
             identity=relations.identity.astype(np.int32),

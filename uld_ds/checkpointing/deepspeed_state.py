@@ -17,7 +17,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from uld_ds.checkpointing.files import HostState, on_host
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.errors import FinalError
-from uld_ds.models.quantization import base_digest, is_quantised, learning, load_learning
+from uld_ds.models.quantization import base_digest, is_quantized, learning, load_learning
 from uld_ds.utils.distributed import Ranks
 
 _TAG = "state"
@@ -54,16 +54,16 @@ def load_state(student: Any, folder: Path, ranks: Ranks) -> tuple[str | None, di
     """Loads what ``host_state`` has taken of as many ranks as there are. Collective.
 
     Raises:
-        FinalError: the weights in 4 bits that it learnt beside are others than those of this run.
+        FinalError: the weights in 4 bits that it learned beside are others than those of this run.
     """
-    if not is_quantised(student.module):
+    if not is_quantized(student.module):
         return student.load_checkpoint(str(folder), tag=_TAG)
     path, client = student.load_checkpoint(str(folder), tag=_TAG, custom_load_fn=load_learning)
     same = path is None or not ranks.is_first or client[_BASE] == base_digest(student.module)
     if not all(ranks.gather(same)):
         raise FinalError(
-            f"{folder.name} was learnt beside other 4-bit weights than those made of student.model now: its files have "
-            "changed, or another kind of device rounds them otherwise. Restore the files, go on where the run was, or "
+            f"{folder.name} was learned beside other 4-bit weights than those made of student.model now: its files "
+            "have changed, or another kind of device rounds them otherwise. Restore the files, go on where the run was, or "
             "set another run.name"
         )
     return path, client
@@ -108,9 +108,9 @@ def load_divided(student: Any, folder: Path) -> tuple[str | None, dict[str, Any]
 def host_state(student: Any, state: TrainState) -> HostState:
     """A copy, on the host, of all that this rank's shard of a checkpoint holds. Collective."""
     client: dict[str, Any] = {"uld_ds": asdict(state)}
-    quantised = is_quantised(student.module)
-    kept = learning(student.module) if quantised else None
-    if quantised and Ranks.current().is_first:
+    quantized = is_quantized(student.module)
+    kept = learning(student.module) if quantized else None
+    if quantized and Ranks.current().is_first:
         client[_BASE] = base_digest(student.module)
     # DeepSpeed leaves scripts beside what it writes; neither is kept.
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +118,7 @@ def host_state(student: Any, state: TrainState) -> HostState:
         writer, student.checkpoint_engine = student.checkpoint_engine, taken
         try:
             student.save_checkpoint(
-                folder, tag=_TAG, client_state=client, save_latest=False, exclude_frozen_parameters=quantised
+                folder, tag=_TAG, client_state=client, save_latest=False, exclude_frozen_parameters=quantized
             )
         finally:
             student.checkpoint_engine = writer

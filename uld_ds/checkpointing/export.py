@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.models.adapters import is_adapted, merged
-from uld_ds.models.quantization import is_quantised, unquantised_like
+from uld_ds.models.quantization import is_quantized, unquantized_like
 from uld_ds.utils.distributed import Ranks
 from uld_ds.utils.files import remove_leftovers, whole_folder
 
@@ -32,8 +32,8 @@ def export_student(student: Any, tokenizer: PreTrainedTokenizerBase, target: Pat
         lm: Any = student.module.lm
         if is_adapted(lm):
             lm, weights = lm.get_base_model(), merged(lm, weights)
-        if is_quantised(lm):
-            lm = unquantised_like(lm)
+        if is_quantized(lm):
+            lm = unquantized_like(lm)
         remove_leftovers(target)
         # On the disk: the run's result names it, and the checkpoints may go.
         with whole_folder(target, sync=True, replace=True) as aside:

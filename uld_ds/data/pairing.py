@@ -178,7 +178,7 @@ class _Side:
     def columns(self) -> dict[str, Any]:
         answers = np.concatenate(self._answers).astype(np.int32)
         segments = np.concatenate(self._segments).astype(np.int32)
-        # What follows the last token that is learnt would be read for nothing.
+        # What follows the last token that is learned would be read for nothing.
         ids = self._ids[: answers[-1] + 1]
         return {
             "ids": ids,

@@ -1,4 +1,4 @@
-"""Rows of text to tokenised examples on disk, cached by their content."""
+"""Rows of text to tokenized examples on disk, cached by their content."""
 
 from __future__ import annotations
 

@@ -19,13 +19,13 @@ def bertscores(predictions: Sequence[Prediction]) -> list[float]:
     Raises:
         UserError: the package is not installed.
     """
-    from uld_ds.evaluation.predictions import is_unanswerable, normalised
+    from uld_ds.evaluation.predictions import is_unanswerable, normalized
 
     try:
         from bert_score import score
     except ImportError as error:
         raise UserError("--metrics", "bertscore needs a package", "pip install 'uld-ds[bertscore]'") from error
-    scores = [float(is_unanswerable(row) and not normalised(row.text)) for row in predictions]
+    scores = [float(is_unanswerable(row) and not normalized(row.text)) for row in predictions]
     worded = [[text for text in row.references if text.strip()] for row in predictions]
     places = [n for n, row in enumerate(predictions) if not is_unanswerable(row) and row.text.strip() and worded[n]]
     if places:

@@ -3,7 +3,7 @@
 Definitions follow the SQuAD evaluation script (Rajpurkar et al., arXiv 1606.05250 and 1806.03822) and the scores
 published with ULD (Boizard et al., arXiv 2402.12030):
 
-- Text is normalised as SQuAD does: lower case, without ASCII punctuation, then without *a*, *an*, *the*.
+- Text is normalized as SQuAD does: lower case, without ASCII punctuation, then without *a*, *an*, *the*.
 - Of several references the best counts, for each metric by itself.
 - A row without references has no answer in its text (references whose normal form is empty do not count). It is right
   in every metric when the prediction is empty, too, or says "no response", and wrong otherwise.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uld_ds.errors import UserError
-from uld_ds.evaluation.predictions import Prediction, normalised
+from uld_ds.evaluation.predictions import Prediction, normalized
 from uld_ds.tasks.task import NO_RESPONSE
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ def score(predictions: Sequence[Prediction], metrics: Sequence[str] = DEFAULT_ME
 
 
 def _row_scores(prediction: Prediction, names: Sequence[str]) -> dict[str, float]:
-    said = normalised(prediction.text)
-    references = [text for reference in dict.fromkeys(prediction.references) if (text := normalised(reference))]
+    said = normalized(prediction.text)
+    references = [text for reference in dict.fromkeys(prediction.references) if (text := normalized(reference))]
     if not references:
         return dict.fromkeys(names, float(not said or NO_RESPONSE in said))
     scores: dict[str, float] = {}
@@ -128,7 +128,7 @@ def _row_scores(prediction: Prediction, names: Sequence[str]) -> dict[str, float
         scores["accuracy"] = float(_label(said) in map(_label, references))
     rouge = [name for name in ROUGE if name in names]
     if rouge:
-        texts = [reference for reference in dict.fromkeys(prediction.references) if normalised(reference)]
+        texts = [reference for reference in dict.fromkeys(prediction.references) if normalized(reference)]
         found = _rouge_scorer(tuple(rouge)).score_multi(texts, prediction.text)
         scores |= {name: found[name].fmeasure for name in rouge}
     return scores

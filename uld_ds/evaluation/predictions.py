@@ -20,11 +20,11 @@ class Prediction:
     references: tuple[str, ...]
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """As the SQuAD script has it."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def is_unanswerable(prediction: Prediction) -> bool:
     """Whether no reference says anything."""
-    return not any(normalised(reference) for reference in prediction.references)
+    return not any(normalized(reference) for reference in prediction.references)

@@ -1,4 +1,4 @@
-"""The classical objectives, for a student that has its teacher's tokenizer: KL either way, generalised Jensen-Shannon.
+"""The classical objectives, for a student that has its teacher's tokenizer: KL either way, generalized Jensen-Shannon.
 
 What is compared is the distribution over k + 1 outcomes: each of the teacher's k likeliest tokens, and "anything
 else". With k the whole vocabulary there is nothing else, and the value is the classical one. With fewer it is a lower
@@ -44,7 +44,7 @@ class OutcomeTerm(NamedTuple):
 def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: float = 0.5) -> OutcomeTerm:
     """Between the distributions P (teacher) and Q (student) over the same outcomes.
 
-    ``forward_kl`` is ``KL(P, Q)``, ``reverse_kl`` is ``KL(Q, P)``, and ``jensen_shannon``, generalised as in GKD
+    ``forward_kl`` is ``KL(P, Q)``, ``reverse_kl`` is ``KL(Q, P)``, and ``jensen_shannon``, generalized as in GKD
     (Agarwal et al., arXiv 2306.13649, section 2), ``beta KL(P, M) + (1 - beta) KL(Q, M)`` with
     ``M = beta P + (1 - beta) Q``. An outcome that one side gives nothing costs what its definition says: 0, or
     infinity.
@@ -87,11 +87,11 @@ class ClassicalTerm:
         """As ``IdentityTerm`` says."""
         return said.top
 
-    def add(self, logits: Tensor, log_normaliser: Tensor, said: TopTokens, weight: Tensor, grad: Tensor) -> Tensor:
+    def add(self, logits: Tensor, log_normalizer: Tensor, said: TopTokens, weight: Tensor, grad: Tensor) -> Tensor:
         """As ``IdentityTerm`` says; [C] float64."""
         return lumped(
             logits,
-            log_normaliser,
+            log_normalizer,
             said,
             weight,
             grad,
@@ -105,7 +105,7 @@ class ClassicalTerm:
 @torch.no_grad()
 def lumped(
     logits: Tensor,
-    log_normaliser: Tensor,
+    log_normalizer: Tensor,
     top: TopTokens,
     weight: Tensor,
     grad: Tensor,
@@ -119,15 +119,15 @@ def lumped(
 
     Args:
         logits: [C, V] the student's.
-        log_normaliser: [C] ``logsumexp(logits)``.
+        log_normalizer: [C] ``logsumexp(logits)``.
         top: [C, k] tokens of the student's vocabulary with the teacher's log-probabilities, those of a row different.
             Ids that the student does not have are "anything else".
         weight: [C] of each row's value in the loss.
         grad: [C, V] the loss's gradient on ``logits``: adds to it.
         kind: which divergence.
-        beta: of generalised Jensen-Shannon.
+        beta: of generalized Jensen-Shannon.
         has_rest: False where ``top`` is the whole vocabulary. (It is also no outcome in a row of which the student
-            has nothing else: what the teacher leaves there is rounding, or nothing that could be learnt.)
+            has nothing else: what the teacher leaves there is rounding, or nothing that could be learned.)
         alive: [C] bool, False for padding.
 
     Returns:
@@ -141,13 +141,13 @@ def lumped(
         (len(logits), vocab + 1), -math.inf, dtype=accumulation_dtype(logits.dtype), device=logits.device
     )
     others = padded[:, :vocab].copy_(logits)
-    log_q = padded.gather(1, places).double() - log_normaliser[:, None].double()
+    log_q = padded.gather(1, places).double() - log_normalizer[:, None].double()
     padded.scatter_(1, places, -math.inf)
     log_others = others.logsumexp(1)
     if has_rest:
         rest = (1 - log_p.exp().sum(1)).clamp(min=0).log().masked_fill(log_others == -math.inf, -math.inf)
         log_p = torch.cat([log_p, rest[:, None]], 1)
-        log_q = torch.cat([log_q, (log_others.double() - log_normaliser.double())[:, None]], 1)
+        log_q = torch.cat([log_q, (log_others.double() - log_normalizer.double())[:, None]], 1)
     value, slopes = divergence(_believed(log_p, kind, has_rest=has_rest), log_q, kind, beta)
     slopes = slopes.masked_fill(~alive[:, None], 0.0) * weight[:, None]
     of_outcomes = slopes - log_q.exp() * slopes.sum(1, keepdim=True)

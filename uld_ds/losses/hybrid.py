@@ -1,10 +1,10 @@
 """Hybrid: tokens that both vocabularies have are compared by identity, the others by their sorted probabilities.
 
 The idea is TRL's GOLD; what is compared is defined here so that k tokens of the teacher give a lower bound, and all of
-them the exact value, with no renormalisation anywhere:
+them the exact value, with no renormalization anywhere:
 
 - *Matched.* Outcomes are the student's twins of the teacher's k likeliest tokens, and "everything else": on each side
-  what is left to 1. Between the two distributions over these: generalised Jensen-Shannon.
+  what is left to 1. Between the two distributions over these: generalized Jensen-Shannon.
 - *Unmatched.* The teacher's probabilities of the tokens without a twin among its k likeliest, ``p_1 >= ... >= p_m``,
   against the student's largest of tokens that are nobody's twin, ``q_1 >= q_2 >= ...``:
   ``sum_{i <= m} |p_i - q_i| + max(0, sum_{i > m} q_i - r)`` with ``r`` all that the teacher gives to tokens beyond the
@@ -77,11 +77,11 @@ class HybridTerm:
         )
 
     @torch.no_grad()
-    def add(self, logits: Tensor, log_normaliser: Tensor, said: Split, weight: Tensor, grad: Tensor) -> Tensor:
+    def add(self, logits: Tensor, log_normalizer: Tensor, said: Split, weight: Tensor, grad: Tensor) -> Tensor:
         """As ``IdentityTerm`` says; [C] float64."""
         value = lumped(
             logits,
-            log_normaliser,
+            log_normalizer,
             said.matched,
             weight,
             grad,
@@ -90,7 +90,7 @@ class HybridTerm:
             alive=said.alive,
         )
         twinless = self._twinless(logits.shape[1])
-        return value + _sorted_rest(logits, log_normaliser, said, twinless, weight, grad)
+        return value + _sorted_rest(logits, log_normalizer, said, twinless, weight, grad)
 
     def _twinless(self, vocab: int) -> Tensor:
         """[V] bool: which of the student's tokens are nobody's twin."""
@@ -99,14 +99,14 @@ class HybridTerm:
 
 
 def _sorted_rest(
-    logits: Tensor, log_normaliser: Tensor, said: Split, twinless: Tensor, weight: Tensor, grad: Tensor
+    logits: Tensor, log_normalizer: Tensor, said: Split, twinless: Tensor, weight: Tensor, grad: Tensor
 ) -> Tensor:
     """The unmatched part of C rows, [C] float64; adds its gradient.
 
     With ``s_j = d value / d q_j`` it is ``dvalue/dz_j = q_j (s_j - sum_i s_i q_i)``.
     """
     dtype = accumulation_dtype(logits.dtype)
-    q = (logits.to(dtype) - log_normaliser[:, None].to(dtype)).exp_()
+    q = (logits.to(dtype) - log_normalizer[:, None].to(dtype)).exp_()
     own = q * twinless
     k = said.unmatched.shape[1]
     largest, where = own.topk(min(k, own.shape[1]), dim=1)

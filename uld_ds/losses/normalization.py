@@ -30,16 +30,16 @@ class RowWeights:
 
 
 def step_weights(
-    window: Sequence[MicroBatch], normalise: Literal["token", "sample"], sum_over_ranks: SumOverRanks
+    window: Sequence[MicroBatch], normalize: Literal["token", "sample"], sum_over_ranks: SumOverRanks
 ) -> list[RowWeights]:
     """Weights of every row in a window; over all ranks, those of each kind add up to 1.
 
     Args:
         window: the micro-batches of this rank's step, on one device.
-        normalise: ``token`` or ``sample``.
+        normalize: ``token`` or ``sample``.
         sum_over_ranks: adds a [2] float64 tensor over all ranks. Called once.
     """
-    raw = [_raw_weights(micro_batch, normalise) for micro_batch in window]
+    raw = [_raw_weights(micro_batch, normalize) for micro_batch in window]
     local = torch.stack([sum_of(raw, "answers"), sum_of(raw, "segments")])
     total = sum_over_ranks(local).clamp_min(1e-12)
     return [RowWeights((row.answers / total[0]).float(), (row.segments / total[1]).float()) for row in raw]
@@ -50,12 +50,12 @@ def sum_of(weights: Sequence[RowWeights], kind: Literal["answers", "segments"]) 
     return torch.stack([getattr(row, kind).double().sum() for row in weights]).sum()
 
 
-def _raw_weights(micro_batch: MicroBatch, normalise: Literal["token", "sample"]) -> RowWeights:
+def _raw_weights(micro_batch: MicroBatch, normalize: Literal["token", "sample"]) -> RowWeights:
     student = micro_batch.student
     per_example = micro_batch.example_weight.double()
     weights = []
     for owner in (student.answer_example, micro_batch.segment_example):
-        if normalise == "sample":
+        if normalize == "sample":
             counts = torch.bincount(owner, minlength=len(per_example)).clamp_min(1)
             weights.append((per_example / counts)[owner])
         else:

@@ -45,7 +45,7 @@ class _Chunk(NamedTuple):
     """``NUM_PARTS`` of [C]."""
     grad: Tensor
     """[C, V] float32: d loss / d logits."""
-    log_normaliser: Tensor
+    log_normalizer: Tensor
     """[C] float32: ``logsumexp(logits)``."""
 
 
@@ -247,13 +247,13 @@ class Objective:
 
     def _one_chunk(self, logits: Tensor, rows: Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
         """Cross-entropy and ULD; what looks at identities adds to their gradient."""
-        parts, grad, log_normaliser = (self._by_autograd if self._needs_autograd() else self._closed_form)(
+        parts, grad, log_normalizer = (self._by_autograd if self._needs_autograd() else self._closed_form)(
             logits, rows, chunk
         )
         for term, said, weight in zip(self.terms, rows.said, rows.term_weights, strict=True):
-            value = torch.zeros_like(log_normaliser, dtype=torch.float64)
+            value = torch.zeros_like(log_normalizer, dtype=torch.float64)
             if chunk.start < rows.num_compared:
-                value = term.add(logits, log_normaliser, said[chunk], weight[chunk], grad).double()
+                value = term.add(logits, log_normalizer, said[chunk], weight[chunk], grad).double()
             parts.append(value)
         return parts, grad
 
@@ -278,15 +278,15 @@ class Objective:
             if rows.log_scale is not None:
                 rows.note_scale_slopes(chunk, rows.uld_weights[chunk] * terms.grad_log_scale)
             assert terms.bound is not None
-            log_normaliser = terms.log_normaliser
-            of_segments = [terms.distance, terms.head, terms.bound, passed.to(log_normaliser.dtype)]
+            log_normalizer = terms.log_normalizer
+            of_segments = [terms.distance, terms.head, terms.bound, passed.to(log_normalizer.dtype)]
         else:
-            log_normaliser = logits.float().logsumexp(1)
-            grad = (logits.float() - log_normaliser[:, None]).exp_().mul_(slopes[:, None])
-            of_segments = [torch.zeros_like(log_normaliser)] * 4
-        nats = log_normaliser - logits.gather(1, targets).squeeze(1)
+            log_normalizer = logits.float().logsumexp(1)
+            grad = (logits.float() - log_normalizer[:, None]).exp_().mul_(slopes[:, None])
+            of_segments = [torch.zeros_like(log_normalizer)] * 4
+        nats = log_normalizer - logits.gather(1, targets).squeeze(1)
         grad.scatter_add_(1, targets, -slopes[:, None].to(grad.dtype))
-        return _Chunk([nats, *of_segments], grad, log_normaliser)
+        return _Chunk([nats, *of_segments], grad, log_normalizer)
 
     def _by_autograd(self, logits: Tensor, rows: Rows, chunk: slice) -> _Chunk:
         """The same for any method and temperature, by autograd over one chunk."""

@@ -4,7 +4,7 @@ Each of the teacher's likeliest tokens gives its probability to the student's to
 begins with, or is; what the student would write first to spell it. (NVIDIA's X-Token carries probabilities by a sparse
 matrix between vocabularies; this is the one that bytes alone determine.) Three things are stated rather than hidden:
 
-- Mass without such a token, and all beyond the k likeliest, is one outcome, "anything else". Nothing is renormalised.
+- Mass without such a token, and all beyond the k likeliest, is one outcome, "anything else". Nothing is renormalized.
 - The teacher's probability of the text that really follows, up to the next common boundary, is known. It goes to the
   token with which the student begins that text, also where the teacher's own token there is shorter.
 - Any other of the teacher's tokens that is only the beginning of what it would go on to write stays where it is.
@@ -57,6 +57,6 @@ class ProjectionTerm:
         return Projected(continued(said, self.mapping), said.top.log_probs[:, 0] > float("-inf"))
 
     @torch.no_grad()
-    def add(self, logits: Tensor, log_normaliser: Tensor, said: Projected, weight: Tensor, grad: Tensor) -> Tensor:
+    def add(self, logits: Tensor, log_normalizer: Tensor, said: Projected, weight: Tensor, grad: Tensor) -> Tensor:
         """As ``IdentityTerm`` says; [C] float64."""
-        return lumped(logits, log_normaliser, said.tokens, weight, grad, alive=said.alive)
+        return lumped(logits, log_normalizer, said.tokens, weight, grad, alive=said.alive)

@@ -27,12 +27,12 @@ class IdentityTerm(Protocol):
         """What ``add`` needs to know of S segments; a slice of it is the same of some of them."""
         ...
 
-    def add(self, logits: Tensor, log_normaliser: Tensor, said: Any, weight: Tensor, grad: Tensor) -> Tensor:
+    def add(self, logits: Tensor, log_normalizer: Tensor, said: Any, weight: Tensor, grad: Tensor) -> Tensor:
         """Values of a chunk of rows; adds their gradient.
 
         Args:
             logits: [C, V] the student's, of any floating type. To be left as they are.
-            log_normaliser: [C] ``logsumexp(logits)``.
+            log_normalizer: [C] ``logsumexp(logits)``.
             said: C rows of what ``prepare`` made of the teacher's likeliest tokens. A row of nothing but -inf among
                 those is padding: value 0, gradient 0.
             weight: [C] of each row's value in the loss.

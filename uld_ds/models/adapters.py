@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from uld_ds.errors import UserError, one_line
-from uld_ds.models.quantization import dequantised, is_quantised, is_transposed
+from uld_ds.models.quantization import dequantized, is_quantized, is_transposed
 from uld_ds.recipe import LoraSettings, StudentSettings
 
 ADAPTER = "default"
@@ -98,7 +98,7 @@ def is_adapted(model: object) -> bool:
 def merged(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of the model that adapters make of their base: in them, nothing is left of adapters.
 
-    Of a base in 4 bits they are what these stand for, not what it was made of: adapters have learnt beside those.
+    Of a base in 4 bits they are what these stand for, not what it was made of: adapters have learned beside those.
 
     Args:
         model: from ``with_adapters``; its own weights may be in shards.
@@ -113,8 +113,8 @@ def merged(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if ".lora_" not in name
     }
     base = model.get_base_model()
-    if is_quantised(base):
-        plain = dequantised(base, plain)
+    if is_quantized(base):
+        plain = dequantized(base, plain)
     for name, layer in base.named_modules():
         if ADAPTER in getattr(layer, "lora_A", {}):
             down, up = (weights[f"{_WRAPPED}{name}.lora_{part}.{ADAPTER}.weight"].float() for part in "AB")

@@ -66,7 +66,7 @@ def spellings(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> lis
     """
     ids = _vocabulary(old).by_bytes()
     longest = max(map(len, ids), default=0)
-    found = [_spelt(spelling, ids, longest) for spelling in _vocabulary(new).spellings[: len(new)]]
+    found = [_spelled(spelling, ids, longest) for spelling in _vocabulary(new).spellings[: len(new)]]
     # The last ids of some vocabularies belong to no token.
     found += [[] for _ in range(len(new) - len(found))]
     for role in _ROLES:
@@ -85,7 +85,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         ) from error
 
 
-def _spelt(spelling: bytes | None, ids: dict[bytes, int], longest: int) -> list[int]:
+def _spelled(spelling: bytes | None, ids: dict[bytes, int], longest: int) -> list[int]:
     found, start = [], 0
     while spelling and start < len(spelling):
         for stop in range(min(len(spelling), start + longest), start, -1):

@@ -1,4 +1,4 @@
-"""GGUF files: dequantised once into a model directory, as which they are loaded ever after."""
+"""GGUF files: dequantized once into a model directory, as which they are loaded ever after."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from uld_ds.utils.cache import build_once, converted_gguf
 log = logging.getLogger(__name__)
 
 
-def dequantised_folder(folder: Path, gguf_file: str, key: str) -> Path:
-    """Dequantise a GGUF file into a model directory with safetensors (bf16) and its tokenizer, in the cache.
+def dequantized_folder(folder: Path, gguf_file: str, key: str) -> Path:
+    """Dequantize a GGUF file into a model directory with safetensors (bf16) and its tokenizer, in the cache.
 
     Args:
         folder: that holds the file.
@@ -45,7 +45,7 @@ def dequantised_folder(folder: Path, gguf_file: str, key: str) -> Path:
     def convert(aside: Path) -> None:
         from transformers import GgufConfig
 
-        log.info("dequantising %s once into %s", gguf_file, target)
+        log.info("dequantizing %s once into %s", gguf_file, target)
         try:
             with _bars_only_on_a_terminal():
                 model = AutoModelForCausalLM.from_pretrained(

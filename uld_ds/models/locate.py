@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError, one_line
-from uld_ds.models.gguf import dequantised_folder
+from uld_ds.models.gguf import dequantized_folder
 from uld_ds.models.remote_code import check_remote_code, needs_code
 from uld_ds.recipe import ModelSettings
 from uld_ds.recipe.models import code_options
@@ -36,7 +36,7 @@ def locate_model(settings: ModelSettings, key: str) -> str:
     if not folder.is_dir() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
         raise UserError(f"{key}.model", f"no folder {place!r}", "correct the path, or give a hub id like org/name")
     if settings.gguf_file is not None:
-        folder = dequantised_folder(folder, settings.gguf_file, key)
+        folder = dequantized_folder(folder, settings.gguf_file, key)
     if not folder.is_dir():
         check_remote_code(settings, place, key)
         config = _hub_config(place, settings, key)

@@ -1,6 +1,6 @@
 """A student whose frozen linear layers are held in 4 bits, beside the adapters that learn (QLoRA).
 
-NF4 with doubly quantised scales, as in Dettmers et al., arXiv 2305.14314, by bitsandbytes: 4 bits a weight, 8 bits for
+NF4 with doubly quantized scales, as in Dettmers et al., arXiv 2305.14314, by bitsandbytes: 4 bits a weight, 8 bits for
 each block of 64, and 32 bits for 256 blocks. Embeddings, norms and the output head keep the student's precision, and so
 do adapters and all that is computed.
 """
@@ -38,7 +38,7 @@ def check_installed(settings: StudentSettings) -> None:
 def loading_options(
     settings: StudentSettings, of_model: PreTrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Any]:
-    """For ``from_pretrained``: each weight is quantised as it is read, on the device where it stays.
+    """For ``from_pretrained``: each weight is quantized as it is read, on the device where it stays.
 
     Args:
         settings: with ``quantize``.
@@ -47,13 +47,13 @@ def loading_options(
         device: of this rank.
 
     Raises:
-        UserError: as ``check_quantisable``.
+        UserError: as ``check_quantizable``.
     """
     check_installed(settings)
     with torch.device("meta"):
         model = auto_class(of_model).from_config(of_model)
-    check_quantisable(settings, model)
-    taken = set(quantised_linears(model))
+    check_quantizable(settings, model)
+    taken = set(quantized_linears(model))
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=settings.quantize,
@@ -64,7 +64,7 @@ def loading_options(
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def quantised_linears(model: PreTrainedModel) -> list[str]:
+def quantized_linears(model: PreTrainedModel) -> list[str]:
     """Names of the layers that are held in 4 bits: all linear ones but the output head, those that the architecture
     keeps in fp32, and those whose input is no multiple of 64 wide.
 
@@ -78,22 +78,22 @@ def quantised_linears(model: PreTrainedModel) -> list[str]:
 
 
 def _linears(model: nn.Module) -> Iterable[tuple[str, int]]:
-    """Names and widths of what may be quantised."""
+    """Names and widths of what may be quantized."""
     for name, part in model.named_modules():
         if type(part) in (nn.Linear, Conv1D):
             weight: Any = part.weight
             yield name, weight.shape[0 if isinstance(part, Conv1D) else 1]
 
 
-def check_quantisable(settings: StudentSettings, model: PreTrainedModel) -> None:
+def check_quantizable(settings: StudentSettings, model: PreTrainedModel) -> None:
     """Raises UserError where a recipe asks for 4 bits, and a model has no layer for them, or is in some already."""
     key = "student.lora.quantize"
     if settings.quantize is None:
         return
     if getattr(model.config, "quantization_config", None) is not None:
-        problem = f"{settings.quantize!r} of a model whose weights are quantised already"
+        problem = f"{settings.quantize!r} of a model whose weights are quantized already"
         raise UserError(key, problem, "start from the model that it was made of")
-    if not quantised_linears(model):
+    if not quantized_linears(model):
         problem = f"{model.config.model_type!r} of this size has no linear layer with an input of a multiple of 64"
         raise UserError(key, problem, "leave it out")
 
@@ -102,7 +102,7 @@ def settle(model: Any) -> None:
     """Makes a loaded model compute in evaluation what it computes in training, and lets go of its files."""
     for parameter in model.parameters():
         if parameter.device.type == "cpu":
-            # What is not quantised may lie in a file that is mapped into memory, with all else that was read of it.
+            # What is not quantized may lie in a file that is mapped into memory, with all else that was read of it.
             parameter.data = parameter.data.clone()
     for _, layer in _layers(model):
         # On some CPUs it would, when it is evaluated, round its scales to bf16 for another layout: other weights than
@@ -110,7 +110,7 @@ def settle(model: Any) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
-def is_quantised(model: nn.Module) -> bool:
+def is_quantized(model: nn.Module) -> bool:
     """Whether it, or what it wraps, was loaded with ``loading_options``."""
     return any(getattr(part, "is_loaded_in_4bit", False) for part in model.modules())
 
@@ -121,12 +121,12 @@ def _layers(model: Any) -> Iterable[tuple[str, Any]]:
     return ((name, part) for name, part in model.named_modules() if isinstance(part, Linear4bit))
 
 
-def dequantised(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def dequantized(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights with those that are held in 4 bits as plain matrices, on the CPU, in the type the model computes in.
 
     Args:
-        model: whose layers are quantised, some of them inside of adapters.
-        weights: by the names they have without adapters; of a quantised one its packed bytes, and its scales beside it.
+        model: whose layers are quantized, some of them inside of adapters.
+        weights: by the names they have without adapters; of a quantized one its packed bytes, and its scales beside it.
     """
     from bitsandbytes.functional import dequantize_4bit
 
@@ -142,11 +142,11 @@ def dequantised(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_transposed(layer: Any) -> bool:
-    """Whether the weight of a quantised layer is the other way round where it is not quantised."""
+    """Whether the weight of a quantized layer is the other way round where it is not quantized."""
     return getattr(layer, "source_cls", None) is Conv1D
 
 
-def unquantised_like(model: Any) -> PreTrainedModel:
+def unquantized_like(model: Any) -> PreTrainedModel:
     """A model of the same configuration with plain layers and no weights, to save some as."""
     config = copy.deepcopy(model.config)
     del config.quantization_config
@@ -160,7 +160,7 @@ def unquantised_like(model: Any) -> PreTrainedModel:
 
 
 def learning(module: nn.Module) -> set[str]:
-    """Names of the parameters that a checkpoint of a quantised student holds."""
+    """Names of the parameters that a checkpoint of a quantized student holds."""
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 

@@ -1,7 +1,7 @@
 """Code that comes with a model: none is run, but of one repository at one commit where the recipe says so.
 
 A class that a model brings is named in its ``config.json`` or ``tokenizer_config.json`` under ``auto_map``, as
-``module.Class`` for a module beside that file, or as ``organisation/name--module.Class`` for one of another
+``module.Class`` for a module beside that file, or as ``organization/name--module.Class`` for one of another
 repository. Before anything is imported, every such name is compared with what the recipe trusts.
 """
 
@@ -26,7 +26,7 @@ def needs_code(place: str, key: str) -> UserError:
     problem = f"{place!r} needs code of its own, and uld-ds runs none that comes with a model unless told to"
     if not key.startswith("teacher"):
         return UserError(key, problem, "use a model that transformers knows (only a teacher may have code of its own)")
-    repository = "organisation/name" if Path(place).is_dir() else place
+    repository = "organization/name" if Path(place).is_dir() else place
     fix = (
         "use a model that transformers knows, or read its code and then write "
         f"teacher.remote_code: {{repository: {repository}, revision: <the commit's 40 digits>}}"

@@ -97,7 +97,7 @@ class RowModel(nn.Module):
         self.lm = lm
         self.has_encoder = is_encoder_decoder(lm.config)
         self.logit_map = LogitMap.of(lm.config)
-        # A linear head, with or without LoRA, opens itself. Anything else (quantised) keeps its own forward.
+        # A linear head, with or without LoRA, opens itself. Anything else (quantized) keeps its own forward.
         self.direct_head = open_head(lm.get_output_embeddings()) is None
 
     def forward(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:

@@ -19,7 +19,7 @@ class ModelSettings(Strict):
     model: Annotated[str, Field(min_length=1)]
     """A directory, a hub id, or ``package:NAME`` for the folder of an installed Python package."""
     gguf_file: str | None = None
-    """A GGUF file inside ``model``: dequantised once into a safetensors cache."""
+    """A GGUF file inside ``model``: dequantized once into a safetensors cache."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     precision: DType = "bf16"
@@ -141,7 +141,7 @@ class LoraSettings(Strict):
     """Low-rank adapters beside frozen weights (arXiv 2106.09685); merged into them at export."""
 
     rank: Annotated[int, Field(ge=1)] = 16
-    """Of each adapter: what is learnt of a matrix [m, n] is ``rank * (m + n)`` numbers."""
+    """Of each adapter: what is learned of a matrix [m, n] is ``rank * (m + n)`` numbers."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """An adapter counts ``alpha / rank`` times."""
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"

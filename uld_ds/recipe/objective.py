@@ -1,4 +1,4 @@
-"""The section of a recipe that says what is learnt: weights of the objective's terms, and how both sides are paired."""
+"""The section of a recipe that says what is learned: weights of the loss terms, and how both sides are paired."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class ObjectiveSettings(Strict):
     """Weight of a divergence between the two distributions themselves, token by token, at temperature 1. Only where
     both sides have the same tokenizer."""
     classical_divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
-    """``forward_kl``: KL(teacher, student); ``reverse_kl``: KL(student, teacher); ``jensen_shannon``: generalised."""
+    """``forward_kl``: KL(teacher, student); ``reverse_kl``: KL(student, teacher); ``jensen_shannon``: generalized."""
     jensen_shannon_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The teacher's share of the mixture that ``classical_divergence: jensen_shannon`` compares both sides with."""
     hybrid: Annotated[
@@ -112,7 +112,7 @@ class ObjectiveSettings(Strict):
             vocabularies=True,
         ),
     ] = 0.0
-    """Weight of the hybrid divergence: tokens that both vocabularies have are compared by identity (generalised
+    """Weight of the hybrid divergence: tokens that both vocabularies have are compared by identity (generalized
     Jensen-Shannon), the others by their sorted probabilities."""
     hybrid_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The teacher's share of the mixture that ``hybrid`` compares both sides with."""

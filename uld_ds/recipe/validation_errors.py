@@ -29,7 +29,7 @@ def as_user_error(error: ValidationError, tree: Mapping[str, Any], model: type[B
         for key, detail in found.items()
         if _is_about_key(detail) or not any(other.startswith(f"{key}.") for other in found)
     }
-    # Unknown keys first: a misspelt key is often also reported as the right key missing. Then in written order.
+    # Unknown keys first: a misspelled key is often also reported as the right key missing. Then in written order.
     key, detail = min(reversed(found.items()), key=lambda item: not _is_about_key(item[1]))
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     problem, fix = _problem_and_fix(key, detail, model)

@@ -68,7 +68,7 @@ class ServedStudent:
         if not self._tokenizer.chat_template:
             raise ValueError(f"this student knows no conversations: give {PROMPT!r}")
         if self._model.config.is_encoder_decoder:
-            # The encoder learnt to read text with the special tokens that the tokenizer itself gives it.
+            # The encoder learned to read text with the special tokens that the tokenizer itself gives it.
             text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             return self._tokenizer(text, return_tensors="pt")
         return self._tokenizer.apply_chat_template(

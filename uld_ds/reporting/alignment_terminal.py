@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uld_ds.reporting.alignment_view import AlignmentView
 
 SHARED, OWN = "┃", "┆"
-_COLOURS = ("cyan", "yellow", "magenta", "green")
+_COLORS = ("cyan", "yellow", "magenta", "green")
 _LABEL_WIDTH = len("student ")
 
 
@@ -62,7 +62,7 @@ class AlignmentRows:
 
     def _cells(self, number: int, segment: Segment) -> tuple[Text, Text]:
         """A segment's tokens on both sides, padded to one width."""
-        colour = _COLOURS[number % len(_COLOURS)]
+        color = _COLORS[number % len(_COLORS)]
         view = self._view
         texts = [
             OWN.join(side.tokens[index].shown for index in indices)
@@ -70,7 +70,7 @@ class AlignmentRows:
         ]
         width = max(map(cell_len, texts))
         student, teacher = (
-            Text().append(SHARED, "bold").append(text + " " * (width - cell_len(text)), colour) for text in texts
+            Text().append(SHARED, "bold").append(text + " " * (width - cell_len(text)), color) for text in texts
         )
         return student, teacher
 

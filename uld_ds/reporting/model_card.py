@@ -53,7 +53,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | N
     Args:
         recipe: of the run.
         facts: the registered version's tags.
-        teacher_folder: where the teacher is, if it is a folder here; its own card tells its licence.
+        teacher_folder: where the teacher is, if it is a folder here; its own card tells its license.
     """
     name = recipe.registry.model_name or recipe.run.name
     return render(
@@ -65,7 +65,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | N
         loss=_loss(facts),
         results=_results(facts),
         how_it_was_asked=_how_it_was_asked(recipe.student),
-        licence_note=_licence_note(str(facts["teacher"]), teacher_licence(teacher_folder)),
+        license_note=_license_note(str(facts["teacher"]), teacher_license(teacher_folder)),
         made_from=_made_from(facts),
     )
 
@@ -79,9 +79,9 @@ def _metadata(recipe: Recipe, facts: Mapping[str, Any], name: str) -> ModelCardD
         tags=["uld-ds", "distillation", "universal-logit-distillation"],
         base_model=bases or None,
         datasets=[data.dataset] if isinstance(data, HubSource) and _HUB_ID.fullmatch(data.dataset) else None,
-        # Whoever publishes a student decides under which licence; that of the teacher is told below.
+        # Whoever publishes a student decides under which license; that of the teacher is told below.
         license="other",
-        license_name="see-the-licence-notes-below",
+        license_name="see-the-license-notes-below",
         model_name=name,
         eval_results=_eval_results(facts),
     )
@@ -123,26 +123,26 @@ def _how_it_was_asked(settings: ModelSettings) -> str:
     return lines
 
 
-def _licence_note(teacher: str, licence: str | None) -> str:
-    if licence is None:
-        told = f"The teacher {teacher} tells no licence here: look it up before you publish this student."
+def _license_note(teacher: str, terms: str | None) -> str:
+    if terms is None:
+        told = f"The teacher {teacher} tells no license here: look it up before you publish this student."
     else:
-        told = f"The teacher {teacher} is under `{licence}`."
-    return f"{told} Licences of some teachers speak about models that learnt from their answers, too."
+        told = f"The teacher {teacher} is under `{terms}`."
+    return f"{told} Licenses of some teachers speak about models that learned from their answers, too."
 
 
-def teacher_licence(folder: str | None) -> str | None:
-    """The licence in the metadata of a model folder's card, or what its LICENSE file begins with."""
+def teacher_license(folder: str | None) -> str | None:
+    """The license in the metadata of a model folder's card, or what its LICENSE file begins with."""
     if folder is None or not Path(folder).is_dir():
         return None
     card = Path(folder) / "README.md"
     if card.is_file():
         try:
-            licence = ModelCard.load(card, ignore_metadata_errors=True).data.get("license")
+            terms = ModelCard.load(card, ignore_metadata_errors=True).data.get("license")
         except (ValueError, yaml.YAMLError):
-            licence = None
-        if licence:
-            return str(licence)
+            terms = None
+        if terms:
+            return str(terms)
     for file in sorted(Path(folder).glob("LICENSE*")):
         first = next((line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()), None)
         if first:

@@ -94,11 +94,11 @@ def _figures(report: RunReport) -> Rows:
 
 
 def _setting(report: RunReport) -> Rows:
-    """What was learnt from, by which loss, on how many workers: the recipe in one line."""
+    """What was learned from, by which loss, on how many workers: the recipe in one line."""
     recipe = report.recipe
     data = recipe.get("data", {}).get("train", {})
-    learnt = data.get("path") or data.get("function") or data.get("dataset") or ""
-    files = learnt if isinstance(learnt, list) else [learnt]
+    learned = data.get("path") or data.get("function") or data.get("dataset") or ""
+    files = learned if isinstance(learned, list) else [learned]
     objective = recipe.get("objective", {})
     terms = [f"{_shown(objective[key])} × {term.label}" for key, term in LOSS_TERMS.items() if objective.get(key)]
     workers = report.status.workers

@@ -9,7 +9,7 @@ _NOTHING = 0.002
 
 
 def verdict(report: RunReport) -> str:
-    """Whether the student learnt, in numbers and in one sentence; honest where they do not say."""
+    """Whether the student learned, in numbers and in one sentence; honest where they do not say."""
     bits = report.bits
     before, after, teacher = (bits[who] for who in ("before", "after", "teacher"))
     steps = f"{report.status.step or 0:,} steps"
@@ -19,7 +19,7 @@ def verdict(report: RunReport) -> str:
         return _without_held_out(report, steps)
     change = (after - before) / before
     if abs(change) < _NOTHING:
-        said = f"The student learnt nothing that held-out answers show: {after:.4f} bits per byte after {steps}"
+        said = f"The student learned nothing that held-out answers show: {after:.4f} bits per byte after {steps}"
         return f"{said}, {before:.4f} before."
     if change > 0:
         said = f"The student got worse: {after:.4f} bits per byte of held-out answers after {steps}"
@@ -43,5 +43,5 @@ def _without_held_out(report: RunReport, steps: str) -> str:
     first, last = report.steps[0]["train/loss"], report.steps[-1]["train/loss"]
     return (
         f"The training loss went from {first:.4f} to {last:.4f} in {steps}; without held-out examples (data.eval) "
-        "nobody knows what the student learnt beyond its training answers."
+        "nobody knows what the student learned beyond its training answers."
     )

@@ -25,13 +25,13 @@ def check_temperature(temperature: float, name: str) -> None:
         raise ValueError(f"{name} must be a finite number > 0, got {temperature}")
 
 
-def check_normalisers(log_normaliser: Tensor, name: str) -> None:
-    """Raise ValueError naming the first row whose log-normaliser says that a logit was NaN or +inf.
+def check_normalizers(log_normalizer: Tensor, name: str) -> None:
+    """Raise ValueError naming the first row whose log-normalizer says that a logit was NaN or +inf.
 
     A row's logsumexp is NaN or +inf exactly when one of its logits is, so looking at ``[N]`` numbers suffices.
     Reads one value back from the device: call it once, after the chunks.
     """
-    bad = torch.isnan(log_normaliser) | (log_normaliser == float("inf"))
+    bad = torch.isnan(log_normalizer) | (log_normalizer == float("inf"))
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise ValueError(f"{name}: row {row} holds NaN or +inf ({int(bad.sum())} such rows of {bad.numel()})")

@@ -38,8 +38,8 @@ def compare(p: LevelCounts, q: LevelCounts, grid: LevelGrid, *, want_bound: bool
     size = area.abs()
     edges = f_low * f_high
     crosses = edges < 0
-    root, modelled = _parabola(f_low, f_high, area, width)
-    estimate = torch.where(crosses, modelled.maximum(size), size)
+    root, modeled = _parabola(f_low, f_high, area, width)
+    estimate = torch.where(crosses, modeled.maximum(size), size)
 
     # Beneath every level of the bin, so that the look-up gives the bin's one sign. Counts are not rounded, areas are.
     beneath = (0.5 * lower).clamp_min(0.5**20 * grid.floor)

@@ -12,7 +12,7 @@ import threading
 import torch
 from torch import Tensor
 
-from uld_ds.spectrum.checks import check_normalisers
+from uld_ds.spectrum.checks import check_normalizers
 from uld_ds.spectrum.histogram import LevelCounts, LevelGrid
 
 # Smaller blocks than this save nothing over a plain top-k.
@@ -83,7 +83,7 @@ def softmax_into(logits: Tensor, temperature: float, work: Workspace) -> tuple[T
         scaled = work.looked_up[:rows]
         logits = scaled.copy_(logits).mul_(1.0 / temperature)
     torch.softmax(logits, dim=-1, out=p)
-    # A row's normaliser poisons all of the row, so its first entry tells.
+    # A row's normalizer poisons all of the row, so its first entry tells.
     dead = torch.isnan(p[:, 0])
     # On a CPU looking costs nothing and saves a pass; on an accelerator it would wait for the device.
     if p.device.type != "cpu" or bool(dead.any()):
@@ -99,14 +99,14 @@ def check_dead_rows(dead: Tensor, logits: Tensor, name: str) -> None:
     if bool(dead.any()):
         maxima = torch.full(dead.shape, float("-inf"), dtype=logits.dtype, device=logits.device)
         maxima[dead] = logits[dead].amax(-1)
-        check_normalisers(maxima, name)
+        check_normalizers(maxima, name)
 
 
 def top_probabilities(p: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The ``k`` largest of each row of ``p [R, V]``, descending, and their positions; ``k <= V``.
 
     The ``k`` largest lie in the ``k`` blocks with the largest maxima, so only those blocks are searched.
-    Block ``j`` holds the columns congruent to ``j``: taking maxima over them is a contiguous, vectorised pass.
+    Block ``j`` holds the columns congruent to ``j``: taking maxima over them is a contiguous, vectorized pass.
     """
     rows, vocab = p.shape
     block = 1 << round(0.5 * math.log2(vocab / k))
@@ -150,10 +150,10 @@ def count_levels(p: Tensor, unit: Tensor | float, grid: LevelGrid, work: Workspa
     return LevelCounts(counts.to(p.dtype), masses.to(p.dtype)), index
 
 
-def renormalise(head: Tensor, tail: LevelCounts, mass: Tensor | float) -> tuple[Tensor, LevelCounts]:
+def renormalize(head: Tensor, tail: LevelCounts, mass: Tensor | float) -> tuple[Tensor, LevelCounts]:
     """Scale ``head [R, k]`` and the tail's masses so that together they sum to ``mass`` (``[R]`` or one for all).
 
-    A softmax in float32 adds up its normaliser in float32 and misses by up to 1e-5 over 262,144 entries; the
+    A softmax in float32 adds up its normalizer in float32 and misses by up to 1e-5 over 262,144 entries; the
     masses here were added up in float64.
     """
     total = head.sum(-1) + tail.masses.sum(-1)

@@ -19,7 +19,7 @@ from uld_ds.spectrum.kernels import (
     check_dead_rows,
     count_levels,
     kept_workspace,
-    renormalise,
+    renormalize,
     softmax_into,
     top_probabilities,
 )
@@ -111,7 +111,7 @@ class Spectrum(SpectrumParts):
             top, where = top_probabilities(p, min(num_head, vocab))
             p.scatter_(1, where, 0.0)
             tail, _ = count_levels(p, 2.0, grid, work)
-            head[part, : top.shape[1]], (counts[part], masses[part]) = renormalise(top, tail, 1.0)
+            head[part, : top.shape[1]], (counts[part], masses[part]) = renormalize(top, tail, 1.0)
         if check:
             check_dead_rows(dead, logits, name)
         return cls(head, counts, masses, grid=grid, temperature=temperature)
@@ -183,7 +183,7 @@ class Spectrum(SpectrumParts):
         return mass if self.log_scale is None else mass * self.log_scale.exp()
 
     def entropy(self) -> Tensor:
-        """Entropy of the normalised distribution in nats, ``[N]``; 0 for padding.
+        """Entropy of the normalized distribution in nats, ``[N]``; 0 for padding.
 
         A tail bin counts as that many equal probabilities, which overstates its share by at most
         ``w**2 / 8`` of its mass, ``w`` the bin's width in nats.

@@ -32,13 +32,13 @@ class TopTokens:
 
     @classmethod
     @torch.no_grad()
-    def from_logits(cls, logits: Tensor, k: int, *, log_normaliser: Tensor | None = None) -> TopTokens:
+    def from_logits(cls, logits: Tensor, k: int, *, log_normalizer: Tensor | None = None) -> TopTokens:
         """Of each row of logits, whatever rows are beside it.
 
         Args:
             logits: [T, V], any floating dtype; taken as float32. A row with NaN has NaN log-probabilities.
             k: how many; V where the vocabulary is smaller.
-            log_normaliser: [T] float32, ``logsumexp(logits)``, if at hand.
+            log_normalizer: [T] float32, ``logsumexp(logits)``, if at hand.
 
         Raises:
             ValueError: ``k`` is not positive, or ``logits`` are not [T, V].
@@ -53,7 +53,7 @@ class TopTokens:
         parts = []
         for start in range(0, max(len(logits), 1), step):
             values = logits[start : start + step].float()
-            known = values.logsumexp(1) if log_normaliser is None else log_normaliser[start : start + step]
+            known = values.logsumexp(1) if log_normalizer is None else log_normalizer[start : start + step]
             ids = _likeliest(values, k)
             log_probs = values.gather(1, ids) - known[:, None]
             # Padding, a row of nothing but -inf, is not NaN.

@@ -19,7 +19,7 @@ def prompt(context: str, question: str) -> str:
 
 
 def fields(context: str, question: str, references: tuple[str, ...]) -> Fields:
-    """Of a row; where there is no answer, NO_RESPONSE is what is learnt."""
+    """Of a row; where there is no answer, NO_RESPONSE is what is learned."""
     said = tuple(reference for reference in references if reference.strip())
     return Fields(prompt(context, question), said[0] if said else NO_RESPONSE, said)
 
@@ -48,7 +48,7 @@ SHOTS = (
     ),
     Shot(
         prompt(
-            "The bridge was painted green in spring. Its architect asked for the colour of the reeds below it.",
+            "The bridge was painted green in spring. Its architect asked for the color of the reeds below it.",
             "How many people crossed the bridge?",
         ),
         NO_RESPONSE,

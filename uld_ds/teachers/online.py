@@ -136,11 +136,11 @@ class OnlineTeacher:
                 # Whether all is finite is asked once per batch: to ask here would wait for the device.
                 spectrum = Spectrum.from_logits(logits, temperature=self._temperature, check=False)
                 right = logits.gather(1, ids[chunk, None]).squeeze(1).float()
-                normaliser = logits.float().logsumexp(1)
+                normalizer = logits.float().logsumexp(1)
                 top = None
                 if self._top_ids:
-                    top = TopTokens.from_logits(logits, self._top_ids, log_normaliser=normaliser)
-                parts.append(TeacherTokens(spectrum, right - normaliser, top))
+                    top = TopTokens.from_logits(logits, self._top_ids, log_normalizer=normalizer)
+                parts.append(TeacherTokens(spectrum, right - normalizer, top))
             return parts
 
         return consume

@@ -118,7 +118,7 @@ class NormalForms:
 
     Args:
         normal: from a piece of text to its normal form's bytes.
-        merges: whether neighbouring characters may be merged; without, every unit is a character.
+        merges: whether neighboring characters may be merged; without, every unit is a character.
         phrases: longer strings that are rewritten as one.
     """
 

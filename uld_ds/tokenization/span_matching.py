@@ -10,7 +10,7 @@ lower-casing
 
 Spans tile the text, so what a tokenizer drops belongs to a token all the same: whitespace to the token that
 follows (where most tokenizers keep it), anything else to the token before. A token that ends inside a
-character which normalisation has changed has no boundary there; the token that completes the character
+character which normalization has changed has no boundary there; the token that completes the character
 covers it.
 """
 
@@ -238,7 +238,7 @@ class _NormalBatch:
             late = np.searchsorted(text_start, place, "right") - 1
             unit = np.where(takes_space[chosen], np.minimum(next_space[early], late), late)
             inside = late < early
-            # Inside a unit: its own bytes are the text's only where normalisation left it alone.
+            # Inside a unit: its own bytes are the text's only where normalization left it alone.
             depth = np.where(inside & units.unchanged[np.minimum(late, num_units - 1)], place - text_start[late], 0)
             start[chosen] = units.byte_start[np.where(inside, late, unit)] + depth
         return np.maximum.accumulate(np.clip(start, self._low, self._high))

@@ -191,7 +191,7 @@ class TokenByteTable:
         exact: the bytes a token spells. solid: the same without whitespace. exact_length, solid_length:
         their lengths in bytes. leads_space, trails_space: whether the token begins or ends with whitespace.
         literal: whether it is an added token that is found in the text as it stands, before any
-        normalisation. unknown: whether it stands for text that the vocabulary cannot spell.
+        normalization. unknown: whether it stands for text that the vocabulary cannot spell.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class TokenByteTable:
             if self._normal is None or not entry.normalized:
                 self.literal[index] = True
                 return entry.content.encode()
-            # It is looked for in the normalised text, in its own normal form.
+            # It is looked for in the normalized text, in its own normal form.
             return self._normal(entry.content)
         token = self.token_of_id(index)
         return UNSPELLABLE if token is None else self.rule.spell(token)

@@ -73,10 +73,10 @@ def _in_order(tokenizer: Tokenizer, num_special: int) -> list[tuple[str, float]]
     the text lacks get scores from the lowest one upwards, in steps of 0.0001 and in any order.
     """
     vocab = [(piece, float(score)) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
-    special, learnt = vocab[:num_special], dict(vocab[num_special:])
-    lowest = min(learnt.values())
-    steps = {piece: (score - lowest) * 1e4 for piece, score in learnt.items() if len(piece) == 1}
+    special, learned = vocab[:num_special], dict(vocab[num_special:])
+    lowest = min(learned.values())
+    steps = {piece: (score - lowest) * 1e4 for piece, score in learned.items() if len(piece) == 1}
     lacking = sorted(piece for piece, step in steps.items() if abs(step - round(step)) < 1e-6)
-    learnt |= zip(lacking, sorted((learnt[piece] for piece in lacking), reverse=True), strict=True)
-    rounded = ((piece, round(score, 6)) for piece, score in learnt.items())
+    learned |= zip(lacking, sorted((learned[piece] for piece in lacking), reverse=True), strict=True)
+    rounded = ((piece, round(score, 6)) for piece, score in learned.items())
     return [*special, *sorted(rounded, key=lambda item: (-item[1], item[0]))]

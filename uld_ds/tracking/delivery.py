@@ -70,7 +70,7 @@ class Delivery:
         sent = 0
         for points, end in _batches(file, position):
             self._send(points)
-            # Not synchronised, every second as it is: what is sent twice counts once.
+            # Not synchronized, every second as it is: what is sent twice counts once.
             write_whole(note, str(end))
             sent += len(points)
         return sent

@@ -8,7 +8,7 @@ makes this right:
   those of the first attempt. So the global step never goes backwards in a chart, and no step is there twice.
 - *A line is delivered once.* It carries its time, and MLflow takes a point of the same name, step, time and value
   for the same point: what was sent but not yet noted as delivered may be sent again.
-- *What was delivered is on the disk.* Lines are synchronised before they are sent, and before a checkpoint: what a
+- *What was delivered is on the disk.* Lines are synchronized before they are sent, and before a checkpoint: what a
   node that goes down loses of the journal is no more than what will be computed again.
 """
 

@@ -37,7 +37,7 @@ class _Sums:
 
 
 class PhaseClock:
-    """Seconds per named phase. On a GPU each phase ends with a synchronisation, so that it counts its own work."""
+    """Seconds per named phase. On a GPU each phase ends with a synchronization, so that it counts its own work."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -88,12 +88,12 @@ def load_student(
     Raises:
         RunError: weights are missing, unexpected or of another shape.
     """
-    quantisation: dict[str, Any] = {}
+    quantization: dict[str, Any] = {}
     if settings.quantize is not None:
         of_model = AutoConfig.from_pretrained(place, revision=settings.revision, **code_options(settings))
-        quantisation = loading_options(settings, of_model, DTYPES[settings.precision], device)
-    lm: Any = _from_pretrained(place, settings, config, **quantisation)
-    if quantisation:
+        quantization = loading_options(settings, of_model, DTYPES[settings.precision], device)
+    lm: Any = _from_pretrained(place, settings, config, **quantization)
+    if quantization:
         settle(lm)
     if settings.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -136,7 +136,7 @@ def share_fp32_weights(optimizer: Any) -> int:
 
 
 def _from_pretrained(
-    place: str, settings: ModelSettings, config: dict[str, Any], **quantisation: Any
+    place: str, settings: ModelSettings, config: dict[str, Any], **quantization: Any
 ) -> PreTrainedModel:
     options = {"revision": settings.revision, **code_options(settings)}
     of_model = AutoConfig.from_pretrained(place, **options)
@@ -146,7 +146,7 @@ def _from_pretrained(
     early = zero_stage(config) == 3 and not is_encoder_decoder(of_model)
     sharding = HfDeepSpeedConfig(config) if early else None
     loaded: Any = auto_class(of_model).from_pretrained(
-        place, dtype=DTYPES[settings.precision], output_loading_info=True, **options, **SAFE_WEIGHTS, **quantisation
+        place, dtype=DTYPES[settings.precision], output_loading_info=True, **options, **SAFE_WEIGHTS, **quantization
     )
     del sharding
     lm, info = loaded

@@ -25,7 +25,7 @@ class _Look:
 class Watch:
     """Looks at the losses and gradients of one rank's step.
 
-    It costs a pass over the hidden states' gradient and no synchronisation with the device: who caused what is only
+    It costs a pass over the hidden states' gradient and no synchronization with the device: who caused what is only
     asked after a step that did not happen.
     """
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from uld_ds.spectrum.histogram import LevelCounts, LevelGrid
 from uld_ds.spectrum.histogram_distance import compare
-from uld_ds.spectrum.kernels import Workspace, count_levels, look_up, renormalise, top_probabilities
+from uld_ds.spectrum.kernels import Workspace, count_levels, look_up, renormalize, top_probabilities
 from uld_ds.uld.sorted import mean_of_equals
 
 # What float32 arithmetic may add to the error that the grid explains, relative to the mass compared.
@@ -96,7 +96,7 @@ def pair(
         unit = 2 * torch.exp2(ratio.double().clamp_min(1).log2().ceil())[:, None]
     tail, index = count_levels(p, unit, grid, work)
     if ratio is None:
-        head, tail = renormalise(head, tail, 1.0)
+        head, tail = renormalize(head, tail, 1.0)
         largest = head[:, 0]
     gap = F.pad(head, (0, teacher_head.shape[1] - head.shape[1])) - teacher_head
     head_distance = gap.abs().sum(-1)

@@ -46,7 +46,7 @@ class UldTerms(NamedTuple):
     """``[N]``: ``d distance[n] / d student_log_scale[n]``."""
     head: Tensor
     """``[N]``: the part of ``distance`` between the ranks kept exactly."""
-    log_normaliser: Tensor
+    log_normalizer: Tensor
     """``[N]``: ``logsumexp(student_logits / student_temperature)``, a by-product that cross-entropy can use;
     -inf for padding."""
 
@@ -230,7 +230,7 @@ def uld_value_and_grad(
         weight: ``[N]`` multiplies ``grad`` row by row (not ``distance``, ``grad_log_scale``): the chain rule's factor.
         probability_weight: ``[N]`` or None: adds this much of ``softmax(student_logits)`` to ``grad``, masked rows
             included, at no cost. That is cross-entropy's gradient but for ``-1`` at the target; its value is
-            ``log_normaliser`` less the target's logit. Needs a student temperature of 1.
+            ``log_normalizer`` less the target's logit. Needs a student temperature of 1.
         out: ``[N, V]`` tensor of any floating dtype to write ``grad`` into.
         accumulate: add to ``out`` instead of overwriting it, so that another term's gradient can be there already.
         want_grad: False skips the gradient.
@@ -291,8 +291,8 @@ def uld_value_and_grad(
             pairing.terms[1] += spectrum.error[part]
         results[:4, part] = pairing.terms * row_scale
         at_largest = student_logits[part].gather(1, pairing.where[:, :1]).squeeze(1)
-        normaliser = at_largest.to(dtype) / student_temperature - pairing.largest.log()
-        results[4, part] = normaliser.masked_fill(dead[part], float("-inf"))
+        normalizer = at_largest.to(dtype) / student_temperature - pairing.largest.log()
+        results[4, part] = normalizer.masked_fill(dead[part], float("-inf"))
         if want_grad and out is not None:
             factor = row_scale / student_temperature
             if weight is not None:
@@ -301,8 +301,8 @@ def uld_value_and_grad(
             pairing.write_grad(factor, of_p, out[part], accumulate)
     if check:
         check_dead_rows(dead, student_logits, "student_logits")
-    distance, bound, slope, head, log_normaliser = results.unbind(0)
-    return UldTerms(distance, out if want_grad else None, bound if want_bound else None, slope, head, log_normaliser)
+    distance, bound, slope, head, log_normalizer = results.unbind(0)
+    return UldTerms(distance, out if want_grad else None, bound if want_bound else None, slope, head, log_normalizer)
 
 
 def uld_workspace(student_logits: Tensor, spectrum: Spectrum, *, chunk_rows: int | None = None) -> Workspace:

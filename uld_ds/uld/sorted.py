@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uld_ds.spectrum.checks import check_logits, check_normalisers
+from uld_ds.spectrum.checks import check_logits, check_normalizers
 
 
 def probabilities(logits: Tensor, temperature: float, dtype: torch.dtype, name: str) -> tuple[Tensor, Tensor]:
@@ -21,7 +21,7 @@ def probabilities(logits: Tensor, temperature: float, dtype: torch.dtype, name: 
     """
     check_logits(logits, name)
     scaled = logits.to(dtype) / temperature
-    check_normalisers(torch.logsumexp(scaled.detach(), dim=-1), name)
+    check_normalizers(torch.logsumexp(scaled.detach(), dim=-1), name)
     alive = (scaled.detach() > float("-inf")).any(dim=-1)
     # softmax of an all -inf row is NaN, and so would be its gradient: such rows never enter it.
     safe = torch.where(alive[:, None], scaled, torch.zeros((), dtype=dtype, device=logits.device))

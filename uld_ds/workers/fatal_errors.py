@@ -33,7 +33,7 @@ def note_if_final(stopped_file: Path, error: BaseException) -> None:
         return
     log.error("%s", text)
     try:
-        # Not synchronised: whoever starts this run again asks anew.
+        # Not synchronized: whoever starts this run again asks anew.
         write_whole(stopped_file, text, only_new=True)
     except OSError as problem:
         # Said already, or there is no room even for this: Ray then tries again, as for any other failure.

@@ -112,7 +112,7 @@ def finish(
     client.log_dict(job.run_id, Redactor().tree(result), job.folder.result.name)
     if _report(job, facts, result):
         client.log_artifact(job.run_id, str(job.folder.report_page))
-    # Synchronised, as the export is: a run that says so is finished, and is not run again.
+    # Synchronized, as the export is: a run that says so is finished, and is not run again.
     write_whole(job.folder.outcome, json.dumps(result, indent=1), sync=True)
 
 

@@ -162,7 +162,7 @@ class Showcase:
 
     def _keep(self, file: Path, content: Any) -> None:
         file.parent.mkdir(exist_ok=True)
-        # Synchronised: once training goes on, nobody can look at these models again.
+        # Synchronized: once training goes on, nobody can look at these models again.
         write_whole(file, json.dumps(Redactor().tree(content)), sync=True)
 
     def _described(self, place: Place) -> dict[str, Any]:

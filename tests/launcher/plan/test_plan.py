@@ -166,7 +166,7 @@ def test_weights_in_four_bits(folder: Path, plan: Plan) -> None:
     recipe = recipe_of(folder, "student.lora={rank: 8, quantize: nf4}", "student.deepspeed=null")
     shape = student_shape(recipe.student)
     linear = 16 * (2 * 2048**2 + 2 * 2048 * 512 + 3 * 2048 * 8192)
-    assert (shape.quantised, shape.largest_quantised) == (linear, 2048 * 8192)
+    assert (shape.quantized, shape.largest_quantized) == (linear, 2048 * 8192)
     four = replace(plan, recipe=recipe, student_shape=shape)
     assert four.student.stage == 2
     lines = lines_of(four)

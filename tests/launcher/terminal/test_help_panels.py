@@ -1,4 +1,4 @@
-"""`uld-ds --help` in groups, its exit statuses, and no colour where none is wanted."""
+"""`uld-ds --help` in groups, its exit statuses, and no color where none is wanted."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_every_verb_is_in_a_group() -> None:
 
 
 @pytest.mark.parametrize("words", [["recipes", "copy", "nonesuch"], ["status", "nowhere"], ["--help"]])
-def test_no_colour_where_none_is_wanted(words: list[str]) -> None:
+def test_no_color_where_none_is_wanted(words: list[str]) -> None:
     environment = os.environ | {"NO_COLOR": "1", "FORCE_COLOR": "1", "TERM": "xterm-256color"}
     code = "from launcher.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment)
     assert done.returncode == (0 if words == ["--help"] else 2)
     written = done.stdout + done.stderr
     assert written
-    for colour in ("\x1b[3", "\x1b[9", "\x1b[1;3", "\x1b[38"):
-        assert colour not in written, written[:200]
+    for color in ("\x1b[3", "\x1b[9", "\x1b[1;3", "\x1b[38"):
+        assert color not in written, written[:200]

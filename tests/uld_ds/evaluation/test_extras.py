@@ -83,7 +83,7 @@ def test_bertscore(tmp_path: Path) -> None:
 # ---- lm-evaluation-harness
 
 TASK = """
-task: colours
+task: colors
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {rows}}}}}
 output_type: multiple_choice
@@ -101,7 +101,7 @@ def suite(tmp_path: Path, rows: list[dict[str, str]]) -> Path:
     """Which of two continuations is likelier: one that ends training answers, or noise."""
     questions = [{"question": row["prompt"], "choices": [row["answer"], "zq" * 90], "answer": 0} for row in rows[:6]]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
-    (file := tmp_path / "colours.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
+    (file := tmp_path / "colors.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
     return file
 
 
@@ -110,14 +110,14 @@ def suite(tmp_path: Path, rows: list[dict[str, str]]) -> Path:
 def test_a_suite_of_the_harness(suite: Path, tiny_teacher: Path) -> None:
     options: dict[str, Any] = {"device": torch.device("cpu"), "batch_size": 4}
     found = suite_scores(Pretrained(str(tiny_teacher)), "fp32", [str(suite)], **options)
-    assert found.keys() == {"colours"}
-    colours = found["colours"]
-    assert colours["rows"] == 6
-    assert colours["version"] == 1.0
+    assert found.keys() == {"colors"}
+    colors = found["colors"]
+    assert colors["rows"] == 6
+    assert colors["version"] == 1.0
     # Long noise is less likely than a short answer, whatever the weights.
-    assert colours["metrics"] == {"acc": 1.0}
-    assert colours["errors"] == {"acc": 0.0}
-    assert suite_scores(Pretrained(str(tiny_teacher)), "fp32", [str(suite)], limit=2, **options)["colours"]["rows"] == 2
+    assert colors["metrics"] == {"acc": 1.0}
+    assert colors["errors"] == {"acc": 0.0}
+    assert suite_scores(Pretrained(str(tiny_teacher)), "fp32", [str(suite)], limit=2, **options)["colors"]["rows"] == 2
 
 
 @installed("lm_eval")

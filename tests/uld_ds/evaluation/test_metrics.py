@@ -11,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from uld_ds.errors import UserError
 from uld_ds.evaluation.metrics import ROUGE, Scores, as_references, score, score_names
-from uld_ds.evaluation.predictions import Prediction, is_unanswerable, normalised
+from uld_ds.evaluation.predictions import Prediction, is_unanswerable, normalized
 
 ALL = ("f1", "precision", "recall", "em", "rouge")
 
@@ -33,7 +33,7 @@ def percent(text: str, *references: str, metrics: tuple[str, ...] = ALL) -> dict
     ],
 )
 def test_normal_form(text: str, normal: str) -> None:
-    assert normalised(text) == normal
+    assert normalized(text) == normal
 
 
 def test_words_in_common() -> None:

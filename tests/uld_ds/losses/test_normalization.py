@@ -13,13 +13,13 @@ from uld_ds.batches import MicroBatch
 from uld_ds.losses.normalization import RowWeights, step_weights, sum_of
 
 
-def over_ranks(windows: list[list[MicroBatch]], normalise: str) -> list[list[RowWeights]]:
+def over_ranks(windows: list[list[MicroBatch]], normalize: str) -> list[list[RowWeights]]:
     """The weights that each of several ranks computes for its window."""
     local: list[Tensor] = []
     for window in windows:
-        step_weights(window, normalise, lambda values: local.append(values) or values)  # type: ignore[arg-type,func-returns-value]
+        step_weights(window, normalize, lambda values: local.append(values) or values)  # type: ignore[arg-type,func-returns-value]
     total = torch.stack(local).sum(0)
-    return [step_weights(window, normalise, lambda _values: total) for window in windows]  # type: ignore[arg-type]
+    return [step_weights(window, normalize, lambda _values: total) for window in windows]  # type: ignore[arg-type]
 
 
 counts = st.tuples(st.sampled_from([0.0, 1.0, 1.0]), st.integers(1, 6), st.integers(1, 6))
@@ -28,13 +28,13 @@ windows_of_ranks = st.lists(
 ).filter(lambda ranks: any(weight for window in ranks for batch in window for weight, _, _ in batch))
 
 
-@pytest.mark.parametrize("normalise", ["token", "sample"])
+@pytest.mark.parametrize("normalize", ["token", "sample"])
 @settings(max_examples=50, deadline=None)
 @given(ranks=windows_of_ranks)
 def test_weights_of_each_kind_add_up_to_one_over_ranks(
-    normalise: str, ranks: list[list[list[tuple[float, int, int]]]]
+    normalize: str, ranks: list[list[list[tuple[float, int, int]]]]
 ) -> None:
-    weights = over_ranks([[micro_batch(batch) for batch in window] for window in ranks], normalise)
+    weights = over_ranks([[micro_batch(batch) for batch in window] for window in ranks], normalize)
     for kind in ("answers", "segments"):
         assert sum(float(sum_of(rank, kind)) for rank in weights) == pytest.approx(1, abs=1e-6)  # type: ignore[arg-type]
 

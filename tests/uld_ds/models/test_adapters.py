@@ -1,4 +1,4 @@
-"""Layers kept, parameters frozen, adapters learnt and merged: on plain models, and under ZeRO-3 through the engine."""
+"""Layers kept, parameters frozen, adapters learned and merged: on plain models, and under ZeRO-3 through the engine."""
 
 from __future__ import annotations
 
@@ -147,8 +147,8 @@ def test_merged_weights_are_the_adapted_model(kind: str, tiny_student: Path) -> 
         settings = LoraSettings(rank=4, alpha=6.0, targets=["c_attn", "c_proj"])
     before = logits(base)
     wrapped = with_adapters(base, settings)
-    learnt = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
-    assert all(".lora_" in name for name in learnt) and len(learnt) == (28 if kind == "linear" else 6)
+    learned = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
+    assert all(".lora_" in name for name in learned) and len(learned) == (28 if kind == "linear" else 6)
     torch.testing.assert_close(logits(wrapped), before, rtol=0, atol=1e-5)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():

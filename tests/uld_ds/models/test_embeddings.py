@@ -22,9 +22,9 @@ def test_old_tokens_spell_the_new_ones_byte_by_byte() -> None:
     found = spellings(old, new)
     wanted, of_old = Vocabulary.of(new).spellings, Vocabulary.of(old).spellings
     assert len(found) == len(new)
-    spelt = [number for number, ids in enumerate(found) if ids and wanted[number] is not None]
-    assert len(spelt) > 0.95 * len(new)
-    assert all(b"".join(of_old[i] or b"?" for i in found[number]) == wanted[number] for number in spelt)
+    spelled = [number for number, ids in enumerate(found) if ids and wanted[number] is not None]
+    assert len(spelled) > 0.95 * len(new)
+    assert all(b"".join(of_old[i] or b"?" for i in found[number]) == wanted[number] for number in spelled)
     word = next(number for number, spelling in enumerate(wanted) if spelling == b" the")
     assert found[word] == old(" the")["input_ids"]
     assert found[new.eos_token_id] == [old.eos_token_id]

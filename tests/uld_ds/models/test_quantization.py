@@ -34,10 +34,10 @@ from uld_ds.models.quantization import (
     BYTES_PER_WEIGHT,
     base_digest,
     check_installed,
-    check_quantisable,
-    dequantised,
+    check_quantizable,
+    dequantized,
     loading_options,
-    quantised_linears,
+    quantized_linears,
     settle,
 )
 from uld_ds.models.row_model import RowModel, choose_head_path
@@ -117,15 +117,15 @@ def reference(weight: Tensor) -> Tensor:
 def test_what_four_bits_stand_for(student: Path) -> None:
     model = loaded(settings_for(student))
     whole = AutoModelForCausalLM.from_pretrained(student)
-    plain = dequantised(model, model.state_dict())
+    plain = dequantized(model, model.state_dict())
     assert plain.keys() == whole.state_dict().keys()
-    linears = quantised_linears(whole)
+    linears = quantized_linears(whole)
     for name, weight in whole.state_dict().items():
         if name.removesuffix(".weight") not in linears:
             assert torch.equal(plain[name], weight), name
             continue
         wanted = reference(weight)
-        # The scales, quantised to 8 bits, are off by at most half a step of their own range.
+        # The scales, quantized to 8 bits, are off by at most half a step of their own range.
         assert (plain[name] - wanted).abs().max() < 0.02 * weight.abs().max(), name
         # What the paper's levels cost weights that are distributed normally.
         assert (plain[name] - weight).norm() / weight.norm() == pytest.approx(0.092, abs=0.004), name
@@ -151,8 +151,8 @@ def test_merged_weights_are_what_was_trained(kind: str, tmp_path: Path, rows: li
     auto: Any = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
     whole = auto.from_pretrained(place)
     base = loaded(settings_for(place))
-    quantised = {name for name, layer in base.named_modules() if getattr(layer, "quant_state", None) is not None}
-    assert quantised == set(quantised_linears(whole))
+    quantized = {name for name, layer in base.named_modules() if getattr(layer, "quant_state", None) is not None}
+    assert quantized == set(quantized_linears(whole))
     targets = {"gpt2": ["c_attn", "c_fc"], "t5": ["q", "v", "wo"]}.get(kind, ["q_proj", "v_proj", "down_proj"])
     model = RowModel(shaped(base, settings_for(place, alpha=6.0, targets=targets)))
     choose_head_path(model, model, CPU, "student")
@@ -201,7 +201,7 @@ def test_in_bf16_merging_rounds_each_weight_once(tmp_path: Path, student: Path) 
     # 0.021 here: a network of random weights passes every rounding on. The unadapted one is off by 0.9.
     assert (found - wanted).norm() < 0.05 * wanted.norm()
     lm = model.lm.get_base_model()
-    plain = dequantised(lm, {name.replace(".base_layer.", "."): tensor for name, tensor in lm.state_dict().items()})
+    plain = dequantized(lm, {name.replace(".base_layer.", "."): tensor for name, tensor in lm.state_dict().items()})
     for name, layer in lm.named_modules():
         if hasattr(layer, "lora_A"):
             down, up = (getattr(layer, part)["default"].weight.detach().float() for part in ("lora_A", "lora_B"))
@@ -238,14 +238,14 @@ def test_what_cannot_be_held_in_four_bits(tiny_student: Path, student: Path) -> 
 
     key = "^student.lora.quantize: "
     narrow = model_of(tiny_student)  # whose MLP is 64 wide, and everything else 32
-    assert quantised_linears(narrow) == [f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)]
+    assert quantized_linears(narrow) == [f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)]
     narrow.config.quantization_config = {"quant_method": "bitsandbytes"}
-    with pytest.raises(UserError, match=f"{key}'nf4' of a model whose weights are quantised already; start from"):
-        check_quantisable(settings_for(tiny_student), narrow)
+    with pytest.raises(UserError, match=f"{key}'nf4' of a model whose weights are quantized already; start from"):
+        check_quantizable(settings_for(tiny_student), narrow)
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=48, n_layer=1, n_head=2, n_positions=64, n_inner=96))
     with pytest.raises(UserError, match=f"{key}'gpt2' of this size has no linear layer with an input of a multiple"):
-        check_quantisable(settings_for(student), gpt2)
-    check_quantisable(settings_for(student), model_of(student))
+        check_quantizable(settings_for(student), gpt2)
+    check_quantizable(settings_for(student), model_of(student))
     recipe = parse_recipe(
         {"run": {"name": "x"}, "teacher": {"model": "t"}, "training": {"steps": 1},
          "student": {"model": "s", "deepspeed": "student_zero3_cpu.json", "lora": {"quantize": "nf4"}},
@@ -306,11 +306,11 @@ def test_it_learns_goes_on_bit_for_bit_and_is_exported(
     config = prepared_job(recipe, tmp_path / "data").to_config()
     found, other = run_on_ranks(stopped_and_not, 2, config, str(tmp_path))
     assert found["again"] == found["through"] == other["again"]
-    assert found["through"][-1] < found["first"][0], "nothing was learnt"
+    assert found["through"][-1] < found["first"][0], "nothing was learned"
     names = [name for module in found["held"].values() for name in module]
     assert len(names) == 28
     assert all(".lora_" in name for name in names)
-    assert "was learnt beside other 4-bit weights" in found["refused"]
+    assert "was learned beside other 4-bit weights" in found["refused"]
     assert found["refused"] == other["refused"]
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
     side = found["side"]

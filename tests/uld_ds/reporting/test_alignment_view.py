@@ -217,15 +217,15 @@ def test_the_widest_that_a_terminal_may_take_it() -> None:
     ]
 
 
-def test_colour_is_a_help_not_a_need(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_color_is_a_help_not_a_need(monkeypatch: pytest.MonkeyPatch) -> None:
     view = view_of("aé\n")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    coloured = "\n".join(rendered(view, 80, force_terminal=True, color_system="standard"))
-    assert {"\x1b[36m", "\x1b[33m", "\x1b[35m"} <= set(re.findall(r"\x1b\[3\dm", coloured))
+    colored = "\n".join(rendered(view, 80, force_terminal=True, color_system="standard"))
+    assert {"\x1b[36m", "\x1b[33m", "\x1b[35m"} <= set(re.findall(r"\x1b\[3\dm", colored))
     monkeypatch.setenv("NO_COLOR", "1")
     plain = "\n".join(rendered(view, 80, force_terminal=True, color_system="standard"))
     assert not re.findall(r"\x1b\[[\d;]*3\dm", plain)
-    assert re.sub(r"\x1b\[[\d;]*m", "", plain) == re.sub(r"\x1b\[[\d;]*m", "", coloured)
+    assert re.sub(r"\x1b\[[\d;]*m", "", plain) == re.sub(r"\x1b\[[\d;]*m", "", colored)
 
 
 # --- as a page ----------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_the_page_needs_nothing_else() -> None:
     assert '<meta charset="utf-8">' in page
 
 
-def test_the_page_tells_boundaries_apart_without_colour() -> None:
+def test_the_page_tells_boundaries_apart_without_color() -> None:
     page = alignment_page(view_of("aé"))
     assert re.search(r"\.segment \{[^}]*border-inline-start: 3px solid", page)
     assert re.search(r"\[dir=ltr\] bdi \+ bdi \{[^}]*border-left: 1px dashed", page)

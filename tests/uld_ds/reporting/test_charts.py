@@ -1,4 +1,4 @@
-"""Charts are well-formed, put values where they belong, and tell lines apart without colour."""
+"""Charts are well-formed, put values where they belong, and tell lines apart without color."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_logarithm() -> None:
     assert points[1][1] - points[0][1] == pytest.approx(points[2][1] - points[1][1], abs=0.2)
 
 
-def test_lines_differ_in_more_than_colour() -> None:
+def test_lines_differ_in_more_than_color() -> None:
     chart = line_chart("", STEPS, LOSS, [Series(str(style), [(1, 1.0), (2, style)], style) for style in range(4)])
     lines = [e for e in parsed(chart).iter("path") if (e.get("class") or "").startswith("line")]
     assert len({line.get("stroke-dasharray") for line in lines}) == 4

@@ -16,7 +16,7 @@ from uld_ds.data.chat_templates import chat_template_of
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import Example
 from uld_ds.recipe import parse_recipe
-from uld_ds.reporting.model_card import DESCRIPTION_LIMIT, description, model_card, teacher_licence
+from uld_ds.reporting.model_card import DESCRIPTION_LIMIT, description, model_card, teacher_license
 
 FACTS: dict[str, Any] = {
     "teacher": "org/large",
@@ -40,7 +40,7 @@ def test_card_reads_back_with_its_metadata(tiny_recipe: dict[str, Any], tmp_path
     assert card.data.base_model == ["org/large"]
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value) == ("bits_per_byte", 2.123456)
-    for part in ("# tiny-student", "| after | 2.1235 |", "| teacher | - |", "ab" * 32, "1.5 x ULD", "tells no licence"):
+    for part in ("# tiny-student", "| after | 2.1235 |", "| teacher | - |", "ab" * 32, "1.5 x ULD", "tells no license"):
         assert part in card.text, part
 
 
@@ -49,12 +49,12 @@ def test_paths_are_no_base_models(tiny_recipe: dict[str, Any]) -> None:
     assert card.data.base_model is None
 
 
-def test_licence_of_the_teacher_is_told(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    assert teacher_licence(str(tmp_path)) is None
+def test_license_of_the_teacher_is_told(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    assert teacher_license(str(tmp_path)) is None
     (tmp_path / "LICENSE").write_text("\n   Apache License\n   Version 2.0\n")
-    assert teacher_licence(str(tmp_path)) == "Apache License"
+    assert teacher_license(str(tmp_path)) == "Apache License"
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A teacher\n")
-    assert teacher_licence(str(tmp_path)) == "mit"
+    assert teacher_license(str(tmp_path)) == "mit"
     assert "is under `mit`" in model_card(parse_recipe(tiny_recipe), FACTS, str(tmp_path))
 
 

@@ -108,7 +108,7 @@ def test_the_picture_of_the_alignment_is_that_of_align(run: Path) -> None:
     assert all(piece in page for piece in pieces)
 
 
-def test_lines_are_told_apart_without_colour(run: Path) -> None:
+def test_lines_are_told_apart_without_color(run: Path) -> None:
     (chart,) = re.findall(r'aria-label="(student, after.*?)</figure>', report_page(run), flags=re.S)
     assert set(re.findall(r'class="line s\d"(?: stroke-dasharray="([\d ]+)")?', chart)) == {"", "7 4", "2 3"}
 
@@ -119,7 +119,7 @@ def test_lines_are_told_apart_without_colour(run: Path) -> None:
         (4.0, 3.0, None, "instead of 4.0000 (-25.0%)."),
         (4.0, 1.5, 2.0, "(-62.5%), fewer than its teacher (2.0000)."),
         (4.0, 4.4, 2.0, "The student got worse: 4.4000 bits per byte of held-out answers after 3 steps, 4.0000"),
-        (4.0, 4.001, 2.0, "The student learnt nothing that held-out answers show: 4.0010"),
+        (4.0, 4.001, 2.0, "The student learned nothing that held-out answers show: 4.0010"),
     ],
 )
 def test_verdicts(run: Path, before: float, after: float, teacher: float | None, said: str) -> None:

@@ -74,7 +74,7 @@ def test_bad_rows_are_named(bad: float) -> None:
     logits[3, 7] = bad
     with pytest.raises(ValueError, match="logits: row 3 holds NaN or"):
         Spectrum.from_logits(logits, chunk_rows=2)
-    # Unchecked, such a row is padding and its neighbours are whole.
+    # Unchecked, such a row is padding and its neighbors are whole.
     spectrum = Spectrum.from_logits(logits, check=False)
     torch.testing.assert_close(spectrum.total_mass(), torch.tensor([0.0, 1, 1, 0, 1]))
 
@@ -159,7 +159,7 @@ def test_entropy(logits: Tensor) -> None:
     torch.testing.assert_close(spectrum.entropy().double(), want, rtol=1e-4, atol=1e-6)
 
 
-def test_entropy_of_what_lies_below_the_grid_and_of_unnormalised_parts() -> None:
+def test_entropy_of_what_lies_below_the_grid_and_of_unnormalized_parts() -> None:
     logits = gaussian(3, 5000, scale=1.0)
     want = Spectrum.from_logits(logits).entropy()
     shallow = Spectrum.from_logits(logits, num_head=4, grid=LevelGrid(floor_octave=11))

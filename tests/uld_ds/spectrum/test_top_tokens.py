@@ -52,7 +52,7 @@ def test_rest_is_what_the_others_have() -> None:
     logits = torch.randn(20, 500, generator=torch.Generator().manual_seed(1))
     for k in (1, 7, 499, 500, 900):
         top = TopTokens.from_logits(logits, k)
-        known = TopTokens.from_logits(logits, k, log_normaliser=logits.logsumexp(1))
+        known = TopTokens.from_logits(logits, k, log_normalizer=logits.logsumexp(1))
         assert torch.equal(known.log_probs, top.log_probs)
         want = logits.double().softmax(1).sort(descending=True).values[:, k:].sum(1)
         torch.testing.assert_close(top.rest.double(), want, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Every task on a dozen hand-made rows: what each side reads, what is learnt, what counts as right."""
+"""Every task on a dozen hand-made rows: what each side reads, what is learned, what counts as right."""
 
 from __future__ import annotations
 

@@ -30,13 +30,13 @@ def test_characters_removed_between_tokens_are_bridged_by_offsets() -> None:
     assert token_spans(tokenizer, "aébcéa") == [(0, 3), (3, 7), (7, 8)]
 
 
-def test_a_rewriting_that_depends_on_its_neighbours_is_bridged_by_offsets() -> None:
+def test_a_rewriting_that_depends_on_its_neighbors_is_bridged_by_offsets() -> None:
     # "a" becomes "x" only before a "b": no single character shows that, the characters of the token do.
     tokenizer = word_tokenizer(["cxb"], normalizer=normalizers.Replace(Regex("a(?=b)"), "x"))
     assert token_spans(tokenizer, "é cab") == [(0, 2), (2, 6)]
 
 
-def test_a_mark_that_normalisation_leaves_alone_keeps_its_boundary() -> None:
+def test_a_mark_that_normalization_leaves_alone_keeps_its_boundary() -> None:
     single = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer = word_tokenizer(["a", "\u0302"], normalizer=normalizers.Lowercase(), pre_tokenizer=single)
     assert token_spans(tokenizer, "A\u0302") == [(0, 1), (1, 3)]
@@ -112,7 +112,7 @@ def test_unknown_pieces_are_filled_only_if_there_is_one_way(pieces: list[bytes |
         assert found == (layouts[0] if layouts else None)
 
 
-def test_windows_tell_neighbouring_unknown_pieces_apart() -> None:
+def test_windows_tell_neighboring_unknown_pieces_apart() -> None:
     assert only_fill([b"a", b"", b"", b"b"], [1, 2], [(1, 3), (3, 4)], b"axyzb") == [b"xy", b"z"]
     assert only_fill([b"a", b"", b"", b"b"], [1, 2], [(0, 5), (0, 5)], b"axyzb") is None
 

@@ -64,7 +64,7 @@ HAND_COMPUTED = [
     ),
     # An added token that is looked for in the lower-cased text.
     ("wordpiece_added", "a ÉMILE", [("a", 0, 1), ("emile", 1, 8)]),
-    # A combining mark after a special token is normalised apart from it.
+    # A combining mark after a special token is normalized apart from it.
     (
         "gpt2_nfc",
         "e\u0301<|endoftext|>\u0338x",

@@ -62,10 +62,10 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
     outcomes: dict[str, dict[str, Any]] = {}
     for ranks in (1, 2):
         configs = {
-            f"{name}, {normalise}": prepared_job(
-                variant(tiny_recipe, normalize=normalise, **shape), tmp_path / f"{name} {normalise}"
+            f"{name}, {normalize}": prepared_job(
+                variant(tiny_recipe, normalize=normalize, **shape), tmp_path / f"{name} {normalize}"
             ).to_config()
-            for normalise in ("token", "sample")
+            for normalize in ("token", "sample")
             for name, shape in shapes.items()
             if shape["workers"] == ranks
         }
@@ -84,7 +84,7 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
     assert 0 < apart["padding"] < together["padding"], "examples of a length share a micro-batch"
     assert 0.1 < outcomes["1 rank x 1, token"]["uld_gate"] < 0.9, "the gate must tell segments apart"
     difference = outcomes["1 rank x 1, token"]["ce"] - outcomes["1 rank x 1, sample"]["ce"]
-    assert abs(difference) > 1e-4, "uneven answers must tell the two normalisations apart"
+    assert abs(difference) > 1e-4, "uneven answers must tell the two normalizations apart"
 
 
 def plain_step(config: dict[str, Any], indices: list[int]) -> dict[str, float]:

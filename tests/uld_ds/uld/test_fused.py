@@ -39,19 +39,19 @@ def test_fused_entry_adds_cross_entropy_for_free() -> None:
     assert terms.grad is not None
     terms.grad[torch.arange(7), target] -= ce
     torch.testing.assert_close(terms.grad, z.grad, atol=1e-7, rtol=1e-4)
-    got = terms.log_normaliser - student[torch.arange(7), target]
+    got = terms.log_normalizer - student[torch.arange(7), target]
     torch.testing.assert_close(got, nats.detach(), atol=2e-5, rtol=1e-6)
     with pytest.raises(ValueError, match="probability_weight needs student_temperature 1"):
         uld_value_and_grad(student, spectrum, probability_weight=ce, student_temperature=2.0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_log_normaliser_does_not_drift(temperature: float) -> None:
+def test_log_normalizer_does_not_drift(temperature: float) -> None:
     student = zipf(3, 262_144, slope=2.0, seed=1)
     spectrum = Spectrum.from_logits(zipf(3, 900, seed=2).float())
     got = uld_value_and_grad(student.float(), spectrum, student_temperature=temperature, want_grad=False)
     want = torch.logsumexp(student / temperature, -1)
-    torch.testing.assert_close(got.log_normaliser.double(), want, atol=2e-6, rtol=0)
+    torch.testing.assert_close(got.log_normalizer.double(), want, atol=2e-6, rtol=0)
 
 
 def test_cross_entropy_for_free_beside_scaled_spectra() -> None:
@@ -99,9 +99,9 @@ def test_a_workspace_of_another_shape_is_refused() -> None:
 
 
 @pytest.mark.parametrize("student_scale", [0.0, -5.0, -20.0, -45.0, -80.0])
-def test_log_normaliser_does_not_depend_on_the_scale(student_scale: float) -> None:
+def test_log_normalizer_does_not_depend_on_the_scale(student_scale: float) -> None:
     # Scaled by e^-20, the smallest probabilities lie below the lowest level: their mass must not be missed.
     torch.manual_seed(0)
     z, spectrum = torch.randn(8, 400), Spectrum.from_logits(torch.randn(8, 600))
     terms = uld_value_and_grad(z, spectrum, student_log_scale=torch.full((8,), student_scale))
-    torch.testing.assert_close(terms.log_normaliser, z.logsumexp(1), rtol=0, atol=2e-6)
+    torch.testing.assert_close(terms.log_normalizer, z.logsumexp(1), rtol=0, atol=2e-6)
