@@ -115,9 +115,9 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
 def objective_of(recipe: Recipe, side: TextSide, steps: int) -> Objective:
     """The recipe's; terms that look at identities read the teacher's tokenizer, never its weights."""
     if not recipe.objective.needs_vocabularies:
-        return Objective.of(recipe.objective, total_steps=steps)
+        return Objective.from_settings(recipe.objective, total_steps=steps)
     teacher = Pretrained.from_settings(recipe.teacher, "teacher").tokenizer()
-    return Objective.of(recipe.objective, relations_of(side.tokenizer, teacher), total_steps=steps)
+    return Objective.from_settings(recipe.objective, relations_of(side.tokenizer, teacher), total_steps=steps)
 
 
 def train_and_measure(

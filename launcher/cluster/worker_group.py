@@ -21,7 +21,7 @@ _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)(?::|
 _MOST_CHARACTERS = 600
 
 
-def run_gang(
+def run_worker_group(
     worker: Callable[[dict[str, Any]], None], config: dict[str, Any], recipe: Recipe, folder: Path, *, on_gpu: bool
 ) -> None:
     """Runs ``worker(config)`` on every rank, restarting all from the last checkpoint when one fails.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
-from launcher.cluster.worker_group import run_gang
+from launcher.cluster.worker_group import run_worker_group
 from launcher.drivers.preflight import check_deepspeed_configs, writable_folder
 from launcher.terminal.progress import ProgressView
 from launcher.terminal.quiet import quieten_libraries
@@ -69,7 +69,7 @@ def build_store(recipe: Recipe) -> StoreManifest:
                 on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
                 job = StoreJob(recipe, folder, teacher.place, on_gpu, teacher_config(recipe, on_gpu=on_gpu), parts)
-                run_gang(build_store_worker, job.to_config(), recipe, folder, on_gpu=on_gpu)
+                run_worker_group(build_store_worker, job.to_config(), recipe, folder, on_gpu=on_gpu)
         else:
             view.note(f"{settings.path} is whole already")
     return SpectrumStore.open(settings.path, key="teacher.path").manifest

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
-from launcher.cluster.worker_group import run_gang
+from launcher.cluster.worker_group import run_worker_group
 from launcher.drivers.checkpoint_list import repair_checkpoint_list
 from launcher.drivers.preflight import check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.drivers.sigterm import SigtermStops
@@ -106,7 +106,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                 repair_checkpoint_list(run_dir, view.note)
                 grace = sigterm.after_a_checkpoint(stop_file, recipe.cluster.grace_seconds)
                 with _recorded_beside(client, job), grace:
-                    run_gang(train_worker, job.to_config(), recipe, run_dir, on_gpu=on_gpu)
+                    run_worker_group(train_worker, job.to_config(), recipe, run_dir, on_gpu=on_gpu)
                 if stop_file.is_asked() and not folder.outcome.is_file():
                     stop_file.clear()
                     raise StoppedError(

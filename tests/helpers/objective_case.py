@@ -149,7 +149,7 @@ class Case:
             top = TopTokens.from_logits(self.teacher, settings.top_ids)
             nowhere = np.full(TEACHER_VOCAB, NONE)
             relations = VocabularyRelations(nowhere, nowhere, VOCAB, ENDS_WORD.numpy())
-        loss, parts = Objective.of(settings, relations, total_steps=total_steps).at(step)(
+        loss, parts = Objective.from_settings(settings, relations, total_steps=total_steps).at(step)(
             leaves[0],
             self.head(leaves),
             micro_batch_of(self.batch, segments),

@@ -151,7 +151,7 @@ def test_it_leaves_a_report(finished: tuple[dict[str, Any], dict[str, Any]]) -> 
     recipe, facts = finished
     folder = Path(recipe["run"]["storage"]) / "tiny"
     page = (folder / "report.html").read_text()
-    report = RunReport.of(folder)
+    report = RunReport.read(folder)
     assert f"{facts['bits_per_byte']['after']:.4f} bits per byte of held-out answers" in page
     assert set(report.snapshots) == {"before", "teacher", "after"}
     spectra = {who: content["spectra"] for who, content in report.snapshots.items()}

@@ -63,8 +63,8 @@ def load_state(student: Any, folder: Path, ranks: Ranks) -> tuple[str | None, di
     if not all(ranks.gather(same)):
         raise FinalError(
             f"{folder.name} was learned beside other 4-bit weights than those made of student.model now: its files "
-            "have changed, or another kind of device rounds them otherwise. Restore the files, go on where the run was, or "
-            "set another run.name"
+            "have changed, or another kind of device rounds them otherwise. Restore the files, go on where the run "
+            "was, or set another run.name"
         )
     return path, client
 

@@ -65,12 +65,12 @@ def _dealt(batcher: Batcher, ranks: Ranks, micro_batch_size: int) -> Iterator[np
     yield from deal(indices, batcher.lengths, rank=ranks.rank, ranks=ranks.size, micro_batch_size=micro_batch_size)
 
 
-def of_student(engine: Any) -> Scores:
+def student_scorer(engine: Any) -> Scores:
     """By a DistillationEngine's student."""
     return lambda micro_batch: (micro_batch.student, engine.answer_scores(micro_batch))
 
 
-def of_teacher(teacher: Any, batcher: TeacherBatcher, device: torch.device) -> Scores:
+def teacher_scorer(teacher: Any, batcher: TeacherBatcher, device: torch.device) -> Scores:
     """By an OnlineTeacher; ``batcher`` holds its side of the held-out examples."""
 
     def scores(micro_batch: MicroBatch) -> tuple[SideBatch, Tensor]:
@@ -80,7 +80,7 @@ def of_teacher(teacher: Any, batcher: TeacherBatcher, device: torch.device) -> S
     return scores
 
 
-def of_stored(teacher: TeacherSource, batcher: TeacherBatcher, device: torch.device) -> Scores:
+def stored_scorer(teacher: TeacherSource, batcher: TeacherBatcher, device: torch.device) -> Scores:
     """Out of a store of the held-out examples; its likeliest tokens are known at temperature 1 alone."""
 
     def scores(micro_batch: MicroBatch) -> tuple[SideBatch, Tensor]:

@@ -31,7 +31,7 @@ class Rows:
     """[S] of each segment's ULD distance in the loss."""
     spectrum: Spectrum
     """S rows: the teacher's."""
-    said: tuple[Any, ...]
+    prepared: tuple[Any, ...]
     """Term by term, S rows of what it compares the student with,"""
     term_weights: tuple[Tensor, ...]
     """and [S] what each segment's value counts in the loss, term by term."""

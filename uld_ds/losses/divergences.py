@@ -83,22 +83,22 @@ class ClassicalTerm:
         """Its key and metric."""
         return "classical"
 
-    def prepare(self, said: Compared) -> TopTokens:
+    def prepare(self, compared: Compared) -> TopTokens:
         """As ``IdentityTerm`` says."""
-        return said.top
+        return compared.top
 
-    def add(self, logits: Tensor, log_normalizer: Tensor, said: TopTokens, weight: Tensor, grad: Tensor) -> Tensor:
+    def add(self, logits: Tensor, log_normalizer: Tensor, prepared: TopTokens, weight: Tensor, grad: Tensor) -> Tensor:
         """As ``IdentityTerm`` says; [C] float64."""
         return lumped(
             logits,
             log_normalizer,
-            said,
+            prepared,
             weight,
             grad,
             kind=self.kind,
             beta=self.beta,
-            has_rest=said.k < logits.shape[1],
-            alive=said.log_probs[:, 0] > -math.inf,
+            has_rest=prepared.k < logits.shape[1],
+            alive=prepared.log_probs[:, 0] > -math.inf,
         )
 
 

@@ -64,33 +64,33 @@ class HybridTerm:
         return "hybrid"
 
     @torch.no_grad()
-    def prepare(self, said: Compared) -> Split:
+    def prepare(self, compared: Compared) -> Split:
         """As ``IdentityTerm`` says."""
-        p, ids = said.top.bounded_log_probs().exp(), images(said.top, self.mapping)
+        p, ids = compared.top.bounded_log_probs().exp(), images(compared.top, self.mapping)
         is_unmatched = ids == NOWHERE
         return Split(
             matched=carried(ids, p),
             unmatched=p.masked_fill(~is_unmatched, 0.0).sort(1, descending=True).values,
             num_unmatched=is_unmatched.sum(1),
             rest=(1 - p.sum(1)).clamp(min=0.0),
-            alive=said.top.log_probs[:, 0] > float("-inf"),
+            alive=compared.top.log_probs[:, 0] > float("-inf"),
         )
 
     @torch.no_grad()
-    def add(self, logits: Tensor, log_normalizer: Tensor, said: Split, weight: Tensor, grad: Tensor) -> Tensor:
+    def add(self, logits: Tensor, log_normalizer: Tensor, prepared: Split, weight: Tensor, grad: Tensor) -> Tensor:
         """As ``IdentityTerm`` says; [C] float64."""
         value = lumped(
             logits,
             log_normalizer,
-            said.matched,
+            prepared.matched,
             weight,
             grad,
             kind="jensen_shannon",
             beta=self.beta,
-            alive=said.alive,
+            alive=prepared.alive,
         )
         twinless = self._twinless(logits.shape[1])
-        return value + _sorted_rest(logits, log_normalizer, said, twinless, weight, grad)
+        return value + _sorted_rest(logits, log_normalizer, prepared, twinless, weight, grad)
 
     def _twinless(self, vocab: int) -> Tensor:
         """[V] bool: which of the student's tokens are nobody's twin."""
@@ -99,7 +99,7 @@ class HybridTerm:
 
 
 def _sorted_rest(
-    logits: Tensor, log_normalizer: Tensor, said: Split, twinless: Tensor, weight: Tensor, grad: Tensor
+    logits: Tensor, log_normalizer: Tensor, prepared: Split, twinless: Tensor, weight: Tensor, grad: Tensor
 ) -> Tensor:
     """The unmatched part of C rows, [C] float64; adds its gradient.
 
@@ -108,12 +108,12 @@ def _sorted_rest(
     dtype = accumulation_dtype(logits.dtype)
     q = (logits.to(dtype) - log_normalizer[:, None].to(dtype)).exp_()
     own = q * twinless
-    k = said.unmatched.shape[1]
+    k = prepared.unmatched.shape[1]
     largest, where = own.topk(min(k, own.shape[1]), dim=1)
     shown = F.pad(largest, (0, k - largest.shape[1])).double()
-    is_paired = torch.arange(k, device=q.device) < said.num_unmatched[:, None]
-    paired = torch.where(is_paired, shown - said.unmatched, 0.0)
-    beyond = own.sum(1).double() - torch.where(is_paired, shown, 0.0).sum(1) - said.rest
+    is_paired = torch.arange(k, device=q.device) < prepared.num_unmatched[:, None]
+    paired = torch.where(is_paired, shown - prepared.unmatched, 0.0)
+    beyond = own.sum(1).double() - torch.where(is_paired, shown, 0.0).sum(1) - prepared.rest
     counts = beyond > 0
     value = paired.abs().sum(1) + beyond.clamp(min=0.0)
     signs = torch.where(is_paired, paired.sign(), counts[:, None].double())
@@ -121,7 +121,7 @@ def _sorted_rest(
     slopes = (twinless & counts[:, None]).to(dtype)
     # Where fewer than k tokens have no twin, topk fills up with twins (of 0 here), which have no part in this.
     slopes.scatter_(1, where, signs * twinless[where])
-    alive = said.alive
+    alive = prepared.alive
     factor = (weight * alive).to(dtype)
     mean = (slopes * q).sum(1, keepdim=True)
     grad += (slopes.sub_(mean).mul_(q).mul_(factor[:, None])).to(grad.dtype)

@@ -67,7 +67,7 @@ class Objective:
         if self.settings.schedule and self.total_steps is None:
             raise ValueError("weights follow a schedule: the objective needs the number of all steps")
         if [term.name for term in self.terms] != self.settings.identity_terms:
-            raise ValueError(f"the objective needs {self.settings.identity_terms}: see Objective.of")
+            raise ValueError(f"the objective needs {self.settings.identity_terms}: see Objective.from_settings")
 
     @property
     def optional_parts(self) -> list[str]:
@@ -77,7 +77,7 @@ class Objective:
         return [name for name, there in has.items() if there] + [term.name for term in self.terms]
 
     @classmethod
-    def of(
+    def from_settings(
         cls,
         settings: ObjectiveSettings,
         relations: VocabularyRelations | None = None,
@@ -234,7 +234,7 @@ class Objective:
             ce_slopes=ce_slopes,
             uld_weights=weights.segments * self._weight("uld"),
             spectrum=teacher.spectrum,
-            said=self._prepared(micro_batch, teacher),
+            prepared=self._prepared(micro_batch, teacher),
             term_weights=tuple(weights.segments * self.scheduled.get(term.name, term.weight) for term in self.terms),
             log_scale=log_scale,
             earlier=place,
@@ -250,10 +250,10 @@ class Objective:
         parts, grad, log_normalizer = (self._by_autograd if self._needs_autograd() else self._closed_form)(
             logits, rows, chunk
         )
-        for term, said, weight in zip(self.terms, rows.said, rows.term_weights, strict=True):
+        for term, prepared, weight in zip(self.terms, rows.prepared, rows.term_weights, strict=True):
             value = torch.zeros_like(log_normalizer, dtype=torch.float64)
             if chunk.start < rows.num_compared:
-                value = term.add(logits, log_normalizer, said[chunk], weight[chunk], grad).double()
+                value = term.add(logits, log_normalizer, prepared[chunk], weight[chunk], grad).double()
             parts.append(value)
         return parts, grad
 

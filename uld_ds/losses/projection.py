@@ -52,11 +52,11 @@ class ProjectionTerm:
         return "projection"
 
     @torch.no_grad()
-    def prepare(self, said: Compared) -> Projected:
+    def prepare(self, compared: Compared) -> Projected:
         """As ``IdentityTerm`` says."""
-        return Projected(continued(said, self.mapping), said.top.log_probs[:, 0] > float("-inf"))
+        return Projected(continued(compared, self.mapping), compared.top.log_probs[:, 0] > float("-inf"))
 
     @torch.no_grad()
-    def add(self, logits: Tensor, log_normalizer: Tensor, said: Projected, weight: Tensor, grad: Tensor) -> Tensor:
+    def add(self, logits: Tensor, log_normalizer: Tensor, prepared: Projected, weight: Tensor, grad: Tensor) -> Tensor:
         """As ``IdentityTerm`` says; [C] float64."""
-        return lumped(logits, log_normalizer, said.tokens, weight, grad, alive=said.alive)
+        return lumped(logits, log_normalizer, prepared.tokens, weight, grad, alive=prepared.alive)

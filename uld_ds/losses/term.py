@@ -23,17 +23,17 @@ class IdentityTerm(Protocol):
         """In the loss; never 0."""
         ...
 
-    def prepare(self, said: Compared) -> Any:
+    def prepare(self, compared: Compared) -> Any:
         """What ``add`` needs to know of S segments; a slice of it is the same of some of them."""
         ...
 
-    def add(self, logits: Tensor, log_normalizer: Tensor, said: Any, weight: Tensor, grad: Tensor) -> Tensor:
+    def add(self, logits: Tensor, log_normalizer: Tensor, prepared: Any, weight: Tensor, grad: Tensor) -> Tensor:
         """Values of a chunk of rows; adds their gradient.
 
         Args:
             logits: [C, V] the student's, of any floating type. To be left as they are.
             log_normalizer: [C] ``logsumexp(logits)``.
-            said: C rows of what ``prepare`` made of the teacher's likeliest tokens. A row of nothing but -inf among
+            prepared: C rows of what ``prepare`` made of the teacher's likeliest tokens. A row of nothing but -inf among
                 those is padding: value 0, gradient 0.
             weight: [C] of each row's value in the loss.
             grad: [C, V] float32, the loss's gradient on ``logits``: adds ``weight * d value / d logits``.

@@ -48,7 +48,7 @@ def carried(ids: Tensor, probabilities: Tensor) -> TopTokens:
     return TopTokens(found, masses.masked_fill(found == NOWHERE, 0.0).log())
 
 
-def continued(said: Compared, mapping: Tensor) -> TopTokens:
+def continued(compared: Compared, mapping: Tensor) -> TopTokens:
     """``carried``, but for what is known to go on along the text.
 
     The segment's bytes, which are what the teacher's first token there is the beginning of, begin with the student's
@@ -59,16 +59,16 @@ def continued(said: Compared, mapping: Tensor) -> TopTokens:
     Returns:
         [S, k + 1].
     """
-    top, ids = said.top, images(said.top, mapping)
+    top, ids = compared.top, images(compared.top, mapping)
     p = top.bounded_log_probs().exp()
-    gap = (top.log_probs - said.first_log_probs[:, None]).abs().double()
+    gap = (top.log_probs - compared.first_log_probs[:, None]).abs().double()
     # What is remembered or stored is rounded; the first token's probability is not.
-    tolerance = 1e-5 + _ROUNDING * said.first_log_probs.abs().double()[:, None]
+    tolerance = 1e-5 + _ROUNDING * compared.first_log_probs.abs().double()[:, None]
     # Of several as likely: one that moves nothing.
-    stays = (gap <= gap.amin(1, keepdim=True) + 1e-9) & (ids == said.student_ids[:, None])
+    stays = (gap <= gap.amin(1, keepdim=True) + 1e-9) & (ids == compared.student_ids[:, None])
     first = torch.where(stays, -1.0, gap).argmin(1, keepdim=True)
-    is_there = said.first_log_probs[:, None] >= top.log_probs[:, -1:] - tolerance
+    is_there = compared.first_log_probs[:, None] >= top.log_probs[:, -1:] - tolerance
     held = torch.where(is_there, p.gather(1, first), 1 - p.sum(1, keepdim=True))
-    moved = said.log_probs.double().exp()[:, None].minimum(held.clamp(min=0.0))
+    moved = compared.log_probs.double().exp()[:, None].minimum(held.clamp(min=0.0))
     p = p.scatter_add(1, first, torch.where(is_there, -moved, 0.0))
-    return carried(torch.cat([ids, said.student_ids[:, None]], 1), torch.cat([p, moved], 1))
+    return carried(torch.cat([ids, compared.student_ids[:, None]], 1), torch.cat([p, moved], 1))

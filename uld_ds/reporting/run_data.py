@@ -65,7 +65,7 @@ class RunReport:
         return str(settings.get("model") or (self.lineage or {}).get("teacher") or settings.get("path"))
 
     @classmethod
-    def of(cls, folder: Path, *, result: Mapping[str, Any] | None = None) -> RunReport:
+    def read(cls, folder: Path, *, result: Mapping[str, Any] | None = None) -> RunReport:
         """Reads a run's folder.
 
         Args:

@@ -32,7 +32,7 @@ Rows = list[tuple[str, str]]
 
 def report_page(folder: Path, *, result: Mapping[str, Any] | None = None) -> str:
     """Render the page of the run in a folder, as a string to be written in UTF-8."""
-    return Redactor().text(run_page(RunReport.of(folder, result=result)))
+    return Redactor().text(run_page(RunReport.read(folder, result=result)))
 
 
 def write_report(folder: Path, file: Path, *, result: Mapping[str, Any] | None = None) -> None:

@@ -40,7 +40,7 @@ _PLACE = np.dtype([("step", "<i8"), ("file", "<i4"), ("offset", "<i8"), ("length
 _NAME = re.compile(r"\d{5}-\d{4}\.journal")
 
 
-class Memory:
+class OutputCache:
     """An append-only journal of ``TeacherTokens`` by example number.
 
     Args:

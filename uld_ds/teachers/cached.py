@@ -15,14 +15,14 @@ from uld_ds.batches import SideBatch
 from uld_ds.errors import RunError
 from uld_ds.recipe import Recipe
 from uld_ds.teacher_outputs import TeacherTokens
-from uld_ds.teachers.cache import Memory
+from uld_ds.teachers.cache import OutputCache
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.utils.distributed import Ranks
 
 log = logging.getLogger(__name__)
 
 
-def memory_identity(recipe: Recipe, rows: str) -> str:
+def cache_identity(recipe: Recipe, rows: str) -> str:
     """Digest of all that decides what the teacher says, and of which example has which number.
 
     Args:
@@ -41,7 +41,7 @@ def memory_identity(recipe: Recipe, rows: str) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-class RememberingTeacher:
+class CachedTeacher:
     """Reads what was said before, in this run or in an earlier attempt at it, and asks only about the rest.
 
     What it returns has always been through the codec, also the first time: an interrupted run and one that was not
@@ -57,7 +57,7 @@ class RememberingTeacher:
 
     def __init__(
         self,
-        memory: Memory,
+        memory: OutputCache,
         teacher: OnlineTeacher | None,
         *,
         num_examples: int,

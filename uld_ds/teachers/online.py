@@ -96,7 +96,7 @@ class OnlineTeacher:
         """
         return self._forward(batch, scores_of(batch.answer_ids.to(self._device)))
 
-    def look(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
+    def apply_at(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
         """What ``consume`` makes of the teacher's hidden states at some positions. Collective."""
         return self._forward(batch, consume, rows)
 

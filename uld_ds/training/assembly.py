@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uld_ds.data.batching import Batcher, padding_id
 from uld_ds.data.step_batches import StepBatches
-from uld_ds.evaluation.bits_per_byte import of_student
+from uld_ds.evaluation.bits_per_byte import student_scorer
 from uld_ds.evaluation.held_out import Evaluation, HeldOut
 from uld_ds.losses.objective import Objective
 from uld_ds.models.pretrained import Pretrained
@@ -83,7 +83,9 @@ def assemble(
         total_steps=batches.num_steps,
         device=device,
     )
-    objective = Objective.of(recipe.objective, setup.relations(tokenizer), device, total_steps=batches.num_steps)
+    objective = Objective.from_settings(
+        recipe.objective, setup.relations(tokenizer), device, total_steps=batches.num_steps
+    )
     engine = DistillationEngine(student, source, objective, ranks=ranks, device=device)
     if eval_rows is None:
         return Assembly(engine, batches, {}, setup, tokenizer, train_data, train_rows)
@@ -102,4 +104,4 @@ def _evaluators(
         scores = setup.scores(engine.teacher, rows)
         return None if scores is None else held_out.measure(scores)
 
-    return {"teacher": teacher, "student": lambda: held_out.measure(of_student(engine))}
+    return {"teacher": teacher, "student": lambda: held_out.measure(student_scorer(engine))}

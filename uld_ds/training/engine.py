@@ -104,14 +104,14 @@ class DistillationEngine:
         learning_rate = self.student.get_lr()[0]
         with clock.phase("teacher"):
             try:
-                said = self._said(window)
+                outputs = self._teacher_outputs(window)
             except NonFiniteTeacherError as error:
                 return self._without_teacher(error, learning_rate, clock)
         with clock.phase("reduce"):
             weights = step_weights(window, self.objective.settings.normalize, self.ranks.sum)
         sums, watch = _Sums(), Watch()
         self.student.train()
-        for micro_batch, teacher, row_weights in zip(window, said, weights, strict=True):
+        for micro_batch, teacher, row_weights in zip(window, outputs, weights, strict=True):
             self._accumulate(micro_batch, teacher, row_weights, sums, clock, watch)
         tokens, gathered = self.teacher.tokens_run - before[0], self.teacher.bytes_gathered - before[1]
         sums.add("teacher_tokens", torch.tensor(tokens, device=self.device))
@@ -141,15 +141,15 @@ class DistillationEngine:
             reason="the teacher's logits are not finite",
         )
 
-    def _said(self, window: Sequence[MicroBatch]) -> list[TeacherSegments]:
+    def _teacher_outputs(self, window: Sequence[MicroBatch]) -> list[TeacherSegments]:
         """What the teacher says of each micro-batch, one row per segment."""
         examples = [example for micro_batch in window for example in micro_batch.examples]
         answers = iter(self.teacher.answers(examples, self.student.global_steps))
-        said = []
+        outputs = []
         for micro_batch in window:
             tokens = TeacherTokens.cat([next(answers) for _ in micro_batch.examples])
-            said.append(tokens.to(self.device).segments(micro_batch.teacher_segments))
-        return said
+            outputs.append(tokens.to(self.device).segments(micro_batch.teacher_segments))
+        return outputs
 
     def _accumulate(
         self,
@@ -262,9 +262,9 @@ class DistillationEngine:
     def answer_scores(self, micro_batch: MicroBatch) -> Tensor:
         """[A, 2] natural log-probability that the student gives each answer token, and its likeliest token there."""
         batch = micro_batch.student
-        return self.look(batch, batch.answer_rows, scores_of(batch.answer_ids))
+        return self.apply_at(batch, batch.answer_rows, scores_of(batch.answer_ids))
 
-    def look(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
+    def apply_at(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
         """What ``consume`` makes of the student's hidden states at some positions. No gradient. Collective."""
         self.student.eval()
         with torch.no_grad():

@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from uld_ds.alignment.vocabulary_mapping import VocabularyRelations, relations_of
 from uld_ds.data.batching import padding_id
 from uld_ds.data.teacher_batching import TeacherBatcher
-from uld_ds.evaluation.bits_per_byte import Scores, of_stored, of_teacher
+from uld_ds.evaluation.bits_per_byte import Scores, stored_scorer, teacher_scorer
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.runs.job import Job
-from uld_ds.teachers.cache import Memory
-from uld_ds.teachers.cached import RememberingTeacher, memory_identity
+from uld_ds.teachers.cache import OutputCache
+from uld_ds.teachers.cached import CachedTeacher, cache_identity
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.source import TeacherSource
 from uld_ds.teachers.store.reader import SpectrumStore
@@ -63,16 +63,16 @@ class TeacherSetup:
             return StoredTeacher(store, rows)
         if not self._settings.cache:
             return self._model(rows)
-        memory = Memory(
+        memory = OutputCache(
             self._job.folder.teacher,
-            memory_identity(recipe, Path(self._job.splits["train"]).name),
+            cache_identity(recipe, Path(self._job.splits["train"]).name),
             rank=self._ranks.rank,
             precision=self._settings.codec.to_precision(),
         )
         missing = int((begins and recipe.data.eval is not None) or not memory.complete(len(rows)))
         needed = self._ranks.max(torch.tensor(missing, device=self._device))
         teacher = self._model(rows) if needed else None
-        return RememberingTeacher(memory, teacher, num_examples=len(rows), ranks=self._ranks, device=self._device)
+        return CachedTeacher(memory, teacher, num_examples=len(rows), ranks=self._ranks, device=self._device)
 
     def _model(self, rows: Dataset) -> OnlineTeacher:
         self._stage("loading the teacher")
@@ -99,9 +99,9 @@ class TeacherSetup:
         """How the teacher scores held-out answers; None when nobody asked it about them."""
         batcher = self.batcher(held_out)
         if self._settings.source == "online":
-            return of_teacher(source, batcher, self._device)
+            return teacher_scorer(source, batcher, self._device)
         stored = self.store_of(held_out, held_out=True)
-        return None if stored is None else of_stored(stored, batcher, self._device)
+        return None if stored is None else stored_scorer(stored, batcher, self._device)
 
     def store_of(self, rows: Dataset, *, held_out: bool) -> StoredTeacher | None:
         """Open the store of ``rows``, training or held-out ones; None when the latter were never stored."""

@@ -17,7 +17,7 @@ from uld_ds.uld.sorted import mean_of_equals
 _ROUNDING = 2e-6
 
 
-class Pairing(NamedTuple):
+class ChunkDistance(NamedTuple):
     """Result of ``pair``. Its large tensors live in the workspace: write the gradient before the next chunk."""
 
     terms: Tensor
@@ -42,7 +42,7 @@ class Pairing(NamedTuple):
 
         ``factor`` and ``probability_weight`` are ``[R]``, ``out`` is ``[R, V]``; with ``accumulate`` it is added to.
         """
-        assert self.signed is not None, "pair() was told that no signs are wanted"
+        assert self.signed is not None, "distance_of_chunk() was told that no signs are wanted"
         of_p = -factor * _divide(self.terms[2], self.ratio)
         if probability_weight is not None:
             of_p = of_p + _divide(probability_weight, self.ratio)
@@ -57,7 +57,7 @@ class Pairing(NamedTuple):
             torch.mul(self.signed, factor, out=out).addcmul_(self.p, of_p).scatter_(1, self.where, at_head)
 
 
-def pair(
+def distance_of_chunk(
     p: Tensor,
     teacher_head: Tensor,
     teacher_tail: LevelCounts,
@@ -67,7 +67,7 @@ def pair(
     *,
     want_signs: bool = True,
     want_bound: bool = True,
-) -> Pairing:
+) -> ChunkDistance:
     """Distance of ``R`` rows, ranks of the head pairwise and the rest by level counts.
 
     Removing the ``k`` largest from both sides leaves two spectra whose ranks still correspond, so the two parts of
@@ -115,7 +115,7 @@ def pair(
         mass = teacher_head.sum(-1) + teacher_tail.masses.sum(-1) + (1.0 if ratio is None else ratio)
         bound = areas.bound + _ROUNDING * mass
     terms = torch.stack([distance, bound, slope, head_distance])
-    return Pairing(terms, largest, ratio, p, signed, head, signed_head, where)
+    return ChunkDistance(terms, largest, ratio, p, signed, head, signed_head, where)
 
 
 def _divide(x: Tensor, ratio: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from uld_ds.spectrum.checks import accumulation_dtype, check_logits, check_tempe
 from uld_ds.spectrum.histogram import LevelCounts, LevelGrid
 from uld_ds.spectrum.kernels import Workspace, check_dead_rows, kept_workspace, softmax_into
 from uld_ds.spectrum.spectrum import DEFAULT_NUM_HEAD, Spectrum
-from uld_ds.uld.chunk import pair
+from uld_ds.uld.chunk import distance_of_chunk
 from uld_ds.uld.sorted import probabilities, sorted_distance
 
 # With the teacher's logits at hand nothing has to be stored, so levels can be four times as fine.
@@ -277,7 +277,7 @@ def uld_value_and_grad(
             alive = alive & mask[part].bool()
         row_scale = alive.to(dtype) if scales is None else scales.result[part] * alive
         tail = LevelCounts(spectrum.counts[part].to(dtype), spectrum.masses[part].to(dtype))
-        pairing = pair(
+        found = distance_of_chunk(
             p,
             spectrum.head[part].to(dtype),
             tail,
@@ -288,17 +288,17 @@ def uld_value_and_grad(
             want_bound=want_bound,
         )
         if spectrum.error is not None:
-            pairing.terms[1] += spectrum.error[part]
-        results[:4, part] = pairing.terms * row_scale
-        at_largest = student_logits[part].gather(1, pairing.where[:, :1]).squeeze(1)
-        normalizer = at_largest.to(dtype) / student_temperature - pairing.largest.log()
+            found.terms[1] += spectrum.error[part]
+        results[:4, part] = found.terms * row_scale
+        at_largest = student_logits[part].gather(1, found.where[:, :1]).squeeze(1)
+        normalizer = at_largest.to(dtype) / student_temperature - found.largest.log()
         results[4, part] = normalizer.masked_fill(dead[part], float("-inf"))
         if want_grad and out is not None:
             factor = row_scale / student_temperature
             if weight is not None:
                 factor = factor * weight[part]
             of_p = None if probability_weight is None else probability_weight[part]
-            pairing.write_grad(factor, of_p, out[part], accumulate)
+            found.write_grad(factor, of_p, out[part], accumulate)
     if check:
         check_dead_rows(dead, student_logits, "student_logits")
     distance, bound, slope, head, log_normalizer = results.unbind(0)

@@ -17,7 +17,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def giving_up(stopped_file: Path) -> Iterator[None]:
+def noting_fatal_errors(stopped_file: Path) -> Iterator[None]:
     """Notes what of its body's failures is final, and lets them pass on."""
     try:
         yield

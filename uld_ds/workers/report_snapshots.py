@@ -16,7 +16,7 @@ from uld_ds.reporting.alignment_examples import answer_text
 from uld_ds.runs.folder import Who
 from uld_ds.runs.job import Job
 from uld_ds.teacher_outputs import TeacherTokens
-from uld_ds.teachers.cached import RememberingTeacher
+from uld_ds.teachers.cached import CachedTeacher
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.source import TeacherSource
 from uld_ds.training.engine import DistillationEngine
@@ -61,7 +61,7 @@ class ReportKeeper:
 
     def student(self, who: Who, engine: DistillationEngine, calibration: dict[str, Any] | None) -> None:
         """The student as it is now."""
-        spectra = self._showcase.of_student(engine.look, self._device)
+        spectra = self._showcase.student_distributions(engine.apply_at, self._device)
         self._showcase.write(who, spectra=spectra, calibration=calibration)
 
     def teacher(
@@ -83,12 +83,12 @@ class ReportKeeper:
         calibration: dict[str, Any] | None,
     ) -> None:
         """A teacher that is there."""
-        if isinstance(teacher, RememberingTeacher):
+        if isinstance(teacher, CachedTeacher):
             if not teacher.is_loaded:
                 return
             teacher = teacher.asked
         assert isinstance(teacher, OnlineTeacher)
-        spectra = self._showcase.of_teacher(teacher.look, batcher, tokenizer, self._device)
+        spectra = self._showcase.teacher_distributions(teacher.apply_at, batcher, tokenizer, self._device)
         tokens = self._job.recipe.evaluation.sample_tokens
         answers = sample_answers(teacher.language_model, tokenizer, self._rows, "teacher", tokens, self._device)
         self._showcase.write("teacher", spectra=spectra, calibration=calibration, answers=answers)
@@ -96,7 +96,7 @@ class ReportKeeper:
     def _stored_teacher(self, teacher: TeacherSource, calibration: dict[str, Any] | None) -> None:
         """A teacher that was asked beforehand."""
         said = TeacherTokens.cat(teacher.answers(range(self._showcase.num_examples), 0))
-        spectra = self._showcase.of_store(said.spectrum.head, said.log_probs.exp())
+        spectra = self._showcase.stored_distributions(said.spectrum.head, said.log_probs.exp())
         self._showcase.write("teacher", spectra=spectra, calibration=calibration)
 
 

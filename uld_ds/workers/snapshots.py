@@ -106,20 +106,20 @@ class Showcase:
         return len(self._rows)
 
     @torch.no_grad()
-    def of_student(self, forward: Forward, device: torch.device) -> list[dict[str, Any]]:
+    def student_distributions(self, forward: Forward, device: torch.device) -> list[dict[str, Any]]:
         """Distributions at the places shown. Collective."""
         rows = torch.tensor([place.student_row for place in self._places], dtype=torch.long)
         return self._said(forward, self._micro_batch.student, rows, self._student, device)
 
     @torch.no_grad()
-    def of_teacher(
+    def teacher_distributions(
         self, forward: Forward, batcher: TeacherBatcher, tokenizer: PreTrainedTokenizerBase, device: torch.device
     ) -> list[dict[str, Any]]:
         """The same of a teacher that is there. Collective."""
         rows = torch.tensor([place.teacher_row for place in self._places], dtype=torch.long)
         return self._said(forward, batcher.batch(self._micro_batch.examples), rows, tokenizer, device)
 
-    def of_store(self, heads: Tensor, right: Tensor) -> list[dict[str, Any]]:
+    def stored_distributions(self, heads: Tensor, right: Tensor) -> list[dict[str, Any]]:
         """The same of what a teacher said beforehand.
 
         Args:

@@ -26,7 +26,7 @@ from uld_ds.training.skipped_steps import SkippedSteps
 from uld_ds.training.trainer import Outcome, Trainer, TrainResult, peak_memory_bytes
 from uld_ds.utils.distributed import Ranks, device_for
 from uld_ds.utils.files import write_whole
-from uld_ds.workers.fatal_errors import giving_up, note_if_final
+from uld_ds.workers.fatal_errors import note_if_final, noting_fatal_errors
 from uld_ds.workers.finish import finish
 from uld_ds.workers.process import configure_process
 from uld_ds.workers.run_callback import RecordCallback, SnapshotCallback, StageCallback, StageLog
@@ -40,7 +40,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if job.stopped_file.is_file():
         # The attempt before this one has found out that another one is no use.
         return
-    with giving_up(job.stopped_file):
+    with noting_fatal_errors(job.stopped_file):
         Worker(job).run()
 
 

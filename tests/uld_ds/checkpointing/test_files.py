@@ -25,7 +25,7 @@ from uld_ds.checkpointing.files import (
     write_shard,
 )
 from uld_ds.errors import FinalError
-from uld_ds.workers.fatal_errors import giving_up, note_if_final
+from uld_ds.workers.fatal_errors import note_if_final, noting_fatal_errors
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def write_with_room_for(size: int, folder: Path, results: multiprocessing.Queue)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     try:
-        with giving_up(folder.parent / "stopped.txt"):
+        with noting_fatal_errors(folder.parent / "stopped.txt"):
             write_shard(folder, 0, 1, state(0))
     except OSError as error:
         results.put(error.errno)

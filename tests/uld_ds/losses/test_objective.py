@@ -175,9 +175,9 @@ def test_terms_without_what_they_need_are_refused() -> None:
     example = Case()
     hidden, weight = example.leaves(torch.float32)
     with pytest.raises(ValueError, match=r"\['likelihood_boundary'\] need to know how the two vocabularies relate"):
-        Objective.of(ObjectiveSettings(likelihood=1.0, likelihood_boundary=0.1))
+        Objective.from_settings(ObjectiveSettings(likelihood=1.0, likelihood_boundary=0.1))
     with pytest.raises(ValueError, match="classical needs the teacher's top-k tokens"):
-        Objective.of(ObjectiveSettings(classical=1.0))(
+        Objective.from_settings(ObjectiveSettings(classical=1.0))(
             hidden,
             Head(weight, None, LogitMap()),
             micro_batch_of(example.batch, segments_of(SEGMENTS, STOPS, ANSWERS)),

@@ -276,7 +276,7 @@ def stopped_and_not(config: dict[str, Any], folder: str) -> dict[str, Any]:
     export_student(engine.student, AutoTokenizer.from_pretrained(job.student), place / "export", engine.ranks)
     (window,) = [batcher.window([torch.arange(2).numpy()])]
     side = window[0].student
-    after = engine.look(side, side.answer_rows, lambda hidden, head: head.logits(hidden).clone())
+    after = engine.apply_at(side, side.answer_rows, lambda hidden, head: head.logits(hidden).clone())
 
     engine, batcher = build(job)
     engine.ranks.barrier()

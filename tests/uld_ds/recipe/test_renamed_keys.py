@@ -18,7 +18,7 @@ from uld_ds.data.sources import ExampleReader
 from uld_ds.recipe import Recipe, load_recipe, parse_recipe
 from uld_ds.recipe.renamed_keys import RENAMED_KEYS, RENAMED_VALUES, _notice, with_current_names, with_former_names
 from uld_ds.recipe.validation_errors import known_keys
-from uld_ds.teachers.cached import memory_identity
+from uld_ds.teachers.cached import cache_identity
 from uld_ds.teachers.store.manifest import StoreIdentity
 
 OLD: dict[str, Any] = tree_with(
@@ -159,7 +159,7 @@ def test_digests_are_those_of_before(digest: str) -> None:
     tree, of_cache = DIGESTS[digest]
     recipe = parse_recipe({**tree, "teacher": {**tree["teacher"], "remember": True}})
     assert recipe.digest() == digest
-    assert memory_identity(recipe, "rows-1") == of_cache
+    assert cache_identity(recipe, "rows-1") == of_cache
 
 
 def test_prepared_data_and_caches_do_not_know_the_renamed_keys() -> None:
@@ -170,7 +170,7 @@ def test_prepared_data_and_caches_do_not_know_the_renamed_keys() -> None:
         recipe = parse_recipe(tree | sides)
         rows = Preparer(recipe, zoo.characters(), zoo.plain_bytes())._work.identity()
         reader = ExampleReader(recipe.data).identity()
-        return json.dumps([rows, reader, memory_identity(recipe, "rows-1")], sort_keys=True)
+        return json.dumps([rows, reader, cache_identity(recipe, "rows-1")], sort_keys=True)
 
     plain = identities(OLD)
     assert plain == identities(NEW)

@@ -96,7 +96,7 @@ def test_a_step_is_that_of_its_weights_bit_for_bit(step: int, merge: str) -> Non
 
 def test_a_schedule_needs_to_know_how_long_the_run_is() -> None:
     with pytest.raises(ValueError, match="needs the number of all steps"):
-        Objective.of(settings_of(uld={"kind": "linear", "to": 0.0}))
+        Objective.from_settings(settings_of(uld={"kind": "linear", "to": 0.0}))
 
 
 def logged(engine: DistillationEngine, job: Job, batcher: Any, numbers: range) -> list[dict[str, float]]:

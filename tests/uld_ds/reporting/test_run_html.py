@@ -126,14 +126,14 @@ def test_verdicts(run: Path, before: float, after: float, teacher: float | None,
     lines = (run / "progress.jsonl").read_text().splitlines(keepends=True)
     (run / "progress.jsonl").write_text("".join(line for line in lines if '"evaluation"' not in line))
     bits = {"before": before, "after": after, "teacher": teacher}
-    assert said in verdict(RunReport.of(run, result=RESULT | {"bits_per_byte": bits}))
+    assert said in verdict(RunReport.read(run, result=RESULT | {"bits_per_byte": bits}))
 
 
 def test_without_held_out_data_it_says_so(run: Path) -> None:
     lines = (run / "progress.jsonl").read_text().splitlines(keepends=True)
     (run / "progress.jsonl").write_text("".join(line for line in lines if '"evaluation"' not in line))
     nothing = {"before": None, "after": None, "teacher": None}
-    said = verdict(RunReport.of(run, result=RESULT | {"bits_per_byte": nothing}))
+    said = verdict(RunReport.read(run, result=RESULT | {"bits_per_byte": nothing}))
     assert said.startswith("The training loss went from 2.9000 to 2.7000 in 3 steps; without held-out examples")
 
 
@@ -174,4 +174,4 @@ def test_a_secret_in_the_recipe_is_hidden_and_breaks_nothing(run: Path, monkeypa
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     page = report_page(run)
     assert "never-to-be-seen" not in page
-    assert yaml.safe_load(RunReport.of(run).recipe_yaml)["student"]["system_prompt"] == "***"
+    assert yaml.safe_load(RunReport.read(run).recipe_yaml)["student"]["system_prompt"] == "***"

@@ -15,14 +15,14 @@ from uld_ds.errors import RunError, UserError
 from uld_ds.spectrum.precision import Precision
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers import cache
-from uld_ds.teachers.cache import Memory
+from uld_ds.teachers.cache import OutputCache
 from uld_ds.teachers.outputs_codec import roundtrip
 
 IDENTITY = "a" * 64
 
 
-def memory(folder: Path, rank: int = 0, identity: str = IDENTITY, **options: Precision) -> Memory:
-    return Memory(folder, identity, rank=rank, **options)
+def memory(folder: Path, rank: int = 0, identity: str = IDENTITY, **options: Precision) -> OutputCache:
+    return OutputCache(folder, identity, rank=rank, **options)
 
 
 def said(examples: Iterable[int], variant: int = 0) -> dict[int, TeacherTokens]:
@@ -80,9 +80,9 @@ def test_refresh_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.Monk
     first.append(1, said(range(10)))
     second.refresh()
     learned: list[int] = []
-    learn = Memory._learn
+    learn = OutputCache._learn
     monkeypatch.setattr(
-        Memory, "_learn", lambda self, f, s, table, o: (learned.append(len(table)), learn(self, f, s, table, o))
+        OutputCache, "_learn", lambda self, f, s, table, o: (learned.append(len(table)), learn(self, f, s, table, o))
     )
     second.refresh()
     assert learned == []

@@ -15,8 +15,8 @@ from tests.helpers.ranks import run_on_ranks
 from tests.helpers.tiny import save_tiny_model
 from uld_ds.data.sampling import step_examples
 from uld_ds.runs.job import Job
-from uld_ds.teachers.cache import Memory
-from uld_ds.teachers.cached import RememberingTeacher
+from uld_ds.teachers.cache import OutputCache
+from uld_ds.teachers.cached import CachedTeacher
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.utils.distributed import Ranks
 
@@ -126,16 +126,16 @@ def remembered_run(config: dict[str, Any], folder: str, steps: int) -> dict[str,
     job = Job.from_config(config)
     engine, batcher = build(job)
     online: Any = engine.teacher
-    memory = Memory(folder, "x", rank=engine.ranks.rank)
+    memory = OutputCache(folder, "x", rank=engine.ranks.rank)
     number = len(batcher)
     arguments: dict[str, Any] = {"num_examples": number, "ranks": engine.ranks, "device": CPU}
-    teacher = engine.teacher = RememberingTeacher(memory, online, **arguments)
+    teacher = engine.teacher = CachedTeacher(memory, online, **arguments)
     weights = [*online._engine.module.parameters()]
     results = []
     for step in range(steps):
         window = window_of(job, batcher, step_examples(step, number, 16, seed=0), engine.ranks)
         results.append(engine.train_step(window))
-    again = RememberingTeacher(Memory(folder, "x", rank=engine.ranks.rank), None, **arguments)
+    again = CachedTeacher(OutputCache(folder, "x", rank=engine.ranks.rank), None, **arguments)
     asked = list(range(number))
     both = [source.answers(asked, steps) for source in (teacher, again)]
     return {
