@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from launcher.drivers.train import _share_a_tokenizer, run_training
+from launcher.drivers.train import run_training
 from tests.helpers.tiny import tiny_recipe_in
 from uld_ds.data.sides import TextSide
 from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import ModelSettings, parse_recipe
+from uld_ds.training.preparation import share_a_tokenizer
 
 
 @pytest.mark.slow
@@ -59,8 +60,8 @@ def test_vocabularies_that_are_one(tiny_teacher: Path, tiny_student: Path) -> No
     settings = ModelSettings(model="x")
     places = tiny_teacher, tiny_student
     teacher, student = (TextSide.of_model(Pretrained(str(place)), settings, "teacher") for place in places)
-    assert _share_a_tokenizer(teacher, teacher, {})
-    assert not _share_a_tokenizer(student, teacher, {})
+    assert share_a_tokenizer(teacher, teacher)
+    assert not share_a_tokenizer(student, teacher)
 
 
 def test_what_is_not_there_is_said_before_anything_starts(
