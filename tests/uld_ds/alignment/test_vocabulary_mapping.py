@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests.helpers import tokenizers_zoo as zoo
+from uld_ds.alignment import vocabulary_mapping
 from uld_ds.alignment.vocabulary_mapping import NONE, relate, relations_of
-from uld_ds.tokenization import vocabulary
 from uld_ds.tokenization.vocabulary import Vocabulary
 
 
@@ -135,7 +135,7 @@ def test_relations_are_computed_once_per_pair(kept: Callable[[], Path], monkeypa
     def never(*_: Any) -> Any:
         raise AssertionError("computed a second time")
 
-    monkeypatch.setattr(vocabulary, "relate", never)
+    monkeypatch.setattr(vocabulary_mapping, "relate", never)
     second = relations_of(zoo.unigram(), zoo.word_level())
     np.testing.assert_array_equal(first.identity, second.identity)
     np.testing.assert_array_equal(first.projection, second.projection)
