@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from uld_ds.runs.job import Job
 
@@ -21,8 +21,9 @@ def rare_token(job: Job, side: str) -> tuple[int, int]:
 
 
 def break_token(model: str, token: int, target: Path) -> None:
-    """A copy of a model in which that token's embedding is infinite."""
+    """A copy of a model in which that token's embedding is infinite, with its tokenizer."""
     lm = AutoModelForCausalLM.from_pretrained(model)
     with torch.no_grad():
         lm.get_input_embeddings().weight[token] = float("inf")
     lm.save_pretrained(target)
+    AutoTokenizer.from_pretrained(model).save_pretrained(target)

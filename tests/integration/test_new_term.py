@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.project.test_readme import ROOT, code_blocks
+from tests.helpers.documents import ROOT, code_blocks
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.broken_models import break_token, rare_token
 from tests.helpers.engines import build, prepared_job, variant, window_of
@@ -28,6 +28,7 @@ def make_steep(model: str, target: Path) -> None:
         lm.get_output_embeddings().weight.mul_(1e3)
         lm.model.norm.weight.mul_(1e-3)
     lm.save_pretrained(target)
+    AutoTokenizer.from_pretrained(model).save_pretrained(target)
 
 
 def shards(student: Any) -> list[Tensor]:
@@ -72,7 +73,6 @@ def test_a_non_finite_step_leaves_no_trace_on_any_rank(
     plain = tmp_path / "stage0.json"
     plain.write_text(json.dumps({"zero_optimization": {"stage": 0}, "steps_per_print": 10**9}))
     base = variant(tiny_recipe, workers=2, micro=2, normalize="token", stage="zero3")
-    # Nothing that would ask for tokenizers: the broken models below have none beside them.
     base |= {"objective": {"uld": 1.5}}
     healthy = prepared_job(base, tmp_path / "healthy")
     token, bad = rare_token(healthy, "student")
