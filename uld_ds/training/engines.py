@@ -12,16 +12,16 @@ from typing import Any
 import deepspeed
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoConfig, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.integrations import HfDeepSpeedConfig
 
 from uld_ds.errors import RunError
 from uld_ds.models.adapters import shaped
-from uld_ds.models.architectures import DTYPES, SAFE_WEIGHTS, auto_class, is_encoder_decoder
+from uld_ds.models.architectures import DTYPES, is_encoder_decoder
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import loading_options, settle
 from uld_ds.models.row_model import RowModel, choose_head_path
 from uld_ds.recipe import ModelSettings, StudentSettings, TeacherSettings, TrainingSettings
-from uld_ds.recipe.models import code_options
 from uld_ds.training.deepspeed_config import zero_stage
 from uld_ds.training.lr_schedule import learning_rate_factor
 from uld_ds.utils.host_memory import return_free_memory
@@ -52,7 +52,7 @@ def load_teacher(place: str, settings: TeacherSettings, config: dict[str, Any], 
         RunError: weights are missing, unexpected or of another shape.
     """
     sharded = settings.sharding == "zero3"
-    lm = _from_pretrained(place, settings, config if sharded else {})
+    lm = _loaded(Pretrained.at(place, settings, "teacher"), settings, config if sharded else {})
     model = RowModel(lm.eval().requires_grad_(False))
     if not sharded:
         model.to(device)
@@ -88,11 +88,12 @@ def load_student(
     Raises:
         RunError: weights are missing, unexpected or of another shape.
     """
+    pretrained = Pretrained.at(place, settings, "student")
     quantization: dict[str, Any] = {}
     if settings.quantize is not None:
-        of_model = AutoConfig.from_pretrained(place, revision=settings.revision, **code_options(settings))
+        of_model = pretrained.config()
         quantization = loading_options(settings, of_model, DTYPES[settings.precision], device)
-    lm: Any = _from_pretrained(place, settings, config, **quantization)
+    lm: Any = _loaded(pretrained, settings, config, **quantization)
     if quantization:
         settle(lm)
     if settings.gradient_checkpointing:
@@ -135,25 +136,22 @@ def share_fp32_weights(optimizer: Any) -> int:
     return saved
 
 
-def _from_pretrained(
-    place: str, settings: ModelSettings, config: dict[str, Any], **quantization: Any
+def _loaded(
+    pretrained: Pretrained, settings: ModelSettings, config: dict[str, Any], **quantization: Any
 ) -> PreTrainedModel:
-    options = {"revision": settings.revision, **code_options(settings)}
-    of_model = AutoConfig.from_pretrained(place, **options)
+    """Load a model, partitioned from the first byte where its DeepSpeed configuration is of stage 3."""
     # While this object lives, transformers partitions parameters as they are created. Not those of a model with an
     # encoder: transformers compares its output head with its embeddings to see whether they are one, and of
     # partitioned ones it sees nothing and takes them for equal. DeepSpeed partitions that model when it is whole.
-    early = zero_stage(config) == 3 and not is_encoder_decoder(of_model)
+    early = zero_stage(config) == 3 and not is_encoder_decoder(pretrained.config())
     sharding = HfDeepSpeedConfig(config) if early else None
-    loaded: Any = auto_class(of_model).from_pretrained(
-        place, dtype=DTYPES[settings.precision], output_loading_info=True, **options, **SAFE_WEIGHTS, **quantization
-    )
+    loaded: Any = pretrained.load(dtype=DTYPES[settings.precision], output_loading_info=True, **quantization)
     del sharding
     lm, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
             names = ", ".join(sorted(map(str, info[kind]))[:3])
-            raise RunError(f"{place}: {kind.replace('_', ' ')} while loading ({len(info[kind])}): {names}")
+            raise RunError(f"{pretrained.place}: {kind.replace('_', ' ')} while loading ({len(info[kind])}): {names}")
     return lm
 
 
