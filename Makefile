@@ -8,7 +8,7 @@ LINT_K8S := .cache/lint-k8s
 TORCH := 2.13.0
 RUN ?= demo
 
-.PHONY: help install demo test test-all coverage bench lint lint-k8s format docs clean
+.PHONY: help install demo test test-all bench lint lint-k8s format docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -32,16 +32,14 @@ $(INSTALLED): pyproject.toml constraints.txt launcher/recipes/demo-teacher.txt t
 demo: install  ## Distil SmolLM2-135M into a small student with another tokenizer, on a CPU
 	$(BIN)/uld-ds train launcher/recipes/demo.yaml --set run.name=$(RUN)
 
-test: install  ## The fast tests
-	$(BIN)/pytest
+test: install  ## The fast tests (COVERAGE=1: and the share of lines that they run)
+	@rm -rf .coverage; mkdir .coverage
+	$(BIN)/$(if $(COVERAGE),coverage run -m )pytest
+	$(if $(COVERAGE),$(COVERED))
 
-# A sixth more processor time than `make test`: counting lines costs that.
-coverage: install  ## The fast tests, and the share of lines that they run: in all, and of the files with the least
-	rm -rf .coverage && mkdir .coverage
-	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage combine -q
-	$(BIN)/coverage report > .coverage/report.txt
-	@head -22 .coverage/report.txt && tail -3 .coverage/report.txt
+# A sixth more processor time: counting lines costs that. In all, and of the files with the least.
+COVERED = @$(BIN)/coverage combine -q && $(BIN)/coverage report > .coverage/report.txt \
+	&& head -22 .coverage/report.txt && tail -3 .coverage/report.txt
 
 test-all: install $(LINT_K8S)/.installed  ## Every test, also the slow ones and those that start clusters
 	$(BIN)/pytest -m '' --timeout 1800

@@ -44,6 +44,6 @@ class Recorder:
         if not self._thread.close(patience):
             raise RunError(
                 f"the student is trained, but MLflow at {mlflow_runs.shown(self._job.tracking_uri)} has not answered "
-                f"for {patience:g} s (mlflow_runs.patience): run the same command again when it does"
+                f"for {patience:g} s (tracking.patience): run the same command again when it does"
             )
         return mlflow_runs.client_for(self._job.tracking_uri)
