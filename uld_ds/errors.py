@@ -1,15 +1,17 @@
-"""The ways a command ends badly, with the exit status of each, and how an error is said on one line."""
+"""Errors that end a command, with the exit status of each, and an error's text on one line."""
 
 from __future__ import annotations
 
 LONGEST = 200
-"""Characters of a reason by default: it stands in brackets inside a sentence that names key, value and fix, and the
-whole is then some four rows of a terminal. What libraries say is seldom longer; what is, are dumps."""
+"""Most characters of a reason by default.
+
+It stands in brackets inside a sentence that names key, value and fix, and the whole is then some four rows of a
+terminal. Messages of libraries are seldom longer; those that are, are dumps."""
 _CUT = "..."
 
 
 class UserError(ValueError):
-    """What the user asked for cannot be done as asked: exit status 2.
+    """A request of the user that cannot be met as it stands: exit status 2.
 
     Its message is one line that names the key, the value and the fix.
 
@@ -27,28 +29,28 @@ class UserError(ValueError):
         super().__init__(f"{key}: {problem}; {fix}")
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
-        """Workers raise it, too: it crosses processes as what it was made of, not as its message."""
+        """Pickle the error as its three parts, not as its message: workers raise it, too, in other processes."""
         return type(self), self._parts
 
 
 class RunError(RuntimeError):
-    """The request was sound, the run failed: exit status 1."""
+    """A failure of the run itself, after a sound request: exit status 1."""
 
     exit_status = 1
 
 
 class FinalError(RunError):
-    """A run failed in a way that would be the same after a restart of its workers: there is none."""
+    """A failure that would be the same after a restart of the workers, so that there is no restart."""
 
 
 class StoppedError(RunError):
-    """The run was told to stop and did: exit status 143, which a shell shows for a process that SIGTERM ended."""
+    """The end of a run that was told to stop: exit status 143, a shell's own for a process that SIGTERM ended."""
 
     exit_status = 143
 
 
 def one_line(error: BaseException | str, limit: int | None = LONGEST, *, kind: bool = False) -> str:
-    """Put an error or a text on one line.
+    r"""Put an error or a text on one line.
 
     Args:
         error: its message is taken; an error without one is called by its class.
@@ -59,7 +61,7 @@ def one_line(error: BaseException | str, limit: int | None = LONGEST, *, kind: b
     Returns:
         The text with every run of whitespace as one space, none at the ends.
 
-    >>> one_line(ValueError("no such\\n  thing"))
+    >>> one_line(ValueError("no such\n  thing"))
     'no such thing'
     >>> one_line("a long story", 9)
     'a long...'
@@ -77,7 +79,7 @@ def one_line(error: BaseException | str, limit: int | None = LONGEST, *, kind: b
 
 
 def message_lines(error: BaseException) -> list[str]:
-    """Split an error's message into its lines, without blank ones; at least the error's class.
+    """Split an error's message into its lines that are not blank; one without a message gives its class.
 
     Ray's errors hold the traceback of another process; which of its lines says what happened, the caller knows.
     """

@@ -1,3 +1,3 @@
-"""The version of uld-ds: the one place that says it."""
+"""The version of uld-ds, stated here alone."""
 
 __version__ = "0.1.0"

@@ -25,17 +25,17 @@ _BASE = "frozen_digest"
 
 
 class _HostCopy(CheckpointEngine):
-    """Takes what DeepSpeed would write to files, as copies on the host."""
+    """A checkpoint engine that copies what DeepSpeed would write to files to host memory."""
 
     def __init__(self, folder: str, kept: set[str] | None) -> None:
         super().__init__()
         self._folder = Path(folder)
         self._kept = kept
-        """Of the module; None: all of it."""
+        """Names of the module's parameters that are kept; None: all."""
         self.state: HostState = {}
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        """There is nothing to make."""
+        """Make nothing: copies in memory need no folder."""
 
     def save(self, state_dict: Any, path: str) -> None:
         if self._kept is not None and "module" in state_dict:
@@ -51,10 +51,18 @@ class _HostCopy(CheckpointEngine):
 
 
 def load_state(student: Any, folder: Path, ranks: Ranks) -> tuple[str | None, dict[str, Any]]:
-    """Loads what ``host_state`` has taken of as many ranks as there are. Collective.
+    """Load a checkpoint of as many ranks as there are now into the student's engine. Collective.
+
+    Args:
+        student: the DeepSpeed engine.
+        folder: the checkpoint, as ``host_state`` copied it.
+        ranks: the process group.
+
+    Returns:
+        What DeepSpeed's ``load_checkpoint`` returns: a path, None where nothing was loaded, and the client state.
 
     Raises:
-        FinalError: the weights in 4 bits that it learned beside are others than those of this run.
+        FinalError: the weights in 4 bits that the checkpoint learned beside are others than those of this run.
     """
     if not is_quantized(student.module):
         return student.load_checkpoint(str(folder), tag=_TAG)
@@ -70,11 +78,11 @@ def load_state(student: Any, folder: Path, ranks: Ranks) -> tuple[str | None, di
 
 
 def divide_anew(source: Path, target: Path) -> None:
-    """Makes a DeepSpeed checkpoint of any number of ranks one that any other number can load, parameter by parameter.
+    """Divide a DeepSpeed checkpoint into parameters, so that another number of ranks can load it.
 
     Args:
-        source: folder of the shards.
-        target: made anew.
+        source: folder of the shards, of any number of ranks.
+        target: folder of the parameters; its parent is removed and made anew.
     """
     from deepspeed.checkpoint import ds_to_universal
 
@@ -87,7 +95,15 @@ def divide_anew(source: Path, target: Path) -> None:
 
 
 def load_divided(student: Any, folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Loads what ``divide_anew`` has put into a folder's subfolder. Collective."""
+    """Load the checkpoint that ``divide_anew`` has put into a folder's subfolder. Collective.
+
+    Args:
+        student: the DeepSpeed engine.
+        folder: parent of the ``target`` of ``divide_anew``.
+
+    Returns:
+        What DeepSpeed's ``load_checkpoint`` returns: a path, None where nothing was loaded, and the client state.
+    """
     groups = student.optimizer.optimizer.param_groups
     decays = [group["weight_decay"] for group in groups]
     # DeepSpeed looks at this when it loads, and writes its usual checkpoints whatever it is.
@@ -106,7 +122,7 @@ def load_divided(student: Any, folder: Path) -> tuple[str | None, dict[str, Any]
 
 
 def host_state(student: Any, state: TrainState) -> HostState:
-    """A copy, on the host, of all that this rank's shard of a checkpoint holds. Collective."""
+    """Copy all that this rank's shard of a checkpoint holds to host memory. Collective."""
     client: dict[str, Any] = {"uld_ds": asdict(state)}
     quantized = is_quantized(student.module)
     kept = learning(student.module) if quantized else None

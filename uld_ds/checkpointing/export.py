@@ -1,4 +1,4 @@
-"""The student out of its engine, as a Hugging Face directory whose logits are the engine's.
+"""Export of the student from its engine, as a Hugging Face directory whose logits are the engine's.
 
 They are the engine's bit for bit. Adapters are merged into the weights they adapt (of weights held in 4 bits, into what
 these stand for): there, logits differ by rounding.
@@ -20,12 +20,13 @@ _PREFIX = "lm."
 
 
 def export_student(student: Any, tokenizer: PreTrainedTokenizerBase, target: Path, ranks: Ranks) -> None:
-    """Writes ``target`` from the engine's weights; collective, only the first rank writes.
+    """Write the student as a Hugging Face directory from its engine's weights. Collective; the first rank writes.
 
     Args:
         student: DeepSpeed engine around a RowModel.
-        tokenizer: saved beside the weights.
-        target: replaced if it is there.
+        tokenizer: the student's, saved beside the weights.
+        target: the directory, replaced if it is there.
+        ranks: the process group.
     """
     weights = _whole_state_dict(student, ranks)
     if weights is not None:
@@ -43,7 +44,7 @@ def export_student(student: Any, tokenizer: PreTrainedTokenizerBase, target: Pat
 
 
 def _whole_state_dict(student: Any, ranks: Ranks) -> dict[str, Any] | None:
-    """The language model's weights on the first rank, None on the others."""
+    """Collect the language model's weights on the first rank; None on the others. Collective."""
     if student.zero_optimization_partition_weights():
         # The public save_16bit_model calls the same and writes neither config nor tokenizer.
         whole = student._zero3_consolidated_16bit_state_dict()

@@ -1,4 +1,4 @@
-"""A checkpoint's files: copied in memory, written aside with checksums, and looked at before they are believed.
+"""The files of a checkpoint: copied in memory, written aside with checksums, checked before they are believed.
 
 A rank writes its files, then, last of all, a *manifest* that names them with their sizes and sha256. A checkpoint is
 whole when every rank's manifest is there and every file is as its manifest says.
@@ -27,11 +27,11 @@ _FORMAT = 1
 _CHUNK = 1 << 20
 
 HostState = dict[str, Any]
-"""Of one rank: what each file (a path inside the checkpoint) will hold, on the host and nobody else's."""
+"""Contents of one rank's files by path inside the checkpoint: copies on the host that nothing else shares."""
 
 
 def on_host(tree: Any) -> Any:
-    """A copy of nested containers that shares nothing with them: what training goes on to change stays as it was."""
+    """Copy nested containers and their tensors to the host, sharing nothing with what training goes on to change."""
     if isinstance(tree, Tensor):
         # A view is saved with all it is a view of: a copy holds what is seen alone.
         return tree.detach().to("cpu", copy=True).contiguous()
@@ -65,7 +65,13 @@ class _Hashing:
 
 
 def write_shard(target: Path, rank: int, ranks: int, state: HostState) -> None:
-    """Writes one rank's files and manifest into a checkpoint's folder; each is whole, and on the disk, or not there.
+    """Write one rank's files and manifest into a checkpoint's folder; each is whole, and on the disk, or not there.
+
+    Args:
+        target: the checkpoint's folder.
+        rank: number of this rank.
+        ranks: number of all ranks.
+        state: contents of this rank's files.
 
     Raises:
         OSError: a full disk, for one. Nothing of this rank is left then.
@@ -96,7 +102,7 @@ def _write(file: Path, content: Any, made: list[Path]) -> dict[str, Any]:
 
 
 def num_ranks(folder: Path) -> int | None:
-    """How many ranks wrote a checkpoint; None when no manifest says."""
+    """Read how many ranks wrote a checkpoint; None when no manifest says."""
     for file in sorted(folder.glob("manifest-*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
             return int(json.loads(file.read_text())["ranks"])
@@ -104,7 +110,7 @@ def num_ranks(folder: Path) -> int | None:
 
 
 def problem_of(folder: Path, ranks: Iterable[int]) -> str | None:
-    """What is wrong with the files of some ranks, or None. Reads every byte of them."""
+    """Find what is wrong with the files of some ranks, or None; every byte of them is read."""
     for rank in ranks:
         try:
             manifest = json.loads((folder / _manifest(rank)).read_text())
@@ -131,7 +137,7 @@ def _file_problem(file: Path, facts: Mapping[str, Any]) -> str | None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every rank wrote its manifest, and every file has its size. Reads no contents."""
+    """Tell whether every rank wrote its manifest, and every file has its size; no contents are read."""
     ranks = num_ranks(folder)
     if ranks is None:
         return False
@@ -144,7 +150,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def remove_others(run_dir: Path, names: Iterable[str]) -> None:
-    """Removes the checkpoints' folders that are not among ``names``."""
+    """Remove the folders of checkpoints that are not among ``names``."""
     kept = set(names)
     for folder in RunFolder(run_dir).checkpoints():
         if folder.name not in kept:
@@ -152,7 +158,7 @@ def remove_others(run_dir: Path, names: Iterable[str]) -> None:
 
 
 def keep_best(folder: Path) -> None:
-    """Makes ``best`` beside a checkpoint's folder hold the same files, by links where the file system has them."""
+    """Make ``best`` beside a checkpoint's folder hold the same files, by links where the file system has them."""
     best = RunFolder(folder.parent).best
     remove_leftovers(best)  # only the first rank writes it; links hold the disk's space as files do
     with whole_folder(best, sync=True, replace=True) as aside:
@@ -161,7 +167,7 @@ def keep_best(folder: Path) -> None:
 
 
 def best_name(run_dir: Path) -> str | None:
-    """The name of the checkpoint that ``best`` holds."""
+    """Read the name of the checkpoint that ``best`` holds; None without one."""
     with suppress(OSError):
         return (RunFolder(run_dir).best / "name").read_text()
     return None

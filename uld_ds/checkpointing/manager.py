@@ -1,4 +1,4 @@
-"""Saving and restoring a run's state. Ray's report is the commit point: what it has not taken does not exist."""
+"""Saving and restoring of a run's state. Ray's report is the commit point: what it has not taken does not exist."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class _Write:
 
 
 class Checkpoints:
-    """A run's checkpoints, written while training goes on.
+    """The checkpoints of a run, written while training goes on.
 
     A step is held up while the state is copied to the host's memory, and while an earlier checkpoint is still being
     written. Each rank writes its own shard to where it stays, then tells Ray, which counts a checkpoint once all have.
 
     Args:
-        run_dir: on storage that every rank sees.
+        run_dir: the run's folder, on storage that every rank sees.
         ranks: the process group.
         on_written: called, on this rank's writing thread, with the step and the seconds its shard took.
-        on_failed: the same, with what went wrong.
+        on_failed: called, on this rank's writing thread, with what went wrong.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class Checkpoints:
         self._write: _Write | None = None
 
     def save(self, student: Any, state: TrainState, metrics: dict[str, Any], *, best: bool = False) -> None:
-        """Copies the state and begins to write it. Collective.
+        """Copy the run's state and begin to write it as a checkpoint. Collective.
 
         Args:
-            student: the DeepSpeed engine.
-            state: saved beside it.
-            metrics: reported with the checkpoint.
-            best: keep it as the best one, too.
+            student: the student's DeepSpeed engine.
+            state: what is saved beside the engine's own state.
+            metrics: metrics that are reported with the checkpoint.
+            best: keep the checkpoint as the best one, too.
 
         Raises:
             RunError: the checkpoint before it could not be written.
@@ -101,7 +101,7 @@ class Checkpoints:
 
         ray.train.report(
             {**metrics, "step": step},
-            # What is written is not in a folder yet; where it will be, ``upload`` says.
+            # The checkpoint has no folder yet; ``upload`` returns the one that it gets.
             checkpoint=ray.train.Checkpoint.from_directory(str(self._run_dir)),
             checkpoint_dir_name=RunFolder(self._run_dir).new_checkpoint(step).name,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
@@ -110,7 +110,11 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Returns when every rank's part of the checkpoint that was begun is on storage. Collective."""
+        """Wait until every rank's part of the checkpoint that was begun is on storage. Collective.
+
+        Raises:
+            RunError: this rank's part could not be written.
+        """
         write, self._write = self._write, None
         if write is None:
             return
@@ -122,14 +126,15 @@ class Checkpoints:
             keep_best(write.folder)
 
     def restore(self, student: Any, warn: Callable[[str], None]) -> TrainState | None:
-        """Loads the latest whole checkpoint into the engine; None when there is none at all. Collective.
+        """Load the latest whole checkpoint into the engine; return its state, None without a checkpoint. Collective.
 
         Args:
-            student: the DeepSpeed engine.
-            warn: told, on every rank, of each checkpoint that is damaged.
+            student: the student's DeepSpeed engine.
+            warn: called, on every rank, with a sentence about each checkpoint that is damaged or divided anew.
 
         Raises:
-            FinalError: every one is damaged, or one of another number of workers cannot be divided anew.
+            FinalError: every checkpoint is damaged, or does not fit this student, or one of another number of workers
+                cannot be divided anew.
         """
         names = committed(self._run_dir)
         if self._ranks.is_first and names is not None:
@@ -188,7 +193,7 @@ class Checkpoints:
 
 
 def committed(run_dir: Path) -> list[str] | None:
-    """Names of the checkpoints that Ray has taken and kept, oldest first; None when its list cannot be read."""
+    """List the checkpoints that Ray has taken and kept, by name, oldest first; None when its list cannot be read."""
     try:
         listed = json.loads(RunFolder(run_dir).checkpoint_list.read_text())
         return [entry["checkpoint_dir_name"] for entry in listed["checkpoint_results"]]

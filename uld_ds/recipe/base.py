@@ -1,4 +1,4 @@
-"""What all sections of a recipe share: no unknown keys, and the types that several of them use."""
+"""The base of all sections of a recipe, which refuses unknown keys, and the types that several sections use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section of a recipe that says what is learned from: where rows come from, and which columns are read."""
+"""The section of a recipe about its data: where rows come from, and which columns are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections of a recipe that say where a run lives, on what it runs, and where it is recorded."""
+"""The sections of a recipe about a run's folder, its cluster, its tracking and the model registry."""
 
 from __future__ import annotations
 

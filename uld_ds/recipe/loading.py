@@ -1,4 +1,4 @@
-"""Load a recipe: the file, environment variables and overrides, merged and validated."""
+"""Loading of a recipe: file, environment variables and overrides, merged and validated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENVIRONMENT_PREFIX = "ULD_DS__"
 def load_recipe(
     path: str | Path, overrides: Sequence[str] = (), *, environment: Mapping[str, str] | None = None
 ) -> Recipe:
-    """Reads a recipe and merges environment and overrides over it.
+    """Read a recipe, merge environment variables and overrides over it, and validate the result.
 
     Args:
         path: a YAML file.
@@ -54,10 +54,13 @@ def load_recipe(
 
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
-    """Validates a mapping as a recipe.
+    """Validate a mapping as a recipe.
+
+    Args:
+        tree: sections by name, as plain values; keys may have their former names.
 
     Raises:
-        UserError: naming the first bad key, its value and the fix.
+        UserError: names a bad key, its value and the fix.
     """
     tree = with_current_names(tree)
     try:
@@ -70,7 +73,7 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
 
 
 def _with_current_names(layer: Any) -> Any:
-    """The layer, its references unresolved; another one where a key of it has an old name."""
+    """Rename the keys of a layer that have an old name, its references unresolved; else return the layer itself."""
     plain = OmegaConf.to_container(layer)
     assert isinstance(plain, dict)
     renamed = with_current_names(plain)
@@ -104,7 +107,7 @@ def _layer(origin: str, key: str, value: str) -> DictConfig:
 
 
 def _environment_overrides(variables: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Name of the variable, the recipe's key, the value."""
+    """List the overrides among environment variables: name of the variable, dotted key of the recipe, value."""
     overrides = []
     for name in sorted(variables):
         parts = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")

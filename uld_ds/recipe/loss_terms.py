@@ -1,4 +1,4 @@
-"""What a term of the loss is called, wherever a person reads of it: one row beside the term's weight in the recipe.
+"""The names of a loss term wherever a person reads of it: one row beside the term's weight in the recipe.
 
 A weight in ``ObjectiveSettings`` carries its row, ``Annotated[float, Field(ge=0), LossTerm(...)]``; ``LOSS_TERMS`` of
 ``uld_ds.recipe.objective`` is the table. The recipe's checks, a run's facts, the report, the comparison and the model
@@ -21,24 +21,25 @@ class LossTerm:
     """One row of the table of loss terms."""
 
     label: str
-    """What the term is called in a sum, e.g. ``1.5 x ULD``."""
+    """Name of the term in a sum, e.g. ``ULD`` in ``1.5 x ULD``."""
     title: str = ""
-    """Heading of its chart in a run's report. Default: the label, with a capital."""
+    """Heading of the term's chart in a run's report. Default: the label, with a capital."""
     unit: str = "per segment"
-    """What its value is counted in, at the chart's axis."""
+    """Unit of the term's value, at the chart's axis."""
     summand: str | None = None
-    """What the model card calls it in the sum. Default: the label; empty where ``details`` say it all."""
+    """Name of the term in the model card's sum. Default: the label; empty where ``details`` say it all."""
     reference: str | None = None
-    """Address of the paper that it is from."""
+    """Address of the paper that the term is from."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """Other keys of the objective that say which term it is: told with the weight, in these words of the model card,
-    with ``{}`` for the value."""
+    """Other keys of the objective that say which term it is, each with its words in the model card.
+
+    They are told with the weight; ``{}`` in the words stands for the value."""
     identities: bool = False
-    """Whether it looks at *which* tokens the teacher expects: it is an ``IdentityTerm`` then."""
+    """Whether the term looks at *which* tokens the teacher expects: it is an ``IdentityTerm`` then."""
     vocabularies: bool = False
-    """Whether it looks at how the two vocabularies relate, which makes it one for any two tokenizers."""
+    """Whether the term looks at how the two vocabularies relate, which makes it one for any two tokenizers."""
     key: str = ""
-    """Key of the weight, and name of the metric: that of the field, filled in by ``loss_terms_of``."""
+    """Key of the weight and name of the metric: the field's name, filled in by ``loss_terms_of``."""
 
     @property
     def chart_title(self) -> str:
@@ -47,25 +48,25 @@ class LossTerm:
 
     @property
     def weight_fact(self) -> str:
-        """Name of the weight among the facts of a registered version."""
+        """Name of the term's weight among the facts of a registered version."""
         return f"{self.key}_weight"
 
     @property
     def needs_one_tokenizer(self) -> bool:
-        """Whether it compares tokens by their numbers alone."""
+        """Whether the term compares tokens by their ids alone, so that both sides need one tokenizer."""
         return self.identities and not self.vocabularies
 
     def facts(self, objective: BaseModel) -> dict[str, Any]:
-        """What is told of the term in a registered version's facts: the weight, and details that have an effect."""
+        """Collect a registered version's facts about the term: the weight, and details (None without a weight)."""
         weight = getattr(objective, self.key)
         details = {name: getattr(objective, name) if weight else None for name in self.details}
         return {self.weight_fact: weight, **details}
 
     def described(self, facts: Mapping[str, Any]) -> str:
-        """The term in the model card's sum, in Markdown; empty without a weight.
+        """Write the term as a summand of the model card's loss, in Markdown; empty without a weight.
 
         Args:
-            facts: of a registered version, with what ``facts`` told of the term.
+            facts: facts of a registered version, with those that the method ``facts`` collects.
         """
         weight = facts.get(self.weight_fact)
         if not weight:
@@ -83,7 +84,7 @@ class LossTerm:
 
 
 def loss_terms_of(settings: type[BaseModel]) -> dict[str, LossTerm]:
-    """Rows of the weights of a section, by their keys, in the order of its fields."""
+    """Collect the loss terms' rows from a section's fields, by the keys of the weights, in the order of the fields."""
     rows = {}
     for key, info in settings.model_fields.items():
         for row in info.metadata:

@@ -1,4 +1,4 @@
-"""The sections of a recipe that say which models there are: teacher, student, and how a store keeps the former."""
+"""The sections of a recipe about its models: teacher, student, and how a store keeps the teacher's outputs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RemoteCodeSettings(Strict):
 
 
 def _within_bounds(name: str) -> Any:
-    """What the codec itself accepts."""
+    """Make the field's constraint from the bounds that the codec itself sets for a setting."""
     least, most = BOUNDS[name]
     return Field(ge=least, le=most)
 
@@ -80,7 +80,7 @@ class CodecSettings(Strict):
     """Levels per octave of a spectrum that was read are two to this power: memory, not bytes."""
 
     def to_precision(self) -> Precision:
-        """For the encoder.
+        """Convert the settings to the codec's own ``Precision``.
 
         Raises:
             UserError: the steps are too fine for the codec.
@@ -173,7 +173,7 @@ class StudentSettings(ModelSettings):
 
     @property
     def quantize(self) -> Literal["nf4"] | None:
-        """How frozen layers are held, where that is not ``precision``."""
+        """Format of the frozen layers' weights; None where it is ``precision``."""
         return None if self.lora is None else self.lora.quantize
 
     @model_validator(mode="after")
@@ -212,17 +212,20 @@ class StudentSettings(ModelSettings):
 
 
 def code_options(settings: ModelSettings) -> dict[str, Any]:
-    """What transformers' ``from_pretrained`` is told about code that comes with a model."""
+    """Build the arguments of transformers' ``from_pretrained`` about code that comes with a model."""
     return remote_code_options(trusted_code(settings))
 
 
 def remote_code_options(trusted: RemoteCodeSettings | None) -> dict[str, Any]:
-    """Tell transformers' ``from_pretrained`` to run this repository's code at its commit; with None, no code."""
+    """Build the arguments that let ``from_pretrained`` run a repository's code at its commit; with None, no code."""
     # Without code_revision a module of another repository than the model's would be that of its main branch.
     return NO_CODE if trusted is None else {"trust_remote_code": True, "code_revision": trusted.revision}
 
 
 def trusted_code(settings: ModelSettings) -> RemoteCodeSettings | None:
-    """A student has no such section: what it becomes would need the code wherever it is loaded."""
+    """Return the model's code that the recipe trusts, or None.
+
+    A student's section has no such key: what the student becomes would need the code wherever it is loaded.
+    """
     trusted: RemoteCodeSettings | None = getattr(settings, "remote_code", None)
     return trusted

@@ -1,4 +1,4 @@
-"""The section of a recipe that says what is learned: weights of the loss terms, and how both sides are paired."""
+"""The section of a recipe about the loss: weights of its terms, and how both sides are paired."""
 
 from __future__ import annotations
 
@@ -153,22 +153,22 @@ class ObjectiveSettings(Strict):
 
     @property
     def weighed_terms(self) -> list[LossTerm]:
-        """Rows of the terms with a weight, in the order of their keys."""
+        """Rows of the loss terms with a weight, in the order of their keys."""
         return [term for key, term in LOSS_TERMS.items() if getattr(self, key)]
 
     @property
     def identity_terms(self) -> list[str]:
-        """Terms with a weight that look at token identities, in the order of their keys."""
+        """Keys of the terms with a weight that look at token identities, in the order of the fields."""
         return [term.key for term in self.weighed_terms if term.identities]
 
     @property
     def num_top_ids(self) -> int:
-        """How many of the teacher's top-k tokens the objective looks at; 0 if at none."""
+        """Number of the teacher's top-k tokens that the objective looks at; 0 if at none."""
         return self.top_ids if self.identity_terms or self.likelihood_boundary else 0
 
     @property
     def needs_vocabularies(self) -> bool:
-        """Whether anything looks at how the two vocabularies relate, or at what the teacher's tokens spell."""
+        """Whether a term looks at how the two vocabularies relate, or at what the teacher's tokens spell."""
         return any(term.vocabularies for term in self.weighed_terms) or bool(self.likelihood_boundary)
 
     @model_validator(mode="after")
@@ -225,7 +225,7 @@ class ObjectiveSettings(Strict):
 
 
 LOSS_TERMS: dict[str, LossTerm] = loss_terms_of(ObjectiveSettings)
-"""Every term of the loss, by the key of its weight: what the fields above say of themselves."""
+"""Rows of all terms of the loss, by the key of the weight: what the fields above say of themselves."""
 
 if TYPE_CHECKING:
     Term = str

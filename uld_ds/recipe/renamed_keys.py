@@ -1,4 +1,4 @@
-"""Keys and values of a recipe that had another name once.
+"""Former names of a recipe's keys and values.
 
 The old names are taken wherever a recipe comes from: its file, the environment, ``--set``, the folder of an older run.
 What compares runs keeps the old ones, so that those of before and after the change still do: a recipe's digest, and the
@@ -21,14 +21,14 @@ RENAMED_KEYS = {
     "objective.normalise": "objective.normalize",
     "student.lora.quantise": "student.lora.quantize",
 }
-"""Old name to new one, in the same section."""
+"""Old name of a key -> new one, in the same section."""
 
 RENAMED_VALUES = {"objective.likelihood_divergence": {"kl": "forward_kl"}}
-"""Of a key, old value to new one."""
+"""Key -> old name of a value -> new one."""
 
 
 def with_current_names(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """A copy of a recipe, or of a part of one, with the new names; says once what is called otherwise now.
+    """Copy a recipe, or a part of one, with the new names; log once in a process what is called otherwise now.
 
     Args:
         tree: plain values, sections as mappings.
@@ -40,7 +40,7 @@ def with_current_names(tree: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def with_former_names(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a recipe, or of a part of one, with the old names."""
+    """Copy a recipe, or a part of one, with the old names."""
     keys = {new: old for old, new in RENAMED_KEYS.items()}
     values = {key: {new: old for old, new in names.items()} for key, names in RENAMED_VALUES.items()}
     return _renamed(tree, keys, values, lambda _: None)
@@ -53,7 +53,15 @@ def _renamed(
     note: Callable[[str], None],
     section: str = "",
 ) -> dict[str, Any]:
-    """The same order of keys, the section's own name in front of each of them in ``keys`` and ``values``."""
+    """Copy a mapping with keys and values renamed, in the same order.
+
+    Args:
+        tree: one section, or the whole recipe.
+        keys: dotted key -> dotted new key.
+        values: dotted key -> value -> new value.
+        note: called with a sentence about each name that changes.
+        section: dotted name of ``tree`` with a dot at its end; empty for the whole recipe.
+    """
     renamed: dict[str, Any] = {}
     for name, value in tree.items():
         key = f"{section}{name}"
@@ -80,5 +88,5 @@ def _raise_for_both(new: str, by_old_name: Any, by_new_name: Any) -> NoReturn:
 
 @cache
 def _notice(text: str) -> None:
-    """Once in a process, however many layers and copies of a recipe have the old name."""
+    """Log a text once in a process, however many layers and copies of a recipe have the old name."""
     log.warning(text)

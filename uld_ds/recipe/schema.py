@@ -74,26 +74,26 @@ class Recipe(Strict):
 
     @property
     def run_dir(self) -> Path:
-        """Where everything of this run lives."""
+        """Folder of everything that belongs to this run."""
         return Path(self.run.storage) / self.run.name
 
     def to_yaml(self, change: Callable[[Any], Any] = lambda tree: tree) -> str:
-        """The resolved recipe; ``Recipe`` loaded from it is equal to this one, but for what ``change`` makes of it.
+        """Write the resolved recipe as YAML; a recipe loaded from it is equal to this one, but for ``change``.
 
         Args:
-            change: of the recipe as plain values, before they are written: what stands for a secret needs quotes.
+            change: changes the recipe as plain values before they are written: what stands for a secret needs quotes.
         """
         return OmegaConf.to_yaml(OmegaConf.create(_escaped(change(self.model_dump(mode="json")))))
 
     def digest(self) -> str:
-        """sha256 over everything that shapes the student (not where the run is, or what things are called)."""
+        """Compute the sha256 of all that shapes the student (not where the run is, or what things are called)."""
         exclude = {**_MAY_CHANGE_ON_RESUME, "run": {"name", "storage"}, "registry": True}
         # Tags of older runs and versions hold digests: keys count by the names that they had then.
         shaping = with_former_names(self.model_dump(mode="json", exclude=exclude))
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
     def first_difference(self, other: Recipe) -> str | None:
-        """The first key whose change makes ``other`` another run, as ``key: mine -> theirs``."""
+        """Find the first key whose change makes ``other`` another run, as ``key: mine -> theirs``, or None."""
         mine = dict(_leaves(self.model_dump(mode="json", exclude=_MAY_CHANGE_ON_RESUME)))
         theirs = dict(_leaves(other.model_dump(mode="json", exclude=_MAY_CHANGE_ON_RESUME)))
         for key in mine | theirs:
@@ -132,7 +132,7 @@ _MAY_CHANGE_ON_RESUME: Any = {
 
 
 def _escaped(tree: Any) -> Any:
-    """The same with every ``${`` marked as text, not a reference."""
+    """Copy plain values with every ``${`` marked as text, not a reference."""
     if isinstance(tree, dict):
         return {key: _escaped(value) for key, value in tree.items()}
     if isinstance(tree, list):

@@ -1,4 +1,4 @@
-"""The sections of a recipe that say how the student learns, and how it is evaluated.
+"""The sections of a recipe about training, evaluation and generation of answers.
 
 Models are strict: an unknown key, or a value of another type, is an error.
 """

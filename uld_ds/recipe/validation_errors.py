@@ -1,4 +1,4 @@
-"""What pydantic says about a recipe, as one line that names the key, the value and the fix."""
+"""Pydantic's errors about a recipe, as one line that names the key, the value and the fix."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LONGEST_VALUE = 80
 
 
 def as_user_error(error: ValidationError, tree: Mapping[str, Any], model: type[BaseModel]) -> UserError:
-    """The most telling of a validation's errors.
+    """Turn the most telling of a validation's errors into one that names key, value and fix.
 
     Args:
         error: what pydantic raised.
-        tree: the input it was about.
+        tree: the input that was validated.
         model: the model that refused it.
     """
     found = {_dotted(detail, tree): detail for detail in reversed(error.errors(include_url=False))}
@@ -37,7 +37,7 @@ def as_user_error(error: ValidationError, tree: Mapping[str, Any], model: type[B
 
 
 def _is_about_key(detail: ErrorDetails) -> bool:
-    """Whether the key itself is unknown, to a section or to a mapping; what is below it says nothing then."""
+    """Tell whether the key itself is unknown, to a section or to a mapping; what is below it says nothing then."""
     return detail["type"] == "extra_forbidden" or detail["loc"][-1:] == ("[key]",)
 
 
@@ -61,7 +61,7 @@ def _problem_and_fix(key: str, detail: ErrorDetails, model: type[BaseModel]) -> 
 
 
 def _dotted(detail: ErrorDetails, tree: Any) -> str:
-    """The key as a user writes it: of pydantic's location, only what is in the input, or missing there.
+    """Write an error's key as a user does: of pydantic's location, only what is in the input, or missing there.
 
     Pydantic also puts the tag of a union's member there (``data.train.files.path``), and a user may have a key of
     the same name, so the input decides.
@@ -88,7 +88,7 @@ def _has(tree: Any, part: str | int) -> bool:
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every key of a recipe, dotted; those of alternatives one after the other."""
+    """Yield every key of a recipe, dotted; those of alternatives one after the other."""
     for name, field in model.model_fields.items():
         yield prefix + name
         for key, section in _sections_in(field.annotation, prefix + name):
@@ -96,7 +96,7 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _sections_in(annotation: Any, key: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Sections inside the type of a key, each with its own; of a mapping, one for each name that it may have."""
+    """Yield the sections inside a key's type, each with its own key; of a mapping, one for each possible name."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield key, annotation
     names, *rest = get_args(annotation) or ((),)
@@ -109,7 +109,7 @@ def _sections_in(annotation: Any, key: str) -> Iterator[tuple[str, type[BaseMode
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
-    """Advice about an unknown key: the nearest one of its section, or else of any section."""
+    """Advise on an unknown key: name the nearest known one of its section, or else of any section."""
     section, _, name = key.rpartition(".")
     if key in known:
         return f"remove it; it belongs to another kind of {section}"

@@ -1,7 +1,6 @@
-"""The weights that a recipe's ``objective.schedule`` changes, as they are in one optimizer step.
+"""The weights of loss terms in one optimizer step, where a recipe's ``objective.schedule`` changes them.
 
-They are a function of the recipe, the step and nothing else: a run that resumes weighs what one does that never
-stopped.
+They are a function of the recipe and the step alone: a run that resumes has the weights of one that never stopped.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ def scheduled_weights(settings: ObjectiveSettings, step: int, total_steps: int) 
     """Compute the weights of the terms that have a schedule, by their keys.
 
     Args:
-        settings: a recipe's.
+        settings: a recipe's ``objective``.
         step: the optimizer step, from 0.
-        total_steps: of the whole run.
+        total_steps: optimizer steps of the whole run.
     """
     weights: dict[str, float] = {}
     for name, schedule in settings.schedule.items():
@@ -31,13 +30,17 @@ def scheduled_weights(settings: ObjectiveSettings, step: int, total_steps: int) 
 
 
 def warmup_steps(schedule: WarmupSchedule, total_steps: int) -> int:
-    """Count the optimizer steps that a weight takes to rise: at least one."""
+    """Count the optimizer steps that a weight takes to rise, at least one."""
     steps = schedule.steps if schedule.steps >= 1 else schedule.steps * total_steps
     return max(1, round(steps))
 
 
 def check_schedule(settings: ObjectiveSettings, total_steps: int) -> None:
-    """Refuse, by a UserError, a weight that would still rise when the run ends."""
+    """Check that no weight would still rise when the run ends.
+
+    Raises:
+        UserError: a warm-up is longer than the run.
+    """
     for name, schedule in settings.schedule.items():
         if isinstance(schedule, WarmupSchedule) and warmup_steps(schedule, total_steps) > total_steps:
             raise UserError(

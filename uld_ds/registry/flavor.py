@@ -1,4 +1,4 @@
-"""How a student is written as an MLflow model: MLflow's transformers flavor, with a pyfunc of our own.
+"""The student as an MLflow model: MLflow's transformers flavor, with a pyfunc of our own.
 
 MLflow's pyfunc of a text-generation model takes plain prompts, or chat messages, but not both.
 """
@@ -28,7 +28,7 @@ _LOADER = "uld_ds_served_student"
 
 
 def signature() -> ModelSignature:
-    """Of the pyfunc: messages or a prompt in each row, text out."""
+    """Make the pyfunc's signature: messages or a prompt in each row, text out, and the parameters of generation."""
     message = Object([Property("role", DataType.string), Property("content", DataType.string)])
     kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double}
     return ModelSignature(
@@ -53,17 +53,17 @@ def save_model(
     pip_requirements: list[str],
     model_card: str | None = None,
 ) -> None:
-    """Writes the folder of an MLflow model: transformers' flavor and the pyfunc.
+    """Write the folder of an MLflow model: transformers' flavor and the pyfunc.
 
     A model with an encoder has the pyfunc alone: transformers has no pipeline for it any more.
 
     Args:
         path: the folder, not there yet.
-        mlflow_model: gets the flavors.
-        model: in memory, written from there.
-        tokenizer: its own.
-        input_example: for the pyfunc.
-        pip_requirements: pinned.
+        mlflow_model: MLflow's description of the model; gets the flavors.
+        model: the student in memory, written from there.
+        tokenizer: the student's.
+        input_example: a request to the pyfunc.
+        pip_requirements: packages with their versions.
         model_card: Markdown with metadata. MLflow would ask the hub for one.
     """
     card = ModelCard(model_card or "", ignore_metadata_errors=True)
@@ -96,7 +96,7 @@ def save_model(
 def _save_with_pyfunc_alone(
     path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: ModelCard, about: dict[str, Any]
 ) -> None:
-    """The same files, in the places where the other flavor has them."""
+    """Write the folder of an MLflow model without transformers' flavor, each file where that one would have it."""
     with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
         data, loader = Path(folder) / "student", Path(folder) / f"{_LOADER}.py"
         model.save_pretrained(data / "model")

@@ -1,4 +1,4 @@
-"""Where a registered student comes from: version, run, teacher, store, data, recipe, code."""
+"""The lineage of a registered student: version, run, teacher, store, data, recipe, code."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _LINKS = {
 
 
 def lineage(client: mlflow.MlflowClient, name: str, version: str | None, alias: str | None) -> dict[str, Any]:
-    """The chain behind a version, as plain values; links that it does not have are None.
+    """Trace a version's lineage, as plain values; links that it does not have are None.
 
     Args:
-        client: of the registry.
-        name: of the registered model.
-        version: its number, or
-        alias: whoever holds it.
+        client: client of the registry.
+        name: name of the registered model.
+        version: number of the version; needed where ``alias`` is None.
+        alias: alias of the version, which counts before ``version``.
 
     Raises:
         UserError: no such model, version or alias.

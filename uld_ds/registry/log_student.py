@@ -39,7 +39,7 @@ class RegisteredModel:
 
 
 def pinned_requirements() -> list[str]:
-    """What loading and running the student needs, at the versions it was made with."""
+    """List the packages that loading and running the student needs, at the versions installed here."""
     # A local build's suffix (+cpu) is not installable elsewhere.
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in PINNED]
 
@@ -58,18 +58,18 @@ def log_student(
     model_card: str | None = None,
     workspace: Path | None = None,
 ) -> RegisteredModel:
-    """Logs the student to its run and, with a ``name``, registers it.
+    """Log the student to its run and, with a ``name``, register it.
 
     The alias is moved last, so that nobody who follows it ever meets half a model; a repeated call after an
     interruption finds what is there and adds no second version.
 
     Args:
-        client: of the run's server.
-        run_id: of the run.
+        client: client of the run's server.
+        run_id: id of the MLflow run.
         model: the exported student, on the CPU. It is written from there, not loaded again.
-        tokenizer: its own.
-        name: of the registered model.
-        alias: moved to the new version.
+        tokenizer: the student's.
+        name: name of the registered model; None registers nothing.
+        alias: alias that is moved to the new version.
         example: an input of the pyfunc: messages or a prompt.
         facts: tags of the logged model and of the version.
         description: Markdown shown with the version.
@@ -89,7 +89,7 @@ def log_student(
 
 
 def example_input(prompt: str | None, messages: list[dict[str, str]] | None) -> dict[str, Any]:
-    """An input for the pyfunc: a conversation if there is one, else a text."""
+    """Make an input for the pyfunc: a conversation if there is one, else a text."""
     return {MESSAGES: messages} if messages else {PROMPT: prompt}
 
 

@@ -1,4 +1,4 @@
-"""Moving a registry's alias to a version that is no worse: the decision, and what is written down about it."""
+"""Promotion of a version that is no worse: comparison, decision, record, and the move of the registry's alias."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TAG_LIMIT = 5000
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of both versions; the incumbent's is None where no version holds the alias."""
+    """One metric of candidate and incumbent; None for the latter where no version holds the alias."""
 
     metric: str
     candidate: float
@@ -29,11 +29,11 @@ class Comparison:
 
     @property
     def lower_is_better(self) -> bool:
-        """So it is for bits per byte; scores are percentages."""
+        """Whether a lower value is the better one: it is for bits per byte; scores are percentages."""
         return self.metric == BITS_PER_BYTE
 
     def is_worse(self, tolerance: float) -> bool:
-        """Whether the candidate is worse by more than so large a share of the incumbent's value."""
+        """Tell whether the candidate is worse by more than ``tolerance``, a share of the incumbent's value."""
         if self.incumbent is None:
             return False
         loss = self.candidate - self.incumbent if self.lower_is_better else self.incumbent - self.candidate
@@ -43,7 +43,12 @@ class Comparison:
 def compared(
     candidate: Mapping[str, Any], incumbent: Mapping[str, Any] | None, *, scored: bool = True
 ) -> list[Comparison]:
-    """Two evaluations (``uld-ds evaluate``) metric by metric: bits per byte and, if ``scored``, scores of answers.
+    """Compare two evaluations metric by metric: bits per byte and, if ``scored``, scores of answers.
+
+    Args:
+        candidate: result of ``uld-ds evaluate`` for the candidate.
+        incumbent: result of ``uld-ds evaluate`` for the version that holds the alias; None without one.
+        scored: whether scores of answers are compared, too.
 
     Raises:
         RunError: there is nothing to compare.
@@ -57,13 +62,13 @@ def compared(
 
 
 def values_of(evaluation: Mapping[str, Any], *, scored: bool) -> dict[str, float]:
-    """Metric to value."""
+    """Collect the metrics of an evaluation, by name: bits per byte and, if ``scored``, scores of answers."""
     bits = evaluation["bits_per_byte"]
     return {**({BITS_PER_BYTE: bits["mean"]} if bits else {}), **(evaluation["scores"] if scored else {})}
 
 
 def version_named(client: mlflow.MlflowClient, name: str, version: str) -> ModelVersion:
-    """A version by its number.
+    """Get a version of a registered model by its number.
 
     Raises:
         UserError: there is none.
@@ -78,7 +83,7 @@ def version_named(client: mlflow.MlflowClient, name: str, version: str) -> Model
 
 
 def version_with_alias(client: mlflow.MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    """Whoever holds an alias now."""
+    """Get the version that holds an alias now, or None."""
     try:
         return client.get_model_version_by_alias(name, alias)
     except MlflowException:
@@ -100,17 +105,17 @@ def promote(
     data_digest: str,
     forced: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Writes the comparison to both versions and moves the alias, if the candidate is no worse.
+    """Write the comparison to both versions and move the alias, if the candidate is no worse.
 
     Args:
-        client: of the registry.
-        candidate: to get the alias.
-        incumbent: who had it when the comparison began.
-        alias: its name.
-        comparisons: of both.
+        client: client of the registry.
+        candidate: version that is to get the alias.
+        incumbent: version that held the alias when the comparison began.
+        alias: name of the alias.
+        comparisons: metrics of both versions.
         tolerance: share of the incumbent's value by which a metric may be worse.
-        data_digest: of the held-out rows both were measured on.
-        forced: who moves it all the same, and why.
+        data_digest: digest of the held-out rows that both were measured on.
+        forced: who moves the alias all the same, and why.
 
     Returns:
         What was decided, as plain values.

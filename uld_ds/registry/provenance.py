@@ -1,4 +1,4 @@
-"""What a student comes from, as plain values that identify it: teacher, student base, tokenizers."""
+"""The provenance of a student, as plain values that identify its teacher and its base."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from uld_ds.tokenization.loading import tokenizer_digest
 
 
 def teacher_facts(recipe: Recipe, place: str) -> dict[str, Any]:
-    """Whose words a student learns from.
+    """Identify the teacher that a student learns from, or the store of its outputs.
 
     Args:
-        recipe: the run's.
+        recipe: the run's recipe.
         place: where an online teacher was found: a directory or hub id.
 
     Returns:
@@ -42,7 +42,7 @@ def teacher_facts(recipe: Recipe, place: str) -> dict[str, Any]:
     return {
         "teacher": manifest.teacher,
         "teacher_revision": manifest.revision,
-        # The model itself need not be at hand: what it said is what counts, and the manifest has its digests.
+        # The model itself need not be at hand: its outputs are what counts, and the manifest has their digests.
         "teacher_digest": f"store:{hashlib.sha256(said).hexdigest()}",
         "teacher_tokenizer_digest": manifest.tokenizer_digest,
         "teacher_store": settings.path,
@@ -51,11 +51,11 @@ def teacher_facts(recipe: Recipe, place: str) -> dict[str, Any]:
 
 
 def student_base(recipe: Recipe) -> str:
-    """What the student was before: the name of a model, or the kind of a new one."""
+    """Name the model that the student was before training, or the kind of a new one."""
     settings = recipe.student
     return named(settings) if settings.from_config is None else f"from_config:{settings.from_config['model_type']}"
 
 
 def named(settings: ModelSettings) -> str:
-    """A model as the recipe names it, with its file where it is one of several."""
+    """Write a model's name as the recipe has it, with its file where it is one of several."""
     return f"{settings.model}/{settings.gguf_file}" if settings.gguf_file else str(settings.model)

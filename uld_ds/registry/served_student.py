@@ -21,11 +21,11 @@ PROMPT, MESSAGES = "prompt", "messages"
 
 
 class ServedStudent:
-    """Answers requests one row at a time.
+    """A student that answers requests, one row at a time.
 
     Args:
         model: language model, decoder-only or with an encoder.
-        tokenizer: its own; chat input needs its chat template.
+        tokenizer: the model's; chat input needs its chat template.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -33,12 +33,18 @@ class ServedStudent:
         self._tokenizer = tokenizer
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
-        """One answer per row.
+        """Answer each row of a request.
 
         Args:
             model_input: rows that each have ``messages`` (a conversation: role, content) or ``prompt`` (text to
                 go on from, taken as it is): a data frame, a mapping, a list of either; or plain texts.
             params: some of GENERATION.
+
+        Returns:
+            One answer per row.
+
+        Raises:
+            ValueError: a row has neither, or has messages that the student has no chat template for.
         """
         settings = {**GENERATION, **(params or {})}
         if not settings["do_sample"]:
@@ -60,7 +66,7 @@ class ServedStudent:
         mask = inputs["attention_mask"].to(self._model.device)
         with torch.no_grad():
             output = self._model.generate(input_ids=ids, attention_mask=mask, **settings)
-        # A decoder says its first token before the answer, and not the prompt.
+        # A decoder behind an encoder puts its start token before the answer, another one the whole prompt.
         said = output[0, 1 if self._model.config.is_encoder_decoder else ids.shape[1] :]
         return str(self._tokenizer.decode(said, skip_special_tokens=True))
 
@@ -107,7 +113,7 @@ def _missing(value: Any) -> bool:
 
 
 def _load_pyfunc(path: str) -> ServedStudent:
-    """What MLflow calls with the folder of the logged model's files."""
+    """Load the student from the folder of the logged model's files: MLflow calls this."""
     folder = Path(path)
     has_encoder = AutoConfig.from_pretrained(folder / "model").is_encoder_decoder
     model = (AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM).from_pretrained(folder / "model")

@@ -1,4 +1,4 @@
-"""Answers of prepared rows as both tokenizers cut them, to be shown."""
+"""Alignments of prepared rows' answers, to be shown as examples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ _SHOWN_CHARACTERS = 600
 def alignments(
     rows: Dataset, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase | None, names: tuple[str, str]
 ) -> list[AlignmentView]:
-    """The answers of some rows, as both tokenizers cut them; none without the teacher's."""
+    """Align the answers of some rows, as both tokenizers cut them; none without the teacher's tokenizer.
+
+    Args:
+        rows: prepared rows.
+        student: the student's tokenizer.
+        teacher: the teacher's tokenizer, or None.
+        names: what the student's and the teacher's tokenizer are called.
+    """
     if teacher is None:
         return []
     found = []
@@ -33,7 +40,7 @@ def alignments(
 
 
 def answer_text(row: dict[str, Any], student: PreTrainedTokenizerBase) -> str:
-    """A prepared row's answer, as far as the student's tokens spell it."""
+    """Decode a prepared row's answer, as far as the student's tokens spell it."""
     spelling = [
         row["student_ids"][place]
         for place, spells in zip(row["student_answers"], row["student_in_text"], strict=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShownToken:
-    """A token of a row."""
+    """A token as the page shows it."""
 
     shown: str
     title: str
@@ -22,14 +22,14 @@ class ShownToken:
 
     @classmethod
     def of(cls, token: TokenView) -> ShownToken:
-        """Describe a token."""
+        """Describe a token with its id and the bytes that it covers."""
         title = f"{token.token}  id {token.id}  bytes {token.span[0]}-{token.span[1]}"
         return cls(token.shown, title, not token.covered)
 
 
 @dataclass(frozen=True)
 class ShownSegment:
-    """The tokens of a segment."""
+    """The tokens of a segment on both sides."""
 
     student: list[ShownToken]
     teacher: list[ShownToken]
@@ -37,14 +37,14 @@ class ShownSegment:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """What the macro ``alignment_rows`` shows."""
+    """The rows of tokens that the template's macro ``alignment_rows`` shows."""
 
     direction: str
     segments: list[ShownSegment]
 
     @classmethod
     def of(cls, view: AlignmentView) -> TokenRows:
-        """Of an alignment."""
+        """Make the rows of tokens of an alignment."""
         student, teacher = ([ShownToken.of(token) for token in side.tokens] for side in (view.student, view.teacher))
         segments = [
             ShownSegment([student[n] for n in segment.student], [teacher[n] for n in segment.teacher])
@@ -54,7 +54,7 @@ class TokenRows:
 
 
 def alignment_page(view: AlignmentView) -> str:
-    """Render the page, as a string to be written in UTF-8."""
+    """Render the page of an alignment, as a string to be written in UTF-8."""
     return render("alignment.html.j2", view=view, figures=_figures(view), rows=TokenRows.of(view))
 
 
@@ -69,7 +69,7 @@ def _figures(view: AlignmentView) -> list[tuple[str, str]]:
 
 
 def _direction(text: str) -> str:
-    """Where lines begin: by the text's first letter that has a direction, as Unicode has it for paragraphs."""
+    """Choose a text's direction by its first letter that has one, as Unicode has it for paragraphs."""
     directions = (unicodedata.bidirectional(character) for character in text)
     first = next((direction for direction in directions if direction in ("L", "R", "AL")), "L")
     return "ltr" if first == "L" else "rtl"

@@ -23,7 +23,11 @@ _LABEL_WIDTH = len("student ")
 
 
 class AlignmentRows:
-    """The two rows, for rich."""
+    """The rows of student and teacher, for rich to print.
+
+    Args:
+        view: the alignment.
+    """
 
     def __init__(self, view: AlignmentView) -> None:
         self._view = view
@@ -41,7 +45,7 @@ class AlignmentRows:
                 yield from _placed(row) if console.is_terminal else [row]
 
     def _lines(self, width: int) -> Iterator[tuple[Text, Text]]:
-        """As many segments as fit, line by line; a segment wider than a line is cut between characters."""
+        """Yield lines of as many segments as fit, in both rows; a wider segment is cut between characters."""
         rows = (Text(no_wrap=True), Text(no_wrap=True))
         for number, segment in enumerate(self._view.segments):
             cells = self._cells(number, segment)
@@ -61,7 +65,7 @@ class AlignmentRows:
         return student, teacher
 
     def _cells(self, number: int, segment: Segment) -> tuple[Text, Text]:
-        """A segment's tokens on both sides, padded to one width."""
+        """Write a segment's tokens on both sides, padded to one width."""
         color = _COLORS[number % len(_COLORS)]
         view = self._view
         texts = [
@@ -76,7 +80,7 @@ class AlignmentRows:
 
 
 def cell_len(text: str) -> int:
-    """The most cells that a terminal may give ``text``.
+    """Count the most cells that a terminal may give a text.
 
     Spacing vowel signs (Devanagari and its relatives) and skin tones have a cell of their own in some terminals
     and none in others.
@@ -92,7 +96,7 @@ def _cells_of(character: str) -> int:
 
 
 def _placed(row: Text) -> RenderResult:
-    """``row`` with every shared boundary put into its column, however wide the terminal takes what is between."""
+    """Yield a row with every shared boundary in its column, however wide the terminal takes what is between."""
     bars = [index for index, character in enumerate(row.plain) if character == SHARED]
     edges = sorted({0, *bars, len(row)})
     column = _LABEL_WIDTH
@@ -106,7 +110,7 @@ def _placed(row: Text) -> RenderResult:
 
 
 def _cut(row: Text, width: int) -> tuple[Text, Text]:
-    """``row`` in two: what fits into ``width`` cells, padded to them, and the rest."""
+    """Cut a row in two: what fits into ``width`` cells, padded to them, and the rest."""
     fits, used = 0, 0
     for character in row.plain:
         if used + cell_len(character) > width:

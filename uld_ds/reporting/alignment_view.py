@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LOW_RATE = 0.5
-"""Below this share of student tokens that begin a segment, a pair of tokenizers deserves a warning."""
+"""Share of student tokens that begin a segment below which a pair of tokenizers deserves a warning."""
 
 _WHITESPACE = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _NOTHING = "∅"
@@ -29,13 +29,13 @@ _BLANK = {"\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}
 
 @dataclass(frozen=True)
 class TokenView:
-    """One token.
+    """One token of a text.
 
     Attributes:
-        id: its number in the vocabulary.
-        token: how the vocabulary writes it.
-        span: the half-open range of the text's UTF-8 bytes that it covers.
-        covered: those bytes.
+        id: the token's number in the vocabulary.
+        token: the token as the vocabulary writes it.
+        span: the half-open range of the text's UTF-8 bytes that the token covers.
+        covered: the bytes of that range.
     """
 
     id: int
@@ -45,20 +45,20 @@ class TokenView:
 
     @property
     def shown(self) -> str:
-        """What it covers, with everything invisible made visible."""
+        """Text that the token covers, with everything invisible made visible."""
         return visible(self.covered)
 
 
 @dataclass(frozen=True)
 class SideView:
-    """One side's tokens and what its tokenizer is called."""
+    """One side of an alignment: a text's tokens, and what their tokenizer is called."""
 
     name: str
     tokens: list[TokenView]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, text: str, name: str = "") -> SideView:
-        """How ``tokenizer`` cuts ``text``.
+        """Cut a text into a tokenizer's tokens.
 
         Args:
             tokenizer: the tokenizer.
@@ -92,29 +92,29 @@ class AlignmentView:
 
     @classmethod
     def of(cls, text: str, student: SideView, teacher: SideView) -> AlignmentView:
-        """Two sides of one text, cut where both have a boundary."""
+        """Align two sides of one text: cut it into segments where both have a boundary."""
         segments = align(*([token.span for token in side.tokens] for side in (student, teacher)))
         return cls(text, student, teacher, segments)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> AlignmentView:
-        """What ``to_json`` made."""
+        """Make the view from the plain data of ``to_json``."""
         segments = [Segment(range(*item["student"]), range(*item["teacher"])) for item in record["segments"]]
         return cls(record["text"], _side_of(record["student"]), _side_of(record["teacher"]), segments)
 
     @property
     def alignment_rate(self) -> float:
-        """The share of student tokens that begin a segment."""
+        """Share of student tokens that begin a segment, 0 to 1."""
         return len(self.segments) / len(self.student.tokens)
 
     @property
     def tokens_per_segment(self) -> tuple[float, float]:
-        """The mean number of student and of teacher tokens in a segment."""
+        """Mean numbers of student and of teacher tokens in a segment."""
         return len(self.student.tokens) / len(self.segments), len(self.teacher.tokens) / len(self.segments)
 
     @property
     def summary(self) -> tuple[str, str]:
-        """The figures, in two lines."""
+        """Figures of the alignment, in two lines."""
         student, teacher = self.tokens_per_segment
         segments = "1 segment" if len(self.segments) == 1 else f"{len(self.segments)} segments"
         return (
@@ -124,7 +124,7 @@ class AlignmentView:
 
     @property
     def warning(self) -> str | None:
-        """What to tell whoever wants to distil between these two, if there is something."""
+        """Warning to whoever wants to distil between these tokenizers; None if there is nothing to warn of."""
         if self.alignment_rate >= LOW_RATE:
             return None
         return (
@@ -133,7 +133,7 @@ class AlignmentView:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: ids, tokens, bytes (hexadecimal), spans, segments (half-open ranges), rates."""
+        """Convert the view to plain data: ids, tokens, bytes (hexadecimal), spans, segments (half-open), rates."""
         student, teacher = self.tokens_per_segment
         return {
             "text": self.text,
@@ -165,14 +165,14 @@ def view_alignment(
     student_name: str = "",
     teacher_name: str = "",
 ) -> AlignmentView:
-    """How two tokenizers cut ``text``, and where they agree.
+    """Cut a text by two tokenizers, and align it where they agree.
 
     Args:
         student: the student's tokenizer.
-        teacher: the teacher's.
+        teacher: the teacher's tokenizer.
         text: what to cut.
         student_name: what to call the student's tokenizer; its own name if empty.
-        teacher_name: the same for the teacher's.
+        teacher_name: what to call the teacher's tokenizer; its own name if empty.
 
     Raises:
         ValueError: ``text`` is empty, is not valid Unicode, or cannot be located in its tokens; or one side has
@@ -201,7 +201,7 @@ def _side_of(record: dict[str, Any]) -> SideView:
 
 
 def visible(data: bytes) -> str:
-    """``data`` with whitespace as symbols, other invisible characters by number, parts of characters in hex."""
+    """Spell bytes out: whitespace as symbols, other invisible characters by number, parts of characters in hex."""
     if not data:
         return _NOTHING
     characters = data.decode(errors="surrogateescape")

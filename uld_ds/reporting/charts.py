@@ -4,8 +4,8 @@ Colors come from the page's own variables, so a chart follows its theme; a serie
 few, a marker of its own, so that lines are told apart without color, too. The legend shows a name beside a sample of
 what is drawn.
 
-The one chart library here, and an own one. A plotting library would write colors into every element, number the parts
-that its elements refer to, and take twice as long to import as a report takes to write.
+This is the only chart library here, and the project's own. A plotting library would write colors into every element,
+number the parts that its elements refer to, and take twice as long to import as a report takes to write.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class Frame:
     top: int
     bottom: int
     num_ticks: tuple[int, int] = (5, 5)
-    """Across and up."""
+    """Numbers of ticks across and up."""
 
     def across(self, axis: Axis, values: Sequence[float]) -> Ruler:
-        """Lay an axis from left to right."""
+        """Lay an axis over the frame from left to right, so that it holds all values."""
         return Ruler.over(axis, values, self.left, self.width - self.right, self.num_ticks[0])
 
     def up(self, axis: Axis, values: Sequence[float]) -> Ruler:
-        """Lay an axis from bottom to top."""
+        """Lay an axis over the frame from bottom to top, so that it holds all values."""
         return Ruler.over(axis, values, self.height - self.bottom, self.top, self.num_ticks[1])
 
 
@@ -64,34 +64,35 @@ ALONE = Frame(880, 420, left=66, right=290, top=48, bottom=46, num_ticks=(8, 7))
 
 @dataclass(frozen=True)
 class Series:
-    """One line."""
+    """One line of a chart."""
 
     name: str
     points: Sequence[Point]
     style: int
-    """Which color, dash and marker: the same one for the same thing in every chart. From 4 on, colors come with other
-    dashes; 16 are told apart."""
+    """Number of the color, dash and marker, the same for the same thing in every chart.
+
+    From 4 on, colors come with other dashes; 16 are told apart."""
     markers: bool | None = None
-    """On its points; by default where they are few."""
+    """Whether the points have markers; by default where they are few."""
 
     @property
     def color(self) -> int:
-        """Of the page's four; the marker goes with it."""
+        """Number of the line's color among the page's four; the marker goes with it."""
         return self.style % len(_MARKERS)
 
     @property
     def is_marked(self) -> bool:
-        """Whether its points have markers."""
+        """Whether the line's points have markers."""
         return self.markers is True or (self.markers is None and len(self.points) <= _FEW_POINTS)
 
     @property
     def dash(self) -> str:
-        """Starts one later with every round of colors."""
+        """Pattern of the line's dashes, which starts one later with every round of colors."""
         return _DASHES[(self.style + self.style // len(_MARKERS)) % len(_DASHES)]
 
     @property
     def told(self) -> str:
-        """For who hears the page."""
+        """Description of the line for those who hear the page: its name, first and last value."""
         return f"{self.name} from {self.points[0][1]:.4g} to {self.points[-1][1]:.4g}"
 
 
@@ -130,7 +131,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class Grid:
-    """The rules, axes and names behind what is plotted."""
+    """The grid behind what is plotted: ticks, names of the axes, powers of ten."""
 
     frame: Frame
     across: list[Tick]
@@ -140,7 +141,7 @@ class Grid:
 
     @classmethod
     def of(cls, frame: Frame, across: Ruler, up: Ruler) -> Grid:
-        """Of two rulers."""
+        """Make the grid of a horizontal and a vertical ruler."""
         names, powers = (across.axis.title, up.axis.title), (across.power, up.power)
         return cls(frame, across.ticks(), up.ticks(), names, powers)
 
@@ -156,7 +157,7 @@ class _Plot:
 
     @classmethod
     def of(cls, frame: Frame, x: Axis, y: Axis, series: Sequence[Series], diagonal: bool = False) -> _Plot | None:
-        """Of what can be drawn; None if nothing can."""
+        """Plot those series that have points to draw; None if none has."""
         drawn = [s for s in (_drawable(s, x, y) for s in series) if s.points]
         if not drawn:
             return None
@@ -174,11 +175,11 @@ def line_chart(
     """Draw a figure of a page, with its legend; empty text where no series has a point.
 
     Args:
-        title: above it.
+        title: text above the figure.
         x: horizontal axis.
         y: vertical axis.
-        series: in the order of the legend.
-        note: below the title.
+        series: lines in the order of the legend.
+        note: text below the title.
         diagonal: also draw the line y = x.
     """
     plot = _Plot.of(_IN_PAGE, x, y, series, diagonal)
@@ -192,7 +193,7 @@ def line_picture(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
 
 
 def _drawable(series: Series, x: Axis, y: Axis) -> Series:
-    """Without what a scale has no place for, and not more points than can be told apart."""
+    """Drop the points of a series that a scale has no place for, and thin it to what can be told apart."""
     points = [
         (float(a), float(b))
         for a, b in series.points
@@ -202,7 +203,7 @@ def _drawable(series: Series, x: Axis, y: Axis) -> Series:
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """Reduce to at most some hundred points, each the mean of its neighbors."""
+    """Reduce points to at most 240, each the mean of as many neighbors."""
     size = math.ceil(len(points) / _MOST_POINTS)
     if size <= 1:
         return list(points)

@@ -1,4 +1,4 @@
-"""Several runs beside each other: what they were made of, what they used, how good the students are."""
+"""A comparison of several runs: what they were made of, what they used, how good the students are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from uld_ds.utils.redaction import Redactor
 
 BITS = "bits per byte"
 EVALUATION = "evaluation.json"
-"""What ``uld-ds evaluate`` found, in a folder of its own."""
+"""Name of the file with the results of ``uld-ds evaluate``, in a folder of its own."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """What a comparison knows about one run; None where there is nothing to say."""
+    """One run of a comparison; None where there is nothing to say."""
 
     name: str
     state: str
@@ -45,23 +45,25 @@ class ComparedRun:
     """Tokens of prompts and answers that the student was trained on, all epochs."""
     wall_seconds: float | None
     bits_before: float | None
+    """Held-out bits per byte of the student before training."""
     bits_teacher: float | None
+    """Held-out bits per byte of the teacher."""
     scores: dict[str, Score]
-    """``bits per byte`` first, lower is better; then percentages, higher is better."""
+    """Scores by name: ``bits per byte`` first, lower is better; then percentages, higher is better."""
     held_out: str
-    """Identifies the held-out rows that the run measured its bits per byte on."""
+    """Identity of the held-out rows that the run measured its bits per byte on."""
     scored_on: str
-    """And those that ``scores`` are about: other ones where the student was evaluated on others."""
+    """Identity of the rows that ``scores`` are about: the run's own, or those that the student was evaluated on."""
     curve: list[tuple[float, float]] = field(default_factory=list)
     """Held-out bits per byte after so many student tokens (or steps, where tokens were not counted)."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Convert the run to plain data."""
         return asdict(self)
 
     @classmethod
     def of(cls, folder: Path) -> ComparedRun:
-        """Reads a run's folder and the evaluation beside it, or an evaluation's folder alone."""
+        """Read a run's folder and the evaluation beside it, or an evaluation's folder alone."""
         if is_evaluation(folder):
             return cls._evaluated(folder)
         recipe = Redactor().tree(yaml.safe_load(RunFolder(folder).recipe.read_text(encoding="utf-8")))
@@ -92,7 +94,7 @@ class ComparedRun:
 
     @classmethod
     def _evaluated(cls, folder: Path) -> ComparedRun:
-        """Of a model that no run of ours made: a teacher, or a student before training."""
+        """Read an evaluation of a model that no run made: a teacher, or a student before training."""
         facts = _evaluation(folder)
         return cls(
             name=folder.resolve().name,
@@ -112,13 +114,13 @@ class ComparedRun:
 
 
 def evaluation_of(run: Path) -> Path:
-    """Where the evaluation of a run's student is, if there is one: a folder beside the run's."""
+    """Name the folder of the evaluation of a run's student, if there is one: it lies beside the run's."""
     place = run.resolve()
     return place.with_name(f"{place.name}-evaluation")
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Whether ``uld-ds evaluate`` wrote it."""
+    """Tell whether a folder was written by ``uld-ds evaluate``."""
     return (folder / EVALUATION).is_file()
 
 
@@ -171,14 +173,17 @@ def _curve(steps: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) ->
 
 
 def score_names(runs: Sequence[ComparedRun]) -> list[str]:
-    """Every score that any of the runs has, bits per byte first."""
+    """List the names of the scores that any of the runs has, bits per byte first."""
     return list(dict.fromkeys([BITS, *(name for run in runs for name in run.scores)]))
 
 
 def best_of(runs: Sequence[ComparedRun], name: str) -> set[int]:
-    """Which runs are best in a score, or not told apart from the best: their intervals overlap.
+    """Find the runs that are best in a score, or not told apart from the best, since their intervals overlap.
 
-    A run without an interval is judged by its value alone. Empty for fewer than two values.
+    A run without an interval is judged by its value alone.
+
+    Returns:
+        Numbers of runs, from 0; empty for fewer than two values.
     """
     known = {place: run.scores[name] for place, run in enumerate(runs) if name in run.scores}
     if len(known) < 2:
@@ -195,7 +200,7 @@ def _overlap(one: Score, other: Score) -> bool:
 
 
 def cautions(runs: Sequence[ComparedRun]) -> list[str]:
-    """What a reader must know before reading the figures against each other."""
+    """List what a reader must know before reading the runs' figures against each other."""
     said = []
     if len({run.scored_on for run in runs}) > 1:
         said.append("the held-out rows differ: the scores do not compare")
@@ -214,7 +219,10 @@ def cautions(runs: Sequence[ComparedRun]) -> list[str]:
 
 
 def rows_of(runs: Sequence[ComparedRun]) -> list[tuple[str, list[str]]]:
-    """The table: per property its name and one text per run. ``*`` marks the best, and what is not told apart."""
+    """Write the table's rows: a property's name and one text per run; ``*`` marks the best, and what may be.
+
+    Marked are the best score and those that are not told apart from it: see ``best_of``.
+    """
     rows: list[tuple[str, list[str]]] = [
         ("teacher", [run.teacher for run in runs]),
         ("student", [run.student for run in runs]),
@@ -249,7 +257,7 @@ def _scored(score: Score | None, name: str) -> str:
 
 
 def markdown(runs: Sequence[ComparedRun]) -> str:
-    """The table in Markdown, with its cautions and what the marks mean."""
+    """Write the table in Markdown, with its cautions and what the marks mean."""
     cells = [["", *(run.name for run in runs)], *([name, *texts] for name, texts in rows_of(runs))]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
     lines.insert(1, "|---" * (len(runs) + 1) + "|")

@@ -13,7 +13,7 @@ from uld_ds.reporting.templates import render
 
 
 def comparison_page(runs: Sequence[ComparedRun]) -> str:
-    """Render the page, as a string to be written in UTF-8."""
+    """Render the page that compares runs, as a string to be written in UTF-8."""
     return render(
         "comparison.html.j2",
         names=[run.name for run in runs],

@@ -1,4 +1,4 @@
-"""Figures with their intervals, one line each, as SVG inside a page."""
+"""A chart of values with their intervals, one line each, as SVG inside a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINE, _TOP, _BOTTOM, _SIDE = 34, 6, 26, 12
 
 @dataclass(frozen=True)
 class Interval:
-    """A value, and where it may lie."""
+    """A named value, and the interval that it may lie in."""
 
     name: str
     value: float
@@ -25,12 +25,12 @@ class Interval:
 
     @property
     def ends(self) -> list[float]:
-        """Both, where they are known."""
+        """Both ends of the interval, empty where they are not known."""
         return [] if self.low is None or self.high is None else [self.low, self.high]
 
     @property
     def told(self) -> str:
-        """The figures."""
+        """Value and interval as text."""
         return f"{self.value:.4g}" + (f" [{self.low:.4g}, {self.high:.4g}]" if self.ends else "")
 
 
@@ -46,12 +46,12 @@ class _Row:
 
 
 def interval_chart(title: str, intervals: Sequence[Interval], *, note: str = "") -> Markup:
-    """Draw a figure: a dot per value, a line for its interval; empty text for no values.
+    """Draw a dot per value and a line for its interval, as a figure of a page; empty text for no values.
 
     Args:
-        title: above it.
-        intervals: from top to bottom.
-        note: below the title.
+        title: text above the figure.
+        intervals: values from top to bottom.
+        note: text below the title.
     """
     if not intervals:
         return Markup()

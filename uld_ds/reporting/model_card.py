@@ -1,4 +1,4 @@
-"""What is written beside a student: the registry's description, the model card of its folder."""
+"""The texts beside a student: the registry's description, and the model card in its folder."""
 
 from __future__ import annotations
 
@@ -23,9 +23,15 @@ _BITS = {"before": "held-out bits per byte, before", "after": "after", "teacher"
 
 
 def description(name: str, facts: Mapping[str, Any], run_id: str, plots: list[str]) -> str:
-    """Markdown for the registry's page: results, pictures of the run, what it was made from.
+    """Write the Markdown of the registry's page: results, pictures of the run, what the student was made from.
 
     Pictures are artifacts of the run, and their addresses those of the page's own server.
+
+    Args:
+        name: name of the run.
+        facts: the registered version's tags.
+        run_id: id of the MLflow run.
+        plots: paths of the pictures among its artifacts.
     """
     pictures = [(path, f"get-artifact?path={quote(path, safe='')}&run_uuid={run_id}") for path in plots]
     text = render(
@@ -48,10 +54,10 @@ def _number(value: float | None) -> str:
 
 
 def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | None) -> str:
-    """The README.md of an exported student, with the metadata that the Hugging Face hub reads.
+    """Write the README.md of an exported student, with the metadata that the Hugging Face hub reads.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         facts: the registered version's tags.
         teacher_folder: where the teacher is, if it is a folder here; its own card tells its license.
     """
@@ -88,7 +94,7 @@ def _metadata(recipe: Recipe, facts: Mapping[str, Any], name: str) -> ModelCardD
 
 
 def _loss(facts: Mapping[str, Any]) -> str:
-    """The sum of the terms that had a weight."""
+    """Write the loss as the sum of the terms that had a weight."""
     return " + ".join(filter(None, (term.described(facts) for term in LOSS_TERMS.values())))
 
 
@@ -132,7 +138,7 @@ def _license_note(teacher: str, terms: str | None) -> str:
 
 
 def teacher_license(folder: str | None) -> str | None:
-    """The license in the metadata of a model folder's card, or what its LICENSE file begins with."""
+    """Read the license from the metadata of a model folder's card, or its LICENSE file's first line; else None."""
     if folder is None or not Path(folder).is_dir():
         return None
     card = Path(folder) / "README.md"

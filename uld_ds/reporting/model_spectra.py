@@ -1,4 +1,4 @@
-"""How sure student and teacher are, for a run's page: spectra at some places of held-out answers, and calibration."""
+"""Spectra and calibration of student and teacher for a run's page: how sure they are in held-out answers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _WHO = {"after": ("student, after", STUDENT), "teacher": ("teacher", TEACHER), "
 
 @dataclass(frozen=True)
 class ShownModel:
-    """What a model would have said at a place."""
+    """A model's expectation at a place of an answer."""
 
     name: str
     right: str
-    """Its share for the token that follows."""
+    """Probability of the token that follows, in percent."""
     top: list[tuple[str, str]]
-    """Its likeliest tokens and their shares."""
+    """Top tokens with their probabilities in percent."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ShownPlace:
 
 
 def shown_places(report: RunReport) -> list[ShownPlace]:
-    """List the places that have a chart."""
+    """List the places of held-out answers that have a chart of the models' spectra."""
     places = (_shown_place(report, number, place) for number, place in enumerate(report.places))
     return [place for place in places if place.chart]
 
@@ -63,12 +63,15 @@ def _one_line(text: str) -> str:
 
 
 def _percent(share: float) -> str:
-    """Of a student that knows nothing yet, too: its likeliest tokens have a few hundredths of a percent."""
+    """Write a probability in percent, with decimals where it is small.
+
+    The top tokens of a student that knows nothing yet have a few hundredths of a percent.
+    """
     return f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
 
 
 def calibration_chart(report: RunReport) -> Markup:
-    """Draw how often models are right against how sure they are; empty where nobody measured."""
+    """Draw how often models are right against how sure they are; empty where that was not measured."""
     found = {who: report.snapshots.get(who, {}).get("calibration") for who in _WHO}
     known = {who: calibration for who, calibration in found.items() if calibration}
     if not known:

@@ -1,4 +1,4 @@
-"""What a run looked like, as pictures of its metrics."""
+"""Pictures of a run's metrics: losses, bits per byte, and where a step's time goes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _STEP = Axis("optimizer step", whole=True)
 
 
 def plots(history: History) -> Iterator[tuple[str, str]]:
-    """Yield the name of a file and the SVG for it; of those that there are metrics for.
+    """Yield each picture that there are metrics for, as the name of a file and its SVG.
 
     Args:
-        history: of every metric, its steps and values in order.
+        history: steps and values, in order, by the name of the metric.
     """
     for name, draw in (("loss.svg", _loss), ("bits_per_byte.svg", _bits), ("phases.svg", _phases)):
         if picture := draw(history):
@@ -45,7 +45,7 @@ def _bits(history: History) -> str:
 
 
 def _phases(history: History) -> str:
-    """Shares of each step's seconds, one above the other."""
+    """Draw the phases' shares of each step's seconds, one above the other; empty without any."""
     known = {phase: dict(history.get(f"seconds/{phase}", ())) for phase in PHASES}
     total = dict(history.get("seconds/total", ()))
     steps = sorted(step for step, seconds in total.items() if seconds > 0)

@@ -1,4 +1,4 @@
-"""From values to places on a chart, and the ticks beside them."""
+"""Rulers that turn values into places on a chart, and the ticks beside them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PLAIN_POWERS = range(-3, 5)
 
 @dataclass(frozen=True)
 class Axis:
-    """One direction of a chart."""
+    """One axis of a chart: its title, scale and ends."""
 
     title: str
     scale: Scale = "linear"
     low: float | None = None
     high: float | None = None
     whole: bool = False
-    """Its values are counts."""
+    """Whether the axis's values are counts, with ticks at whole numbers alone."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Ruler:
         return cls(axis, low, high, start, stop, num_ticks)
 
     def at(self, value: float) -> float:
-        """Find the place of a value; of one beyond an end, that end."""
+        """Find the place of a value on the picture; of one beyond an end, that end's."""
         value = min(max(value, self.low), self.high)
         if self.axis.scale == "log":
             share = math.log(value / self.low) / math.log(self.high / self.low)
@@ -68,11 +68,11 @@ class Ruler:
 
     @property
     def power(self) -> str:
-        """What all ticks of a linear axis are multiples of: the exponent of a power of ten, empty for 1."""
+        """Exponent of the power of ten that all ticks of a linear axis are multiples of, empty for 1."""
         return _minus(str(self._power())) if self._power() else ""
 
     def ticks(self) -> list[Tick]:
-        """Choose round values, at most one more than ``num_ticks``."""
+        """Choose ticks at round values, at most one more than ``num_ticks`` on a linear axis."""
         if self.axis.scale == "log":
             return [Tick(self.at(10.0**power), *_power_of_ten(power)) for power in self._decades()]
         unit = 10.0 ** self._power()
@@ -93,7 +93,7 @@ class Ruler:
         return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
     def _power(self) -> int:
-        """The exponent of what all ticks are multiples of."""
+        """Compute the exponent of the power of ten that all ticks are multiples of."""
         largest = max((abs(value) for value in self._round_values()), default=0.0)
         if self.axis.scale == "log" or not largest:
             return 0

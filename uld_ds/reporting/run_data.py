@@ -1,4 +1,4 @@
-"""A run as a page that a person mails to a colleague: everything in one file, from the run's folder alone."""
+"""The data of a run's report page, read from the run's folder alone."""
 
 from __future__ import annotations
 
@@ -20,28 +20,35 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunReport:
-    """All that the page shows."""
+    """All that a run's report page shows."""
 
     recipe: Facts
+    """The run's recipe, without secrets."""
     recipe_yaml: str
+    """The recipe as YAML, without secrets."""
     status: RunStatus
     steps: list[Facts]
     """One event per step, in order."""
     evaluations: list[Facts]
+    """Events of held-out evaluations, in order."""
     shares: dict[str, float]
-    """Of all steps' seconds."""
+    """Share of each phase in all steps' seconds."""
     result: Facts | None
-    """Of a finished run."""
+    """Facts of a finished run; None before it has finished."""
     lineage: Facts | None
+    """Facts of what the student was made from."""
     snapshots: dict[str, Facts]
-    """Of ``before``, ``teacher`` and ``after``, those there are."""
+    """Snapshots of the models: those of ``before``, ``teacher`` and ``after`` that there are."""
     places: list[Facts]
+    """Places in held-out answers at which distributions are shown, as text."""
     alignments: list[Facts]
+    """Answers as both tokenizers cut them, as ``AlignmentView.to_json`` has it."""
     answers: list[Facts]
-    """Prompts, with what the student, the teacher and the student of before say."""
+    """Prompts with the answers of the trained student, of the student before, of the teacher and of the data."""
 
     @property
     def is_finished(self) -> bool:
+        """Whether the run has a result."""
         return self.result is not None
 
     @property
@@ -54,23 +61,24 @@ class RunReport:
 
     @property
     def student(self) -> str:
-        """What it is called."""
+        """Name of the student: that of the registered model, else of the model that it began as."""
         settings = self.recipe["student"]
         base = settings.get("model") or f"a new {(settings.get('from_config') or {}).get('model_type', 'model')}"
         return str(self.recipe.get("registry", {}).get("model_name") or base)
 
     @property
     def teacher(self) -> str:
+        """Name of the teacher, else the place of its store."""
         settings = self.recipe["teacher"]
         return str(settings.get("model") or (self.lineage or {}).get("teacher") or settings.get("path"))
 
     @classmethod
     def read(cls, folder: Path, *, result: Mapping[str, Any] | None = None) -> RunReport:
-        """Reads a run's folder.
+        """Read the data of the report page from a run's folder, without secrets.
 
         Args:
-            folder: of the run.
-            result: of a run that is about to finish; by default what its folder has.
+            folder: the run's folder.
+            result: facts of a run that is about to finish; by default those in its folder.
         """
         redactor = Redactor()
         run = RunFolder(folder)

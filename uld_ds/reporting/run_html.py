@@ -1,4 +1,4 @@
-"""A run's report as HTML: one file, no scripts, nothing loaded, light and dark, wide and narrow, on paper too.
+"""The report of a run as one HTML page to mail: no scripts, nothing loaded, light and dark, wide and narrow, on paper.
 
 What it shows is gathered here; how it is shown is in ``templates/run.html.j2``.
 """
@@ -31,17 +31,17 @@ Rows = list[tuple[str, str]]
 
 
 def report_page(folder: Path, *, result: Mapping[str, Any] | None = None) -> str:
-    """Render the page of the run in a folder, as a string to be written in UTF-8."""
+    """Render the report page of the run in a folder, without secrets, as a string to be written in UTF-8."""
     return Redactor().text(run_page(RunReport.read(folder, result=result)))
 
 
 def write_report(folder: Path, file: Path, *, result: Mapping[str, Any] | None = None) -> None:
-    """Write the page of the run in a folder."""
+    """Write the report page of the run in a folder to a file, whole or not at all."""
     write_whole(file, report_page(folder, result=result))
 
 
 def run_page(report: RunReport) -> str:
-    """Render the page, as a string to be written in UTF-8."""
+    """Render a run's report page from its data, as a string to be written in UTF-8."""
     return render(
         "run.html.j2",
         name=report.status.name,
@@ -67,12 +67,12 @@ def _names(report: RunReport) -> dict[str, str]:
 
 
 def _short(place: str) -> str:
-    """A model's name; of a folder somewhere on a machine, its end."""
+    """Shorten a model's name where it is a folder somewhere on a machine, to the folder's end."""
     return "/".join(Path(place).parts[-2:]) if place.startswith(("/", "~")) else place
 
 
 def _unfinished(report: RunReport) -> str:
-    """How a run stands that has no result."""
+    """Tell state and reason of a run that has no result; empty for a finished one."""
     if report.is_finished:
         return ""
     return ": ".join(filter(None, (report.status.state, report.status.reason)))
@@ -94,7 +94,7 @@ def _figures(report: RunReport) -> Rows:
 
 
 def _setting(report: RunReport) -> Rows:
-    """What was learned from, by which loss, on how many workers: the recipe in one line."""
+    """Sum the recipe up in one line: the data, the loss, and the number of workers."""
     recipe = report.recipe
     data = recipe.get("data", {}).get("train", {})
     learned = data.get("path") or data.get("function") or data.get("dataset") or ""
@@ -146,7 +146,7 @@ def _points(report: RunReport, name: str) -> list[Point]:
 
 
 def _answers(report: RunReport) -> list[Rows]:
-    """Per prompt, who said what."""
+    """List, for each prompt, the prompt itself and everybody's answer to it."""
     keys = {
         "asked": "prompt",
         "student, before": "before",
@@ -188,7 +188,7 @@ def _lineage(report: RunReport) -> Rows:
 
 
 def _says_nothing(key: str, value: Any) -> bool:
-    """The teacher is named above; a term of weight 0 had no part in it."""
+    """Tell whether a fact is left out: the teacher is named above, a term of weight 0 had no part in the loss."""
     return key == "teacher" or (key.endswith("_weight") and value == 0)
 
 
@@ -212,7 +212,7 @@ def _again(report: RunReport) -> dict[str, str]:
 
 
 def _checkout(revision: str) -> str:
-    """The line that brings the run's code back, or tells what it was; empty if nobody knows."""
+    """Write the line that brings the run's code back, or names its release; empty if the revision is not known."""
     commit = revision.removesuffix("-dirty")
     if len(commit) == 40 and all(character in "0123456789abcdef" for character in commit):
         note = "  # and changes that were not committed" if revision.endswith("-dirty") else ""

@@ -1,4 +1,4 @@
-"""Shares of a whole over the steps, one above the other, as a picture that stands alone."""
+"""A picture that stands alone of shares of a whole over the steps, one above the other."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class _Area:
 
 
 def stack_picture(title: str, unit: str, steps: Sequence[int], shares: Mapping[str, Sequence[float]]) -> str:
-    """Draw a picture, as the text of an SVG file.
+    """Draw shares over the steps as a stack of areas, as the text of an SVG file.
 
     Args:
-        title: above it.
-        unit: of the vertical axis.
-        steps: in order, at least one; counts on the horizontal axis.
+        title: text above the picture.
+        unit: unit of the vertical axis.
+        steps: steps in order, at least one; counts on the horizontal axis.
         shares: from bottom to top, at most eight: per name its percentage at every step. They add up to 100.
     """
     edges = _edges(steps)
@@ -44,14 +44,14 @@ def stack_picture(title: str, unit: str, steps: Sequence[int], shares: Mapping[s
 
 
 def _edges(steps: Sequence[int]) -> list[float]:
-    """Where columns begin and end, one more than there are columns: half way between two steps."""
+    """Place the edges of the columns, one more than there are columns, half way between two steps."""
     between = [(one + other) / 2 for one, other in pairwise(steps)]
     edges = [steps[0] - 0.5, *between, steps[-1] + 0.5]
     return [*edges[: -1 : _size(len(steps))], edges[-1]]
 
 
 def _thinned(values: Sequence[float]) -> list[float]:
-    """Means of as many neighbors as a column stands for."""
+    """Average as many neighbors as a column stands for."""
     size = _size(len(values))
     groups = [values[start : start + size] for start in range(0, len(values), size)]
     return [sum(group) / len(group) for group in groups]
@@ -66,6 +66,6 @@ def _sums(below: Sequence[float], layer: Sequence[float]) -> list[float]:
 
 
 def _outline(across: Ruler, up: Ruler, edges: Sequence[float], level: Sequence[float]) -> str:
-    """Of all below a level, as stairs from left to right; whatever lies lower is drawn over it."""
+    """Write the outline of all below a level, as stairs from left to right; lower areas are drawn over it."""
     stairs = "".join(f"V{up.at(high):g}H{across.at(end):g}" for high, end in zip(level, edges[1:], strict=True))
     return f"M{across.at(edges[0]):g} {up.at(0):g}{stairs}V{up.at(0):g}Z"

@@ -14,11 +14,11 @@ from markupsafe import Markup
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a whole file.
+    """Render a template as a whole file.
 
     Args:
         template: name of a file in ``templates/``.
-        values: what it shows.
+        values: what the template shows.
 
     Raises:
         jinja2.UndefinedError: the template asks for a value that is not among them.
@@ -27,7 +27,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def fragment(template: str, **values: Any) -> Markup:
-    """Render a part of a page; a template that shows it does not escape it again."""
+    """Render a template as a part of a page, which the template that shows it does not escape again."""
     return Markup(render(template, **values))  # noqa: S704 (its template escaped the values)
 
 

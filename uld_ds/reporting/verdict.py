@@ -1,4 +1,4 @@
-"""A run in one sentence."""
+"""The verdict on a run, in one sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _NOTHING = 0.002
 
 
 def verdict(report: RunReport) -> str:
-    """Whether the student learned, in numbers and in one sentence; honest where they do not say."""
+    """Say in one sentence, by numbers, whether the student learned; say so where they do not tell."""
     bits = report.bits
     before, after, teacher = (bits[who] for who in ("before", "after", "teacher"))
     steps = f"{report.status.step or 0:,} steps"

@@ -1,4 +1,4 @@
-"""What two vocabularies have in common, for a terminal and for a program."""
+"""A view of what two vocabularies have in common, for a terminal and for a program."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class VocabularyView:
     teacher: Vocabulary
     relations: VocabularyRelations
     names: tuple[str, str]
-    """What the student's and the teacher's tokenizer are called."""
+    """Names of the student's and of the teacher's tokenizer."""
 
     @classmethod
     def of(cls, student: Vocabulary, teacher: Vocabulary, names: tuple[str, str]) -> VocabularyView:
-        """Of two vocabularies."""
+        """Relate two vocabularies, and make the view of them."""
         return cls(student, teacher, relate(student, teacher), names)
 
     @property
@@ -39,7 +39,7 @@ class VocabularyView:
 
     @property
     def student_identical(self) -> float:
-        """The same for the student's tokens."""
+        """Share of the student's tokens with one of the same bytes in the teacher's vocabulary."""
         found = self.relations.identity
         return len(np.unique(found[found >= 0])) / len(self.student)
 
@@ -49,7 +49,7 @@ class VocabularyView:
         return float((self.relations.projection >= 0).mean())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; bytes are hexadecimal."""
+        """Convert the view to plain data; bytes are hexadecimal."""
         return {
             "student": _side(self.student, self.names[0]) | {"identical": self.student_identical},
             "teacher": _side(self.teacher, self.names[1])
@@ -64,7 +64,7 @@ class VocabularyView:
         }
 
     def to_rich(self) -> RenderableType:
-        """For a terminal."""
+        """Lay the view out for a terminal."""
         table = Table(box=None, pad_edge=False)
         for heading in ("", "student", "teacher"):
             table.add_column(heading, justify="right" if heading else "left")
@@ -83,7 +83,11 @@ class VocabularyView:
         return Text(f"{kind}: ", style="bold") + Text("  ".join(shown) or "none", style="not bold")
 
     def _examples(self) -> dict[str, list[tuple[int, int]]]:
-        """Some of the teacher's tokens with their student's, spread over the vocabulary."""
+        """Choose some of the teacher's tokens of each kind with their student's, spread over the vocabulary.
+
+        Returns:
+            Kind -> pairs of a teacher's id and the student's id that it is projected to, -1 for none.
+        """
         identity, projection = self.relations.identity, self.relations.projection
         has_bytes = np.array([spelled is not None for spelled in self.teacher.spellings], bool)
         kinds = {
@@ -117,6 +121,6 @@ def _other(vocabulary: Vocabulary, index: int) -> list[Any] | None:
 
 
 def _shown(vocabulary: Vocabulary, index: int) -> str:
-    """A token with everything invisible made visible; one without bytes as the vocabulary writes it."""
+    """Write a token with everything invisible made visible; one without bytes as the vocabulary writes it."""
     spelled = vocabulary.spellings[index]
     return str(vocabulary.tokens[index]) if spelled is None else visible(spelled)

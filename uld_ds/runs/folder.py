@@ -1,4 +1,4 @@
-"""What a run's folder holds, under which names: the one place that says so. Cheap to import.
+"""The names of all files and folders in a run's folder, defined here alone. Cheap to import.
 
 The names are a contract: runs of earlier releases are read and resumed by them, and people's scripts know them. Whoever
 adds one documents it in docs/runs.md; a test holds the two against each other.
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 Who = Literal["before", "teacher", "after"]
-"""Whose distributions and answers a report shows: the student's before and after training, and the teacher's."""
+"""Model whose distributions and answers a report shows: the student before or after training, or the teacher."""
 _CHECKPOINT = re.compile(r"^checkpoint_(\d{9})(?:_(\d+))?$")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Names the files and folders of a run; makes and reads none of them.
+    """The paths of a run's files and folders, by name; it makes and reads none of them.
 
     Other commands that work for a while (``store build``, ``generate``, ``evaluate``) keep their progress and logs in a
     folder of their own, under the same names.
@@ -34,17 +34,17 @@ class RunFolder:
 
     @property
     def prepared(self) -> Path:
-        """Names, as JSON, the prepared examples of each split that the run learns from."""
+        """The names, as JSON, of each split's prepared examples that the run learns from."""
         return self.path / "prepared.json"
 
     @property
     def bad_examples(self) -> Path:
-        """Counts and lists, as JSON, the rows of each split that were left out."""
+        """Count and list, as JSON, of the rows of each split that were left out."""
         return self.path / "bad_examples.json"
 
     @property
     def student(self) -> Path:
-        """The student as it begins, where the recipe makes one instead of naming one."""
+        """The student before training, where the recipe makes one instead of naming one."""
         return self.path / "student"
 
     @property
@@ -89,12 +89,12 @@ class RunFolder:
 
     @property
     def stopped(self) -> Path:
-        """Why the workers of the last attempt stopped before the end, where a restart would not help."""
+        """The reason why the workers of the last attempt stopped early, where a restart would not help."""
         return self.path / "stopped.txt"
 
     @property
     def outcome(self) -> Path:
-        """What rank 0 has to say at the end; the driver makes the run's result of it."""
+        """Rank 0's facts at the end of training, of which the driver makes the run's result."""
         return self.path / "outcome.json"
 
     @property
@@ -129,22 +129,22 @@ class RunFolder:
 
     @property
     def run_identity(self) -> Path:
-        """What the MLflow run is found by when its creation was interrupted before its id was known."""
+        """The tag's value by which an MLflow run is found when its creation ended before its id was known."""
         return self.path / "mlflow_run_identity"
 
     @property
     def run_status(self) -> Path:
-        """How the run ended, until MLflow has heard of it."""
+        """The status with which the run ended, until MLflow has heard of it."""
         return self.path / "mlflow_status"
 
     @property
     def report_page(self) -> Path:
-        """The run as a page to mail."""
+        """The run's report, a page of HTML to mail."""
         return self.path / "report.html"
 
     @property
     def report(self) -> Path:
-        """What the page is made of, kept while the models were there."""
+        """The material of the report page, kept while the models were there."""
         return self.path / "report"
 
     @property
@@ -154,21 +154,21 @@ class RunFolder:
 
     @property
     def report_alignments(self) -> Path:
-        """The first answers as both tokenizers cut them."""
+        """The first answers as both tokenizers cut them, for the report."""
         return self.report / "alignment.json"
 
     @property
     def report_answers(self) -> Path:
-        """Prompts with everybody's answers."""
+        """Prompts with the answers of teacher, student and data, for the report."""
         return self.report / "answers.json"
 
     @property
     def report_lineage(self) -> Path:
-        """What the student was made from."""
+        """The origin of the student, for the report."""
         return self.report / "lineage.json"
 
     def report_snapshot(self, who: Who) -> Path:
-        """Distributions and calibration of one model."""
+        """Name the file of one model's distributions and calibration, for the report."""
         return self.report / f"{who}.json"
 
     def checkpoints(self) -> list[Path]:
@@ -193,10 +193,10 @@ class RunFolder:
 
 
 def step_of(name: str) -> tuple[int, int]:
-    """Step and number in the name of a checkpoint's folder, which sort by age; (-1, -1) for another name."""
+    """Read step and number from a checkpoint folder's name, which sort by age; (-1, -1) from another name."""
     found = _CHECKPOINT.match(name)
     return (-1, -1) if found is None else (int(found[1]), int(found[2] or 0))
 
 
 NAMES = RunFolder(Path())
-"""The same paths relative to any run's folder, for texts that name them and for artifacts that are called alike."""
+"""Paths relative to any run's folder, for texts that name them and for artifacts that are called alike."""

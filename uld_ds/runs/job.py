@@ -1,4 +1,4 @@
-"""What the driver hands to every worker: the recipe, and where the things it names were found or put."""
+"""The job that the driver hands to every worker: the recipe, and where the things it names were found or put."""
 
 from __future__ import annotations
 
@@ -13,73 +13,73 @@ from uld_ds.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Job:
-    """Everything is resolved: absolute paths, no defaults left to find out, the same for all ranks."""
+    """A training run as its workers get it, the same for all ranks: absolute paths, no defaults left to find out."""
 
     recipe: Recipe
     run_dir: Path
     teacher: str
-    """Directory or hub id."""
+    """Directory or hub id of the teacher."""
     student: str
-    """Directory or hub id the student starts from; its tokenizer is there too."""
+    """Directory or hub id that the student starts from; its tokenizer is there too."""
     tracking_uri: str
     run_id: str
-    """MLflow run; kept across restarts."""
+    """Id of the MLflow run; kept across restarts."""
     on_gpu: bool
     student_deepspeed: dict[str, Any]
-    """Complete DeepSpeed configuration: a path in the recipe may not lead anywhere from a worker."""
+    """Complete DeepSpeed configuration of the student: a path in the recipe may not lead anywhere from a worker."""
     teacher_deepspeed: dict[str, Any]
     splits: dict[str, str]
     """Folder of each prepared split: ``train``, and ``eval`` where the recipe has one."""
     teacher_facts: dict[str, Any] = field(default_factory=dict)
-    """What identifies the teacher: see ``uld_ds.registry.provenance``."""
+    """Facts that identify the teacher: see ``uld_ds.registry.provenance``."""
     code_revision: str = ""
-    """Of the code that started the run: files may change while it runs."""
+    """Revision of the code that started the run: files may change while it runs."""
 
     def split(self, name: str) -> Split:
-        """A prepared split."""
+        """Load a prepared split, ``train`` or ``eval``."""
         return Split.load(Path(self.splits[name]))
 
     @property
     def folder(self) -> RunFolder:
-        """Names what is in the run's folder."""
+        """Names of the files in the run's folder."""
         return RunFolder(self.run_dir)
 
     @property
     def export_dir(self) -> Path:
-        """See ``RunFolder.export``."""
+        """Folder of the trained student: ``RunFolder.export``."""
         return self.folder.export
 
     @property
     def journals(self) -> Path:
-        """See ``RunFolder.metrics``."""
+        """Folder of the metrics' journals: ``RunFolder.metrics``."""
         return self.folder.metrics
 
     @property
     def progress_file(self) -> Path:
-        """See ``RunFolder.progress``."""
+        """File of the run's events: ``RunFolder.progress``."""
         return self.folder.progress
 
     @property
     def skipped_file(self) -> Path:
-        """See ``RunFolder.skipped``."""
+        """File of the skipped steps: ``RunFolder.skipped``."""
         return self.folder.skipped
 
     @property
     def stopped_file(self) -> Path:
-        """See ``RunFolder.stopped``."""
+        """File with the reason why the workers stopped early: ``RunFolder.stopped``."""
         return self.folder.stopped
 
     @property
     def outcome_file(self) -> Path:
-        """See ``RunFolder.outcome``."""
+        """File of rank 0's facts at the end of training: ``RunFolder.outcome``."""
         return self.folder.outcome
 
     def to_config(self) -> dict[str, Any]:
-        """Plain values, as Ray carries them to the workers."""
+        """Convert the job to plain values, as Ray carries them to the workers."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {**plain, "recipe": self.recipe.model_dump(mode="json"), "run_dir": str(self.run_dir)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Job:
-        """The inverse of ``to_config``."""
+        """Make the job from the plain values of ``to_config``."""
         return cls(**{**config, "recipe": parse_recipe(config["recipe"]), "run_dir": Path(config["run_dir"])})

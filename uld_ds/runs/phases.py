@@ -1,11 +1,11 @@
-"""Where a step's time goes: the names of its phases, and their sum."""
+"""The phases of an optimizer step's time: their names, and what they add up to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 PHASES = ("data", "teacher", "reduce", "student", "loss", "backward", "step")
-"""In the order in which a step has them; ``reduce`` comes again at its end."""
+"""Names of a step's phases, in their order in it; ``reduce`` comes again at its end."""
 OTHER = "other"
 MEANINGS = {
     "data": "reading and batching",
@@ -20,6 +20,11 @@ MEANINGS = {
 
 
 def with_other(phases: Mapping[str, float], total: float) -> dict[str, float]:
-    """Seconds per phase, completed by what is in none of them, so that they add up to ``total`` seconds."""
+    """Complete the seconds of a step's phases by ``other``, what is in none of them, so that they add up to ``total``.
+
+    Args:
+        phases: seconds by name of the phase; a missing one took none.
+        total: seconds of the whole step.
+    """
     known = {phase: phases.get(phase, 0.0) for phase in PHASES}
     return {**known, OTHER: max(0.0, total - sum(known.values()))}

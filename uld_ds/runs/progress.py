@@ -15,43 +15,46 @@ from typing import Any
 
 
 class ProgressWriter:
-    """Appends events; each line is whole or not there, because it is one write."""
+    """A writer of a run's events; each line is whole or not there, because it is one write."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def start(self, step: int, total: int, workers: int) -> None:
-        """An attempt begins, or begins again, after so many steps of ``total`` done."""
+        """Record that an attempt begins, or begins again, with ``step`` steps of ``total`` done."""
         self._write({"event": "start", "step": step, "total": total, "workers": workers})
 
     def end(self, status: str, reason: str = "") -> None:
-        """The last attempt is over: ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        """Record that the last attempt is over: ``FINISHED``, ``FAILED`` or ``KILLED``."""
         self._write({"event": "end", "status": status, "reason": reason})
 
     def checkpoint(self, step: int, seconds: float) -> None:
-        """The first rank's part of a step's checkpoint is on storage; writing it took so long, beside training."""
+        """Record that the first rank's part of a step's checkpoint is on storage, written in ``seconds``.
+
+        It is written beside training, which does not wait for it.
+        """
         self._write({"event": "checkpoint", "step": step, "seconds": seconds})
 
     def stage(self, text: str) -> None:
-        """What the run is busy with, e.g. ``loading the teacher``."""
+        """Record what the run is busy with, e.g. ``loading the teacher``."""
         self._write({"event": "stage", "text": text})
 
     def step(self, step: int, total: int, metrics: dict[str, float], *, text: str | None = None) -> None:
-        """One step of ``total`` done; ``text`` says what it was about, where metrics do not."""
+        """Record that a step of ``total`` is done; ``text`` says what it was about, where metrics do not."""
         about = {} if text is None else {"text": text}
         self._write({"event": "step", "step": step, "total": total, **about, **metrics})
 
     def evaluation(self, step: int, who: str, bits_per_byte: float) -> None:
-        """A held-out evaluation."""
+        """Record a held-out evaluation: ``who`` is ``teacher``, ``before``, ``student`` or ``after``."""
         self._write({"event": "evaluation", "step": step, "who": who, "bits_per_byte": bits_per_byte})
 
     def skipped(self, step: int, total: int, reason: str, places: list[str]) -> None:
-        """One step of ``total`` that changed nothing, and where the examples that caused it are in the user's data."""
+        """Record a skipped step of ``total``, and where the examples that caused it are in the user's data."""
         event = {"event": "skipped", "step": step, "total": total, "reason": reason, "places": places}
         self._write(event)
 
     def warning(self, text: str) -> None:
-        """Something that a person should look at."""
+        """Record something that a person should look at."""
         self._write({"event": "warning", "text": text})
 
     def _write(self, event: dict[str, Any]) -> None:
@@ -60,7 +63,7 @@ class ProgressWriter:
 
 
 def read_events(file: Path) -> Iterator[dict[str, Any]]:
-    """All whole events of a run, in order; a writer that was killed may have left half a line."""
+    """Yield all whole events of a run, in order; a writer that was killed may have left half a line."""
     if not file.is_file():
         return
     with file.open("rb") as stream:
@@ -71,7 +74,7 @@ def read_events(file: Path) -> Iterator[dict[str, Any]]:
 
 
 class ProgressReader:
-    """Reads events that were not there when it was made."""
+    """A reader of the events that were not there when it was made."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -79,7 +82,7 @@ class ProgressReader:
         self._rest = ""
 
     def new_events(self) -> Iterator[dict[str, Any]]:
-        """Events since the last call, in order."""
+        """Yield the events since the last call, in order."""
         if not self._file.is_file():
             return
         with self._file.open() as file:

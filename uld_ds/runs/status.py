@@ -1,4 +1,4 @@
-"""How a run is doing, from its folder alone: nothing is asked of the run, its cluster or a server."""
+"""The status of a run, from its folder alone: nothing is asked of the run, its cluster or a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from uld_ds.runs.progress import read_events
 State = Literal["preparing", "running", "silent", "finished", "failed", "killed"]
 
 RECENT_STEPS = 20
-"""Rates and shares are those of so many last steps."""
+"""Number of last steps over which rates and shares are taken."""
 _SHORTEST_SILENCE = 120.0
 _STEPS_OF_SILENCE = 10
 _ENDS: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
@@ -30,11 +30,11 @@ class RunStatus:
 
     name: str
     state: State
-    """``silent``: it should have said something by now. A node may be down, or a storage may hang."""
+    """State of the run. ``silent``: an event is overdue; a node may be down, or a storage may hang."""
     doing: str | None
-    """What it was busy with last, besides steps."""
+    """Last stage that the run was busy with, besides steps."""
     reason: str | None
-    """Why it failed."""
+    """Reason why the run failed."""
     seconds_since_last_sign: float | None
     step: int | None
     total_steps: int | None
@@ -43,36 +43,36 @@ class RunStatus:
     uld: float | None
     """ULD distance per segment, 0 to 2."""
     bits_per_byte: float | None
-    """Of training answers, this step's."""
+    """Bits per byte of the last step's training answers."""
     held_out_bits_per_byte: dict[str, float]
-    """The latest of ``teacher``, ``before``, ``student`` and ``after``."""
+    """Latest held-out bits per byte of each of ``teacher``, ``before``, ``student`` and ``after``."""
     tokens_per_second: float | None
-    """Student and teacher together, median of the recent steps."""
+    """Tokens of student and teacher together per second, median of the recent steps."""
     seconds_per_step: float | None
-    """Median of the recent steps."""
+    """Seconds of a whole step, median of the recent steps."""
     student_padding: float | None
-    """Share of what the student computes that is padding, median of the recent steps."""
+    """Share of padding in what the student computes, median of the recent steps."""
     seconds_left: float | None
-    """For the remaining steps alone."""
+    """Estimated seconds of the remaining steps alone."""
     phase_shares: dict[str, float]
-    """Of the recent steps' seconds; they add up to 1."""
+    """Share of each phase in the recent steps' seconds; they add up to 1."""
     last_checkpoint: dict[str, Any] | None
-    """``step``, ``seconds`` that writing it took, ``seconds_ago``, ``folder``."""
+    """Last checkpoint: ``step``, ``seconds`` that writing it took, ``seconds_ago``, ``folder``."""
     workers: int | None
     restarts: int
-    """How often training began again after it had begun."""
+    """Number of times that training began again after it had begun."""
     skipped_steps: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Convert the status to plain data."""
         return asdict(self)
 
 
 def run_status(folder: Path, *, now: float | None = None) -> RunStatus:
-    """Of the run in a folder.
+    """Tell the status of the run in a folder.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         now: seconds since 1970; by default the clock's.
     """
     now = time.time() if now is None else now
@@ -114,7 +114,7 @@ def run_status(folder: Path, *, now: float | None = None) -> RunStatus:
 
 
 def steps_of(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One event per step, in order: what was done again counts as it was the last time."""
+    """Select one event per step, in order; a step that was done again counts as it was the last time."""
     latest: dict[int, dict[str, Any]] = {}
     for event in events:
         if event["event"] == "start":
@@ -126,7 +126,7 @@ def steps_of(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def phase_shares(steps: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Shares of some steps' seconds; ``other`` is what is in no phase. Empty for no steps."""
+    """Compute each phase's share of some steps' seconds; ``other`` is what is in no phase. Empty for no steps."""
     whole = sum(event.get("seconds/total", 0.0) for event in steps)
     if whole <= 0:
         return {}
@@ -135,7 +135,7 @@ def phase_shares(steps: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _end(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """How the last attempt ended, if it has."""
+    """Find the event with which the last attempt ended, or None if it has not."""
     for event in reversed(events):
         if event["event"] == "end":
             return event
@@ -175,15 +175,15 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run."""
+    """Tell whether a folder is that of a run."""
     run = RunFolder(folder)
     return any(file.is_file() for file in (run.recipe, run.progress, run.result))
 
 
 def runs_in(folder: Path) -> list[str]:
-    """Names of the runs that a storage folder has, the latest first.
+    """List the names of the runs in a storage folder, the latest first.
 
-    What lies beside them and writes of its progress, too, is not one: evaluations, stores that are being built.
+    Other folders beside them that hold progress, too, are left out: evaluations, stores that are being built.
     """
     if not folder.is_dir():
         return []
@@ -193,6 +193,6 @@ def runs_in(folder: Path) -> list[str]:
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
-    """The facts of a finished run."""
+    """Read the facts of a finished run; None for a run that has not finished."""
     file = RunFolder(folder).result
     return json.loads(file.read_text()) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""Deliver a journal's metrics to MLflow, whenever it answers."""
+"""Delivery of the journals' metrics to MLflow, whenever it answers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LONGEST_PAUSE = 30.0
 
 
 class Delivery:
-    """Sends the lines of a folder of journals to a run.
+    """The way of metrics from a folder of journals to an MLflow run.
 
     Args:
-        folder: of journals.
-        run_id: of the MLflow run.
+        folder: folder of the journals.
+        run_id: id of the MLflow run.
         connect: makes a client; called again after a failure.
     """
 
@@ -38,7 +38,7 @@ class Delivery:
         self._client: mlflow.MlflowClient | None = None
 
     def deliver(self) -> int:
-        """Sends all that is new; the number of metrics sent. Raises whatever sending raises."""
+        """Send all lines that are new, and return the number of metrics sent. Raises whatever sending raises."""
         try:
             return sum(self._deliver_file(file) for file in sorted(self._folder.glob(f"*{_SUFFIX}")))
         except Exception:
@@ -46,7 +46,7 @@ class Delivery:
             raise
 
     def drain(self, patience: float) -> bool:
-        """Tries for so many seconds to deliver all; whether it could."""
+        """Try for ``patience`` seconds to deliver all, and return whether that was possible."""
         end = time.monotonic() + patience
         pause = 0.5
         while True:
@@ -83,7 +83,7 @@ class Delivery:
 
 
 def _batches(file: Path, position: int) -> Iterator[tuple[list[Metric], int]]:
-    """Points of the lines from a position on, as many as fit into a request, and where those lines end."""
+    """Yield the lines' points from a position on, as many as fit into a request, and where those lines end."""
     batch: list[Metric] = []
     with file.open("rb") as stream:
         stream.seek(position)
@@ -107,7 +107,12 @@ def _position(note: Path) -> int:
 
 
 class DeliveryThread:
-    """Delivers in the background, every so often; an outage makes it slower, never louder, and never stops it."""
+    """A background thread of deliveries; an outage makes it slower, never louder, and never stops it.
+
+    Args:
+        delivery: what it calls.
+        every: seconds between two calls while the server answers.
+    """
 
     def __init__(self, delivery: Delivery, *, every: float = 1.0) -> None:
         self._delivery = delivery
@@ -117,7 +122,11 @@ class DeliveryThread:
         self._thread.start()
 
     def close(self, patience: float) -> bool:
-        """Delivers what is left, for at most so many seconds after what is under way; whether all was."""
+        """Stop the thread and deliver what is left, and return whether all was delivered.
+
+        Args:
+            patience: most seconds to wait for what is under way, and then again for the rest.
+        """
         self._stop.set()
         self._thread.join(timeout=patience)
         return not self._thread.is_alive() and self._delivery.drain(patience)

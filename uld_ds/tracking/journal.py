@@ -1,4 +1,4 @@
-"""Metrics on disk first: a run never waits for an MLflow server.
+"""Journals of metrics, which are on disk first: a run never waits for an MLflow server.
 
 Whoever measures appends lines to a journal in the run's folder; one thread, on the first rank, delivers them. What
 makes this right:
@@ -30,20 +30,20 @@ _SUFFIX = ".jsonl"
 
 @dataclass(frozen=True)
 class Line:
-    """Metrics of one step."""
+    """A line of a journal: metrics of one step."""
 
     step: int
     time: int
-    """In milliseconds since 1970."""
+    """Time of measurement in milliseconds since 1970."""
     metrics: dict[str, float]
 
 
 class Journal:
-    """Appends metrics of one writer to its file, each name and step once.
+    """The file of one writer's metrics, each name and step once.
 
     Args:
-        folder: of journals; made if it is not there.
-        name: of the writer, unique in the run.
+        folder: folder of journals; made if it is not there.
+        name: name of the writer, unique in the run.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -56,11 +56,11 @@ class Journal:
 
     @property
     def last_step(self) -> int:
-        """The highest step there is, -1 for none."""
+        """Highest step in the journal, -1 for none."""
         return max(self._known.values(), default=-1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends what is new of one step; values that are not finite are left out."""
+        """Append what is new of one step's metrics; values that are not finite are left out."""
         new = {name: float(v) for name, v in metrics.items() if math.isfinite(v) and step > self._known.get(name, -1)}
         if not new:
             return
@@ -70,7 +70,7 @@ class Journal:
         self._note(step, new)
 
     def sync(self) -> None:
-        """Returns when all lines are on the disk."""
+        """Wait until all lines are on the disk."""
         _sync(self._file)
 
     def _note(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -79,7 +79,7 @@ class Journal:
 
 
 def read_lines(file: Path) -> Iterator[Line]:
-    """All whole lines of a journal."""
+    """Yield all whole lines of a journal."""
     if file.is_file():
         with file.open("rb") as stream:
             for data in stream:
@@ -88,7 +88,7 @@ def read_lines(file: Path) -> Iterator[Line]:
 
 
 def history(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Of every metric in a folder of journals, its steps and values in order."""
+    """Read steps and values, in order, of every metric in a folder of journals."""
     found: dict[str, list[tuple[int, float]]] = {}
     for file in sorted(folder.glob(f"*{_SUFFIX}")):
         for line in read_lines(file):
@@ -98,7 +98,7 @@ def history(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _drop_torn_line(file: Path) -> None:
-    """A writer that was killed may have left half a line."""
+    """Cut off half a line at the end, which a writer that was killed may have left."""
     if not file.is_file():
         return
     data = file.read_bytes()

@@ -1,4 +1,4 @@
-"""MLflow: one run per training run, created by the driver, written by rank 0, the same after a restart.
+"""MLflow runs: one per training run, created by the driver, written by rank 0, the same after a restart.
 
 Credentials come from the environment (MLFLOW_TRACKING_USERNAME and alike, or a URI that holds them) and are shown
 nowhere. Metrics do not pass through here: see journal.py.
@@ -41,25 +41,29 @@ _GONE = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 
 
 def tracking_uri(recipe: Recipe) -> str:
-    """Where runs are recorded: the recipe's choice, MLFLOW_TRACKING_URI, or sqlite in ``run.storage``."""
+    """Choose where runs are recorded: ``tracking.uri``, else MLFLOW_TRACKING_URI, else sqlite in ``run.storage``."""
     chosen = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return chosen or f"sqlite:///{in_home(recipe.run.storage).resolve() / 'mlflow.db'}"
 
 
 def shown(uri: str) -> str:
-    """``uri`` as it may be printed: without a password."""
+    """Hide the secrets of an address, e.g. a password, so that it may be printed."""
     return redacted(uri)
 
 
 def client_for(uri: str) -> mlflow.MlflowClient:
-    """A client that has not been tried yet; its failures are known in seconds."""
+    """Make an MLflow client without trying it; its failures are known in seconds."""
     # MLflow's own default keeps trying a dead address for minutes; whoever must not give up tries again here.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     return mlflow.MlflowClient(uri, registry_uri=uri)
 
 
 def open_client(uri: str, key: str = "tracking.uri") -> mlflow.MlflowClient:
-    """A client that has been seen to work.
+    """Make an MLflow client and see that its server answers.
+
+    Args:
+        uri: MLflow's tracking URI.
+        key: the recipe's key that holds it, for the error.
 
     Raises:
         UserError: nobody answers at ``uri``.
@@ -81,7 +85,7 @@ def open_client(uri: str, key: str = "tracking.uri") -> mlflow.MlflowClient:
 
 
 def client_of_run(uri: str, run_dir: Path) -> mlflow.MlflowClient:
-    """A client for a run; one that has begun goes on while its server is away.
+    """Make an MLflow client for a run; one that has begun goes on while its server is away.
 
     Raises:
         UserError: nobody answers, and the run has yet to begin.
@@ -97,7 +101,7 @@ def client_of_run(uri: str, run_dir: Path) -> mlflow.MlflowClient:
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """Asks once: MLflow's own default keeps trying a dead address for minutes."""
+    """Have MLflow ask a server once: its own default keeps trying a dead address for minutes."""
     saved = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = saved or "1"
     try:
@@ -108,7 +112,7 @@ def _impatient() -> Iterator[None]:
 
 
 def open_run(client: mlflow.MlflowClient, recipe: Recipe, run_dir: Path) -> str:
-    """The id of this training run's MLflow run, created now or reopened.
+    """Create or reopen this training run's MLflow run, and return its id.
 
     The id lies in the run's folder, beside the checkpoints. A reopened run is RUNNING again, as soon as its server
     hears of it.
@@ -156,7 +160,7 @@ def _run_of(client: mlflow.MlflowClient, experiment: str, identity: str) -> str 
 
 
 def log_params(client: mlflow.MlflowClient, run_id: str, tree: Mapping[str, Any]) -> None:
-    """Every leaf of a tree as a param, without secrets; a value that is too long is cut (artifacts hold it whole)."""
+    """Log every leaf of a tree as a param, without secrets; too long a value is cut (artifacts hold it whole)."""
     params = [Param(_param_key(key), _cut(value)) for key, value in _flat(Redactor().tree(tree)).items()]
     for first in range(0, len(params), _PARAMS_PER_REQUEST):
         client.log_batch(run_id, params=params[first : first + _PARAMS_PER_REQUEST])
@@ -172,7 +176,7 @@ def _cut(value: str) -> str:
 
 
 def log_tags(client: mlflow.MlflowClient, run_id: str, tags: Mapping[str, Any]) -> None:
-    """Tags of a run, without secrets."""
+    """Set tags of an MLflow run, without secrets."""
     redactor = Redactor()
     client.log_batch(run_id, tags=[RunTag(key, redactor.text(str(value))[:5000]) for key, value in tags.items()])
 

@@ -1,4 +1,4 @@
-"""A run's metrics where Ray exports its own: Prometheus reads them from every node's metrics port."""
+"""A run's metrics among those that Ray exports: Prometheus reads them from every node's metrics port."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RayGauges:
         self._gauges: dict[str, Gauge] = {}
 
     def set(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Values of one global step; those that are not finite are left out."""
+        """Set the gauges to the values of one global step; those that are not finite are left out."""
         for name, value in {"step": float(step), **metrics}.items():
             if math.isfinite(value):
                 self._gauge(name).set(value)
@@ -38,7 +38,7 @@ class RayGauges:
 
 
 def gauge_name(metric: str) -> str:
-    """What Prometheus takes.
+    """Turn a metric's name into one that Prometheus takes.
 
     >>> gauge_name("train/bits_per_byte")
     'uld_ds_train_bits_per_byte'

@@ -1,4 +1,4 @@
-"""The first rank's pen: metrics of a run, on disk at once, at the server when it takes them, and among Ray's own."""
+"""The recorder of a run's metrics, on the first rank: on disk at once, at MLflow when it answers, among Ray's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from uld_ds.tracking.ray_metrics import RayGauges
 
 
 class Recorder:
-    """Records metrics of global steps. Nothing here waits for a server but ``close``."""
+    """A recorder of the metrics of global steps. Nothing here waits for a server but ``close``.
+
+    Args:
+        job: the run.
+    """
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -26,16 +30,16 @@ class Recorder:
         )
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Of one global step; steps that an earlier attempt recorded stay as they are."""
+        """Record metrics of one global step; steps that an earlier attempt recorded stay as they are."""
         self._journal.write(step, metrics)
         self._gauges.set(step, metrics)
 
     def sync(self) -> None:
-        """Before a checkpoint: what is on disk by then will not be computed again."""
+        """Wait until all metrics are on the disk: before a checkpoint, behind which no step is computed again."""
         self._journal.sync()
 
     def close(self) -> mlflow.MlflowClient:
-        """Waits until everything was delivered, and gives a client for what remains to be done.
+        """Wait until everything is delivered, and return a client for what remains to be done.
 
         Raises:
             RunError: the server did not answer for ``tracking.patience`` seconds.

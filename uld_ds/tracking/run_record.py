@@ -1,4 +1,4 @@
-"""What an MLflow run says besides its metrics: what it was made of at its beginning, how it ended."""
+"""The record of an MLflow run besides its metrics: what it was made of at its beginning, how it ended."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _SECONDS_WHEN_KILLED = 10.0
 
 
 def record_beginning(client: mlflow.MlflowClient, job: Job) -> None:
-    """Params, tags, datasets and artifacts, once per run; what was interrupted is done again, to the same effect."""
+    """Record params, tags, datasets and artifacts, once per run; an interrupted record is written again, the same."""
     run_id = job.run_id
     if _RECORDED in client.get_run(run_id).data.tags:
         return
@@ -102,7 +102,7 @@ def _columns(recipe: Recipe) -> list[str]:
 
 
 def dataset_source(source: DataSource) -> DatasetSource:
-    """A recipe's data source as MLflow's: from what it says, the data can be read again."""
+    """Convert a recipe's data source to MLflow's, from which the data can be read again."""
     if isinstance(source, HubSource):
         return HuggingFaceDatasetSource(
             source.dataset, config_name=source.config, split=source.split, revision=source.revision
@@ -116,7 +116,7 @@ def dataset_source(source: DataSource) -> DatasetSource:
 
 
 def alignment_report(job: Job) -> dict[str, Any]:
-    """Figures of both splits: how the two tokenizers cut the answers, and where they agree."""
+    """Report figures of both splits: how the two tokenizers cut the answers, and where they agree."""
     objective = job.recipe.objective
     splits = {name: _report(job.split(name).facts) for name in job.splits}
     return {"alignment": objective.alignment, "merge": objective.merge, "splits": splits}
@@ -132,9 +132,9 @@ def _report(facts: DataFacts) -> dict[str, Any]:
 
 
 def _alignment_pages(job: Job) -> Iterator[tuple[str, str]]:
-    """The first answers as both tokenizers cut them, each as a page; of held-out examples where there are some.
+    """Yield the first answers as both tokenizers cut them, each as a file name and a page of HTML.
 
-    A stored teacher has no tokenizer at hand: there are none.
+    They are those of held-out examples where there are some. A stored teacher has no tokenizer at hand: no pages then.
     """
     recipe = job.recipe
     if recipe.teacher.source != "online":
@@ -149,7 +149,7 @@ def _alignment_pages(job: Job) -> Iterator[tuple[str, str]]:
 
 
 def log_plots(client: mlflow.MlflowClient, run_id: str, run_dir: Path) -> list[str]:
-    """Draws the run's metrics so far; the artifacts' paths."""
+    """Draw the run's metrics so far as artifacts of the MLflow run, and return their paths."""
     paths = []
     for name, picture in plots(history(RunFolder(run_dir).metrics)):
         client.log_text(run_id, picture, f"plots/{name}")
@@ -158,10 +158,17 @@ def log_plots(client: mlflow.MlflowClient, run_id: str, run_dir: Path) -> list[s
 
 
 def record_end(uri: str, run_id: str, run_dir: Path, status: str, patience: float) -> None:
-    """What is left of the metrics, and the status that is true: FINISHED, FAILED or KILLED.
+    """Record how a run ended, FINISHED, FAILED or KILLED, and deliver what is left of its metrics.
 
     Nobody writes journals any more. A server that does not answer in time is told by the next command that
     meets this run.
+
+    Args:
+        uri: MLflow's tracking URI.
+        run_id: id of the MLflow run.
+        run_dir: the run's folder.
+        status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+        patience: seconds to wait for a server that does not answer; fewer unless the run has finished.
     """
     write_whole(RunFolder(run_dir).run_status, status, sync=True)  # nobody else knows how it ended
     if status != "FINISHED":
@@ -170,7 +177,7 @@ def record_end(uri: str, run_id: str, run_dir: Path, status: str, patience: floa
 
 
 def settle(uri: str, run_id: str, run_dir: Path, patience: float = 0.0) -> None:
-    """Delivers what an earlier end of the run could not."""
+    """Deliver metrics and status that an earlier end of the run could not, for ``patience`` seconds."""
     note = RunFolder(run_dir).run_status
     if not note.is_file():
         return
@@ -194,6 +201,6 @@ def settle(uri: str, run_id: str, run_dir: Path, patience: float = 0.0) -> None:
 
 
 def begun_run(run_dir: Path) -> str | None:
-    """The id of a run's MLflow run, if it has one."""
+    """Read the id of a run's MLflow run, or None before training has begun."""
     file = RunFolder(run_dir).run_id
     return file.read_text().strip() if file.is_file() else None

@@ -1,4 +1,4 @@
-"""What each node's processors, memory, disk and network do, by MLflow's own monitor, into a journal."""
+"""System metrics of each node (processors, memory, disk, network) by MLflow's own monitor, into a journal."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 class NodeMonitor(SystemMetricsMonitor):
-    """Samples one node; lines go on disk, so that an outage of the server costs nothing.
+    """A monitor that samples one node onto disk, so that an outage of the server costs nothing.
 
-    The step of a sample is its number. It goes on where an earlier attempt of the run stopped.
+    The step of a sample is its number, which continues that of an earlier attempt of the run.
 
     Args:
         journals: folder of the run's journals.
-        run_id: of the MLflow run.
-        tracking_uri: of its server.
+        run_id: id of the MLflow run.
+        tracking_uri: address of MLflow.
         node: tells the nodes of a run apart, e.g. ``node-0``.
         every: seconds between samples; MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL overrides it.
     """
@@ -32,7 +32,10 @@ class NodeMonitor(SystemMetricsMonitor):
         self._logging_step = self._journal.last_step + 1
 
     def monitor(self) -> None:
-        """The thread's loop. MLflow's own asks the server before each sample and ends when it does not answer."""
+        """Sample until ``finish`` is called: the thread's loop.
+
+        MLflow's own asks the server before each sample and ends when it does not answer.
+        """
         try:
             while not self._shutdown_event.is_set():
                 self.collect_metrics()
@@ -42,7 +45,7 @@ class NodeMonitor(SystemMetricsMonitor):
             log.warning("no more system metrics of this node: %s", error)
 
     def publish_metrics(self, metrics: dict[str, Any]) -> None:
-        """Writes one sample."""
+        """Write one sample to the journal."""
         self._journal.write(
             self._logging_step, {f"{self._metrics_prefix}{self.node_id}/{name}": v for name, v in metrics.items()}
         )
@@ -51,7 +54,7 @@ class NodeMonitor(SystemMetricsMonitor):
             monitor.clear_metrics()
 
     def finish(self) -> None:
-        """Stops sampling; the last sample is on disk when this returns."""
+        """Stop sampling; the last sample is on disk when this returns."""
         self._shutdown_event.set()
         if self._process is not None:
             self._process.join()

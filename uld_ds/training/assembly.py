@@ -25,17 +25,17 @@ from uld_ds.utils.distributed import Ranks
 
 @dataclass(frozen=True)
 class Assembly:
-    """What a trainer works with, and what its surroundings may want to look at."""
+    """The parts that a trainer works with, and those that its surroundings may want to look at."""
 
     engine: DistillationEngine
     batches: StepBatches
     evaluators: dict[str, Evaluator]
-    """How ``teacher`` and ``student`` are measured on held-out examples; empty where there are none."""
+    """Evaluators of ``teacher`` and ``student`` on held-out examples; empty where there are none."""
     teacher: TeacherSetup
     tokenizer: PreTrainedTokenizerBase
-    """The student's."""
+    """The student's tokenizer."""
     shown: Batcher
-    """The student's side of the examples that a report shows: held-out ones where there are some."""
+    """Batcher of the student's side of the examples that a report shows: held-out ones where there are some."""
     train_rows: Dataset
     """Prepared training examples."""
 
@@ -53,9 +53,9 @@ def assemble(
     Args:
         job: the run.
         ranks: the process group, which is initialized.
-        device: of this rank.
+        device: device of this rank.
         begins: the run does not resume from a checkpoint, so the teacher itself is measured, too.
-        stage: told what takes a while.
+        stage: called with a sentence about what takes a while.
 
     Raises:
         UserError, RunError: a model or a store cannot be loaded.

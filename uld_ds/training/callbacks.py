@@ -1,4 +1,4 @@
-"""What a trainer tells its surroundings while it trains, and the checkpoints it asks them for."""
+"""The interfaces between a trainer and its surroundings: callbacks, evaluators, checkpoints."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from uld_ds.evaluation.held_out import Evaluation
 from uld_ds.training.step_result import StepResult
 
 Who = Literal["teacher", "before", "student", "after"]
-"""Whom a held-out evaluation measured: the teacher, or the student before, during and after training."""
+"""Model that a held-out evaluation measured: the teacher, or the student before, during and after training."""
 
 
 Evaluator = Callable[[], Evaluation | None]
-"""Measures a model on held-out examples; None when there is nobody to ask. Collective."""
+"""A function that measures a model on held-out examples; None when there is no model to ask. Collective."""
 
 
 class TrainerCallback:
@@ -24,16 +24,16 @@ class TrainerCallback:
     """
 
     def on_stage(self, text: str) -> None:
-        """Hear what is about to take a while."""
+        """Hear of a stage that is about to take a while."""
 
     def on_warning(self, text: str) -> None:
         """Hear of something that a person should look at."""
 
     def on_start(self, state: TrainState, total_steps: int, *, resumed: bool) -> None:
-        """Begin: after a checkpoint was restored, or with a student that no step has changed."""
+        """Begin the run: after a checkpoint was restored, or with a student that no step has changed."""
 
     def on_evaluation(self, state: TrainState, who: Who, evaluation: Evaluation | None) -> None:
-        """Take a held-out evaluation; None where there is nothing to measure, or nobody to ask."""
+        """Take a held-out evaluation of a model; None where there is nothing to measure, or no model to ask."""
 
     def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Take the metrics of a step that was applied; ``state.step`` counts it."""
@@ -52,18 +52,18 @@ class TrainerCallback:
 
 
 class Checkpointer(Protocol):
-    """Where a trainer's checkpoints go; all methods are collective."""
+    """The keeper of a trainer's checkpoints; all methods are collective."""
 
     def restore(self, student: Any, warn: Callable[[str], None]) -> TrainState | None:
-        """Load the latest checkpoint into the engine; None when there is none."""
+        """Load the latest checkpoint into the engine and return its state; None when there is none."""
         ...
 
     def save(self, student: Any, state: TrainState, metrics: dict[str, Any], *, best: bool = False) -> None:
-        """Begin to write a checkpoint of this step."""
+        """Begin to write a checkpoint of the step in ``state``; ``best``: keep it as the best one, too."""
         ...
 
     def wait(self) -> None:
-        """Return when what was begun is written."""
+        """Wait until the checkpoint that was begun is written."""
         ...
 
 
@@ -71,11 +71,11 @@ class NoCheckpoints:
     """A ``Checkpointer`` that keeps nothing: for runs that are short enough to be done again."""
 
     def restore(self, student: Any, warn: Callable[[str], None]) -> TrainState | None:
-        """Find nothing."""
+        """Return None: there is no checkpoint."""
         return None
 
     def save(self, student: Any, state: TrainState, metrics: dict[str, Any], *, best: bool = False) -> None:
-        """Write nothing."""
+        """Write no checkpoint."""
 
     def wait(self) -> None:
-        """Return at once."""
+        """Return at once: no checkpoint is being written."""

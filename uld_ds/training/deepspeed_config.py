@@ -49,17 +49,17 @@ ALLOWED_STAGES: dict[Role, tuple[int, ...]] = {"student": (0, 1, 2, 3), "teacher
 
 
 def shipped_configs() -> list[str]:
-    """File names in ds_configs/."""
+    """List the file names of the DeepSpeed configurations in ds_configs/."""
     return sorted(item.name for item in resources.files("ds_configs").iterdir() if item.name.endswith(".json"))
 
 
 def read_config(name: str | None, role: Role, *, on_gpu: bool) -> dict[str, Any]:
-    """One role's JSON, checked.
+    """Read and check the DeepSpeed JSON of one role.
 
     Args:
         name: a path, or a name out of ds_configs/; by default ``{role}_zero3_{cpu,gpu}.json``.
         role: whose configuration it is.
-        on_gpu: decides the default.
+        on_gpu: whether the default is the one for GPUs.
 
     Raises:
         UserError: no such file, not JSON, ``"auto"``, an unknown key, or a key that the recipe owns.
@@ -124,7 +124,11 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def teacher_config(recipe: Recipe, *, on_gpu: bool) -> dict[str, Any]:
-    """The complete configuration of the frozen teacher."""
+    """Complete the DeepSpeed configuration of the frozen teacher from the recipe.
+
+    Raises:
+        UserError: as ``read_config``.
+    """
     config = read_config(recipe.teacher.deepspeed, "teacher", on_gpu=on_gpu)
     return {
         **config,
@@ -136,7 +140,7 @@ def teacher_config(recipe: Recipe, *, on_gpu: bool) -> dict[str, Any]:
 
 
 def read_student_config(settings: StudentSettings, *, on_gpu: bool) -> dict[str, Any]:
-    """The student's JSON, checked; of one in 4 bits, by default ``student_zero2_{cpu,gpu}.json``.
+    """Read and check the student's DeepSpeed JSON; in 4 bits the default is ``student_zero2_{cpu,gpu}.json``.
 
     Raises:
         UserError: as ``read_config``, or it would shard weights that are held in 4 bits.
@@ -157,7 +161,11 @@ def read_student_config(settings: StudentSettings, *, on_gpu: bool) -> dict[str,
 
 
 def student_config(recipe: Recipe, *, on_gpu: bool) -> dict[str, Any]:
-    """The complete configuration of the student: batch, precision and optimizer from the recipe."""
+    """Complete the DeepSpeed configuration of the student: batch, precision and optimizer from the recipe.
+
+    Raises:
+        UserError: as ``read_student_config``.
+    """
     config = read_student_config(recipe.student, on_gpu=on_gpu)
     return {
         **config,
@@ -192,7 +200,7 @@ def _offloads_optimizer(config: dict[str, Any]) -> bool:
 
 
 def zero_stage(config: Mapping[str, Any]) -> int:
-    """0 to 3; from 3 on, parameters are sharded."""
+    """Read the ZeRO stage of a DeepSpeed configuration, 0 to 3; at 3, parameters are sharded."""
     return int(config.get("zero_optimization", {}).get("stage", 0))
 
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Sums:
-    """Local sums of one step; added over ranks once, at its end."""
+    """Sums of one rank's step by name, which are added over ranks once, at its end."""
 
     values: dict[str, Tensor] = field(default_factory=dict)
 
@@ -37,7 +37,11 @@ class _Sums:
 
 
 class PhaseClock:
-    """Seconds per named phase. On a GPU each phase ends with a synchronization, so that it counts its own work."""
+    """A clock of seconds per phase. On a GPU each phase ends with a synchronization, so that it counts its own work.
+
+    Args:
+        device: device of the models.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -45,6 +49,7 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Add the body's seconds to those of a phase."""
         begin = time.perf_counter()
         try:
             yield
@@ -55,14 +60,14 @@ class PhaseClock:
 
 
 class DistillationEngine:
-    """One optimizer step of distillation, and evaluation, on every rank alike.
+    """The engine of optimizer steps of distillation, and of evaluation, on every rank alike.
 
     Args:
         student: DeepSpeed engine around a RowModel, with optimizer and scheduler.
-        teacher: where spectra come from.
+        teacher: source of the teacher's outputs.
         objective: the loss.
         ranks: the process group.
-        device: where batches go.
+        device: device of this rank, where batches go.
     """
 
     def __init__(
@@ -83,13 +88,13 @@ class DistillationEngine:
         self._dropped = False
 
     def train_step(self, window: Sequence[MicroBatch]) -> StepResult:
-        """Runs the teacher over the window once, then accumulates the student's gradient and updates it.
-
-        Args:
-            window: exactly ``accumulation`` micro-batches, on any device.
+        """Run the teacher over the window once, then accumulate the student's gradient and update it. Collective.
 
         A step in which anything is not finite, on any rank, is skipped by all of them: weights and optimizer stay
         as they are, and so does the learning rate's schedule, which counts updates.
+
+        Args:
+            window: exactly ``accumulation`` micro-batches, on any device.
 
         Raises:
             ValueError: another number of micro-batches.
@@ -119,7 +124,7 @@ class DistillationEngine:
         return self._result(sums, learning_rate, clock, watch)
 
     def _without_teacher(self, error: NonFiniteTeacherError, learning_rate: float, clock: PhaseClock) -> StepResult:
-        # The student has not begun: for DeepSpeed, too, this was a step (the teacher's memory counts them).
+        # The student has not begun: for DeepSpeed, too, this was a step (the output cache counts them).
         self.student.global_steps += 1
         numbers = dict.fromkeys(
             ("loss", "ce", "uld", "uld_head", "uld_bound", "teacher_entropy", "student_entropy", "bits_per_byte"),
@@ -142,7 +147,7 @@ class DistillationEngine:
         )
 
     def _teacher_outputs(self, window: Sequence[MicroBatch]) -> list[TeacherSegments]:
-        """What the teacher says of each micro-batch, one row per segment."""
+        """Get the teacher's outputs for each micro-batch of the window, one row per segment."""
         examples = [example for micro_batch in window for example in micro_batch.examples]
         answers = iter(self.teacher.answers(examples, self.student.global_steps))
         outputs = []
@@ -194,7 +199,7 @@ class DistillationEngine:
                 self.student.step()
 
     def _agreed(self, scale: int, watch: Watch) -> Tensor:
-        """``scale``, or NaN when any rank's loss is not finite.
+        """Agree over all ranks on ``scale``, or on NaN when any rank's loss is not finite. Collective.
 
         A non-finite loss need not have a non-finite gradient, and may be on one rank alone. A gradient of NaN is what
         DeepSpeed looks for, over all ranks, before it updates anything: so it skips the step, on every rank, and
@@ -204,7 +209,7 @@ class DistillationEngine:
         return torch.where(bad > 0, float("nan"), float(scale))
 
     def _drop_non_finite(self) -> bool:
-        """Whether the step was skipped here, because DeepSpeed would take it.
+        """Skip a step that is not finite where DeepSpeed would take it; return whether it was skipped here.
 
         Without ZeRO and in fp32 it steps whatever the gradient is, which all ranks have whole, and alike, by now.
         """
@@ -219,7 +224,7 @@ class DistillationEngine:
         return self._dropped
 
     def _blame(self, watch: Watch, loss: float) -> tuple[tuple[int, ...], str]:
-        """Examples that made a skipped step what it was, and what was not finite. Collective."""
+        """Find the examples of all ranks that made a step non-finite, and say what was not finite. Collective."""
         by_loss = not math.isfinite(loss)
         found = self.ranks.union(watch.suspects(by_loss=by_loss)) or self.ranks.union(watch.examples())
         return tuple(found), f"the loss is {loss}" if by_loss else "the gradient is not finite"
@@ -260,12 +265,22 @@ class DistillationEngine:
         del self.student, self.teacher
 
     def answer_scores(self, micro_batch: MicroBatch) -> Tensor:
-        """[A, 2] natural log-probability that the student gives each answer token, and its likeliest token there."""
+        """Score a micro-batch's answer tokens by the student. No gradient. Collective.
+
+        Returns:
+            [A, 2] natural log-probability of each answer token, and of the student's top token at its position.
+        """
         batch = micro_batch.student
         return self.apply_at(batch, batch.answer_rows, scores_of(batch.answer_ids))
 
     def apply_at(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
-        """What ``consume`` makes of the student's hidden states at some positions. No gradient. Collective."""
+        """Apply ``consume`` to the student's hidden states at some positions. No gradient. Collective.
+
+        Args:
+            batch: the student's side of a micro-batch, on the device.
+            rows: [R] positions in the batch, as its ``answer_rows`` are.
+            consume: called with the hidden states, [R, H], and the output head.
+        """
         self.student.eval()
         with torch.no_grad():
             return self.student(batch, rows, consume)

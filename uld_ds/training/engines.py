@@ -28,7 +28,7 @@ from uld_ds.utils.host_memory import return_free_memory
 
 
 def init_process_group(*, on_gpu: bool) -> None:
-    """Joins the group that Ray (or torchrun) has described in the environment: NCCL on GPUs, gloo on CPUs."""
+    """Join the process group that Ray or torchrun has set in the environment: NCCL on GPUs, gloo on CPUs."""
     if not on_gpu:
         # DeepSpeed would compile a shared-memory communication op for minutes; gloo alone gives equal results.
         import deepspeed.ops
@@ -40,13 +40,13 @@ def init_process_group(*, on_gpu: bool) -> None:
 
 
 def load_teacher(place: str, settings: TeacherSettings, config: dict[str, Any], device: torch.device) -> Any:
-    """The frozen teacher: in a DeepSpeed engine of its own, or, with ``sharding: none``, a RowModel on the device.
+    """Load the frozen teacher into a DeepSpeed engine, or, with ``sharding: none``, as a RowModel on the device.
 
     Args:
         place: directory or hub id.
-        settings: the recipe's.
+        settings: the recipe's ``teacher``.
         config: complete DeepSpeed configuration, for a teacher that is sharded.
-        device: of this rank.
+        device: device of this rank.
 
     Raises:
         RunError: weights are missing, unexpected or of another shape.
@@ -78,12 +78,12 @@ def load_student(
 
     Args:
         place: directory or hub id.
-        settings: the recipe's.
+        settings: the recipe's ``student``.
         config: complete DeepSpeed configuration.
-        training: the learning rate's schedule.
-        seed: of the weights of new adapters.
+        training: the recipe's ``training``, for the learning rate's schedule.
+        seed: seed of the weights of new adapters.
         total_steps: optimizer steps of the whole run, for the schedule.
-        device: of this rank.
+        device: device of this rank.
 
     Raises:
         RunError: weights are missing, unexpected or of another shape.
@@ -115,7 +115,7 @@ def load_student(
 
 
 def share_fp32_weights(optimizer: Any) -> int:
-    """Lets an fp32 model under ZeRO-3 be its own master copy, as DeepSpeed means it to be; bytes that this saves.
+    """Make an fp32 model under ZeRO-3 its own master copy, as DeepSpeed means it to be; return the bytes saved.
 
     DeepSpeed 0.19 compares a ``torch.device`` with a string there, finds them different, and keeps a second copy of
     every weight. What is shared is written to by the update and copied onto itself afterwards.
@@ -156,7 +156,7 @@ def _loaded(
 
 
 def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Matrices decay; biases and norm weights do not."""
+    """Group the trained parameters: matrices, which decay, and biases and norm weights, which do not."""
     matrices: list[torch.nn.Parameter] = []
     vectors: list[torch.nn.Parameter] = []
     for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""A job that this process trains by itself, or as one of torchrun's: no Ray, no driver."""
+"""A job that this process trains by itself, or as one of torchrun's ranks: no Ray, no driver."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ from uld_ds.utils.distributed import Ranks, device_for
 
 
 def prepare_job(recipe: Recipe) -> tuple[Job, Ranks, torch.device]:
-    """Join the process group, find models, and prepare data: all that engines are put together from. Collective.
+    """Join the process group, find models and prepare data: all that engines are put together from. Collective.
+
+    Returns:
+        The job, the process group, and this rank's device.
 
     Raises:
         UserError: something in the recipe cannot be done, or ``cluster.workers`` is not the number of processes.

@@ -1,4 +1,4 @@
-"""Find losses far above the recent ones."""
+"""Detection of losses far above the recent ones."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import torch
 
 
 class SpikeDetector:
-    """Finds losses far above the recent ones.
+    """A detector of losses far above the recent ones.
 
     A loss is a spike when it exceeds the median of the last ``WINDOW`` by more than ``threshold`` robust standard
     deviations (1.4826 times the median absolute deviation, at least one percent of the median: a loss that hardly
     moves is no reason to call every tremor a spike).
 
     Args:
-        threshold: in robust standard deviations; 0 finds nothing.
+        threshold: robust standard deviations above the median; 0 finds nothing.
         recent: earlier losses, oldest first; changed in place, so that a checkpoint can keep it.
     """
 
     WINDOW = 64
-    """Losses looked back at."""
+    """Number of recent losses that the median is taken of."""
     ENOUGH = 16
-    """Losses before which nothing is called unusual."""
+    """Number of losses before which nothing is called a spike."""
 
     def __init__(self, threshold: float, recent: list[float]) -> None:
         self._threshold = threshold
         self._recent = recent
 
     def add(self, loss: float) -> float | None:
-        """How many robust standard deviations a spike is above the median; None for an ordinary loss."""
+        """Add a loss; return how many robust standard deviations a spike is above the median, None for no spike."""
         height = self._height(loss)
         # A spike does not become the measure of the next one at once: the median moves slowly.
         self._recent.append(loss)

@@ -9,7 +9,7 @@ from uld_ds.recipe import ScheduleSettings
 
 
 def learning_rate_factor(schedule: ScheduleSettings, total_steps: int) -> Callable[[int], float]:
-    """Share of the peak learning rate as a function of the step (from 0).
+    """Make the function from a step, counted from 0, to its learning rate as a share of the peak.
 
     Warm-up rises to the peak over the first ``warmup`` share of all steps: linearly, or along a half cosine for
     ``one_cycle`` (as torch's OneCycleLR, whose start is 1/25 of the peak). Then the named shape falls to ``final``.

@@ -1,4 +1,4 @@
-"""What is not finite in a step, and which examples it came from."""
+"""Detection of losses and gradients that are not finite, and of the examples that they came from."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from uld_ds.batches import MicroBatch
 
 @dataclass
 class _Look:
-    """At one micro-batch: tensors that nobody waits for until something is wrong."""
+    """What is watched of one micro-batch: tensors that nobody waits for until something is wrong."""
 
     micro_batch: MicroBatch
     loss: Tensor
+    """[] loss of the micro-batch."""
     nats: Tensor
-    """[A] of the student's answer tokens."""
+    """[A] cross-entropy of the student's answer tokens in nats."""
     bad_gradient: Tensor | None = None
     """[A] bool: the gradient of the row's hidden state is not finite."""
 
 
 class Watch:
-    """Looks at the losses and gradients of one rank's step.
+    """A watch over the losses and gradients of one rank's step.
 
     It costs a pass over the hidden states' gradient and no synchronization with the device: who caused what is only
     asked after a step that did not happen.
@@ -33,7 +34,7 @@ class Watch:
         self._looks: list[_Look] = []
 
     def begin(self, micro_batch: MicroBatch, hidden: Tensor) -> None:
-        """Watches the gradient of a micro-batch's hidden states, [A, H]."""
+        """Watch the gradient of a micro-batch's hidden states, [A, H]."""
         self._looks.append(_Look(micro_batch, hidden.new_zeros(()), hidden.new_zeros(len(hidden))))
         look = self._looks[-1]
 
@@ -44,15 +45,15 @@ class Watch:
             hidden.register_hook(note)
 
     def end(self, loss: Tensor, nats: Tensor) -> None:
-        """Takes note of what became of the micro-batch that ``begin`` named last."""
+        """Note loss, [], and nats per answer token, [A], of the micro-batch that ``begin`` was given last."""
         self._looks[-1].loss, self._looks[-1].nats = loss.detach(), nats.detach()
 
     def bad_loss(self) -> Tensor:
-        """Whether any loss so far is not finite: a float32 scalar, 1 or 0."""
+        """Tell whether any loss so far is not finite, as a float32 scalar on the device: 1 or 0."""
         return torch.stack([(~torch.isfinite(look.loss)).float() for look in self._looks]).amax()
 
     def suspects(self, *, by_loss: bool) -> list[int]:
-        """Examples of this rank that a non-finite loss, or else a non-finite gradient, came from.
+        """Find the examples of this rank that a non-finite loss, or else a non-finite gradient, came from.
 
         Of a micro-batch whose loss is not finite while all its tokens' are, every example is one: padding aside, a
         row of a batch does not know of the others, but a sum does not tell them apart.
@@ -72,7 +73,7 @@ class Watch:
         return sorted(found)
 
     def examples(self) -> list[int]:
-        """All of this rank's step but stand-ins."""
+        """List all examples of this rank's step but stand-ins, sorted."""
         return sorted({example for look in self._looks for example in _counted(look.micro_batch)})
 
 

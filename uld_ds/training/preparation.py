@@ -1,4 +1,4 @@
-"""What a run needs before any engine is loaded: where its models are, and its data, prepared for both tokenizers."""
+"""Preparation of a run before any engine is loaded: its models are found, its data prepared for both tokenizers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FEW_ALIGNED = 0.5
 
 
 def student_place(recipe: Recipe, folder: Path) -> str:
-    """Find the student, or make it in ``folder`` where the recipe describes a new one.
+    """Find the student, or make it in ``folder`` where the recipe describes a new one; its directory or hub id.
 
     Raises:
-        UserError: it is not there, or cannot be made.
+        UserError: the student is not there, or cannot be made.
     """
     settings = recipe.student
     if (settings.from_config, settings.tokenizer, settings.keep_layers) == (None, None, None):
@@ -39,14 +39,14 @@ def teacher_sides(recipe: Recipe, student: TextSide) -> tuple[str, dict[str, Sid
     """Find the teacher, or the store of its outputs, and its side of each split.
 
     Args:
-        recipe: the run's.
-        student: its side, which stands in for held-out examples that no teacher output was stored of.
+        recipe: the run's recipe.
+        student: the student's side, which stands in for held-out examples that no teacher output was stored of.
 
     Returns:
         Directory, hub id or name of the teacher, and the sides of ``train`` and ``eval``.
 
     Raises:
-        UserError: it is not there, or the store is of something else than the recipe says.
+        UserError: the teacher is not there, or the store is of something else than the recipe says.
     """
     settings = recipe.teacher
     if settings.source == "online":
@@ -65,7 +65,7 @@ def teacher_sides(recipe: Recipe, student: TextSide) -> tuple[str, dict[str, Sid
 
 
 def share_a_tokenizer(student: TextSide, teacher: Side) -> bool:
-    """Whether a token's id means the same on both sides, whatever their chat templates."""
+    """Tell whether a token's id means the same on both sides, whatever their chat templates."""
     if isinstance(teacher, StoredSide):
         return teacher.tokenizer_digest == student.tokenizer_digest
     assert isinstance(teacher, TextSide)
@@ -76,8 +76,8 @@ def check_identities(recipe: Recipe, teacher: Side, *, shared: bool) -> None:
     """Check that the objective's terms can know what they compare.
 
     Args:
-        recipe: the run's.
-        teacher: its side of the training data.
+        recipe: the run's recipe.
+        teacher: the teacher's side of the training data.
         shared: whether both sides have one tokenizer.
 
     Raises:

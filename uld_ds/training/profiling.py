@@ -11,12 +11,12 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class StepProfiler:
-    """Records the steps it is asked to; every other step runs as if it were not there.
+    """A profiler of chosen optimizer steps; every other step runs as if it were not there.
 
     Args:
         steps: numbers of optimizer steps, from 1.
-        folder: for one trace per step; made when the first is written.
-        device: of the models.
+        folder: folder for one trace per step; made when the first is written.
+        device: device of the models.
     """
 
     def __init__(self, steps: Collection[int], folder: Path, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class StepProfiler:
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Around one optimizer step. The trace opens in Perfetto or chrome://tracing."""
+        """Record the body, one optimizer step, if it is a chosen one. The trace opens in Perfetto or chrome://tracing."""
         if number not in self._steps:
             yield
             return

@@ -14,10 +14,10 @@ from uld_ds.training.step_result import StepResult
 
 
 class ProgressBar(TrainerCallback):
-    """Shows steps, loss, throughput and time left, and prints held-out evaluations and warnings.
+    """A bar with steps, loss, throughput and time left; held-out evaluations and warnings are printed.
 
     Args:
-        console: where; by default standard error, or the notebook.
+        console: console to print on; by default standard error, or the notebook.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -34,17 +34,17 @@ class ProgressBar(TrainerCallback):
         self._total = 0
 
     def on_start(self, state: TrainState, total_steps: int, *, resumed: bool) -> None:
-        """Begin the bar."""
+        """Begin the bar at the steps that are done."""
         self._total = total_steps
         self._task = self._progress.add_task("steps", total=total_steps, completed=state.step, loss="")
         self._progress.start()
 
     def on_stage(self, text: str) -> None:
-        """Print what takes a while."""
+        """Print the stage that takes a while."""
         self._console.print(text, style="dim", highlight=False)
 
     def on_warning(self, text: str) -> None:
-        """Print what a person should look at."""
+        """Print a warning that a person should look at."""
         self._console.print(f"warning: {text}", style="yellow", highlight=False)
 
     def on_evaluation(self, state: TrainState, who: Who, evaluation: Evaluation | None) -> None:
@@ -56,7 +56,7 @@ class ProgressBar(TrainerCallback):
             self._progress.stop()
 
     def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Move the bar."""
+        """Move the bar, and show loss and throughput of the step."""
         loss, speed = metrics["train/loss"], metrics["tokens_per_second"]
         self._advance(state, f"loss {loss:.4f}, {speed:,.0f} tokens/s")
 

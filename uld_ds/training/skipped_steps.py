@@ -15,10 +15,10 @@ MOST_SHOWN = 64
 
 
 class SkippedSteps:
-    """Appends skipped steps to a file, each once: a run that resumes does some steps again.
+    """The file of a run's skipped steps, each once: a run that resumes does some steps again.
 
     Args:
-        file: of the run.
+        file: the run's file; it need not be there yet.
         rows: prepared training examples, which know their place in the user's data.
     """
 
@@ -28,7 +28,7 @@ class SkippedSteps:
         self._known = {line["step"] for line in read_skipped(file)}
 
     def add(self, step: int, result: StepResult) -> dict[str, Any]:
-        """Writes one step (counted from 1) and gives what was written."""
+        """Write one skipped step, counted from 1, and return its line as plain values."""
         examples = list(result.suspects[:MOST_SHOWN])
         rows = self._rows.select(examples) if examples else None
         line = {
@@ -47,7 +47,7 @@ class SkippedSteps:
 
 
 def read_skipped(file: Path) -> list[dict[str, Any]]:
-    """All whole lines of such a file."""
+    """Read all whole lines of a file of skipped steps."""
     if not file.is_file():
         return []
     return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]

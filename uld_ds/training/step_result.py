@@ -1,4 +1,4 @@
-"""What one optimizer step did: the engine fills it in, a run's metrics are made of it."""
+"""The result of one optimizer step, which the engine fills in and a run's metrics are made of."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did, over all ranks."""
+    """The result of one optimizer step, over all ranks."""
 
     loss: float
+    """Weighted sum of all terms of the objective."""
     ce: float
     """Cross-entropy, nats per answer token (per sample with ``normalize: sample``)."""
     uld: float
@@ -17,41 +18,46 @@ class StepResult:
     uld_head: float
     """Share of ``uld`` that lies among the largest probabilities, 0 to 1."""
     uld_bound: float
-    """``uld`` is at most this far from the exact distance; NaN where that is not computed."""
+    """Bound on the distance of ``uld`` from the exact one; NaN where that is not computed."""
     options: dict[str, float]
-    """By name, what only some objectives have: the divergence of likelihood matching and of each term that looks at
-    identities, nats per segment; ``uld_gate``, the share of segments that passed it."""
+    """Values, by name, that only some objectives have.
+
+    The divergence of likelihood matching and of each term that looks at identities, nats per segment; ``uld_gate``, the
+    share of segments that passed it."""
     scheduled: dict[str, float]
-    """The weights that follow a schedule, by their terms' names: those of this step."""
+    """Weights in this step of the terms that follow a schedule, by their keys."""
     teacher_entropy: float
-    """Nats, mean over segments."""
+    """Entropy of the teacher in nats, mean over segments."""
     student_entropy: float
-    """Nats, mean over a sample of answer tokens."""
+    """Entropy of the student in nats, mean over a sample of answer tokens."""
     bits_per_byte: float
-    """Of the step's own training answers, before the update."""
+    """Bits per byte of the step's own training answers, before the update."""
     learning_rate: float
-    """The one this step used."""
+    """Learning rate that this step used."""
     gradient_norm: float
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     teacher_tokens: int
     """Tokens in all forwards of the teacher, without padding."""
     student_tokens: int
+    """Tokens in all forwards of the student, without padding."""
     student_padding: float
     """Share of the positions in the student's forwards that hold no token, 0 to 1."""
     teacher_bytes: int
-    """Of the teacher's weights, received by all ranks together from others."""
+    """Bytes of the teacher's weights that all ranks together received from others."""
     seconds: dict[str, float]
-    """Per phase: ``data`` (to the device), ``teacher``, ``reduce`` (counts and sums over ranks, and waiting for them),
-    ``student`` (forward), ``loss``, ``backward``, ``step`` (the optimizer). No second is in two of them."""
+    """Seconds per phase, on this rank; no second is in two of them.
+
+    ``data`` (to the device), ``teacher``, ``reduce`` (counts and sums over ranks, and waiting for them), ``student``
+    (forward), ``loss``, ``backward``, ``step`` (the optimizer)."""
     skipped: bool = False
-    """Something was not finite, on whichever rank: no rank has changed its weights or its optimizer's state."""
+    """Whether something was not finite on any rank: then no rank has changed weights or optimizer state."""
     suspects: tuple[int, ...] = ()
-    """Of a skipped step: the examples of all ranks that it came from; where that cannot be told, all of the step."""
+    """Examples of all ranks that a skipped step's failure came from; where that cannot be told, all of the step."""
     reason: str = ""
-    """Of a skipped step: what was not finite."""
+    """Sentence that says what was not finite in a skipped step."""
 
     def metrics(self) -> dict[str, float]:
-        """What is logged of every step, by the names that a run's history has."""
+        """Collect the metrics that are logged of every step, by the names that a run's history has."""
         return {
             "train/loss": self.loss,
             "train/ce": self.ce,

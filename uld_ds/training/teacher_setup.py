@@ -1,4 +1,4 @@
-"""A job's teacher as one rank has it: a sharded model, one with a memory, or a store, as the recipe says."""
+"""A job's teacher as one rank has it: a sharded model, one with an output cache, or a store, as the recipe says."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from uld_ds.utils.distributed import Ranks
 
 
 class TeacherSetup:
-    """What a worker asks about the teacher.
+    """The teacher of a run: its outputs for training, scores of held-out answers, and vocabulary.
 
     Args:
         job: the run.
         ranks: the process group.
-        device: where its batches go.
-        stage: is told what takes a while.
+        device: device of this rank, where batches go.
+        stage: called with a sentence about what takes a while.
     """
 
     def __init__(self, job: Job, *, ranks: Ranks, device: torch.device, stage: Callable[[str], None]) -> None:
@@ -43,17 +43,17 @@ class TeacherSetup:
         self._stage = stage
         self._padding = 0
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        """None where its words are stored."""
+        """The teacher's tokenizer; None with a stored teacher."""
         if self._settings.source == "online":
             self.tokenizer = Pretrained.at(job.teacher, self._settings, "teacher").tokenizer()
             self._padding = padding_id(self.tokenizer)
 
     def source(self, rows: Dataset, *, begins: bool) -> TeacherSource:
-        """Answers for the training data. Collective.
+        """Open the source of teacher outputs for the training data, and load the model if it is needed. Collective.
 
         Args:
             rows: the training data, as prepared.
-            begins: the run does not go on from a checkpoint, so the teacher itself is measured, too.
+            begins: the run does not resume from a checkpoint, so the teacher itself is measured, too.
         """
         recipe = self._job.recipe
         if self._settings.source == "stored":
@@ -87,16 +87,16 @@ class TeacherSetup:
         )
 
     def relations(self, student: PreTrainedTokenizerBase) -> VocabularyRelations | None:
-        """How the two vocabularies relate, where the objective looks at that."""
+        """Relate the student's vocabulary to the teacher's, where the objective looks at that; else None."""
         if not self._job.recipe.objective.needs_vocabularies:
             return None
         teacher = self.tokenizer
-        if teacher is None:  # whose words are stored; the driver has seen that it is the same tokenizer
+        if teacher is None:  # a stored teacher; the driver has seen that it is the same tokenizer
             teacher = Pretrained.from_settings(self._settings, "teacher").tokenizer()
         return relations_of(student, teacher)
 
     def scores(self, source: TeacherSource, held_out: Dataset) -> Scores | None:
-        """How the teacher scores held-out answers; None when nobody asked it about them."""
+        """Make the scorer of held-out answers by the teacher; None when no teacher outputs were stored for them."""
         batcher = self.batcher(held_out)
         if self._settings.source == "online":
             return teacher_scorer(source, batcher, self._device)
@@ -111,4 +111,5 @@ class TeacherSetup:
         return None if store is None else StoredTeacher(store, rows)
 
     def batcher(self, rows: Dataset) -> TeacherBatcher:
+        """Make the batcher of the teacher's side of prepared rows, with at most so many tokens per forward."""
         return TeacherBatcher(rows, padding=self._padding, max_tokens=self._settings.max_tokens_per_forward)

@@ -46,39 +46,39 @@ class Batches(Protocol):
 
 
 class Outcome(enum.Enum):
-    """How a call of ``Trainer.run`` ended."""
+    """The ways in which a call of ``Trainer.run`` ends."""
 
     FINISHED = "finished"
     """All steps are done."""
     STOPPED = "stopped"
-    """It was told to stop, and has left a checkpoint."""
+    """Training was told to stop, and has left a checkpoint."""
     GAVE_UP = "gave up"
     """Too many steps in a row were not finite; the last checkpoint is good."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training came to."""
+    """The result of training."""
 
     outcome: Outcome
     state: TrainState
-    """Of the last step: losses, tokens, bits per byte before, of the teacher and at the best checkpoint."""
+    """State after the last step: losses, tokens, bits per byte before, of the teacher and at the best checkpoint."""
     bits_after: float | None
     """Held-out bits per byte of the trained student; None without held-out examples, or when it did not finish."""
 
 
 class Trainer:
-    """Trains a student from its teacher's outputs, on every rank alike.
+    """The training of a student from its teacher's outputs, on every rank alike.
 
     Args:
-        engine: one step of distillation.
+        engine: does one step of distillation.
         batches: the data of each step.
         recipe: its sections ``training`` and ``evaluation``, and ``run.seed``, say what is done when.
-        evaluators: how the ``teacher`` and the ``student`` are measured on held-out examples; without, nothing is.
-        checkpoints: where they go; by default there are none.
+        evaluators: measure ``teacher`` and ``student`` on held-out examples; without them nothing is measured.
+        checkpoints: keeper of the checkpoints; by default there are none.
         callbacks: told of everything, in order.
         should_stop: asked before each step whether to leave with a checkpoint. Collective.
-        profiled: a context around each step, given its number from 1.
+        profiled: makes a context around each step, given its number from 1.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Trainer:
         """Export the student as a Hugging Face directory: weights, configuration, tokenizer. Collective.
 
         Args:
-            folder: replaced if it is there; written aside first.
+            folder: the directory, replaced if it is there; written aside first.
 
         Raises:
             ValueError: this trainer was made of parts, and knows no tokenizer.
@@ -148,7 +148,7 @@ class Trainer:
         return Path(folder)
 
     def run(self) -> TrainResult:
-        """Train from where the last checkpoint left off to the end, or to where it is told to stop. Collective."""
+        """Train to the end, or until told to stop, resuming from the last checkpoint if there is one. Collective."""
         restored = self._checkpoints.restore(self.engine.student, self._warn)
         state = restored or TrainState()
         self._tell("on_start", state, self.total_steps, resumed=restored is not None)
@@ -247,12 +247,12 @@ class Trainer:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Mix three numbers into one 32-bit seed."""
+    """Mix a run's seed, a step and a rank into one 32-bit seed."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Measure the most memory this process has held: on its GPU, or resident on the host."""
+    """Measure the most memory in bytes that this process has held: on its GPU, or resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""Folders of installed packages, and the cache of what was converted once."""
+"""Folders of installed packages, and the cache of converted models."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ PACKAGE = "package:"
 
 
 def cache_dir() -> Path:
-    """Folder for converted models: ``ULD_DS_CACHE``, or ``uld-ds`` in the user's cache folder."""
+    """Locate the folder for converted models: ``ULD_DS_CACHE``, else ``uld-ds`` in the user's cache folder."""
     default = in_home(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "uld-ds"
     return Path(os.environ.get("ULD_DS_CACHE", default))
 
 
 def package_folder(place: str, key: str) -> Path:
-    """The folder of the installed Python package that ``package:NAME`` names.
+    """Locate the folder of the installed Python package that ``package:NAME`` names, without importing it.
+
+    Args:
+        place: ``package:NAME``.
+        key: the recipe's key that holds it, for the error.
 
     Raises:
-        UserError: it is not installed, or is a single file.
+        UserError: the package is not installed, or is a single file.
     """
     package = place.removeprefix(PACKAGE)
     # Located, never imported: a package of weights may pull in a whole inference runtime.
@@ -34,7 +38,11 @@ def package_folder(place: str, key: str) -> Path:
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """Makes folder ``target`` with ``build(folder_aside)`` unless it exists; never leaves half of one."""
+    """Make folder ``target`` with ``build(folder_aside)`` unless it exists; never leave half of one.
+
+    Raises:
+        OSError: it could not be written, and no other process has made it meanwhile.
+    """
     if target.is_dir():
         return target
     try:
@@ -48,5 +56,10 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
 
 
 def converted_gguf(source: Path, kind: str) -> Path:
-    """Where what was made of the GGUF file ``source`` is kept: a folder of the cache named after its content."""
+    """Name the cache's folder for what is converted from GGUF file ``source``, after a digest of its content.
+
+    Args:
+        source: the GGUF file; it is read whole.
+        kind: subfolder of the cache, one for each kind of result.
+    """
     return cache_dir() / kind / f"{source.stem}-{file_digest(source)[:16]}"

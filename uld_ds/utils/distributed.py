@@ -1,4 +1,4 @@
-"""The process group, as the few things the rest needs of it."""
+"""The process group of the ranks: sums, maxima, gathers and barriers that also work with a single rank."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among all."""
+    """This process's rank among all ranks, with the collective operations over them."""
 
     rank: int
+    """Number of this rank, from 0."""
     size: int
+    """Number of all ranks."""
 
     @classmethod
     def current(cls) -> Ranks:
-        """The running process group's, or a single rank when there is none."""
+        """Describe the running process group, or a single rank when there is none."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls(0, 1)
 
     @property
     def is_first(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Elementwise sum over all ranks."""
+        """Sum tensors of one shape elementwise over all ranks, and leave this rank's as it is. Collective."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
     def max(self, values: Tensor) -> Tensor:
-        """Elementwise maximum over all ranks."""
+        """Take the elementwise maximum over all ranks, and leave this rank's tensor as it is. Collective."""
         return self._reduced(values, dist.ReduceOp.MAX)
 
     def union(self, numbers: Sequence[int]) -> list[int]:
-        """What any rank has, sorted, each once. Collective."""
+        """Unite the numbers of all ranks, sorted, each once. Collective."""
         return sorted({number for of_rank in self.gather(list(numbers)) for number in of_rank})
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in order of rank. Collective."""
+        """Gather every rank's value, in order of rank; values are pickled. Collective."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -52,7 +55,7 @@ class Ranks:
         return found
 
     def barrier(self) -> None:
-        """Returns when every rank has called it."""
+        """Wait until every rank has called this. Collective."""
         if self.size > 1:
             dist.barrier()
 
@@ -65,5 +68,5 @@ class Ranks:
 
 
 def device_for(local_rank: int, *, on_gpu: bool) -> torch.device:
-    """The device this rank computes on."""
+    """Choose the device that this rank computes on: the GPU of its local rank, or the CPU."""
     return torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")

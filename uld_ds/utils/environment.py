@@ -1,4 +1,4 @@
-"""What a run ran in: versions of packages, revision of the code, the machine."""
+"""The environment of a run: versions of packages, revision of the code, the machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from uld_ds.version import __version__
 
 REVISION = "ULD_DS_REVISION"
-"""Environment variable that says which revision of the code an image holds, where there is no git to ask."""
+"""Environment variable with the revision of the code that an image holds, where there is no git to ask."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "deepspeed", "ray", "mlflow", "datasets", "accelerate", "numpy")
 EXTRAS = {
     "bert-score": "bertscore",
@@ -31,12 +31,12 @@ _GIT_SECONDS = 10
 
 @dataclass(frozen=True)
 class CodeRevision:
-    """Which code this is."""
+    """The revision of this package's code."""
 
     revision: str
-    """Commit, or what an image says, or the release."""
+    """Commit, else what ``ULD_DS_REVISION`` says, else the release."""
     dirty: bool | None
-    """Whether files differ from it; None where that cannot be known."""
+    """Whether files differ from the revision; None where that cannot be known."""
 
     def __str__(self) -> str:
         return self.revision + ("-dirty" if self.dirty else "")
@@ -44,7 +44,7 @@ class CodeRevision:
 
 @functools.cache
 def code_revision() -> CodeRevision:
-    """Of this package's own repository, not of the folder that a command runs in."""
+    """Find the revision of this package's own repository, not that of the folder that a command runs in."""
     # The package itself; this module lies in one of its folders.
     root = Path(__file__).resolve().parents[1]
     # An installed copy inside somebody else's repository is not that repository's code.
@@ -74,12 +74,16 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def library_versions() -> dict[str, str]:
-    """Of the libraries that shape a run."""
+    """Collect the versions of Python and of the libraries that shape a run.
+
+    Raises:
+        PackageNotFoundError: one of ``LIBRARIES`` is not installed.
+    """
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
 
 
 def environment() -> dict[str, Any]:
-    """All of it, as plain values: the same for runs in the same environment."""
+    """Describe code, machine, Python and all packages as plain values, the same for runs in the same environment."""
     packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     return {
         "uld_ds": __version__,

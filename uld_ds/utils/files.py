@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and what a path of the user's means. No heavy imports.
+"""Files and folders that appear whole or not at all, and paths that a user has written. No heavy imports.
 
 What is written here is put together *aside*, under a name of its own in the same folder, and then renamed: a reader
 sees the old content or the new one, a writer that is killed leaves the old one, and of two writers one wins. That is
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 ASIDE = ".aside-"
-"""What the name of everything begins with that is not whole yet."""
+"""Beginning of the names of files and folders that are not whole yet."""
 # Whoever looks for all files of a kind does not find those that are not whole.
 _ASIDE_END = ".part"
 # The end of a name is enough to know whose it is, and no name becomes too long for a file system by it.
@@ -28,12 +28,12 @@ _SHOWN_OF_A_NAME = 32
 
 
 def in_home(place: str | Path) -> Path:
-    """``place`` with ``~`` as a home folder; ``~name`` of nobody stays as it is written, a path that leads nowhere."""
+    """Expand a leading ``~`` or ``~name`` to a home folder; ``~name`` of nobody stays, a path that leads nowhere."""
     return Path(os.path.expanduser(place))  # noqa: PTH111 (pathlib's raises RuntimeError for nobody)
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
+    """Compute the sha256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -42,13 +42,13 @@ def write_whole(file: Path, content: str | bytes, *, sync: bool = False, only_ne
     """Write a file that is never seen half written.
 
     Args:
-        file: replaced if it is there.
+        file: the file, replaced if it is there.
         content: bytes, or text that is written as UTF-8.
         sync: return when content and name are on the disk.
         only_new: leave a file alone that is there already.
 
     Raises:
-        FileExistsError: with ``only_new``, of all writers but the first.
+        FileExistsError: with ``only_new``, in all writers but the first.
         OSError: a full disk, for one; ``file`` is as it was.
     """
     with whole_file(file, sync=sync, only_new=only_new) as out:
@@ -57,7 +57,7 @@ def write_whole(file: Path, content: str | bytes, *, sync: bool = False, only_ne
 
 @contextmanager
 def whole_file(file: Path, *, sync: bool = False, only_new: bool = False) -> Iterator[BinaryIO]:
-    """Open a file that gets its name when the body has ended well; ``write_whole`` for content that comes in pieces."""
+    """Open a file that gets its name when the body has ended well: ``write_whole`` for content in pieces."""
     aside = _aside(file)
     try:
         with aside.open("xb") as out:
@@ -84,7 +84,7 @@ def whole_folder(folder: Path, *, sync: bool = False, replace: bool = False) -> 
     """Give an empty folder to fill, which becomes ``folder`` when the body has ended well.
 
     Args:
-        folder: its parents are made.
+        folder: the folder; its parents are made.
         sync: wait, at the end, until every file in it and all names are on the disk.
         replace: put it in the place of a folder that is there. Between the two renames that this takes there is none:
             whoever is killed there has lost both.
@@ -115,7 +115,7 @@ def whole_folder(folder: Path, *, sync: bool = False, replace: bool = False) -> 
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed writers of a file or folder left aside; only where nobody else can be writing it now."""
+    """Remove what killed writers of ``target`` left aside; call it only where nobody else can be writing it now."""
     with suppress(FileNotFoundError):
         for left in target.parent.iterdir():
             if left.name.startswith(ASIDE) and left.name[len(ASIDE) :].partition("-")[2] == _shown(target):
@@ -123,7 +123,7 @@ def remove_leftovers(target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Return when the names in a folder are on the disk, where its file system can say so."""
+    """Wait until the names in a folder are on the disk, where its file system can say so."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""What the C library does with memory that was freed. glibc only; elsewhere nothing happens."""
+"""Freed host memory that goes back to the system, through glibc; with another C library nothing happens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LARGE_BYTES = 4 << 20
 
 
 def hand_back_large_blocks() -> None:
-    """Returns large tensors to the system as soon as they are freed.
+    """Have large blocks of memory returned to the system as soon as they are freed.
 
     By default glibc raises the size from which it does so up to 32 MB, and keeps what is smaller in heaps that
     fragment: forwards of a 135M teacher held 3.1 GB where 1.3 GB were in use.
@@ -21,6 +21,6 @@ def hand_back_large_blocks() -> None:
 
 
 def return_free_memory() -> None:
-    """Hands all free memory back to the system, also what lies below something still in use."""
+    """Hand all free memory back to the system, also what lies below something still in use."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -15,23 +15,24 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Machine:
-    """A processor and what of it this process may use."""
+    """The processor, cores and memory of a machine, and what of them this process may use."""
 
     cpu: str
     """The processor's name, or the architecture's where the system does not say it."""
     cpu_bf16: bool
-    """Whether it has instructions for bfloat16; without them bf16 is emulated, slowly."""
+    """Whether the processor has instructions for bfloat16; without them bf16 is emulated, slowly."""
     cores: int
     """Cores of the machine."""
     usable_cores: float
     """Cores left by CPU affinity and the container's quota, which may be a fraction."""
     memory_bytes: int | None
+    """Memory of the machine; None where the system does not say."""
     memory_limit_bytes: int | None
-    """The container's limit; None where there is none."""
+    """Memory limit of the container; None where there is none."""
 
 
 def this_machine(proc: Path = _PROC, cgroup: Path = _CGROUP) -> Machine:
-    """Return what the system says of this machine, without starting anything.
+    """Read the system's files about this machine, without starting anything.
 
     Args:
         proc: where the kernel's ``/proc`` is.

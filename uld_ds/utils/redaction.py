@@ -1,4 +1,4 @@
-"""Takes secrets out of what is written where others read it: a run's record, its artifacts, messages."""
+"""Removal of secrets from what is written where others read it: a run's record, its artifacts, messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KNOWN_SHAPES = re.compile(
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a key or an environment variable of this name holds a secret.
+    """Tell whether a key or an environment variable of this name holds a secret.
 
     >>> [is_secret_name(name) for name in ("HF_TOKEN", "db.password", "max_tokens", "AWS_ACCESS_KEY_ID", "tokenizer")]
     [True, True, False, True, False]
@@ -38,14 +38,14 @@ def is_secret_name(name: str) -> bool:
 
 
 class Redactor:
-    """Hides secrets in text and in trees of plain values.
+    """A filter that hides secrets in text and in trees of plain values.
 
     A secret is: what a key with a secret's name holds; the value of an environment variable with such a name,
     wherever it occurs (so references like ``${oc.env:HF_TOKEN}`` are found after they were resolved); user and
     password of a URI; a signed URI's signature; a token of a known shape.
 
     Args:
-        environment: whose variables are looked at; default: this process's.
+        environment: variables that may hold secrets; default: this process's.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
@@ -57,7 +57,7 @@ class Redactor:
         self._values = sorted(values, key=lambda value: (-len(value), value))
 
     def text(self, text: str) -> str:
-        """``text`` with its secrets hidden."""
+        """Hide the secrets in a text."""
         for value in self._values:
             text = text.replace(value, HIDDEN)
         text = _USER_INFO.sub(f"{HIDDEN}@", text)
@@ -65,7 +65,7 @@ class Redactor:
         return _KNOWN_SHAPES.sub(HIDDEN, text)
 
     def tree(self, tree: Any) -> Any:
-        """A copy of plain values (mappings, lists, scalars) with secrets hidden."""
+        """Copy plain values (mappings, lists, scalars) with their secrets hidden."""
         if isinstance(tree, Mapping):
             return {self.text(str(key)): self._of_key(str(key), value) for key, value in tree.items()}
         if isinstance(tree, list | tuple):
@@ -79,5 +79,5 @@ class Redactor:
 
 
 def redacted(text: str) -> str:
-    """``text`` without secrets, as far as this process's environment tells them."""
+    """Hide the secrets in a text, as far as their shapes and this process's environment tell them."""
     return Redactor().text(text)

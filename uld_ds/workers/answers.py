@@ -1,4 +1,4 @@
-"""What runs in each Ray Data actor while a teacher answers prompts."""
+"""The Ray Data actor that answers prompts, and the writing of answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ from uld_ds.workers.process import configure_process
 
 
 class Answerer:
-    """Answers batches and writes each down at once: what was answered survives whatever happens next."""
+    """A model in a Ray Data actor that answers batches of prompts and writes each batch's answers at once.
+
+    Answers survive whatever happens next.
+
+    Args:
+        model: the model to ask.
+        precision: type of its weights.
+        decoding: fields of ``Decoding`` as plain values.
+        parts: folder of the written answers.
+        logs: folder of the log files.
+        on_gpu: whether this actor has a GPU.
+        threads: threads of torch.
+    """
 
     def __init__(
         self,
@@ -37,7 +49,7 @@ class Answerer:
         self._parts = Path(parts)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """A table of ``id`` and ``prompt_ids`` (tokens); returns how many prompts and tokens that was."""
+        """Answer a table of ``id`` and ``prompt_ids`` (tokens); return how many prompts and answer tokens that was."""
         ids = batch["id"].to_pylist()
         answers = self._model.answer(batch["prompt_ids"].to_pylist(), self._decoding, ids)
         write_part(self._parts, ids, answers)
@@ -45,9 +57,14 @@ class Answerer:
 
 
 def write_engine_rows(batch: pa.Table, *, parts: str, max_new_tokens: int) -> pa.Table:
-    """The same for rows that an engine of Ray's own has answered.
+    """Write rows that an engine of Ray's own has answered; return how many prompts and answer tokens that was.
 
-    It does not say why an answer ended: one of full length counts as cut off.
+    The engine does not say why an answer ended: one of full length counts as cut off.
+
+    Args:
+        batch: table of ``id``, ``generated_text`` and ``num_generated_tokens``.
+        parts: folder of the written answers.
+        max_new_tokens: full length of an answer in tokens.
     """
     ids = batch["id"].to_pylist()
     rows = zip(batch["generated_text"].to_pylist(), batch["num_generated_tokens"].to_pylist(), strict=True)

@@ -1,4 +1,4 @@
-"""Failures that a restart of the workers would meet again: said once, in the run's folder, instead of tried again."""
+"""Failures that a restart of the workers would meet again: noted once in the run's folder, instead of retried."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def noting_fatal_errors(stopped_file: Path) -> Iterator[None]:
-    """Notes what of its body's failures is final, and lets them pass on."""
+    """Note those of its body's failures that are final, and let all of them pass on."""
     try:
         yield
     except (FinalError, OSError) as error:
@@ -27,7 +27,12 @@ def noting_fatal_errors(stopped_file: Path) -> Iterator[None]:
 
 
 def note_if_final(stopped_file: Path, error: BaseException) -> None:
-    """Writes down why the run stops, if no restart can help; the first rank to say so is heard."""
+    """Write down why the run stops, if no restart can help; only the first rank to do so is heard.
+
+    Args:
+        stopped_file: the run's ``stopped.txt``.
+        error: the failure; final are a FinalError and a full disk.
+    """
     text = str(error) if isinstance(error, FinalError) else _of_full_disk(error, stopped_file.parent)
     if text is None:
         return

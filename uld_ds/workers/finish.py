@@ -55,7 +55,19 @@ def finish(
     bits_after: float | None,
     peak_memory: int,
 ) -> None:
-    """Registers the exported student and writes down the run's facts; the last thing a worker does."""
+    """Register the exported student and write down the run's facts: the last thing that the first rank does.
+
+    Args:
+        job: the run.
+        recorder: recorder of the run's metrics, which is closed.
+        progress: writer of the run's progress.
+        state: state after the last step.
+        bits_after: held-out bits per byte of the trained student, if measured.
+        peak_memory: most bytes that any rank has held.
+
+    Raises:
+        RunError: MLflow does not answer.
+    """
     recorder.metrics(state.step, {"peak_memory_bytes/largest_rank": float(peak_memory)})
     client = recorder.close()
     record_beginning(client, job)
@@ -121,7 +133,7 @@ def _best(job: Job, state: TrainState) -> dict[str, Any]:
 
 
 def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> list[str]:
-    """What the student would have answered before it was taught; nothing where it cannot be had any more."""
+    """Ask the student as it was before training for its answers; empty where it cannot be loaded any more."""
     try:
         model = Pretrained.at(job.student, job.recipe.student, "student").load()
     except Exception as error:  # its folder may be gone; a report without it is still one
@@ -131,7 +143,7 @@ def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset)
 
 
 def _report(job: Job, facts: dict[str, Any], result: dict[str, Any]) -> bool:
-    """The page of the run, beside everything else it leaves; a student is not lost for want of one."""
+    """Write the run's report page, and return whether that was possible; a student is not lost for want of one."""
     write_whole(job.folder.report_lineage, json.dumps(facts), sync=True)
     try:
         write_report(job.run_dir, job.folder.report_page, result=result)
@@ -142,7 +154,7 @@ def _report(job: Job, facts: dict[str, Any], result: dict[str, Any]) -> bool:
 
 
 def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """All that a version says of itself, without secrets."""
+    """Collect the facts that a registered version has as tags, without secrets."""
     recipe, objective = job.recipe, job.recipe.objective
     data = job.split("train").facts
     held_out = {"eval_data_digest": job.split("eval").facts.digest} if "eval" in job.splits else {}
@@ -179,7 +191,7 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
 
 
 def _with_chat_template(job: Job, tokenizer: PreTrainedTokenizerBase, *, for_encoder: bool) -> None:
-    """Gives a student that was trained on a text template the chat template that says the same."""
+    """Give a student that was trained on a text template the chat template that says the same."""
     settings = job.recipe.student
     if settings.prompt_template != "chat" and not tokenizer.chat_template:
         tokenizer.chat_template = chat_template_of(settings, tokenizer, for_encoder=for_encoder)

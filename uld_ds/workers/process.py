@@ -1,4 +1,4 @@
-"""What every worker process sets up for itself."""
+"""The setup of a worker process: logs, threads and host memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from uld_ds.workers.rank_logs import rank_handlers
 
 
 def configure_process(logs: Path, rank: int, threads: int) -> None:
-    """Logs of this rank in files of its own, no bars, so many threads of torch, no freed memory held."""
+    """Set up this process: logs of its own, no progress bars, torch's threads, freed memory handed back.
+
+    Args:
+        logs: folder of the log files; made if it is not there.
+        rank: number in the names of the log files.
+        threads: threads of torch.
+    """
     logging.basicConfig(level=logging.INFO, handlers=rank_handlers(logs, rank), force=True)
     disable_progress_bars()
     transformers_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What a run keeps for its report while the models are there."""
+"""Snapshots and answers that a run keeps for its report while the models are there."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from uld_ds.workers.snapshots import Showcase
 
 
 class ReportKeeper:
-    """Snapshots of student and teacher. Every method is called on every rank alike.
+    """The keeper of snapshots of student and teacher. Every method is called on every rank alike.
 
     Args:
-        job: of the run.
-        rows: prepared; held-out ones where there are some.
-        batcher: the student's side of them.
-        tokenizer: the student's.
-        ranks: that call together.
-        device: of the models.
+        job: the run.
+        rows: prepared rows; held-out ones where there are some.
+        batcher: the student's side of the rows.
+        tokenizer: the student's tokenizer.
+        ranks: the process group.
+        device: device of the models.
     """
 
     def __init__(
@@ -55,19 +55,30 @@ class ReportKeeper:
         self._showcase = Showcase(job.folder, rows, batcher, tokenizer, first=ranks.is_first)
 
     def beginning(self, teacher: PreTrainedTokenizerBase | None) -> None:
-        """What is shown, as text, and how both tokenizers cut it."""
+        """Keep the shown examples as text, and as both tokenizers cut them.
+
+        Args:
+            teacher: the teacher's tokenizer; None with a stored teacher.
+        """
         recipe = self._job.recipe
         self._showcase.write_beginning(teacher, (recipe.student.model or "student", recipe.teacher.model or "teacher"))
 
     def student(self, who: Who, engine: DistillationEngine, calibration: dict[str, Any] | None) -> None:
-        """The student as it is now."""
+        """Keep the student's distributions as they are now, and its calibration. Collective."""
         spectra = self._showcase.student_distributions(engine.apply_at, self._device)
         self._showcase.write(who, spectra=spectra, calibration=calibration)
 
     def teacher(
         self, setup: TeacherSetup, source: TeacherSource, rows: Dataset, calibration: dict[str, Any] | None
     ) -> None:
-        """Keep what the report says of the teacher on its ``rows``, as far as there is one to ask. Collective."""
+        """Keep the teacher's distributions, calibration and answers, as far as there are any. Collective.
+
+        Args:
+            setup: the run's teacher.
+            source: source of its outputs for the training data.
+            rows: rows that the report shows.
+            calibration: measured on held-out examples, or None.
+        """
         if setup.tokenizer is not None:
             self._present_teacher(source, setup.batcher(rows), setup.tokenizer, calibration)
             return
@@ -82,7 +93,7 @@ class ReportKeeper:
         tokenizer: PreTrainedTokenizerBase,
         calibration: dict[str, Any] | None,
     ) -> None:
-        """A teacher that is there."""
+        """Keep the snapshot of a teacher whose model is loaded; none of a cached teacher without its model."""
         if isinstance(teacher, CachedTeacher):
             if not teacher.is_loaded:
                 return
@@ -94,14 +105,20 @@ class ReportKeeper:
         self._showcase.write("teacher", spectra=spectra, calibration=calibration, answers=answers)
 
     def _stored_teacher(self, teacher: TeacherSource, calibration: dict[str, Any] | None) -> None:
-        """A teacher that was asked beforehand."""
+        """Keep the snapshot of a stored teacher."""
         said = TeacherTokens.cat(teacher.answers(range(self._showcase.num_examples), 0))
         spectra = self._showcase.stored_distributions(said.spectrum.head, said.log_probs.exp())
         self._showcase.write("teacher", spectra=spectra, calibration=calibration)
 
 
 def write_answers(job: Job, student: PreTrainedTokenizerBase, said: dict[str, list[str]]) -> None:
-    """Keeps prompts with what everybody answers, for the report."""
+    """Keep prompts with the answers of teacher, student and data, for the report.
+
+    Args:
+        job: the run.
+        student: the student's tokenizer.
+        said: answers to the first prompts, by whose they are: ``before``, ``after``.
+    """
     job.folder.report.mkdir(exist_ok=True)
     kept = job.folder.report_snapshot("teacher")
     teacher = json.loads(kept.read_text()).get("answers") if kept.is_file() else None
@@ -119,5 +136,5 @@ def write_answers(job: Job, student: PreTrainedTokenizerBase, said: dict[str, li
 
 
 def shown_rows(job: Job) -> Dataset:
-    """Those that a report shows: held-out ones where there are some."""
+    """Select the rows that a report shows: held-out ones where there are some, else training ones."""
     return job.split("eval" if "eval" in job.splits else "train").rows

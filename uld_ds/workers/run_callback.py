@@ -1,4 +1,4 @@
-"""A run's record while it trains: metrics for MLflow, progress for whoever watches, snapshots for the report."""
+"""Callbacks that record a run: metrics for MLflow, progress for whoever watches, snapshots for the report."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ _DATA_FACTS = (
 
 
 class StageLog:
-    """Says what a run is busy with: in the rank's log, and on the first rank to whoever watches the run.
+    """The log of what a run is busy with: the rank's own, and on the first rank the run's progress, too.
 
     Args:
-        progress: the run's, on the first rank.
+        progress: writer of the run's progress on the first rank; None on the others.
     """
 
     def __init__(self, progress: ProgressWriter | None) -> None:
         self._progress = progress
 
     def stage(self, text: str) -> None:
-        """Say what takes a while."""
+        """Log a stage that takes a while."""
         log.info("%s", text)
         if self._progress is not None:
             self._progress.stage(text)
 
     def warning(self, text: str) -> None:
-        """Say what a person should look at."""
+        """Log a warning that a person should look at."""
         log.warning("%s", text)
         if self._progress is not None:
             self._progress.warning(text)
 
 
 class SnapshotCallback(TrainerCallback):
-    """Keeps what the report shows of the models while they are there. Collective, on every rank alike.
+    """A callback that keeps what the report shows of the models while they are there. Collective, on every rank alike.
 
     Args:
         job: the run.
-        parts: its engines and data.
+        parts: the run's engines and data.
         ranks: the process group.
     """
 
@@ -71,7 +71,7 @@ class SnapshotCallback(TrainerCallback):
         )
 
     def on_start(self, state: TrainState, total_steps: int, *, resumed: bool) -> None:
-        """Keep what is shown, as text, once per run."""
+        """Keep the shown examples as text, once per run."""
         if not resumed:
             self._keeper.beginning(self._parts.teacher.tokenizer)
 
@@ -85,13 +85,13 @@ class SnapshotCallback(TrainerCallback):
 
 
 class RecordCallback(TrainerCallback):
-    """Writes a run's metrics and progress; on the first rank alone.
+    """A callback that records a run's metrics and progress; on the first rank alone.
 
     Args:
         job: the run.
-        recorder: metrics on their way to MLflow.
-        progress: the run's, read by whoever watches.
-        skipped: the run's skipped steps.
+        recorder: recorder of metrics on their way to MLflow.
+        progress: writer of the run's progress, which is read by whoever watches.
+        skipped: file of the run's skipped steps.
         num_ranks: size of the process group.
     """
 
@@ -119,7 +119,7 @@ class RecordCallback(TrainerCallback):
             self._recorder.metrics(0, {f"data/{name}": getattr(facts, name) for name in _DATA_FACTS})
 
     def on_evaluation(self, state: TrainState, who: Who, evaluation: Evaluation | None) -> None:
-        """Record held-out bits per byte."""
+        """Record a model's held-out bits per byte."""
         if evaluation is None:
             return
         name = "eval/teacher_bits_per_byte" if who == "teacher" else "eval/bits_per_byte"
@@ -128,7 +128,7 @@ class RecordCallback(TrainerCallback):
         self._progress.evaluation(state.step, who, evaluation.bits_per_byte)
 
     def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Record a step."""
+        """Record the metrics of a step."""
         self._recorder.metrics(state.step, metrics)
         self._progress.step(state.step, self._total, dict(metrics))
 
@@ -140,7 +140,7 @@ class RecordCallback(TrainerCallback):
         self._progress.skipped(state.step, self._total, result.reason, line["places"])
 
     def on_loss_spike(self, state: TrainState, height: float) -> None:
-        """Record a spike of the loss, and say so."""
+        """Record a spike of the loss, and warn of it."""
         text = (
             f"step {state.step}: loss {state.final_loss:.4g} is {height:.1f} standard deviations above the recent "
             "median"
@@ -150,7 +150,7 @@ class RecordCallback(TrainerCallback):
         self._recorder.metrics(state.step, {"train/loss_spike": height})
 
     def before_checkpoint(self, state: TrainState) -> None:
-        """Put metrics on disk: what is there by now will not be computed again."""
+        """Put metrics on the disk: no step behind a checkpoint is computed again."""
         self._recorder.sync()
 
     def on_checkpoint(self, state: TrainState, seconds: float) -> None:
@@ -159,19 +159,19 @@ class RecordCallback(TrainerCallback):
 
 
 class StageCallback(TrainerCallback):
-    """Says stages and warnings, on every rank.
+    """A callback that logs stages and warnings, on every rank.
 
     Args:
-        stages: how they are said.
+        stages: the log that they go to.
     """
 
     def __init__(self, stages: StageLog) -> None:
         self._stages = stages
 
     def on_stage(self, text: str) -> None:
-        """Say what takes a while."""
+        """Log a stage that takes a while."""
         self._stages.stage(text)
 
     def on_warning(self, text: str) -> None:
-        """Say what a person should look at."""
+        """Log a warning that a person should look at."""
         self._stages.warning(text)

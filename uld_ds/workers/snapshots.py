@@ -1,4 +1,4 @@
-"""What is kept of the models for a run's report: some distributions, a calibration, a few answers.
+"""Snapshots of the models for a run's report: some distributions, a calibration, a few answers.
 
 Written while the models are there, by the first rank, into ``report`` in the run's folder; a few kilobytes each.
 Taking a snapshot is one forward over a handful of held-out examples, the same on every rank. It draws no random
@@ -39,13 +39,16 @@ _CONTEXT_CHARACTERS = 90
 
 
 def ranks_shown(vocab_size: int) -> list[int]:
-    """Ranks at which a spectrum is kept, from 1: all of the first, then ever fewer."""
+    """Choose the ranks at which a spectrum is kept, counted from 1: all of the first, then ever fewer."""
     grid = np.unique(np.round(np.geomspace(1, min(vocab_size, _MOST_RANKS), 64)).astype(int))
     return [int(rank) for rank in grid]
 
 
 def distributions_of(ids: Tensor) -> Consume[list[Tensor]]:
-    """Consumer: of R rows the largest probabilities [R, K], the likeliest tokens [R, 3], and p of ``ids`` [R]."""
+    """Make a consumer of R rows of hidden states that returns their distributions.
+
+    It returns the largest probabilities [R, K], the top tokens [R, 3], and the probability of ``ids`` [R].
+    """
 
     def consume(hidden: Tensor, head: Head) -> list[Tensor]:
         p = head.logits(hidden).float().softmax(1)
@@ -57,16 +60,18 @@ def distributions_of(ids: Tensor) -> Consume[list[Tensor]]:
 
 @dataclass(frozen=True)
 class Place:
-    """One of the segments that are looked at."""
+    """A segment of an answer whose distributions are kept."""
 
     example: int
+    """Number of the example in the micro-batch."""
     student_row: int
-    """Among the answer tokens of the micro-batch."""
+    """Row of the segment among the micro-batch's answer tokens on the student's side."""
     teacher_row: int
+    """Row of the segment among the micro-batch's answer tokens on the teacher's side."""
 
 
 def places_in(micro_batch: MicroBatch) -> list[Place]:
-    """A few segments of each example, away from its ends: there every model is sure."""
+    """Choose a few segments of each example, away from its ends, where every model is sure."""
     found = []
     for example in range(len(micro_batch.examples)):
         segments = torch.nonzero(micro_batch.segment_example == example)[:, 0].tolist()
@@ -81,13 +86,13 @@ def places_in(micro_batch: MicroBatch) -> list[Place]:
 
 
 class Showcase:
-    """The examples that a report shows, and what models say about them.
+    """The examples that a report shows, and the models' distributions in them.
 
     Args:
-        folder: of the run.
-        rows: prepared; held-out ones where there are some.
-        batcher: the student's side of them.
-        student: tokenizer.
+        folder: the run's folder.
+        rows: prepared rows; held-out ones where there are some.
+        batcher: the student's side of the rows.
+        student: the student's tokenizer.
         first: whether this rank writes.
     """
 
@@ -103,11 +108,17 @@ class Showcase:
 
     @property
     def num_examples(self) -> int:
+        """Number of the examples that are shown."""
         return len(self._rows)
 
     @torch.no_grad()
     def student_distributions(self, forward: Forward, device: torch.device) -> list[dict[str, Any]]:
-        """Distributions at the places shown. Collective."""
+        """Compute the student's distributions at the places shown. Collective.
+
+        Args:
+            forward: calls the student with a batch, positions and a consumer.
+            device: device of the student.
+        """
         rows = torch.tensor([place.student_row for place in self._places], dtype=torch.long)
         return self._said(forward, self._micro_batch.student, rows, self._student, device)
 
@@ -115,16 +126,23 @@ class Showcase:
     def teacher_distributions(
         self, forward: Forward, batcher: TeacherBatcher, tokenizer: PreTrainedTokenizerBase, device: torch.device
     ) -> list[dict[str, Any]]:
-        """The same of a teacher that is there. Collective."""
+        """Compute the distributions of a loaded teacher at the places shown. Collective.
+
+        Args:
+            forward: calls the teacher with a batch, positions and a consumer.
+            batcher: the teacher's side of the rows.
+            tokenizer: the teacher's tokenizer.
+            device: device of the teacher.
+        """
         rows = torch.tensor([place.teacher_row for place in self._places], dtype=torch.long)
         return self._said(forward, batcher.batch(self._micro_batch.examples), rows, tokenizer, device)
 
     def stored_distributions(self, heads: Tensor, right: Tensor) -> list[dict[str, Any]]:
-        """The same of what a teacher said beforehand.
+        """Take the distributions at the places shown from stored teacher outputs.
 
         Args:
-            heads: [A, K] largest probabilities of all answer tokens of the examples.
-            right: [A] probability of the tokens themselves.
+            heads: [A, K] largest probabilities at all answer tokens of the examples.
+            right: [A] probability of the answer tokens themselves.
         """
         return [_distribution(heads[place.teacher_row], float(right[place.teacher_row]), ()) for place in self._places]
 
@@ -148,12 +166,17 @@ class Showcase:
         ]
 
     def write(self, who: Who, **facts: Any) -> None:
-        """Keeps what is known of a model."""
+        """Keep the snapshot of a model: on the first rank, as JSON, without secrets."""
         if self._first:
             self._keep(self._folder.report_snapshot(who), facts)
 
     def write_beginning(self, teacher: PreTrainedTokenizerBase | None, names: tuple[str, str]) -> None:
-        """The places shown as text, and the first answers as both tokenizers cut them."""
+        """Keep the places shown as text, and the first answers as both tokenizers cut them.
+
+        Args:
+            teacher: the teacher's tokenizer; None with a stored teacher.
+            names: what the student's and the teacher's tokenizer are called.
+        """
         if not self._first:
             return
         self._keep(self._folder.report_places, [self._described(place) for place in self._places])

@@ -1,4 +1,4 @@
-"""What runs on each Ray worker while a spectrum store is built: the teacher over a corpus, shard by shard."""
+"""The building of a spectrum store on a Ray worker: the teacher over a corpus, shard by shard."""
 
 from __future__ import annotations
 
@@ -44,35 +44,38 @@ class StorePart:
     """One store to build: the main one, or that of held-out examples."""
 
     name: str
+    """Name of the store, shown with its progress."""
     url: str
+    """Place of the store."""
     rows: str
     """Folder of the teacher's prepared rows."""
     identity: dict[str, Any]
+    """Fields of the store's ``StoreIdentity`` as plain values."""
 
 
 @dataclass(frozen=True)
 class StoreJob:
-    """Everything is resolved and the same for all ranks."""
+    """The building of a store as its workers get it: everything is resolved and the same for all ranks."""
 
     recipe: Recipe
     folder: Path
-    """For logs and progress."""
+    """Folder for logs and progress."""
     teacher: str
-    """Directory or hub id."""
+    """Directory or hub id of the teacher."""
     on_gpu: bool
     teacher_deepspeed: dict[str, Any]
     parts: list[StorePart]
-    """In the order in which they are built: whoever finds the last one whole finds all of them."""
+    """Stores in the order in which they are built: whoever finds the last one whole finds all of them."""
 
     def to_config(self) -> dict[str, Any]:
-        """Plain values, as Ray carries them to the workers."""
+        """Convert the job to plain values, as Ray carries them to the workers."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         plain |= {"recipe": self.recipe.model_dump(mode="json"), "folder": str(self.folder)}
         return plain | {"parts": [vars(part) for part in self.parts]}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> StoreJob:
-        """The inverse of ``to_config``."""
+        """Make the job from the plain values of ``to_config``."""
         parts = [StorePart(**part) for part in config["parts"]]
         return cls(
             **{**config, "recipe": parse_recipe(config["recipe"]), "folder": Path(config["folder"]), "parts": parts}
@@ -80,7 +83,7 @@ class StoreJob:
 
 
 def build_store_worker(config: dict[str, Any]) -> None:
-    """Entry point of every rank; ``config`` is ``StoreJob.to_config()``."""
+    """Build the job's stores on this rank; the entry point that Ray calls with ``StoreJob.to_config()``."""
     job = StoreJob.from_config(config)
     context = ray.train.get_context()
     configure_process(RunFolder(job.folder).logs, context.get_world_rank(), job.recipe.cluster.threads_per_worker)
@@ -104,7 +107,16 @@ def build_store_worker(config: dict[str, Any]) -> None:
 
 
 class StoreBuild:
-    """Builds one store, or what is missing of it."""
+    """The building of one store, or of what is missing of it.
+
+    Args:
+        part: the store.
+        rows: the teacher's prepared rows.
+        teacher: the teacher's model.
+        ranks: the process group.
+        device: device of this rank.
+        progress: writer of the progress on the first rank; None on the others.
+    """
 
     def __init__(
         self,
@@ -132,7 +144,7 @@ class StoreBuild:
         )
 
     def run(self) -> None:
-        """Asks the teacher about every shard that is not there yet, all ranks at a time."""
+        """Ask the teacher about every shard that is not there yet, one per rank at a time, and finish. Collective."""
         total = self._writer.num_shards
         missing = self._agreed(sorted(set(range(total)) - self._writer.finished_shards().keys()))
         for first in range(0, len(missing), self._ranks.size):
@@ -168,7 +180,7 @@ class StoreBuild:
             yield StoredExample(str(number), str(row["digest"]), turns, spans, tokens.to("cpu"))
 
     def _sample(self) -> torch.Tensor:
-        """[n, V] logits at the first tokens of the corpus, to measure what the codec costs. Collective."""
+        """Compute [n, V] logits at the first tokens of the corpus, to measure what the codec costs. Collective."""
         examples: list[int] = []
         tokens = 0
         while tokens < _MEASURED_TOKENS and len(examples) < len(self._rows):
@@ -183,7 +195,7 @@ class StoreBuild:
 
 
 def _examples_per_shard(examples: int, tokens: int) -> int:
-    """From the data alone: the same shards however many ranks build them."""
+    """Choose how many examples a shard has, from the data alone: the same however many ranks build the store."""
     least, most = _SHARD_TOKENS
     wanted = min(max(tokens // _SHARDS_OF_SMALL_STORES, least), most)
     return max(1, examples * wanted // tokens)

@@ -1,4 +1,4 @@
-"""A training run on a Ray worker: wires a trainer to Ray's context, checkpoints, MLflow and the run's folder."""
+"""A training run on a Ray worker: a trainer wired to Ray's context, checkpoints, MLflow and the run's folder."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Worker:
         self.stages = StageLog(self.progress)
 
     def run(self) -> None:
-        """Train from where the last checkpoint left off, then export and register the student."""
+        """Train, resuming from the last checkpoint if there is one, then export and register the student."""
         checkpoints = Checkpoints(
             self.job.run_dir,
             self.ranks,
@@ -106,7 +106,7 @@ class Worker:
             self.progress.checkpoint(step, seconds)
 
     def _give_up(self, state: TrainState) -> None:
-        """End this rank as all others end: a restart would meet the same numbers."""
+        """Write down why training gave up, on the first rank: a restart would meet the same numbers."""
         if self.recorder is not None:
             self.recorder.sync()
             text = (
@@ -134,7 +134,7 @@ class Worker:
 
 
 def _join(job: Job) -> torch.device:
-    """Set up this process, join the process group, and say where this rank is."""
+    """Set up this process, join the process group, log where this rank is, and return its device."""
     context = ray.train.get_context()
     configure_process(job.folder.logs, context.get_world_rank(), job.recipe.cluster.threads_per_worker)
     device = device_for(context.get_local_rank(), on_gpu=job.on_gpu)
@@ -145,7 +145,7 @@ def _join(job: Job) -> torch.device:
 
 
 def _node_monitor(job: Job) -> NodeMonitor | None:
-    """Start to record what this node does; one rank of each node does."""
+    """Start to record this node's system metrics, on one rank of each node; None on the others."""
     context, tracking = ray.train.get_context(), job.recipe.tracking
     if not tracking.system_metrics or context.get_local_rank() != 0:
         return None
