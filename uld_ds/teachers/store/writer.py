@@ -1,4 +1,4 @@
-"""The writer of a spectrum store: shard by shard, each whole or absent; the manifest, written last, makes it a store."""
+"""The writer of a spectrum store: shard by shard, each whole or absent; a manifest, written last, makes it a store."""
 
 from __future__ import annotations
 
