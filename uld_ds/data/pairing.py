@@ -49,7 +49,7 @@ class PairRow(TypedDict):
 
 @dataclass(frozen=True)
 class _Kept:
-    """How much of one turn is in the example."""
+    """The part of one turn that is in the example."""
 
     tokens: tuple[int, int]
     """Tokens of its answer, the student's and the teacher's."""

@@ -83,7 +83,7 @@ class CachedTeacher:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the teacher model is there: False once all its outputs are cached and it was freed."""
+        """Whether the teacher model is loaded: False once all its outputs are cached and it was freed."""
         return self._teacher is not None
 
     def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:

@@ -65,7 +65,7 @@ class StoreIdentity(_Strict):
     max_length: int
     """Most tokens of an example; a longer one was cut."""
     temperature: float
-    """What the teacher's logits were divided by."""
+    """Temperature: the number that the teacher's logits were divided by."""
     codec: CodecFacts
     data_digest: str
     """sha256 over all examples in order."""
