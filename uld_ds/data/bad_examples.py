@@ -1,4 +1,4 @@
-"""Examples that were left out: how many for which reason, and which rows they are."""
+"""The report of examples that were left out: how many for which reason, and which rows they are."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
 def reason_of(problem: str) -> str:
-    """A problem without what differs from row to row: numbers, names of columns and files, details in brackets.
+    """Strip a problem of what differs from row to row: numbers, names of columns and files, details in brackets.
 
-    >>> reason_of("line 7 of train.jsonl is not JSON (Expecting value: line 1 column 1 (char 0))")
+     reason_of("line 7 of train.jsonl is not JSON (Expecting value: line 1 column 1 (char 0))")
     'line N of a file is not JSON'
     >>> reason_of("column 'answer' holds int, not text")
     'column holds int, not text'
@@ -32,12 +32,12 @@ def reason_of(problem: str) -> str:
 
 
 def note_bad_examples(folder: Path, problems: Sequence[tuple[int, str]], places: Sequence[str]) -> None:
-    """Writes the file into a folder of prepared data.
+    """Write the report of left-out examples into a folder of prepared data.
 
     Args:
-        folder: of the prepared data.
-        problems: number of a row, counted from 0, and what is wrong with it.
-        places: of all rows, in the user's data.
+        folder: Folder of the prepared data.
+        problems: Number of a row, counted from 0, and what is wrong with it.
+        places: Places of all rows in the user's data.
     """
     counts = Counter(reason_of(problem) for _, problem in problems)
     listed = [{"row": row, "place": places[row], "problem": text[:300]} for row, text in problems[:_MOST_LISTED]]
@@ -51,6 +51,6 @@ def note_bad_examples(folder: Path, problems: Sequence[tuple[int, str]], places:
 
 
 def bad_examples(folder: Path) -> dict[str, Any]:
-    """What ``note_bad_examples`` has written there."""
+    """Read the report of left-out examples that ``note_bad_examples`` wrote into a folder."""
     content: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
     return content

@@ -1,4 +1,4 @@
-"""The tensors of a window: all micro-batches of one optimizer step on one rank."""
+"""A batcher that makes the tensors of a window: all micro-batches of one optimizer step on one rank."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NOT_OF_STUDENT = ("teacher_ids", "teacher_encoder_ids", "prompt")
 
 
 class Batcher:
-    """Makes micro-batches out of prepared rows.
+    """A maker of micro-batches out of prepared rows.
 
     Args:
-        rows: from prepare.py.
-        padding: token id that fills up the student's sequences.
-        merge: which of a segment's tokens is compared.
+        rows: Rows of prepare.py.
+        padding: Token id that fills up the student's sequences.
+        merge: Which of a segment's tokens is compared.
     """
 
     def __init__(self, rows: Dataset, *, padding: int, merge: Merge = "first") -> None:
@@ -38,7 +38,7 @@ class Batcher:
         return len(self.lengths)
 
     def window(self, micro_batches: Sequence[np.ndarray]) -> list[MicroBatch]:
-        """The micro-batches of a step, each from [B] indices of examples (IGNORED: a stand-in of weight 0)."""
+        """Make the micro-batches of a step, each from [B] indices of examples (IGNORED: a stand-in of weight 0)."""
         rows = read_rows(self._rows, self._resolved(np.concatenate(micro_batches)))
         starts = np.cumsum([0, *map(len, micro_batches)])
         return [
@@ -63,25 +63,25 @@ class Batcher:
 
 
 def read_rows(rows: Dataset, examples: np.ndarray) -> list[dict[str, Any]]:
-    """Rows as mappings; of the shuffled data all at once, because one alone costs as much as dozens together."""
+    """Read some rows as mappings, all at once: of shuffled data, one alone costs as much as dozens together."""
     columns = rows[examples.tolist()]
     return [{name: column[i] for name, column in columns.items()} for i in range(len(examples))]
 
 
 def side_batch(rows: Sequence[dict[str, Any]], side: str, padding: int) -> SideBatch:
-    """One side of some rows, padded to the longest.
+    """Make the batch of one side of some rows, padded to the longest.
 
     Args:
-        rows: with ``{side}_ids``, ``{side}_encoder_ids``, ``{side}_answers`` and ``{side}_in_text``.
+        rows: Rows with ``{side}_ids``, ``{side}_encoder_ids``, ``{side}_answers`` and ``{side}_in_text``.
         side: ``student`` or ``teacher``.
-        padding: token id.
+        padding: Token id that fills up sequences.
     """
-    input_ids, attention_mask = _padded([row[f"{side}_ids"] for row in rows], padding)
+    input_ids, attention_mask = _padded([row[f"{side}_ids"] for row in rows], padding)  # [B, L] each
     length = input_ids.shape[1]
-    encoder_ids, encoder_mask = _padded([row[f"{side}_encoder_ids"] for row in rows], padding)
+    encoder_ids, encoder_mask = _padded([row[f"{side}_encoder_ids"] for row in rows], padding)  # [B, E] each
     has_encoder = encoder_ids.shape[1] > 0
-    tokens = np.concatenate([row[f"{side}_answers"] for row in rows]).astype(np.int64)
-    example = np.repeat(np.arange(len(rows)), [len(row[f"{side}_answers"]) for row in rows])
+    tokens = np.concatenate([row[f"{side}_answers"] for row in rows]).astype(np.int64)  # [A]
+    example = np.repeat(np.arange(len(rows)), [len(row[f"{side}_answers"]) for row in rows])  # [A]
     return SideBatch(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(attention_mask),
@@ -95,7 +95,7 @@ def side_batch(rows: Sequence[dict[str, Any]], side: str, padding: int) -> SideB
 
 
 def _padded(ids_of: Sequence[np.ndarray], padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [B, L] and their mask."""
+    """Pad token ids on the right to [B, L], with their mask [B, L]."""
     ids = np.full((len(ids_of), max(map(len, ids_of))), padding, dtype=np.int64)
     mask = np.zeros_like(ids)
     for i, own in enumerate(ids_of):
@@ -105,16 +105,22 @@ def _padded(ids_of: Sequence[np.ndarray], padding: int) -> tuple[np.ndarray, np.
 
 
 def segment_rows(rows: Sequence[dict[str, Any]], side: str, merge: Merge) -> SegmentRows:
-    """Index tensors of some rows' segments among their answer tokens, one row after the other."""
-    num_answers = np.array([len(row[f"{side}_answers"]) for row in rows])
+    """Make the index tensors of some rows' S segments among their A answer tokens, one row after the other.
+
+    Args:
+        rows: B rows with ``{side}_answers``, ``{side}_segments`` and ``{side}_segment_stops``.
+        side: ``student`` or ``teacher``.
+        merge: Which of a segment's tokens is compared.
+    """
+    num_answers = np.array([len(row[f"{side}_answers"]) for row in rows])  # [B]
     num_segments = [len(row[f"{side}_segments"]) for row in rows]
-    base = np.repeat(np.cumsum(num_answers) - num_answers, num_segments)
-    first = np.concatenate([row[f"{side}_segments"] for row in rows]).astype(np.int64) + base
-    last = np.concatenate([row[f"{side}_segment_stops"] for row in rows]).astype(np.int64) + base - 1
+    base = np.repeat(np.cumsum(num_answers) - num_answers, num_segments)  # [S]
+    first = np.concatenate([row[f"{side}_segments"] for row in rows]).astype(np.int64) + base  # [S]
+    last = np.concatenate([row[f"{side}_segment_stops"] for row in rows]).astype(np.int64) + base - 1  # [S]
     compared, before = (first, np.zeros_like(first)) if merge == "first" else (last, last - first)
-    earlier, earlier_segment = _runs(first, before)
-    members, member_segment = _runs(first, last - first + 1)
-    others = np.ones(int(num_answers.sum()), bool)
+    earlier, earlier_segment = _runs(first, before)  # [P] each
+    members, member_segment = _runs(first, last - first + 1)  # [M] each
+    others = np.ones(int(num_answers.sum()), bool)  # [A]
     others[compared] = False
     return SegmentRows(
         compared=torch.from_numpy(compared),
@@ -127,12 +133,12 @@ def segment_rows(rows: Sequence[dict[str, Any]], side: str, merge: Merge) -> Seg
 
 
 def _runs(first: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of runs of given lengths, one run after the other, and the number of each row's run."""
+    """List the rows of runs of given lengths, one run after the other, and the number of each row's run."""
     owner = np.repeat(np.arange(len(first)), lengths)
     within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return first[owner] + within, owner
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """A token to fill up sequences with. Padded positions are masked: any id that exists will do."""
+    """Choose the token id to fill up sequences with; padded positions are masked, so any that exists will do."""
     return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)

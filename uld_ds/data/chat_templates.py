@@ -10,12 +10,12 @@ from uld_ds.recipe import ModelSettings
 
 
 def chat_template_of(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, *, for_encoder: bool = False) -> str:
-    """A text template as a chat template: who asks with messages gives the student what it was trained on.
+    """Write a text template as a chat template, so that messages give the student the prompts it was trained on.
 
     Args:
-        settings: the student's.
-        tokenizer: its own.
-        for_encoder: an encoder reads what comes of it, after the tokenizer has put its special tokens around.
+        settings: Settings of the student.
+        tokenizer: The student's tokenizer.
+        for_encoder: Whether an encoder reads the prompt, after the tokenizer has put its special tokens around it.
     """
     before, _, after = settings.prompt_template.partition("{prompt}")
     if not for_encoder and _joins_the_answer(after, tokenizer):
@@ -32,7 +32,7 @@ def chat_template_of(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase
 
 
 def _joins_the_answer(after: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the space that ends a template is part of an answer's first token: then it is the student's to say."""
+    """Tell whether the space that ends a template is part of an answer's first token: then the student writes it."""
     answered, asked, bare = (
         tokenizer(f"x{text}", add_special_tokens=False)["input_ids"]
         for text in (f"{after}the", after, after.rstrip(" "))

@@ -1,4 +1,4 @@
-"""One side of an example: its tokens, which of them are answers, and the bytes each covers."""
+"""The encoding of one side of an example: its tokens, which of them are answers, and the bytes each covers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uld_ds.tokenization.spans import batch_token_spans
 
 @dataclass(frozen=True)
 class EncodedTurn:
-    """Tokens of one answer.
+    """The tokens of one answer, as ranges of a side's ``ids``.
 
     ``ids[first:stop]`` spells the answer, ``ids[stop:end]`` is how this side ends a turn (several tokens, or none).
     ``spans`` [stop - first, 2] holds the bytes of the *answer* that each of its tokens covers; a token that
@@ -29,16 +29,16 @@ class EncodedTurn:
 
 @dataclass(frozen=True)
 class EncodedSide:
-    """Tokens of one side, and its answers in order; the last one's end is the end of ``ids``."""
+    """The tokens of one side, and its answers in order; the last one's end is the end of ``ids``."""
 
     ids: np.ndarray
     turns: tuple[EncodedTurn, ...]
     encoder_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), kw_only=True)
-    """What an encoder reads beside ``ids``, which are then its decoder's; none without an encoder."""
+    """Tokens that an encoder reads beside ``ids``, which are then its decoder's; none without an encoder."""
 
 
 class Encoder:
-    """Turns rendered text into tokens with byte spans, for one tokenizer."""
+    """An encoder of rendered text into tokens with byte spans, for one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, uses_chat_template: bool) -> None:
         self._tokenizer = tokenizer
@@ -48,11 +48,17 @@ class Encoder:
         self._start = [] if start is None else [start]
 
     def prompt(self, text: str) -> list[int]:
-        """Tokens of a prompt that an answer is to follow; never none."""
+        """Encode a prompt that an answer is to follow; never to no tokens, if the tokenizer has a BOS or EOS."""
         ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         return [*self._prefix, *ids] or list(self._start)
 
     def __call__(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
+        """Encode rendered conversations.
+
+        Raises:
+            AlignmentError: the bytes of a text's tokens cannot be told.
+            ValueError: nothing stands before an answer, and the tokenizer has no BOS or EOS to put there.
+        """
         ids_of, spans_of = batch_token_spans(self._tokenizer, [item.text for item in rendered])
         return [self._one_side(*item) for item in zip(rendered, ids_of, spans_of, strict=True)]
 
@@ -77,14 +83,14 @@ class Encoder:
 
 
 class SplitEncoder:
-    """The same for a model with an encoder: a prompt's tokens there, an answer's tokens in the decoder.
+    """An encoder of rendered text for an encoder-decoder model: prompts for its encoder, answers for its decoder.
 
     The encoder's tokens are those that the tokenizer itself makes of a text, special ones included. The decoder's are
     its first token, those of the answer alone, and the end of text, as transformers makes labels.
 
     Args:
-        tokenizer: of both.
-        start: the decoder's first token.
+        tokenizer: Tokenizer of both.
+        start: Token id that the decoder begins with.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int) -> None:
@@ -92,10 +98,15 @@ class SplitEncoder:
         self._start = start
 
     def prompt(self, text: str) -> list[int]:
-        """Tokens for the encoder; never none, because attention needs something to look at."""
+        """Encode a prompt for the encoder; never to no tokens, because attention needs something to look at."""
         return list(self._tokenizer(text)["input_ids"]) or [self._start]
 
     def __call__(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
+        """Encode the last answer of rendered conversations, with the prompts that the encoder reads.
+
+        Raises:
+            AlignmentError: the bytes of an answer's tokens cannot be told.
+        """
         answers = [item.shown()[-1] for item in rendered]
         sides = []
         for item, ids, spans in zip(rendered, *batch_token_spans(self._tokenizer, answers), strict=True):
@@ -108,7 +119,14 @@ class SplitEncoder:
 
 
 def encoded_turn(text: str, turn: RenderedTurn, spans: np.ndarray, earliest: int) -> EncodedTurn:
-    """Of tokens with ``spans`` [n, 2] over ``text``; those before ``earliest`` belong to another turn."""
+    """Find the tokens of one answer.
+
+    Args:
+        text: Text of the whole side.
+        turn: Where the answer is in it.
+        spans: [n, 2] bytes of ``text`` that each token covers.
+        earliest: First token that may belong to the answer; those before it belong to another turn.
+    """
     begin = len(text[: turn.start].encode())
     length = len(text[turn.start : turn.stop].encode())
     mark = len(text[turn.stop : turn.end].encode())
@@ -121,7 +139,7 @@ def encoded_turn(text: str, turn: RenderedTurn, spans: np.ndarray, earliest: int
 
 
 def _leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts before a text (a BOS, or nothing)."""
+    """List the ids that the tokenizer itself puts before a text (a BOS, or nothing)."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a", add_special_tokens=True)["input_ids"]
     for offset in range(len(full) - len(plain) + 1):

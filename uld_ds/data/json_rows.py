@@ -1,4 +1,4 @@
-"""JSON files in which something is wrong, row by row: what cannot be read is one row's problem, not the file's.
+"""A reader of faulty JSON files, row by row: what cannot be read is one row's problem, not the file's.
 
 A column of a table has one type, and a reader of tables gives up at the first row that does not fit. Here each row is
 kept as its text, beside what is wrong with it, and opened when it is its turn.
@@ -21,7 +21,7 @@ _ROWS_PER_BATCH = 10_000
 
 
 def is_utf8(file: Path) -> bool:
-    """Whether all of a file's bytes are."""
+    """Tell whether all bytes of a file are UTF-8."""
     with file.open("rb") as stream:
         try:
             for line in stream:
@@ -32,7 +32,7 @@ def is_utf8(file: Path) -> bool:
 
 
 def closed_rows(files: Sequence[Path]) -> Dataset:
-    """Rows of JSON or JSONL files as text; ``opened`` makes mappings of them.
+    """Read the rows of JSON or JSONL files as text; ``opened`` makes mappings of them.
 
     Raises:
         ValueError: a file is one JSON value, and is broken or no list.
@@ -47,15 +47,15 @@ def closed_rows(files: Sequence[Path]) -> Dataset:
 
 
 def are_closed(rows: Dataset) -> bool:
-    """Whether rows are as ``closed_rows`` gives them."""
+    """Tell whether rows are text that is still to be opened, as ``closed_rows`` gives them."""
     return set(rows.column_names) == {_TEXT, _PROBLEM}
 
 
 def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row as it is in its file; rows that are open stay as they are.
+    """Open a row of ``closed_rows`` to a mapping; any other row stays as it is.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the row cannot be read (says why).
     """
     if _PROBLEM not in row or _TEXT not in row:
         return row
@@ -78,7 +78,7 @@ def _rows(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _first_line_is_json(file: Path) -> bool:
-    """Of a file that begins with a bracket: whether it is lines after all, the first of which is a list."""
+    """Tell whether a file that begins with a bracket is lines after all, the first of which is a list."""
     with file.open("rb") as stream:
         line, rest = stream.readline(), stream.read(4096).strip()
     try:

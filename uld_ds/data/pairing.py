@@ -1,4 +1,4 @@
-"""Both sides of an example, and which token positions of one correspond to which of the other."""
+"""The pairing of an example's two sides: which token positions of one correspond to which of the other."""
 
 from __future__ import annotations
 
@@ -49,11 +49,12 @@ class PairRow(TypedDict):
 
 @dataclass(frozen=True)
 class _Kept:
-    """How much of one turn is in the example: tokens of its answer, student's and teacher's, and whether its end
-    is."""
+    """The part of one turn that is in the example."""
 
     tokens: tuple[int, int]
+    """Tokens of its answer, the student's and the teacher's."""
     whole: bool
+    """Whether the end of the turn is in it too."""
 
 
 def pair(
@@ -65,16 +66,16 @@ def pair(
     teacher_max: int,
     skip_ends: tuple[bool, bool] = (False, False),
 ) -> PairRow:
-    """Joins the two sides of one example.
+    """Pair the two sides of one example into a row.
 
     Args:
-        student: the student's tokens.
-        teacher: the teacher's tokens for the same answers.
+        student: Tokens of the student.
+        teacher: Tokens of the teacher for the same answers.
         alignment: ``segments``, or ``positional`` for the paper's pairing of the n-th token with the n-th.
-        student_max: most tokens on the student's side. What is longer ends at the last boundary that both
+        student_max: Most tokens on the student's side. What is longer ends at the last boundary that both
             sides share; the end of that turn, and later turns, are then not part of the example.
-        teacher_max: the same for the teacher.
-        skip_ends: with ``positional``, whether the tokens that end a turn are left out of the pairs; of the
+        teacher_max: Most tokens on the teacher's side, likewise.
+        skip_ends: With ``positional``, whether the tokens that end a turn are left out of the pairs; of the
             student, of the teacher. (With segments, an end is paired with an end.)
 
     Raises:
@@ -114,7 +115,16 @@ def pair(
 
 
 def check_encoder_length(side: EncodedSide, most: int, name: str) -> None:
-    """Raises ValueError when a prompt does not fit into an encoder: one that is cut asks something else."""
+    """Check that a prompt fits into an encoder: one that is cut asks something else.
+
+    Args:
+        side: Tokens of the side.
+        most: Most tokens that its encoder may read.
+        name: ``student`` or ``teacher``, for messages.
+
+    Raises:
+        ValueError: the prompt is longer.
+    """
     if len(side.encoder_ids) > most:
         raise ValueError(f"the prompt takes {len(side.encoder_ids)} of {most} {name} tokens (max_length)")
 
@@ -139,7 +149,7 @@ def _fitting(
 
 
 def _segment_runs(starts: Sequence[np.ndarray], kept: _Kept, ends: Sequence[int]) -> list[np.ndarray]:
-    """Segments of a turn on each side: [s, 2] half-open ranges of its tokens; the last one is its end."""
+    """List the segments of a turn on each side: [s, 2] half-open ranges of its tokens; the last one is its end."""
     runs = []
     for of_side, count, ending in zip(starts, kept.tokens, ends, strict=True):
         inside = of_side[of_side < count]
@@ -149,7 +159,7 @@ def _segment_runs(starts: Sequence[np.ndarray], kept: _Kept, ends: Sequence[int]
 
 
 def _positional_runs(kept: _Kept, ends: Sequence[int], skip_ends: tuple[bool, bool]) -> list[np.ndarray]:
-    """The n-th token of one side with the n-th of the other; what ends a turn is a token like others.
+    """Pair the n-th token of one side with the n-th of the other; what ends a turn is a token like others.
 
     (Boizard et al., arXiv 2402.12030: both answers are cut to the shorter one.)
     """
@@ -159,7 +169,7 @@ def _positional_runs(kept: _Kept, ends: Sequence[int], skip_ends: tuple[bool, bo
 
 
 class _Side:
-    """Collects one side's answer tokens, turn by turn."""
+    """A collector of one side's answer tokens, turn by turn."""
 
     def __init__(self, encoded: EncodedSide) -> None:
         self._ids = encoded.ids
@@ -212,7 +222,15 @@ FEATURES = Features(
 
 
 class Pairing:
-    """Renders and encodes both sides of examples, and aligns them."""
+    """The work of preparing examples for a run: both sides rendered, encoded and aligned.
+
+    Args:
+        student: Side of the student.
+        teacher: Side of the teacher.
+        alignment: As in ``pair``.
+        turns: The recipe's ``data.turns``; with ``all``, every answer of a conversation, if both sides show them.
+        skip_ends: As in ``pair``.
+    """
 
     features = FEATURES
 
@@ -232,12 +250,12 @@ class Pairing:
         self._all_answers = turns == "all" and student.shows_all_answers and teacher.shows_all_answers
 
     def identity(self) -> dict[str, Any]:
-        """Both sides and how they are aligned."""
+        """Return all that decides the rows, besides the examples: both sides and how they are aligned."""
         sides = {"student": self._student.identity(), "teacher": self._teacher.identity()}
         return {**sides, "alignment": [self._alignment, *self._skip_ends], "all_answers": self._all_answers}
 
     def __call__(self, examples: Sequence[Example]) -> list[dict[str, Any] | str]:
-        """A row of FEATURES for each example, or what is wrong with it."""
+        """Make a row of FEATURES of each example, or say what is wrong with it."""
         results: list[dict[str, Any] | str] = [""] * len(examples)
         good: list[tuple[int, Rendered, Rendered]] = []
         chosen = [example if self._all_answers else example.only_last() for example in examples]

@@ -1,4 +1,4 @@
-"""Rows of text to tokenized examples on disk, cached by their content."""
+"""The preparation of data: rows of text to tokenized examples on disk, cached by their content."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ ROWS_PER_PROCESS = 2_000
 
 
 class RowWork(Protocol):
-    """What is done with examples."""
+    """Work that makes prepared rows of examples."""
 
     features: Features
 
     def identity(self) -> dict[str, Any]:
-        """Plain values: all that decides the result, besides the examples."""
+        """Return all that decides the result, besides the examples, as plain values."""
         ...
 
     def __call__(self, examples: Sequence[Example]) -> list[dict[str, Any] | str]:
-        """A row for each example, or what is wrong with it."""
+        """Make a row of each example, or say what is wrong with it."""
         ...
 
 
 class Preparer:
-    """Prepares splits of a recipe for one student and one teacher.
+    """A maker of prepared splits of a recipe, for one student and one teacher.
 
     Args:
-        recipe: what to do.
-        student: its side, or the tokenizer of a decoder-only model.
-        teacher: the same of the teacher; a side may be one that was stored.
+        recipe: Recipe of the run.
+        student: Side of the student, or the tokenizer of a decoder-only model.
+        teacher: Side of the teacher, which may be a stored one, or the tokenizer of a decoder-only model.
     """
 
     def __init__(
@@ -76,7 +76,12 @@ class Preparer:
         )
 
     def prepare(self, source: DataSource, key: str, cache: Path) -> Split:
-        """The split, made now unless ``cache`` holds what these rows, tokenizers and settings give.
+        """Prepare a split, unless ``cache`` holds what these rows, tokenizers and settings give.
+
+        Args:
+            source: Source of the examples.
+            key: Key of the source in the recipe, e.g. ``data.train``.
+            cache: Folder of prepared data.
 
         Raises:
             UserError: a missing column, an unusable row under ``on_bad_example: error``, or no usable row.
@@ -89,9 +94,11 @@ class Preparer:
 
 
 class NoteFacts(Protocol):
-    """Writes what is known about rows into the folder they are put in."""
+    """A function that writes facts about rows into the folder they are put in."""
 
-    def __call__(self, rows: Dataset, skipped: int, folder: Path) -> None: ...
+    def __call__(self, rows: Dataset, skipped: int, folder: Path) -> None:
+        """Write the facts of ``rows``, of which ``skipped`` were left out before, into ``folder``."""
+        ...
 
 
 def prepare_rows(
@@ -102,17 +109,17 @@ def prepare_rows(
     data: DataSettings,
     note_facts: NoteFacts | None = None,
 ) -> Path:
-    """Folder in ``cache`` with ``rows`` made of a source's examples; made now unless it is there.
+    """Prepare the rows of a source in a folder of ``cache``, unless they are there, and return the folder.
 
     Beside what ``work`` makes of it, each row has its ``place`` in the user's data.
 
     Args:
-        source: of the examples.
-        key: its key in the recipe.
-        cache: folder of such folders.
-        work: what to do with examples.
-        data: columns, and what to do with unusable rows.
-        note_facts: called once the rows are there, if given.
+        source: Source of the examples.
+        key: Key of the source in the recipe.
+        cache: Folder of such folders.
+        work: Work that makes rows of examples.
+        data: Columns, and what to do with unusable rows.
+        note_facts: Called once the rows are there, if given.
 
     Raises:
         UserError: a missing column, an unusable row under ``on_bad_example: error``, or no usable row.
@@ -139,7 +146,7 @@ def prepare_rows(
 
 
 class _Batches:
-    """``work`` on batches of rows, as ``datasets`` calls it; unusable rows are blank and have a problem."""
+    """A ``RowWork`` on batches of rows, as ``datasets`` calls it; unusable rows are blank and have a problem."""
 
     def __init__(self, work: RowWork, reader: ExampleReader) -> None:
         self._work = work
@@ -166,7 +173,7 @@ class _Batches:
 def _usable(
     rows: Dataset, places: Sequence[str], key: str, working: Path, batches: _Batches, data: DataSettings
 ) -> tuple[Dataset, list[tuple[int, str]]]:
-    """The rows that can be used, and of the others which they are and what is wrong."""
+    """Prepare the rows that can be used, and list the numbers of the others with what is wrong with them."""
     with _environment_kept():
         prepared = rows.map(
             batches,
@@ -200,7 +207,7 @@ def _usable(
 
 @contextmanager
 def _environment_kept() -> Iterator[None]:
-    """``datasets`` with several processes leaves a copy in place of ``os.environ``.
+    """Put ``os.environ`` back: ``datasets`` with several processes leaves a copy in its place.
 
     Whoever holds the first one (rich does, for NO_COLOR) would not hear of later changes.
     """
@@ -212,12 +219,12 @@ def _environment_kept() -> Iterator[None]:
 
 
 def _sayable(problem: str) -> str:
-    """A message that can be written, whatever of an example is in it."""
+    """Return a message that can be written as UTF-8, whatever of an example is in it."""
     return problem.encode("utf-8", "backslashreplace").decode() or "it cannot be used"
 
 
 def _num_processes(num_rows: int, chosen: int | None) -> int | None:
-    """For ``datasets``: None is this process alone."""
+    """Choose the number of processes for ``datasets``: None is this process alone."""
     # To start a process and hand it both tokenizers takes as long as preparing a thousand rows or two.
     number = chosen or min(num_cores(), num_rows // ROWS_PER_PROCESS)
     return min(number, num_rows) if number > 1 else None
@@ -230,5 +237,5 @@ def _blank(feature: Any) -> Any:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,7 +10,7 @@ from datasets import Dataset, load_from_disk
 
 from uld_ds.data.statistics import DataFacts
 
-# In run.storage; a run's name cannot begin like this.
+# Folder in run.storage; a run's name cannot begin like this.
 PREPARED_DATA = ".prepared"
 
 
@@ -24,6 +24,6 @@ class Split:
 
     @classmethod
     def load(cls, folder: Path) -> Split:
-        """What ``Preparer.prepare`` has put there."""
+        """Load the split that ``Preparer.prepare`` has put into ``folder``."""
         facts = DataFacts(**json.loads((folder / "facts.json").read_text()))
         return cls(load_from_disk(str(folder / "rows")), facts, folder)

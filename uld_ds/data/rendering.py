@@ -1,4 +1,4 @@
-"""A conversation as the text one side reads, and where the answers are in it."""
+"""The rendering of a conversation as the text one side reads, and where the answers are in it."""
 
 from __future__ import annotations
 
@@ -29,20 +29,25 @@ class RenderedTurn:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Text for one side, and the answers in it, in order."""
+    """A conversation's text for one side, and the answers in it, in order."""
 
     text: str
     turns: tuple[RenderedTurn, ...]
     context: str | None = field(default=None, kw_only=True)
-    """What an encoder reads, where ``text`` is its decoder's alone."""
+    """Text that an encoder reads, where ``text`` is its decoder's alone; None without an encoder."""
 
     def shown(self) -> list[str]:
-        """Each answer's text as this side reads it."""
+        """Return each answer's text as this side reads it."""
         return [self.text[turn.start : turn.stop] for turn in self.turns]
 
 
 class Renderer:
-    """Renders examples for one side, with the tokenizer's chat template or a plain one.
+    """A renderer of examples for one side, with the tokenizer's chat template or a plain one.
+
+    Args:
+        tokenizer: Tokenizer of the side.
+        settings: Recipe section of the model: its ``prompt_template`` and ``system_prompt``.
+        key: Name of that section, for messages.
 
     Raises:
         UserError: ``prompt_template: chat`` for a tokenizer that has none.
@@ -61,14 +66,14 @@ class Renderer:
             )
 
     def prompt(self, example: Example) -> str:
-        """Everything the model reads before it starts the last answer."""
+        """Render everything the model reads before it starts the last answer."""
         if not self.uses_chat_template:
             return self._plain_prompt(example)
         messages = self._with_system_prompt(example.prompt)
         return self._chat(messages, add_generation_prompt=True)
 
     def __call__(self, example: Example) -> Rendered:
-        """The whole conversation.
+        """Render the whole conversation.
 
         A plain template has no place for earlier answers: with one, an example has one answer.
 

@@ -1,4 +1,4 @@
-"""Where rows of a source are in the user's own data: a file and a line, not a number after everything was read.
+"""The places of a source's rows in the user's own data: a file and a line, not a number after everything was read.
 
 Blank lines, several files and rows that were left out shift numbers; whoever has to correct an example needs its line.
 """
@@ -16,17 +16,17 @@ from datasets import Dataset
 from uld_ds.recipe import DataSource, FilesSource
 
 OWN_ID = "id"
-"""A column of this name is shown beside the place."""
+"""Name of the column that is shown beside a row's place."""
 _LONGEST_ID = 60
 
 
 def row_places(source: DataSource, files: Sequence[Path], rows: Dataset) -> list[str]:
-    """The place of each row, e.g. ``train.jsonl line 7``, and its own id where it has one.
+    """Name the place of each row, e.g. ``train.jsonl line 7``, with its own id where it has one.
 
     Args:
-        source: what ``rows`` are of.
-        files: of a source of files, in the order in which they were read.
-        rows: of the source, in their order.
+        source: Source of the rows.
+        files: Files of a source of files, in the order in which they were read.
+        rows: Rows of the source, in their order.
     """
     places = _in_files(source, files, len(rows)) or [f"row {number}" for number in range(len(rows))]
     if OWN_ID not in rows.column_names:
@@ -38,7 +38,7 @@ def row_places(source: DataSource, files: Sequence[Path], rows: Dataset) -> list
 
 
 def _in_files(source: DataSource, files: Sequence[Path], num_rows: int) -> list[str] | None:
-    """None where a file's layout does not tell which row is where."""
+    """Name the place of each row in its file; None where a file's layout does not tell which row is where."""
     if not isinstance(source, FilesSource):
         return None
     names = [file.name for file in files]
@@ -69,7 +69,7 @@ def _json_places(file: Path) -> Iterator[str]:
 
 
 def _num_elements(file: Path) -> int | None:
-    """Of a file that is one list; None for another, above all for one of lines that happens to begin with a list."""
+    """Count the elements of a file that is one list; None for any other, e.g. lines the first of which is a list."""
     try:
         value = json.loads(file.read_bytes())
     except (ValueError, RecursionError):

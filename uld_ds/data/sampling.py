@@ -1,4 +1,4 @@
-"""Which examples an optimizer step sees, and in which micro-batch on which rank.
+"""The order of examples: which of them an optimizer step sees, and in which micro-batch on which rank.
 
 The order depends on the seed alone, never on the number of ranks: step ``s`` sees the same examples on one
 worker as on sixteen. Only how a step's examples are dealt out depends on the ranks.
@@ -14,7 +14,7 @@ IGNORED = -1
 
 
 def num_steps(num_examples: int, batch_size: int, *, epochs: float | None, steps: int | None) -> int:
-    """Optimizer steps of a run, from its length in epochs or steps."""
+    """Compute the number of optimizer steps of a run, from its length in epochs or steps."""
     if steps is not None:
         return steps
     assert epochs is not None
@@ -22,17 +22,21 @@ def num_steps(num_examples: int, batch_size: int, *, epochs: float | None, steps
 
 
 def num_run_examples(num_examples: int, epochs: float) -> int:
-    """Examples of a run of so many epochs: at least one."""
+    """Compute how many examples a run of so many epochs sees: at least one."""
     return max(1, round(num_examples * epochs))
 
 
 def step_examples(step: int, num_examples: int, batch_size: int, seed: int, *, total: int | None = None) -> np.ndarray:
-    """Indices of the examples of optimizer step ``step`` (from 0): [batch_size], IGNORED beyond ``total``.
+    """Draw the [batch_size] indices of the examples of an optimizer step, IGNORED beyond ``total``.
 
     Epochs follow each other without a gap, each in an order of its own.
 
     Args:
-        total: examples of the whole run (num_run_examples), when its last step may be incomplete.
+        step: Number of the step, counted from 0.
+        num_examples: Number of examples in the data.
+        batch_size: Examples of a step, on all ranks together.
+        seed: Seed of the order.
+        total: Examples of the whole run (num_run_examples), when its last step may be incomplete.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // num_examples
@@ -47,17 +51,20 @@ def step_examples(step: int, num_examples: int, batch_size: int, seed: int, *, t
 
 
 def deal(indices: np.ndarray, lengths: np.ndarray, *, rank: int, ranks: int, micro_batch_size: int) -> list[np.ndarray]:
-    """This rank's micro-batches of a step's examples.
+    """Choose this rank's micro-batches of a step's examples.
 
     Examples of similar length share a micro-batch, and ranks get similar ones at the same time, so that little
     is padded and no rank waits long.
 
     Args:
         indices: [batch_size] examples of the step; IGNORED for none.
-        lengths: [num_examples] of every example in the data.
+        lengths: [num_examples] tokens of every example in the data, both sides together.
+        rank: Number of this rank.
+        ranks: Number of ranks.
+        micro_batch_size: Examples of a micro-batch.
 
     Returns:
-        accumulation arrays of [micro_batch_size] indices.
+        ``batch_size / (ranks * micro_batch_size)`` arrays of [micro_batch_size] indices.
     """
     key = np.where(indices == IGNORED, -1, lengths[np.maximum(indices, 0)])
     ordered = indices[np.argsort(-key, kind="stable")]

@@ -1,4 +1,4 @@
-"""One side of the data: how examples become text, and text tokens, for one model."""
+"""The sides of the data: how examples become text, and text tokens, for one model."""
 
 from __future__ import annotations
 
@@ -17,25 +17,33 @@ from uld_ds.tokenization.loading import tokenizer_digest
 
 
 class Side(Protocol):
-    """What pairing needs of a side, whether it has a tokenizer or was stored."""
+    """The interface that pairing needs of a side, whether it has a tokenizer or was stored."""
 
     shows_all_answers: bool
-    """False where a conversation's last answer is the only one."""
+    """Whether all answers of a conversation are shown; False where its last answer is the only one."""
 
     def identity(self) -> dict[str, Any]:
-        """Plain values: all that decides what examples become."""
+        """Return all that decides what examples become, as plain values."""
         ...
 
     def render(self, example: Example) -> Rendered:
-        """The text and where its answers are. Raises ValueError for an example that cannot be used."""
+        """Render an example as text, with the places of its answers.
+
+        Raises:
+            ValueError: the example cannot be used.
+        """
         ...
 
     def encode(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
-        """Tokens with byte spans. Raises AlignmentError when they cannot be located."""
+        """Encode rendered examples as tokens with byte spans.
+
+        Raises:
+            AlignmentError: the tokens cannot be located in the text.
+        """
         ...
 
     def max_tokens(self, encoded: EncodedSide) -> int:
-        """How many of an example's tokens may be used."""
+        """Return how many of an example's tokens may be used."""
         ...
 
 
@@ -43,10 +51,10 @@ class TextSide:
     """A side with a tokenizer.
 
     Args:
-        tokenizer: the model's.
-        settings: the recipe's.
+        tokenizer: Tokenizer of the model.
+        settings: Recipe section of the model.
         key: ``teacher`` or ``student``.
-        decoder_start: what the decoder of an encoder-decoder model begins with; None for decoder-only models.
+        decoder_start: Token id that the decoder of an encoder-decoder model begins with; None for decoder-only models.
     """
 
     def __init__(
@@ -76,9 +84,9 @@ class TextSide:
         """Make the side of a model that is there.
 
         Args:
-            model: whose tokenizer it is.
-            settings: the recipe's.
-            role: of the model.
+            model: Model whose tokenizer it is.
+            settings: Recipe section of the model.
+            role: Role of the model.
 
         Raises:
             UserError: no tokenizer there, no template for it, or a decoder that does not say how it begins.
@@ -86,16 +94,16 @@ class TextSide:
         return cls(model.tokenizer(), settings, role, decoder_start=model.decoder_start())
 
     def identity(self) -> dict[str, Any]:
-        """Tokenizer, templates and length."""
+        """Return tokenizer, templates and length: all that decides what examples become."""
         chosen = self._settings.model_dump(include={"prompt_template", "system_prompt", "max_length"})
         return {"tokenizer": self.tokenizer_digest, "decoder_start": self._decoder_start, **chosen}
 
     def prompt(self, example: Example) -> str:
-        """Everything the model reads before it starts the last answer."""
+        """Render everything the model reads before it starts the last answer."""
         return self._renderer.prompt(self._own(example))
 
     def prompt_ids(self, example: Example) -> list[int]:
-        """The tokens of ``prompt``, as they are in front of an answer, or in an encoder."""
+        """Encode the prompt of an example as it stands in front of an answer, or in an encoder."""
         if self._renderer.uses_chat_template or self._decoder_start is not None:
             return self._encoder.prompt(self.prompt(example))
         # A space that ends a plain template is part of the answer's first token, once an answer follows.
@@ -104,7 +112,7 @@ class TextSide:
         return encoded.ids[: encoded.turns[-1].first].tolist()
 
     def render(self, example: Example) -> Rendered:
-        """The whole conversation; of a model with an encoder, the last answer and what its encoder reads."""
+        """Render the whole conversation; for a model with an encoder, the last answer and what its encoder reads."""
         own = self._own(example)
         if self._decoder_start is None:
             return self._renderer(own)
@@ -118,17 +126,19 @@ class TextSide:
         return example.for_teacher(own_system=self._settings.system_prompt is None)
 
     def encode(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
-        """Tokens with byte spans."""
+        """Encode rendered examples as tokens with byte spans; raises AlignmentError when they cannot be located."""
         return self._encoder(rendered)
 
     def max_tokens(self, encoded: EncodedSide) -> int:
-        """The recipe's ``max_length``."""
+        """Return the recipe's ``max_length``, whatever the example."""
         return self._settings.max_length
 
 
 def same_answers(student: Rendered, teacher: Rendered) -> tuple[Rendered, Rendered]:
-    """Narrows both sides to what both show: to as many answers, and, when one side trims them, without the white
-    space around."""
+    """Narrow both sides to the answers that both show.
+
+    Both keep equally many answers and, when one side trims them, none of the white space around them.
+    """
     number = min(len(student.turns), len(teacher.turns))
     student, teacher = _first_turns(student, number), _first_turns(teacher, number)
     if student.shown() == teacher.shown():

@@ -1,4 +1,4 @@
-"""Reading examples: local files, Hugging Face datasets, or a generator named in the recipe."""
+"""The sources of examples: local files, Hugging Face datasets, or a generator named in the recipe."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Example:
     answers: tuple[int, ...]
     """Indices of messages, in order; the last message is always one of them."""
     teacher: tuple[dict[str, str], ...] | None = None
-    """What the teacher reads before the last answer; None: what the student reads."""
+    """Messages that the teacher reads before the last answer; None: those that the student reads."""
 
     @classmethod
     def of(cls, prompt: str, answer: str) -> Example:
-        """A question and its answer."""
+        """Make an Example of one question and its answer."""
         return cls(({"role": "user", "content": prompt}, {"role": "assistant", "content": answer}), (1,))
 
     @property
@@ -53,17 +53,21 @@ class Example:
         return self.messages[-1]["content"]
 
     def digest(self) -> str:
-        """sha256 over all that is said and which of it are answers: 64 hexadecimal digits."""
+        """Compute the sha256 over all messages and which of them are answers: 64 hexadecimal digits."""
         said = [self.messages, self.answers, *([] if self.teacher is None else [self.teacher])]
         content = json.dumps(said, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def only_last(self) -> Example:
-        """The same conversation with its last turn as the only answer."""
+        """Return the same conversation with its last turn as the only answer."""
         return replace(self, answers=self.answers[-1:])
 
     def for_teacher(self, *, own_system: bool = True) -> Example:
-        """The same last answer after what the teacher reads before it, with or without its system messages."""
+        """Return the last answer after the messages that the teacher reads before it, itself if it has none.
+
+        Args:
+            own_system: Whether system messages among these stay.
+        """
         if self.teacher is None:
             return self
         before = [message for message in self.teacher if own_system or message["role"] != "system"]
@@ -71,11 +75,11 @@ class Example:
 
 
 def load_rows(source: DataSource, key: str) -> Dataset:
-    """Rows of a data source, in their own order.
+    """Load the rows of a data source, in their own order.
 
     Args:
-        source: where they are.
-        key: the recipe key of the source, e.g. ``data.train``.
+        source: Where the rows are.
+        key: Recipe key of the source, e.g. ``data.train``.
 
     Raises:
         UserError: nothing there, an unreadable format, a generator that does not exist, or no rows at all.
@@ -98,7 +102,7 @@ def _no_rows(source: DataSource, key: str) -> UserError:
 
 
 def source_files(source: DataSource, key: str) -> list[Path]:
-    """Files of a source in the order in which they are read; none for another kind of source.
+    """List the files of a source in the order in which they are read; none for another kind of source.
 
     Raises:
         UserError: a pattern that no file matches.
@@ -140,7 +144,7 @@ def _from_files(source: FilesSource, key: str) -> Dataset:
 
 
 def _row_by_row(files: list[str], key: str) -> Dataset:
-    """What no table can be made of: each row has its own problem, or none."""
+    """Read JSON files that no table can be made of: each row has its own problem, or none."""
     try:
         return closed_rows([Path(file) for file in files])
     except ValueError as error:
@@ -202,7 +206,11 @@ def _named_function(name: str, key: str) -> Callable[..., Iterator[dict[str, Any
 
 
 def check_columns(rows: Dataset, columns: ColumnSettings, key: str) -> None:
-    """Raises UserError when a column that the recipe names is not in the rows."""
+    """Check that the columns that a recipe names are in the rows.
+
+    Raises:
+        UserError: one is not; names it and the columns that are there.
+    """
     if columns.messages is not None:
         wanted = {"messages": columns.messages}
     else:
@@ -218,7 +226,7 @@ def check_columns(rows: Dataset, columns: ColumnSettings, key: str) -> None:
 
 
 def as_example(row: dict[str, Any], columns: ColumnSettings) -> Example:
-    """One row as an Example; of a conversation, every assistant turn that says something is an answer.
+    """Read one row as an Example; of a conversation, every assistant turn that says something is an answer.
 
     Raises:
         ValueError: no answer, or messages that do not hold an assistant turn.
@@ -235,7 +243,7 @@ def as_example(row: dict[str, Any], columns: ColumnSettings) -> Example:
 
 
 class ExampleReader:
-    """Rows as Examples, by the recipe's task; where it names none, by its columns alone."""
+    """A reader of rows as Examples, by the recipe's task; where it names none, by its columns alone."""
 
     def __init__(self, data: DataSettings) -> None:
         self.task = task_of(data)
@@ -247,12 +255,24 @@ class ExampleReader:
         self._columns = columns
 
     def identity(self) -> dict[str, Any]:
-        """Plain values: all that decides what rows become. (A task's own texts are in the rows it makes.)"""
+        """Return all that decides what rows become, as plain values.
+
+        (A task's own texts are in the rows it makes.)
+        """
         named = {"task": self.task.name, "shots": self._shots} if self._named else {}
         return {"columns": self._columns.model_dump(mode="json"), **named}
 
     def check(self, rows: Dataset, key: str, *, answered: bool = True) -> None:
-        """Raises UserError when rows lack a column that they need."""
+        """Check that rows have the columns that they need.
+
+        Args:
+            rows: Rows of a source.
+            key: Recipe key of the source, for messages.
+            answered: Whether the rows must have answers.
+
+        Raises:
+            UserError: a column is missing.
+        """
         if are_closed(rows):
             return  # each row has columns of its own
         if not self._named and answered:
@@ -266,11 +286,19 @@ class ExampleReader:
             )
 
     def question(self, row: dict[str, Any]) -> Question:
-        """What a row asks, whether it has an answer or not. Raises ValueError for a row that cannot be used."""
+        """Read what a row asks, whether it has an answer or not.
+
+        Raises:
+            ValueError: the row cannot be used.
+        """
         return self.task.question(opened(row), self._shots)
 
     def __call__(self, row: dict[str, Any]) -> Example:
-        """The row's Example. Raises ValueError for a row that cannot be used."""
+        """Read a row as an Example.
+
+        Raises:
+            ValueError: the row cannot be used.
+        """
         row = dict(opened(row))
         if not self._named or (self.task.reads_columns_of_recipe and row.get(TEACHER_ANSWER) is None):
             return as_example(row, self._columns)
@@ -282,16 +310,16 @@ class ExampleReader:
 
 
 def task_of(data: DataSettings) -> Task:
-    """The recipe's task; where it names none, the one that its columns suggest."""
+    """Return the recipe's task; where it names none, the one that its columns suggest."""
     name = data.task or ("messages" if data.columns.messages is not None else "prompt_answer")
     return get_task(name).with_columns(data.columns.model_dump())
 
 
 def training_texts(data: DataSettings) -> Iterator[str]:
-    """Every message of every usable training example, for a tokenizer to learn from.
+    """Yield every message of every usable training example, for a tokenizer to learn from.
 
     Raises:
-        UserError: as load_rows and check_columns.
+        UserError: the rows cannot be loaded, or lack a column.
     """
     rows = load_rows(data.train, "data.train")
     reader = ExampleReader(data)
@@ -303,7 +331,7 @@ def training_texts(data: DataSettings) -> Iterator[str]:
 
 
 def _turns(value: Any, column: str) -> list[dict[str, str]]:
-    """A conversation up to its last assistant turn."""
+    """Read a column's value as a conversation, up to its last assistant turn."""
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise ValueError(f"column {column!r} does not hold a list of messages")
     turns = [

@@ -1,4 +1,4 @@
-"""What is in data: figures about prepared examples, and a digest of any rows."""
+"""Figures about prepared examples, and digests of examples and rows."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from datasets import Dataset, load_from_disk
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is in a prepared split."""
+    """Figures about a prepared split."""
 
     examples: int
     skipped: int
     answer_bytes: int
     student_tokens: int
-    """That spell answers; what ends a turn is not counted, here and below."""
+    """The student's tokens that spell answers; those that end a turn are not counted."""
     teacher_tokens: int
+    """The teacher's tokens that spell answers; those that end a turn are not counted."""
     segments: int
+    """Segments of answers' text; those that end a turn are not counted."""
     digest: str
+    """``digest_of`` the examples in order."""
 
     @property
     def alignment_rate(self) -> float:
@@ -34,15 +37,17 @@ class DataFacts:
 
     @property
     def student_tokens_per_segment(self) -> float:
+        """Mean number of the student's answer tokens per segment."""
         return self.student_tokens / self.segments
 
     @property
     def teacher_tokens_per_segment(self) -> float:
+        """Mean number of the teacher's answer tokens per segment."""
         return self.teacher_tokens / self.segments
 
 
 def facts_of(rows: Dataset, skipped: int) -> DataFacts:
-    """Of paired rows, ``skipped`` of which were left out before."""
+    """Count the facts of paired rows, beside which ``skipped`` others were left out."""
     columns = ["student_in_text", "teacher_in_text", "student_segments", "answer_bytes"]
     student_tokens = teacher_tokens = segments = num_bytes = 0
     for batch in rows.select_columns(columns).with_format("arrow").iter(batch_size=1024):
@@ -66,17 +71,17 @@ def facts_of(rows: Dataset, skipped: int) -> DataFacts:
 
 
 def digest_of(digests: Iterable[str]) -> str:
-    """Of examples in order, from the digests of each."""
+    """Compute the digest of examples in order, from the digests of each."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def rows_digest(folder: Path) -> str:
-    """Of the examples prepared in a folder."""
+    """Compute the digest of the examples prepared in a folder."""
     return digest_of(load_from_disk(str(folder / "rows"))["digest"])
 
 
 def content_digest(rows: Dataset) -> str:
-    """sha256 over the values of all columns, whatever file or process they come from."""
+    """Compute the sha256 over the values of all columns, whatever file or process they come from."""
     digest = hashlib.sha256()
 
     class Sink(io.RawIOBase):

@@ -10,13 +10,13 @@ from uld_ds.utils.distributed import Ranks
 
 
 class StepBatches:
-    """Windows of a run by step number: a pure function of the data, the settings and the seed.
+    """The windows of a run by step number: a pure function of the data, the settings and the seed.
 
     Args:
-        batcher: the training examples.
-        training: length of the run, batch and micro-batch size.
-        seed: of the order of examples.
-        ranks: the process group; a step sees the same examples whatever its size.
+        batcher: Batcher of the training examples.
+        training: Length of the run, batch and micro-batch size.
+        seed: Seed of the order of examples.
+        ranks: Process group; a step sees the same examples whatever its size.
     """
 
     def __init__(self, batcher: Batcher, training: TrainingSettings, *, seed: int, ranks: Ranks) -> None:

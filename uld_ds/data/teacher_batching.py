@@ -1,4 +1,4 @@
-"""The teacher's side of prepared rows, in batches as large as its memory budget allows.
+"""A batcher of the teacher's side of prepared rows, in batches as large as its memory budget allows.
 
 The teacher's forward has no activations to keep, so its batches are larger than the student's micro-batches, and
 grouped by length across all of a window.
@@ -18,12 +18,12 @@ _COLUMNS = ["teacher_ids", "teacher_encoder_ids", "teacher_answers", "teacher_in
 
 
 class TeacherBatcher:
-    """Makes the teacher's batches.
+    """A maker of the teacher's batches.
 
     Args:
-        rows: from prepare.py.
-        padding: token id that fills up sequences.
-        max_tokens: most tokens of a batch, padding included (a longer example is alone in one).
+        rows: Rows of prepare.py.
+        padding: Token id that fills up sequences.
+        max_tokens: Most tokens of a batch, padding included (a longer example is alone in one).
     """
 
     def __init__(self, rows: Dataset, *, padding: int, max_tokens: int) -> None:
@@ -32,10 +32,10 @@ class TeacherBatcher:
         self._max_tokens = max_tokens
         self.lengths = np.asarray(self._rows["teacher_length"][:])
         self.shortest = int(np.argmin(self.lengths))
-        """The cheapest example, for a rank with nothing to do."""
+        """Number of the shortest example, the cheapest for a rank with nothing to do."""
 
     def groups(self, examples: Sequence[int]) -> list[list[int]]:
-        """The examples, longest first, in groups whose padded size keeps to the budget."""
+        """Group examples, longest first, so that each group's padded size keeps to ``max_tokens``."""
         groups: list[list[int]] = []
         longest = 0
         for example in sorted(examples, key=lambda example: (-self.lengths[example], example)):
@@ -46,5 +46,5 @@ class TeacherBatcher:
         return groups
 
     def batch(self, examples: Sequence[int]) -> SideBatch:
-        """The teacher's side of some examples."""
+        """Make the batch of the teacher's side of some examples."""
         return side_batch(read_rows(self._rows, np.asarray(examples)), "teacher", self._padding)

@@ -1,4 +1,4 @@
-"""The teacher's side of examples alone, for asking it before there is a student."""
+"""The preparation of the teacher's side alone, to precompute its outputs before there is a student."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEACHER_FEATURES = Features(
 
 
 class TeacherEncoding:
-    """Renders and encodes examples for a teacher alone, cut at its ``max_length``.
+    """The work of preparing examples for a teacher alone: rendered, encoded, and cut at its ``max_length``.
 
     A row's ``turns`` are, flattened, [k, 3]: tokens that spell an answer, tokens that end its turn, bytes of its
     text. ``token_bytes`` are the bytes that each spelling token covers; of an answer that was cut they do not add up
@@ -45,11 +45,11 @@ class TeacherEncoding:
         self._all_answers = turns == "all" and side.shows_all_answers
 
     def identity(self) -> dict[str, Any]:
-        """The side, and which answers."""
+        """Return all that decides the rows, besides the examples: the side, and whether all answers are in them."""
         return {"teacher": self._side.identity(), "all_answers": self._all_answers}
 
     def __call__(self, examples: Sequence[Example]) -> list[dict[str, Any] | str]:
-        """A row of TEACHER_FEATURES for each example, or what is wrong with it."""
+        """Make a row of TEACHER_FEATURES of each example, or say what is wrong with it."""
         results: list[dict[str, Any] | str] = [""] * len(examples)
         good: list[tuple[int, Rendered]] = []
         chosen = [example if self._all_answers else example.only_last() for example in examples]
@@ -81,12 +81,12 @@ class TeacherEncoding:
 
 
 def teacher_row(side: EncodedSide, sizes: Sequence[int], max_length: int) -> dict[str, Any]:
-    """A row of TEACHER_FEATURES but for the digest.
+    """Make a row of TEACHER_FEATURES but for the digest.
 
     Args:
-        side: the teacher's tokens.
-        sizes: bytes of each answer's text.
-        max_length: most tokens; what is longer is cut at a token, and its turn's end is then not part of the row.
+        side: Tokens of the teacher.
+        sizes: Bytes of each answer's text.
+        max_length: Most tokens; what is longer is cut at a token, and its turn's end is then not part of the row.
 
     Raises:
         ValueError: nothing of the first answer fits.

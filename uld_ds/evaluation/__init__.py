@@ -1,1 +1,1 @@
-"""How good a student is."""
+"""Evaluation of models: bits per byte, calibration, metrics of answers, and standard suites."""

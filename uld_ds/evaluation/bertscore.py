@@ -1,4 +1,4 @@
-"""BERTScore, which needs a package and a language model of its own: ``pip install 'uld-ds[bertscore]'``."""
+"""The metric BERTScore, which needs a package and a language model of its own: ``pip install 'uld-ds[bertscore]'``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def bertscores(predictions: Sequence[Prediction]) -> list[float]:
-    """F1 of each row, the best reference counts (Zhang et al., arXiv 1904.09675; English, rescaled to a baseline).
+    """Compute the BERTScore F1 of each row's answer; of several references the best counts.
+
+    (Zhang et al., arXiv 1904.09675; English, rescaled to a baseline.)
 
     An answer without words is 0, as is one whose references have none: the package cannot read an empty text.
 

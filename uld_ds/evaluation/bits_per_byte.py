@@ -1,4 +1,4 @@
-"""Held-out bits per byte: compares models across tokenizers, where perplexity per token cannot."""
+"""Held-out bits per byte, which compare models across tokenizers, where perplexity per token cannot."""
 
 from __future__ import annotations
 
@@ -31,24 +31,25 @@ def bits_per_byte(
     device: torch.device,
     calibration: Calibration | None = None,
 ) -> float:
-    """-sum log2 p(answer tokens) / answer bytes, over all ranks and all examples. Collective.
+    """Compute bits per byte over all ranks and all examples: -sum log2 p(answer tokens) / answer bytes. Collective.
 
     Only tokens that spell the answer count. How a side ends its turn is its own convention and has no bytes.
 
     Args:
-        scores: gives a side and, of its answer tokens, [A, 2] the natural log-probability of the token and of the
-            likeliest one there.
-        batcher: the held-out examples.
-        micro_batch_size: examples per forward on one rank.
-        device: of the model.
-        calibration: is told the same tokens, if given.
+        scores: Scorer of a micro-batch: gives a side and, for its A answer tokens, [A, 2] natural log-probabilities, of
+            the token and of the most probable one there.
+        batcher: Batcher of the held-out examples.
+        ranks: Process group.
+        micro_batch_size: Examples per forward on one rank.
+        device: Device of the model.
+        calibration: Counts of confidence that the same tokens are added to, if given.
     """
-    total = torch.zeros(2, dtype=torch.float64, device=device)
+    total = torch.zeros(2, dtype=torch.float64, device=device)  # nats, bytes
     for indices in _dealt(batcher, ranks, micro_batch_size):
         (micro_batch,) = batcher.window([indices])
         micro_batch = micro_batch.to(device)
         side, found = scores(micro_batch)
-        counted = side.answer_in_text * micro_batch.example_weight[side.answer_example]
+        counted = side.answer_in_text * micro_batch.example_weight[side.answer_example]  # [A]
         total[0] -= found[:, 0].double() @ counted.double()
         if calibration is not None:
             calibration.add(found[:, 0], found[:, 1], counted)
@@ -66,12 +67,12 @@ def _dealt(batcher: Batcher, ranks: Ranks, micro_batch_size: int) -> Iterator[np
 
 
 def student_scorer(engine: Any) -> Scores:
-    """By a DistillationEngine's student."""
+    """Make a scorer by the student of a DistillationEngine."""
     return lambda micro_batch: (micro_batch.student, engine.answer_scores(micro_batch))
 
 
 def teacher_scorer(teacher: Any, batcher: TeacherBatcher, device: torch.device) -> Scores:
-    """By an OnlineTeacher; ``batcher`` holds its side of the held-out examples."""
+    """Make a scorer by an OnlineTeacher; ``batcher`` holds its side of the held-out examples."""
 
     def scores(micro_batch: MicroBatch) -> tuple[SideBatch, Tensor]:
         side = batcher.batch(micro_batch.examples).to(device)
@@ -81,7 +82,10 @@ def teacher_scorer(teacher: Any, batcher: TeacherBatcher, device: torch.device) 
 
 
 def stored_scorer(teacher: TeacherSource, batcher: TeacherBatcher, device: torch.device) -> Scores:
-    """Out of a store of the held-out examples; its likeliest tokens are known at temperature 1 alone."""
+    """Make a scorer by a stored teacher of the held-out examples.
+
+    The most probable token's probability is known if the store's temperature is 1; otherwise it is NaN.
+    """
 
     def scores(micro_batch: MicroBatch) -> tuple[SideBatch, Tensor]:
         side = batcher.batch(micro_batch.examples).to(device)

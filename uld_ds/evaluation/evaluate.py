@@ -1,4 +1,4 @@
-"""A model on held-out rows: what it answers, scored against the references, and its bits per byte."""
+"""The evaluation of a model on held-out rows: its answers beside their references, and its bits per byte."""
 
 from __future__ import annotations
 
@@ -26,14 +26,18 @@ Note = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class BitsPerByte:
-    """How many bits a model needs for each byte of answers it has never seen."""
+    """The bits that a model needs for each byte of answers it has never seen."""
 
     mean: float
+    """Bits of all answers by their bytes."""
     low: float
+    """Lower end of the 95 % bootstrap interval over examples."""
     high: float
-    """95 % bootstrap interval over examples."""
+    """Upper end of the 95 % bootstrap interval over examples."""
     examples: int
+    """Examples that were measured."""
     answer_bytes: int
+    """Bytes of their answers."""
 
 
 def answer_rows(
@@ -45,15 +49,15 @@ def answer_rows(
     batch_size: int,
     note: Note = lambda done, total: None,
 ) -> list[tuple[Prediction, Answer]]:
-    """What a model answers, in the order of ``prompts``.
+    """Generate a model's answers, with their references, in the order of ``prompts``.
 
     Args:
-        model: that is asked.
-        prompts: what is asked.
-        references: of each prompt.
-        decoding: how it answers.
-        batch_size: prompts of similar length that are answered together.
-        note: told how many are answered, of how many.
+        model: Model that answers.
+        prompts: Prompts to answer.
+        references: References of each prompt.
+        decoding: Options of decoding.
+        batch_size: Prompts of similar length that are answered together.
+        note: Called with how many are answered, of how many.
     """
     places = {prompt.id: place for place, prompt in enumerate(prompts)}
     said: list[Answer | None] = [None] * len(prompts)
@@ -75,17 +79,17 @@ def answer_rows(
 def bits_per_byte_of(
     model: Model, side: TextSide, rows: Dataset, reader: ExampleReader, *, batch_tokens: int, device: torch.device
 ) -> BitsPerByte | None:
-    """Of a model's own side of the rows' answers; None where no row has one.
+    """Measure a model's bits per byte of the rows' answers, as its own side reads them; None where no row has one.
 
     Only tokens that spell an answer count: how a side ends its turn is its own convention and has no bytes.
 
     Args:
-        model: that is measured.
-        side: how it reads rows.
-        rows: held-out.
-        reader: by the recipe's task.
-        batch_tokens: tokens of a forward.
-        device: of the model.
+        model: Model to measure.
+        side: Side of the model.
+        rows: Held-out rows.
+        reader: Reader of rows by the recipe's task.
+        batch_tokens: Most tokens of a forward.
+        device: Device of the model.
     """
     encode = TeacherEncoding(side, turns="last")
     examples = []
@@ -112,7 +116,14 @@ def bits_per_byte_of(
 
 
 def summed_up(nats: np.ndarray, sizes: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> BitsPerByte:
-    """Of the nats [examples] and bytes [examples] of answers: a ratio of sums, resampled by examples."""
+    """Compute bits per byte from nats [N] and bytes [N] of N answers: a ratio of sums, resampled by examples.
+
+    Args:
+        nats: [N] negative natural log-probability of each answer.
+        sizes: [N] bytes of each answer.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
+    """
     drawn = [nats_to_bits(nats[chosen].sum()) / sizes[chosen].sum() for chosen in resampled(len(nats), resamples, seed)]
     low, high = percentile_interval(np.array(drawn), 0.95)
     mean = nats_to_bits(float(nats.sum())) / float(sizes.sum())

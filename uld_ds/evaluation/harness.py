@@ -21,7 +21,11 @@ _KEY = "evaluation.suites"
 
 
 def check_suites(suites: Sequence[str]) -> None:
-    """Raises UserError when a suite is not known, before a model is loaded."""
+    """Check that all suites are known, before a model is loaded.
+
+    Raises:
+        UserError: the package or a suite is not there.
+    """
     if suites:
         _tasks(suites)
 
@@ -35,15 +39,15 @@ def suite_scores(
     batch_size: int,
     limit: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """What a model scores in each suite.
+    """Measure a model's scores in each suite.
 
     Args:
-        model: that is asked; with the harness it runs no code of its own.
-        precision: of its weights.
-        suites: names that the harness knows, e.g. ``hellaswag``, or a task's YAML file.
-        device: it runs on.
-        batch_size: requests at a time.
-        limit: rows of each suite, for a quick look; all by default.
+        model: Model to measure; with the harness it runs no code of its own.
+        precision: Type of its weights.
+        suites: Names that the harness knows, e.g. ``hellaswag``, or a task's YAML file.
+        device: Device that it runs on.
+        batch_size: Requests at a time.
+        limit: Rows of each suite, for a quick look; all by default.
 
     Returns:
         By suite: ``metrics`` (the harness's own names and units), ``errors`` (standard errors, of the same names),
@@ -69,7 +73,11 @@ def suite_scores(
 
 
 def _tasks(suites: Sequence[str]) -> tuple[Any, list[str]]:
-    """The harness's index with the files among the suites, and all suites by name."""
+    """Load the harness's index with the files among the suites, and name all suites.
+
+    Raises:
+        UserError: the package, a file or a suite is not there.
+    """
     if find_spec("lm_eval") is None:
         raise UserError(_KEY, f"{list(suites)} need lm-evaluation-harness", "pip install 'uld-ds[harness]'")
     from lm_eval.tasks import TaskManager
@@ -88,7 +96,7 @@ def _tasks(suites: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def _of_suite(found: dict[str, Any], name: str) -> dict[str, Any]:
-    """Out of the harness's own results, whose names are like ``acc,none`` and ``acc_stderr,none``."""
+    """Extract a suite's scores from the harness's own results, named like ``acc,none`` and ``acc_stderr,none``."""
     metrics: dict[str, float] = {}
     errors: dict[str, float] = {}
     for label, value in found["results"][name].items():

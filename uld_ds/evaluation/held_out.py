@@ -1,4 +1,4 @@
-"""Held-out evaluation while a run trains: bits per byte, their calibration, and how long measuring took."""
+"""Held-out evaluation while a run trains: bits per byte, calibration, and how long measuring took."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class HeldOut:
     """The held-out examples of a run, and how models are measured on them.
 
     Args:
-        batcher: the examples.
-        micro_batch_size: examples per forward on one rank.
-        ranks: the process group.
-        device: of the models.
+        batcher: Batcher of the examples.
+        micro_batch_size: Examples per forward on one rank.
+        ranks: Process group.
+        device: Device of the models.
     """
 
     def __init__(self, batcher: Batcher, *, micro_batch_size: int, ranks: Ranks, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""How good answers are: token F1, precision, recall, exact match, accuracy and ROUGE against several references.
+"""Metrics of answers: token F1, precision, recall, exact match, accuracy and ROUGE against several references.
 
 Definitions follow the SQuAD evaluation script (Rajpurkar et al., arXiv 1606.05250 and 1806.03822) and the scores
 published with ULD (Boizard et al., arXiv 2402.12030):
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 BERTSCORE = "bertscore"
-# What `--metrics` and tasks may name, and the scores each gives.
+# Metrics that `--metrics` and tasks may name, and the scores each gives.
 METRICS: dict[str, tuple[str, ...]] = {
     "accuracy": ("accuracy",),
     "f1": ("f1",),
@@ -45,18 +45,19 @@ DEFAULT_METRICS = ("f1", "precision", "recall", "em", "rouge")
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of every row."""
+    """The scores of every row."""
 
     names: tuple[str, ...]
+    """Names of the scores, e.g. ``rougeL``."""
     rows: np.ndarray
-    """[rows, names], each between 0 and 1."""
+    """[rows, names] scores, each between 0 and 1."""
 
     def percentages(self) -> dict[str, float]:
-        """Means in percent, two decimals."""
+        """Compute the mean of each score over the rows, in percent, two decimals."""
         return {name: round(100 * float(mean), 2) for name, mean in zip(self.names, self.rows.mean(0), strict=True)}
 
     def intervals(self, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict[str, list[float]]:
-        """Bootstrap confidence interval of each mean, in percent, two decimals.
+        """Compute the bootstrap confidence interval of each mean, in percent, two decimals.
 
         Rows are drawn with replacement, all metrics of a row together (Efron's percentile interval).
         """
@@ -66,19 +67,19 @@ class Scores:
 
 
 def resampled(number: int, resamples: int, seed: int) -> Iterable[np.ndarray]:
-    """Indices of ``number`` rows drawn with replacement, ``resamples`` times."""
+    """Draw indices of ``number`` rows with replacement, [number], ``resamples`` times."""
     draw = np.random.default_rng(seed)
     return (draw.integers(0, number, number) for _ in range(resamples))
 
 
 def percentile_interval(values: np.ndarray, confidence: float) -> np.ndarray:
-    """[2, ...] the values [n, ...] between which ``confidence`` of them lie."""
+    """Compute the two ends, [2, ...], between which ``confidence`` of the values [n, ...] lie."""
     outside = (1 - confidence) / 2
     return np.quantile(values, [outside, 1 - outside], axis=0)
 
 
 def score_names(metrics: Sequence[str], key: str = "--metrics") -> tuple[str, ...]:
-    """The scores that some metrics give, each once.
+    """List the names of the scores that some metrics give, each once.
 
     Raises:
         UserError: an unknown metric, or none.
@@ -92,11 +93,11 @@ def score_names(metrics: Sequence[str], key: str = "--metrics") -> tuple[str, ..
 
 
 def score(predictions: Sequence[Prediction], metrics: Sequence[str] = DEFAULT_METRICS) -> Scores:
-    """Scores of all rows.
+    """Score the answers of all rows.
 
     Args:
-        predictions: at least one.
-        metrics: names in METRICS.
+        predictions: Answers with their references, at least one.
+        metrics: Names in METRICS.
 
     Raises:
         UserError: an unknown metric, no predictions, or a metric whose package is not installed.
@@ -135,7 +136,7 @@ def _row_scores(prediction: Prediction, names: Sequence[str]) -> dict[str, float
 
 
 def _overlap(said: list[str], reference: list[str]) -> tuple[float, float, float]:
-    """F1, precision and recall of two bags of words."""
+    """Compute F1, precision and recall of two bags of words."""
     common = sum((Counter(said) & Counter(reference)).values())
     if common == 0:
         return 0.0, 0.0, 0.0
@@ -144,7 +145,7 @@ def _overlap(said: list[str], reference: list[str]) -> tuple[float, float, float
 
 
 def _label(text: str) -> str:
-    """What an answer decides: its first word (yes, no, maybe)."""
+    """Return an answer's decision: its first word (yes, no, maybe)."""
     return text.split(" ", 1)[0]
 
 
@@ -159,10 +160,10 @@ def _rouge_scorer(names: tuple[str, ...]) -> RougeScorer:
 
 
 def as_references(value: Any) -> tuple[str, ...]:
-    """References from a file: a text, a list of them, or how SQuAD and QED write them.
+    """Read references from a file's value: a text, a list of them, or how SQuAD and QED write them.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the value is none of these.
     """
     if isinstance(value, dict):
         value = value.get("text")

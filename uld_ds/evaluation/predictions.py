@@ -1,4 +1,4 @@
-"""An answer that is scored, and the normal form in which texts are compared."""
+"""Answers to be scored, and the normal form in which texts are compared."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer, and those that count as right; none where there is nothing to answer."""
+    """An answer to be scored, and those that count as right; none where there is nothing to answer."""
 
     text: str
     references: tuple[str, ...]
 
 
 def normalized(text: str) -> str:
-    """As the SQuAD script has it."""
+    """Normalize a text as the SQuAD script does: lower case, without ASCII punctuation, then without articles."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def is_unanswerable(prediction: Prediction) -> bool:
-    """Whether no reference says anything."""
+    """Tell whether a prediction has no reference with words in its normal form."""
     return not any(normalized(reference) for reference in prediction.references)

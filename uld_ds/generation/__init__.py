@@ -1,1 +1,1 @@
-"""Answers of a model to prompts: decoding, and keeping what was answered."""
+"""Generated answers of a model to prompts: decoding, and the folder that keeps the answers."""

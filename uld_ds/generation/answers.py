@@ -1,8 +1,8 @@
-"""Answers on disk: in parts while they are given, as Parquet beside the rows they answer in the end.
+"""Generated answers on disk: in parts while they come, in the end as Parquet beside the rows they answer.
 
 A folder holds ``generation.json`` (who answered, how), ``parts/`` (answers by prompt, one file per batch), and, once
 all are there, ``train.parquet``, ``held_out.parquet`` and ``provenance.json``. Answers of the same teacher, decoding
-and prompt are never asked for twice, whatever rows come or go.
+and prompt are never generated twice, whatever rows come or go.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from uld_ds.utils.files import whole_file, write_whole
 
 SPLITS = ("train", "held_out")
 COLUMNS = (TEACHER_ANSWER, "teacher_model", "teacher_finish", "teacher_tokens", "prompt_digest")
-"""What is put beside a row's own columns."""
+"""Columns that are put beside a row's own."""
 
 
 class AnswerFolder:
-    """The folder of one generation.
+    """The folder of one generation's answers.
+
+    Args:
+        folder: Folder to keep them in; made if missing.
+        identity: Plain values of all that decides the answers: the teacher and its decoding.
 
     Raises:
         UserError: it holds answers of another teacher, or given in another way.
@@ -51,7 +55,7 @@ class AnswerFolder:
             write_whole(known, json.dumps(identity, indent=1), sync=True)
 
     def known(self) -> dict[str, Answer]:
-        """All answers that were given, by the prompt's id. A part that was not written whole is not there."""
+        """Read all answers that are there, by the prompt's id; a part that was not written whole is not."""
         answers: dict[str, Answer] = {}
         for file in sorted(self.parts.glob("*.parquet")):
             for row in pq.read_table(file).to_pylist():
@@ -59,14 +63,14 @@ class AnswerFolder:
         return answers
 
     def finish(self, rows: Dataset, prompts: Prompts, drop: Sequence[str], held_out: float, facts: Any) -> Any:
-        """Writes the splits and what they were made of; returns the latter.
+        """Write the splits and their provenance, and return the latter.
 
         Args:
-            rows: of the data.
-            prompts: all of them answered.
-            drop: which answers are left out: ``empty``, ``truncated``.
-            held_out: share of the questions that are held out.
-            facts: more to note in ``provenance.json``.
+            rows: Rows of the data.
+            prompts: Prompts of these rows, all of them answered.
+            drop: Kinds of answers that are left out: ``empty``, ``truncated``.
+            held_out: Share of the questions that are held out.
+            facts: Further facts to note in ``provenance.json``.
 
         Raises:
             RunError: no answer is left.
@@ -127,7 +131,13 @@ class AnswerFolder:
 
 
 def write_part(parts: Path, ids: Sequence[str], answers: Sequence[Answer]) -> None:
-    """Writes the answers of one batch; whole or not at all."""
+    """Write the answers of one batch of prompts: whole or not at all.
+
+    Args:
+        parts: ``AnswerFolder.parts``.
+        ids: Ids of the prompts.
+        answers: Answers to them, in the same order.
+    """
     table = pa.table(
         {
             "id": list(ids),
@@ -137,6 +147,6 @@ def write_part(parts: Path, ids: Sequence[str], answers: Sequence[Answer]) -> No
         }
     )
     name = hashlib.sha256("".join(ids).encode()).hexdigest()[:24]
-    # Two workers may write the same part after one was thought dead. What is there under its name is never asked again.
+    # Two workers may write the same part after one was thought dead. A part that is there is never generated again.
     with whole_file(parts / f"{name}.parquet", sync=True) as out:
         pq.write_table(table, out)

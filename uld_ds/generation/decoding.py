@@ -1,4 +1,4 @@
-"""How a model answers: greedily or by sampling, and where it stops. For one batch of prompts at a time."""
+"""The decoding of a model's answers: greedy or by sampling, and where it stops; one batch of prompts at a time."""
 
 from __future__ import annotations
 
@@ -22,55 +22,58 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Decoding:
-    """What decides an answer, besides the prompt and the model."""
+    """The options of decoding: all that decides an answer, besides the prompt and the model."""
 
     max_new_tokens: int
+    """Most tokens of an answer, the one that ends the turn included."""
     stop: tuple[str, ...] = ()
-    """The answer ends before the first of these."""
+    """Texts before the first of which an answer ends."""
     temperature: float = 0.0
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     top_p: float = 1.0
+    """Mass of the smallest set of tokens that are sampled from; 1 keeps all tokens."""
     top_k: int = 0
-    """0 keeps all tokens."""
+    """Number of most probable tokens that are sampled from; 0 keeps all tokens."""
     seed: int = 0
+    """Seed of sampling; 0 when decoding is greedy."""
 
     @classmethod
     def of(cls, settings: GenerationSettings, task: Task, seed: int) -> Decoding:
-        """As the recipe says; what it does not say is the task's."""
+        """Make the options that a recipe sets; those that it leaves out are the task's."""
         return cls(
             max_new_tokens=settings.max_new_tokens or task.max_new_tokens,
             stop=task.stop if settings.stop is None else tuple(settings.stop),
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
-            # Greedy answers do not depend on it: another seed must not ask for them again.
+            # Greedy answers do not depend on it: another seed must not generate them again.
             seed=seed if settings.temperature else 0,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the options as plain values."""
         return asdict(self) | {"stop": list(self.stop)}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said."""
+    """A generated answer of a model."""
 
     text: str
-    """Without white space around it, and without what stopped it."""
+    """Text of the answer, without white space around it and without what stopped it."""
     tokens: int
-    """Generated, the one that ends the turn included."""
+    """Tokens that were generated, the one that ends the turn included."""
     finish: Finish
-    """``length``: it was cut off."""
+    """Why the answer ends: ``stop``, or ``length`` where it was cut off."""
 
 
 class Model:
     """A language model that answers batches of prompts.
 
     Args:
-        pretrained: what is loaded.
-        precision: type of the weights.
-        device: where it computes.
+        pretrained: Model to load.
+        precision: Type of the weights.
+        device: Device that it computes on.
     """
 
     def __init__(self, pretrained: Pretrained, precision: DType, device: torch.device) -> None:
@@ -83,21 +86,22 @@ class Model:
         own = self._tokenizer.eos_token_id
         self._ends = sorted({*named, *([] if own is None else [int(own)])})
         self._padding = padding_id(self._tokenizer)
-        # A checkpoint's own sampling options and penalties would be mixed into what is asked for.
+        # A checkpoint's own sampling options and penalties would be mixed into ours.
         self.lm.generation_config = GenerationConfig()
 
     @torch.no_grad()
     def answer(self, prompts: Sequence[Sequence[int]], decoding: Decoding, ids: Sequence[str]) -> list[Answer]:
-        """One answer per prompt.
+        """Generate one answer per prompt.
 
         Args:
-            prompts: token ids, of similar lengths; the shorter ones are padded on the left, for an encoder on the
-                right.
-            decoding: how.
-            ids: what a sampled answer depends on besides the seed; not on the other prompts of the batch.
+            prompts: Token ids of B prompts, of similar lengths; the shorter ones are padded on the left, for an encoder
+                on the right.
+            decoding: Options of decoding.
+            ids: B names that sampled answers depend on besides the seed; they do not depend on the batch's other
+                prompts.
         """
         longest = max(map(len, prompts))
-        input_ids = torch.full((len(prompts), longest), self._padding)
+        input_ids = torch.full((len(prompts), longest), self._padding)  # [B, L]
         mask = torch.zeros_like(input_ids)
         for row, prompt in enumerate(prompts):
             place = slice(longest - len(prompt), None) if self._start is None else slice(len(prompt))
@@ -143,8 +147,8 @@ class Model:
 class SeededSampling(LogitsProcessor):
     """Sampling as a greedy choice among perturbed logits (the Gumbel-max trick), with noise of each prompt's own.
 
-    What a prompt is answered does not depend on which prompts are in its batch, on how many workers there are, or
-    on what was answered before.
+    The answer to a prompt does not depend on which prompts are in its batch, on how many workers there are, or on
+    what was answered before.
     """
 
     def __init__(self, decoding: Decoding, ids: Sequence[str]) -> None:
@@ -152,22 +156,22 @@ class SeededSampling(LogitsProcessor):
         self._draws = [_generator(decoding.seed, name) for name in ids]
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """[B, V] logits -> perturbed ones; those outside top_k and top_p are -inf."""
+        """Perturb logits ``scores`` [B, V]; those outside top_k and top_p become -inf."""
         kept = filtered(scores.float() / self._decoding.temperature, self._decoding.top_k, self._decoding.top_p)
-        uniform = torch.stack(
+        uniform = torch.stack(  # [B, V]
             [torch.rand(scores.shape[1], generator=draw, dtype=torch.float64) for draw in self._draws]
         )
         return kept - torch.log(-torch.log(uniform.clamp_min(1e-300))).to(kept)
 
 
 def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """[B, V] logits with -inf outside the ``top_k`` largest and outside the smallest set of mass ``top_p``."""
+    """Set logits [B, V] to -inf outside the ``top_k`` largest and outside the smallest set of mass ``top_p``."""
     if 0 < top_k < logits.shape[1]:
-        least = logits.topk(top_k).values[:, -1:]
+        least = logits.topk(top_k).values[:, -1:]  # [B, 1]
         logits = logits.masked_fill(logits < least, float("-inf"))
     if top_p < 1:
         ordered, places = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # [B, V]: mass of all larger ones
         outside = torch.zeros_like(before, dtype=torch.bool).scatter(1, places, before >= top_p)
         logits = logits.masked_fill(outside, float("-inf"))
     return logits

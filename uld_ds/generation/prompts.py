@@ -1,4 +1,4 @@
-"""The prompts that rows of data ask, each once, whatever order the rows are in."""
+"""The prompts of rows of data, each once, whatever order the rows are in."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Prompt:
     question: str
     """sha256 of what is asked, without how a teacher is asked."""
     row: int
-    """Where it is in the data."""
+    """Number of its row in the data."""
     ids: np.ndarray
-    """Its tokens."""
+    """Token ids of the prompt."""
 
     def is_held_out(self, share: float) -> bool:
-        """Whether it is among the ``share`` of all questions that are kept for evaluation.
+        """Tell whether the prompt is among the ``share`` of all questions that are kept for evaluation.
 
         A question is or is not, in whatever data it turns up again.
         """
@@ -40,27 +40,32 @@ class Prompt:
 
 @dataclass
 class Prompts:
-    """Prompts, by question; and what became of the other rows."""
+    """The prompts of some rows, and counts of what became of the other rows."""
 
     kept: list[Prompt] = field(default_factory=list)
+    """Prompts to be answered, ordered by question."""
     rows: int = 0
+    """Rows in all."""
     duplicates: int = 0
+    """Rows that ask the same as another."""
     too_long: int = 0
+    """Prompts with too many tokens."""
     unusable: int = 0
+    """Rows that cannot be used."""
 
 
 def collect_prompts(
     rows: Dataset, reader: ExampleReader, side: TextSide, *, max_tokens: int, on_bad_example: str, key: str
 ) -> Prompts:
-    """What rows ask one side.
+    """Collect the prompts that rows ask one side, each question once.
 
     Args:
-        rows: of the data.
-        reader: by the recipe's task.
-        side: the teacher's, or whoever is asked.
-        max_tokens: longest prompt.
+        rows: Rows of the data.
+        reader: Reader of rows by the recipe's task.
+        side: Side of the teacher, or of another model that answers.
+        max_tokens: Most tokens of a prompt.
         on_bad_example: ``error`` or ``skip``.
-        key: of the data in the recipe.
+        key: Key of the data in the recipe.
 
     Raises:
         UserError: an unusable row under ``on_bad_example: error``, or no usable row.
@@ -103,13 +108,13 @@ def collect_prompts(
 
 
 def as_prompt(question: Question) -> Example:
-    """An Example whose answer is still to be given."""
+    """Make an Example of a question whose answer may still be missing: it is then empty."""
     answer = {"role": "assistant", "content": question.answer or ""}
     return Example((*question.messages, answer), (len(question.messages),), question.teacher)
 
 
 def batches_by_length(prompts: Iterable[Prompt], batch_size: int) -> list[list[Prompt]]:
-    """Prompts of similar length together, the longest first: what does not fit into memory shows at once."""
+    """Batch prompts of similar length, the longest first: what does not fit into memory shows at once."""
     ordered = sorted(prompts, key=lambda prompt: (-len(prompt.ids), prompt.id))
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 

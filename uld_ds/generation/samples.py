@@ -1,4 +1,4 @@
-"""Generate a few sample answers of a model that is at hand, sharded or whole."""
+"""A few sample answers of a model that is loaded already, sharded or whole."""
 
 from __future__ import annotations
 
@@ -20,9 +20,18 @@ REPETITION_PENALTY = 1.3
 def sample_answers(
     lm: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, side: str, max_new_tokens: int, device: torch.device
 ) -> list[str]:
-    """What a model answers to the first prompts of prepared rows: the likeliest token each time.
+    """Generate a model's answers to the first NUM_ANSWERS prompts of prepared rows, greedily.
 
-    Of a model that is sharded over ranks: collective, and the same on all of them.
+    Repetition is penalized by REPETITION_PENALTY. Of a model that is sharded over ranks: collective, and the same on
+    all of them.
+
+    Args:
+        lm: Transformers model.
+        tokenizer: Tokenizer of the model.
+        rows: Rows of prepare.py.
+        side: ``student`` or ``teacher``.
+        max_new_tokens: Most tokens of an answer; 0 for no answers.
+        device: Device of the model.
     """
     if max_new_tokens == 0:
         return []
@@ -51,7 +60,7 @@ def sample_answers(
 
 
 def _prompt_ids(row: dict[str, Any], side: str) -> list[int]:
-    """The tokens of a prepared row's prompt, up to its last answer."""
+    """Return the token ids of a prepared row's prompt, up to its last answer."""
     encoder = row[f"{side}_encoder_ids"]
     if encoder:
         return list(encoder)

@@ -1,1 +1,1 @@
-"""Pretrained models: finding, checking and shaping them; the row model and its output head."""
+"""Pretrained models: how they are found, checked and shaped; the row model and its output head."""

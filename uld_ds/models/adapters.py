@@ -1,4 +1,4 @@
-"""A student's shape: the layers it keeps of a larger model, parameters that stay as they are, low-rank adapters."""
+"""A student's trainable parameters: those frozen by name, and low-rank adapters beside a frozen model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WRAPPED = "base_model.model."
 
 
 def shaped(model: Any, settings: StudentSettings) -> Any:
-    """The model with some of it frozen, or wrapped with adapters, as the recipe says.
+    """Freeze some of a model, or wrap it with adapters, as the recipe says.
 
     Raises:
         UserError: parameters to freeze, or layers to adapt, that are not there.
@@ -29,11 +29,11 @@ def shaped(model: Any, settings: StudentSettings) -> Any:
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Keeps parameters as they are.
+    """Freeze the parameters whose names match one of some patterns.
 
     Args:
-        model: the student.
-        patterns: of parameters' names, e.g. ``model.layers.0.*``.
+        model: Student; changed in place.
+        patterns: Patterns of parameters' names, e.g. ``model.layers.0.*``.
 
     Raises:
         UserError: a pattern that names none, or nothing is left to learn.
@@ -54,7 +54,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def with_adapters(model: Any, settings: LoraSettings) -> Any:
-    """The model wrapped by PEFT, all its own parameters frozen, with low-rank adapters to learn.
+    """Wrap a model by PEFT: all its own parameters frozen, with low-rank adapters to learn.
 
     (Hu et al., arXiv 2106.09685: a linear layer's ``W x`` becomes ``W x + alpha / rank * B A x``, with B zero.)
 
@@ -91,21 +91,21 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def is_adapted(model: object) -> bool:
-    """Whether ``with_adapters`` made it."""
+    """Tell whether a model has adapters of ``with_adapters``."""
     return hasattr(model, "peft_config")
 
 
 def merged(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the model that adapters make of their base: in them, nothing is left of adapters.
+    """Merge the weights of adapters into those of their base: in what is returned, nothing is left of adapters.
 
     Of a base in 4 bits they are what these stand for, not what it was made of: adapters have learned beside those.
 
     Args:
-        model: from ``with_adapters``; its own weights may be in shards.
-        weights: all of them, whole, by the wrapped model's names.
+        model: Model of ``with_adapters``; its own weights may be in shards.
+        weights: All weights, whole, by the wrapped model's names.
 
     Returns:
-        By the names of ``model.get_base_model()`` without adapters, in the types they had.
+        Weights by the names of ``model.get_base_model()`` without adapters, in the types they had.
     """
     plain = {
         name.removeprefix(_WRAPPED).replace(".base_layer.", "."): tensor
@@ -117,6 +117,7 @@ def merged(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         plain = dequantized(base, plain)
     for name, layer in base.named_modules():
         if ADAPTER in getattr(layer, "lora_A", {}):
+            # [R, in] and [out, R]
             down, up = (weights[f"{_WRAPPED}{name}.lora_{part}.{ADAPTER}.weight"].float() for part in "AB")
             # Some architectures keep their matrices transposed.
             transposed = layer.fan_in_fan_out or is_transposed(layer.base_layer)

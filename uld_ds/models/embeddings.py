@@ -1,4 +1,4 @@
-"""A model's embeddings made anew, for a tokenizer that is not its own."""
+"""New embeddings for a model, for a tokenizer that is not its own."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 def remake_embeddings(
     model: PreTrainedModel, old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase, *, spelled: bool
 ) -> None:
-    """Gives the model embeddings and an output head of ``len(new)`` rows; they are one matrix if they were one.
+    """Give a model embeddings and an output head of ``len(new)`` rows; they are one matrix if they were one.
 
     Args:
-        model: whole, on the CPU; changed in place.
-        old: its tokenizer so far.
-        new: the one it will have.
-        spelled: each row is the mean of the rows of those old tokens that spell the new one (as in Gee et al., Fast
-            Vocabulary Transfer, EMNLP 2022; here by bytes: the longest first). Otherwise, and for tokens that nothing
-            spells, rows are drawn from a normal distribution with the mean and deviation that each column had.
+        model: Model, whole and on the CPU; changed in place.
+        old: Tokenizer of the model so far.
+        new: Tokenizer that it will have.
+        spelled: Whether each row is the mean of the rows of those old tokens that spell the new one (as in Gee et al.,
+            Fast Vocabulary Transfer, EMNLP 2022; here by bytes: the longest first). Otherwise, and for tokens that
+            nothing spells, rows are drawn from a normal distribution with the mean and deviation that each column had.
 
     Raises:
         UserError: ``spelled`` with a tokenizer whose tokens' bytes cannot be told.
@@ -47,7 +47,13 @@ def remake_embeddings(
 
 
 def _rows(weight: Tensor, sources: list[list[int]]) -> Tensor:
-    """[V_old, H] and, for each new row, the old ones it is the mean of -> [V_new, H]."""
+    """Make new rows [V_new, H] of old ones.
+
+    Args:
+        weight: [V_old, H].
+        sources: For each of the V_new rows, the old ones that it is the mean of; drawn at random where there are none.
+    """
+    # [V_new, H]
     rows = weight.mean(0) + weight.std(0) * torch.randn(len(sources), weight.shape[1], dtype=weight.dtype)
     known = [(row, len(ids)) for row, ids in enumerate(sources) if ids]
     if not known:
@@ -59,10 +65,10 @@ def _rows(weight: Tensor, sources: list[list[int]]) -> Tensor:
 
 
 def spellings(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> list[list[int]]:
-    """For each of the new tokenizer's tokens the old tokens that spell it, the longest first; [] where none do.
+    """Spell each of the new tokenizer's tokens in ids of old tokens, the longest first; [] where none do.
 
     Raises:
-        UserError: what the tokens of one of them spell cannot be told.
+        UserError: the bytes of one tokenizer's tokens cannot be told.
     """
     ids = _vocabulary(old).by_bytes()
     longest = max(map(len, ids), default=0)

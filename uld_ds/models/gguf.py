@@ -1,4 +1,4 @@
-"""GGUF files: dequantized once into a model directory, as which they are loaded ever after."""
+"""GGUF files, each dequantized once into a model directory, as which it is loaded ever after."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def dequantized_folder(folder: Path, gguf_file: str, key: str) -> Path:
     """Dequantize a GGUF file into a model directory with safetensors (bf16) and its tokenizer, in the cache.
 
     Args:
-        folder: that holds the file.
-        gguf_file: its path inside the folder.
-        key: the model's section in the recipe, for messages.
+        folder: Folder that holds the file.
+        gguf_file: Path of the file inside the folder.
+        key: Section of the model in the recipe, for messages.
 
     Returns:
         The directory; one that is there already is not made again.
@@ -62,5 +62,5 @@ def dequantized_folder(folder: Path, gguf_file: str, key: str) -> Path:
 
 
 def _bars_only_on_a_terminal() -> AbstractContextManager[Any]:
-    """A progress bar redrawn into a log file is noise; on a terminal it tells that something happens."""
+    """Silence progress bars, unless on a terminal, where they tell that something happens; in a log they are noise."""
     return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())

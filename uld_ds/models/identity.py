@@ -1,4 +1,4 @@
-"""What identifies a model: a hub's commit, or a digest of its weights."""
+"""The identity of a model: a hub's commit, or a digest of its weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _AT_A_TIME = 8
 
 
 def model_identity(model: Pretrained) -> tuple[str | None, str]:
-    """Revision and digest of a model.
+    """Return the revision and the digest of a model.
 
     Of a hub id, the commit, which is both. Of a directory, a sha256 over its configuration and weights; files are
-    read once and remembered by name, size and time of change.
+    read once, and their digests cached by name, size and time of change.
     """
     folder, revision = Path(model.place), model.revision
     if folder.is_dir():
@@ -35,7 +35,7 @@ def model_identity(model: Pretrained) -> tuple[str | None, str]:
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 over the names and contents of the configuration and the weights in a directory."""
+    """Compute the sha256 over the names and contents of the configuration and the weights in a directory."""
     files = sorted({file for pattern in ("config.json", *WEIGHTS) for file in folder.glob(pattern)})
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         digests = pool.map(_remembered_digest, files)

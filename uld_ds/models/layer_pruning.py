@@ -1,4 +1,4 @@
-"""Start a student from some layers of a larger model."""
+"""Layer pruning: a student started from some layers of a larger model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from uld_ds.models.architectures import auto_class, is_encoder_decoder
 
 
 def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """A model of some of another's layers; what is before, between and after them is the other's.
+    """Make a model of some of another's layers; what is before, between and after them is the other's.
 
     Args:
-        model: decoder-only, on the CPU. It is taken apart.
-        kept: numbers of layers, from 0, in order.
+        model: Decoder-only model on the CPU. It is taken apart.
+        kept: Numbers of the layers to keep, from 0, in order.
 
     Raises:
         UserError: layers that it does not have, or an architecture that cannot go without some.
@@ -42,7 +42,7 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
 
 
 def keep_in_config(config: Any, kept: Sequence[int]) -> None:
-    """Makes a configuration that of a model with some of its layers."""
+    """Change a configuration, in place, to that of a model with some of its layers."""
     number = config.num_hidden_layers
     for name, value in list(vars(config).items()):
         # What a configuration says of each layer, e.g. how wide its attention looks.
@@ -56,7 +56,13 @@ def _is_stack(module: nn.Module, number: int) -> bool:
 
 
 def _made_anew(model: PreTrainedModel, key: str, name: str) -> PreTrainedModel:
-    """The same weights in a model that its configuration makes, as whoever loads it will have it."""
+    """Put a model's weights into one that its configuration makes, and check that it computes the same logits.
+
+    It is the model that whoever loads the checkpoint will have.
+
+    Raises:
+        UserError: it computes others: the architecture treats layers by their number.
+    """
     new = auto_class(model.config).from_config(model.config, dtype=model.dtype).eval()
     new.load_state_dict(model.state_dict())
     new.generation_config = model.generation_config

@@ -1,4 +1,4 @@
-"""Where the model of a recipe is, and whether a run can use it, before anything is loaded.
+"""The place of a recipe's model, and whether a run can use it, before anything is loaded.
 
 A directory, a hub id, an installed package or a GGUF file: all end as a *model directory* in Hugging Face layout or a
 hub id, so that there is one way to load, ``Pretrained``. Looked at are the configuration, the kind of weights, whose
@@ -21,14 +21,15 @@ from uld_ds.utils.files import in_home
 
 
 def locate_model(settings: ModelSettings, key: str) -> str:
-    """A model's directory or hub id, ready for ``from_pretrained`` with ``settings.revision``.
+    """Find a model's directory or hub id, ready for ``from_pretrained`` with ``settings.revision``.
 
     Args:
-        settings: a recipe's teacher or student section with ``model`` set.
-        key: that section's name, for messages.
+        settings: Teacher or student section of a recipe, with ``model`` set.
+        key: Name of that section, for messages.
 
     Raises:
-        UserError: a package that is not installed, a path or GGUF file that does not exist, an unknown hub id.
+        UserError: a package that is not installed, a path or GGUF file that does not exist, an unknown hub id, weights
+            that are not safetensors, code that the recipe does not trust, or a ``max_length`` beyond its positions.
     """
     place = settings.model
     is_package = place.startswith(PACKAGE)

@@ -29,13 +29,14 @@ class OpenLinear(nn.Linear):
     shift: float = 0.0
 
     def forward(self, hidden: Tensor, use: Callable[[Tensor, Tensor, Tensor | None], T] | None = None) -> Any:
+        """Apply the layer to ``hidden`` [..., in], or return what ``use(hidden, weight, bias)`` returns, if given."""
         weight = self.weight + self.shift if self.shift else self.weight
         return F.linear(hidden, weight, self.bias) if use is None else use(hidden, weight, self.bias)
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """What LoRA adds to logits [N, V]: ``(hidden @ down.T * scale) @ up.T``, R ranks over all active adapters."""
+    """The part that LoRA adds to logits [N, V]: ``(hidden @ down.T * scale) @ up.T``, R ranks over active adapters."""
 
     down: Tensor
     """[R, H], LoRA's A."""
@@ -45,26 +46,27 @@ class LowRank:
     """[R] float32; no gradient."""
 
     def inner(self, hidden: Tensor) -> Tensor:
-        """[N, H] -> [N, R], scaled: what ``up`` is applied to."""
+        """Project hidden states [N, H] down to [N, R], scaled: what ``up`` is applied to."""
         return (F.linear(hidden.to(self.down.dtype), self.down) * self.scale).to(self.down.dtype)
 
     def __call__(self, hidden: Tensor) -> Tensor:
+        """Compute the logits [N, V] that LoRA adds for hidden states [N, H]."""
         return F.linear(self.inner(hidden), self.up)
 
 
 class HeadWeights(NamedTuple):
-    """All of a head, whole."""
+    """All weights of a head, whole."""
 
     weight: Tensor
-    """[V, H]."""
+    """[V, H] of the linear layer."""
     bias: Tensor | None
-    """[V]."""
+    """[V] of the linear layer, if it has one."""
     low_rank: LowRank | None
-    """None without LoRA, or while no adapter is active."""
+    """LoRA's part; None without LoRA, or while no adapter is active."""
 
 
 def open_head(head: nn.Module) -> str | None:
-    """Makes ``lend`` possible, or says why it is not.
+    """Make ``lend`` possible for a head, in place, or say why it is not.
 
     Returns:
         None, or what the head is or has that keeps it from lending its weights, to follow "its output head".
@@ -81,18 +83,19 @@ def open_head(head: nn.Module) -> str | None:
 
 
 def lend(head: nn.Module, hidden: Tensor, use: Callable[[Tensor, HeadWeights], T]) -> T:
-    """What ``use(hidden, weights)`` returns, called while all of the head's weights are whole.
+    """Call ``use(hidden, weights)`` while all of the head's weights are whole, and return what it returns.
 
     Args:
-        head: one that ``open_head`` has found nothing against.
+        head: Head that ``open_head`` has found nothing against.
         hidden: [N, H]. Goes through the head, because ZeRO-3's hooks mark a module's backward by its inputs.
+        use: Function of hidden states and whole weights.
     """
     return _nested(_linears(head), hidden, lambda hidden, parts: use(hidden, _joined(head, parts)))
 
 
 @contextmanager
 def shifted_adapters(head: nn.Module) -> Iterator[None]:
-    """Lets ``head`` run as if every B of its adapters were larger by one.
+    """Let ``head`` run as if every B of its adapters were larger by one.
 
     LoRA starts with B = 0, where a wrong low-rank part could not be told from a right one. Neither parameters nor
     their shards are touched.
@@ -132,19 +135,19 @@ def _joined(head: nn.Module, parts: list[_Part]) -> HeadWeights:
         return HeadWeights(weight, bias, None)
     downs, ups = [down for down, _ in adapters[::2]], [up for up, _ in adapters[1::2]]
     scales: Any = head.scaling
-    scale = torch.cat(
+    scale = torch.cat(  # [R]
         [
             torch.full((len(down),), float(scales[name]), device=down.device)
             for name, down in zip(_active_adapters(head), downs, strict=True)
         ]
     )
-    # One adapter's matrices are used as they are; autograd takes a concatenation apart again.
+    # [R, H] and [V, R]. One adapter's matrices are used as they are; autograd takes a concatenation apart again.
     down, up = (downs[0], ups[0]) if len(downs) == 1 else (torch.cat(downs), torch.cat(ups, dim=1))
     return HeadWeights(weight, bias, LowRank(down, up, scale))
 
 
 def _linears(head: Any) -> list[nn.Module]:
-    """The linear layers that make up a head: the base, then A and B of every adapter in use."""
+    """List the linear layers that make up a head: the base, then A and B of every adapter in use."""
     if not _is_lora(head):
         return [head]
     adapters = [part for name in _active_adapters(head) for part in (head.lora_A[name], head.lora_B[name])]
@@ -152,7 +155,7 @@ def _linears(head: Any) -> list[nn.Module]:
 
 
 def _active_adapters(head: Any) -> list[str]:
-    """Those that add something of their own: not those switched off, nor those merged into the base's weight."""
+    """List the adapters that add something: not those switched off, nor those merged into the base's weight."""
     if getattr(head, "disable_adapters", False) or getattr(head, "merged", False):
         return []
     return [name for name in head.active_adapters if name in head.lora_A]

@@ -24,21 +24,21 @@ class Pretrained:
     """
 
     place: str
-    """A directory in Hugging Face layout, or a hub id."""
+    """Directory in Hugging Face layout, or hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; it means nothing for a directory."""
     key: str = "model"
-    """What the user gave the place with, for messages, e.g. ``teacher.model``."""
+    """Recipe key or option that the user gave the place with, for messages, e.g. ``teacher.model``."""
     code: RemoteCodeSettings | None = None
-    """The repository whose code may be run, at the commit that somebody has read; with None no code is run."""
+    """Repository whose code may be run, at the commit that somebody has read; with None no code is run."""
 
     @classmethod
     def from_settings(cls, settings: ModelSettings, section: str) -> Pretrained:
         """Locate the model that a recipe names.
 
         Args:
-            settings: a recipe's teacher or student section with ``model`` set.
-            section: that section's name, for messages.
+            settings: Teacher or student section of a recipe, with ``model`` set.
+            section: Name of that section, for messages.
 
         Raises:
             UserError: as ``locate_model``: there is no such model, it cannot be used, or it needs code that the recipe
@@ -51,9 +51,9 @@ class Pretrained:
         """Describe the model of a recipe's section at a place that is known.
 
         Args:
-            place: of ``locate_model``, or of the student that was made for a run.
-            settings: a recipe's teacher or student section.
-            section: that section's name, for messages.
+            place: Place of ``locate_model``, or of the student that was made for a run.
+            settings: Teacher or student section of a recipe.
+            section: Name of that section, for messages.
         """
         return cls(place, settings.revision, f"{section}.model", trusted_code(settings))
 
@@ -61,7 +61,7 @@ class Pretrained:
         """Read the configuration.
 
         Args:
-            options: more of them for transformers' ``from_pretrained``, e.g. ``gguf_file``.
+            **options: Further options of transformers' ``from_pretrained``, e.g. ``gguf_file``.
 
         Raises:
             Exception: whatever transformers' reading runs into; ``from_settings`` has read it once, with our messages.
@@ -99,7 +99,7 @@ class Pretrained:
         """Load the model with its output head, from safetensors alone.
 
         Args:
-            options: more of them for transformers' ``from_pretrained``, e.g. ``dtype``.
+            **options: Further options of transformers' ``from_pretrained``, e.g. ``dtype``.
 
         Returns:
             The model; with ``output_loading_info`` also which of its weights were found.

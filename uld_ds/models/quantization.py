@@ -1,4 +1,4 @@
-"""A student whose frozen linear layers are held in 4 bits, beside the adapters that learn (QLoRA).
+"""Quantization of a student's frozen linear layers to 4 bits, beside the adapters that learn (QLoRA).
 
 NF4 with doubly quantized scales, as in Dettmers et al., arXiv 2305.14314, by bitsandbytes: 4 bits a weight, 8 bits for
 each block of 64, and 32 bits for 256 blocks. Embeddings, norms and the output head keep the student's precision, and so
@@ -29,7 +29,11 @@ BYTES_PER_WEIGHT = 0.5 + 1 / _BLOCK + 4 / (_BLOCK * 256)
 
 
 def check_installed(settings: StudentSettings) -> None:
-    """Raises UserError where a recipe asks for 4 bits and nothing is there that makes them."""
+    """Check that bitsandbytes is installed where a recipe asks for 4 bits.
+
+    Raises:
+        UserError: it is not.
+    """
     if settings.quantize is not None and find_spec("bitsandbytes") is None:
         fix = "pip install 'uld-ds[qlora]', on every node, or leave it out"
         raise UserError("student.lora.quantize", f"{settings.quantize!r} needs bitsandbytes, which is not there", fix)
@@ -38,16 +42,16 @@ def check_installed(settings: StudentSettings) -> None:
 def loading_options(
     settings: StudentSettings, of_model: PreTrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Any]:
-    """For ``from_pretrained``: each weight is quantized as it is read, on the device where it stays.
+    """Make the options of ``from_pretrained`` by which each weight is quantized as it is read.
 
     Args:
-        settings: with ``quantize``.
-        of_model: the model's configuration.
-        dtype: of everything that is computed.
-        device: of this rank.
+        settings: Student section of a recipe, with ``quantize`` set.
+        of_model: Configuration of the model.
+        dtype: Type of everything that is computed.
+        device: Device of this rank, where the weights are quantized and stay.
 
     Raises:
-        UserError: as ``check_quantizable``.
+        UserError: as ``check_installed`` and ``check_quantizable``.
     """
     check_installed(settings)
     with torch.device("meta"):
@@ -65,20 +69,21 @@ def loading_options(
 
 
 def quantized_linears(model: PreTrainedModel) -> list[str]:
-    """Names of the layers that are held in 4 bits: all linear ones but the output head, those that the architecture
-    keeps in fp32, and those whose input is no multiple of 64 wide.
+    """List the names of the layers that are held in 4 bits.
 
-    A block of the latter may lie in two rows, where bitsandbytes takes another block's scale on a CPU (seen in 0.50.2).
+    These are all linear ones but the output head, those that the architecture keeps in fp32, and those whose input is
+    no multiple of 64 wide. A block of the latter may lie in two rows, where bitsandbytes takes another block's scale
+    on a CPU (seen in 0.50.2).
 
     Args:
-        model: as it is without; its weights need not exist.
+        model: Model that is not quantized; its weights need not exist.
     """
     left = HfQuantizer.get_modules_to_not_convert(model, None, list(model._keep_in_fp32_modules or ()))
     return [name for name, width in _linears(model) if width % _BLOCK == 0 and should_convert_module(name, left)]
 
 
 def _linears(model: nn.Module) -> Iterable[tuple[str, int]]:
-    """Names and widths of what may be quantized."""
+    """Yield names and input widths of the linear layers that may be quantized."""
     for name, part in model.named_modules():
         if type(part) in (nn.Linear, Conv1D):
             weight: Any = part.weight
@@ -86,7 +91,11 @@ def _linears(model: nn.Module) -> Iterable[tuple[str, int]]:
 
 
 def check_quantizable(settings: StudentSettings, model: PreTrainedModel) -> None:
-    """Raises UserError where a recipe asks for 4 bits, and a model has no layer for them, or is in some already."""
+    """Check that a model can be held in 4 bits, where a recipe asks for them.
+
+    Raises:
+        UserError: the model has no layer for them, or its weights are quantized already.
+    """
     key = "student.lora.quantize"
     if settings.quantize is None:
         return
@@ -99,7 +108,7 @@ def check_quantizable(settings: StudentSettings, model: PreTrainedModel) -> None
 
 
 def settle(model: Any) -> None:
-    """Makes a loaded model compute in evaluation what it computes in training, and lets go of its files."""
+    """Make a loaded model compute in evaluation what it computes in training, and let go of its files."""
     for parameter in model.parameters():
         if parameter.device.type == "cpu":
             # What is not quantized may lie in a file that is mapped into memory, with all else that was read of it.
@@ -111,7 +120,7 @@ def settle(model: Any) -> None:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether it, or what it wraps, was loaded with ``loading_options``."""
+    """Tell whether a model, or one that it wraps, was loaded with ``loading_options``."""
     return any(getattr(part, "is_loaded_in_4bit", False) for part in model.modules())
 
 
@@ -122,11 +131,15 @@ def _layers(model: Any) -> Iterable[tuple[str, Any]]:
 
 
 def dequantized(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with those that are held in 4 bits as plain matrices, on the CPU, in the type the model computes in.
+    """Dequantize those weights that are held in 4 bits, on the CPU, to the type that the model computes in.
 
     Args:
-        model: whose layers are quantized, some of them inside of adapters.
-        weights: by the names they have without adapters; of a quantized one its packed bytes, and its scales beside it.
+        model: Model whose layers are quantized, some of them inside of adapters.
+        weights: Weights by the names they have without adapters; of a quantized one its packed bytes, and its scales
+            beside it.
+
+    Returns:
+        All weights, the quantized ones as plain matrices without scales.
     """
     from bitsandbytes.functional import dequantize_4bit
 
@@ -142,12 +155,12 @@ def dequantized(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_transposed(layer: Any) -> bool:
-    """Whether the weight of a quantized layer is the other way round where it is not quantized."""
+    """Tell whether the weight of a quantized layer is transposed where it is not quantized."""
     return getattr(layer, "source_cls", None) is Conv1D
 
 
 def unquantized_like(model: Any) -> PreTrainedModel:
-    """A model of the same configuration with plain layers and no weights, to save some as."""
+    """Make a model of the same configuration with plain layers and no weights, to save dequantized weights as."""
     config = copy.deepcopy(model.config)
     del config.quantization_config
     with torch.device("meta"):
@@ -160,15 +173,15 @@ def unquantized_like(model: Any) -> PreTrainedModel:
 
 
 def learning(module: nn.Module) -> set[str]:
-    """Names of the parameters that a checkpoint of a quantized student holds."""
+    """Collect the names of the parameters that learn, those that a checkpoint of a quantized student holds."""
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def load_learning(src: dict[str, Tensor], dst: nn.Module) -> None:
-    """Puts what a checkpoint holds into the module; DeepSpeed calls it with these names.
+    """Load the parameters that learn from a checkpoint into a module; DeepSpeed calls it with these names.
 
     Raises:
-        ValueError: it is of other parameters than those that learn.
+        ValueError: the checkpoint is of other parameters than those that learn.
     """
     if src.keys() != learning(dst):
         other = sorted(src.keys() ^ learning(dst))
@@ -177,7 +190,10 @@ def load_learning(src: dict[str, Tensor], dst: nn.Module) -> None:
 
 
 def base_digest(module: Any) -> str:
-    """sha256 of everything frozen, of 4-bit weights their bytes and scales. Computed once: nothing changes it."""
+    """Compute the sha256 of everything frozen, of 4-bit weights their bytes and scales.
+
+    Computed once: nothing changes it.
+    """
     found: str | None = getattr(module, "frozen_digest", None)
     if found is None:
         digest = hashlib.sha256()

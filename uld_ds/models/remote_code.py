@@ -1,4 +1,4 @@
-"""Code that comes with a model: none is run, but of one repository at one commit where the recipe says so.
+"""Code that comes with a model: none is run, except of one repository at one commit where the recipe says so.
 
 A class that a model brings is named in its ``config.json`` or ``tokenizer_config.json`` under ``auto_map``, as
 ``module.Class`` for a module beside that file, or as ``organization/name--module.Class`` for one of another
@@ -22,7 +22,7 @@ _FILES = ("config.json", "tokenizer_config.json")
 
 
 def needs_code(place: str, key: str) -> UserError:
-    """For a model that cannot be loaded without code of its own, which nobody has trusted."""
+    """Make the error of a model that cannot be loaded without code of its own, which nobody has trusted."""
     problem = f"{place!r} needs code of its own, and uld-ds runs none that comes with a model unless told to"
     if not key.startswith("teacher"):
         return UserError(key, problem, "use a model that transformers knows (only a teacher may have code of its own)")
@@ -35,12 +35,12 @@ def needs_code(place: str, key: str) -> UserError:
 
 
 def check_remote_code(settings: ModelSettings, place: str, key: str) -> None:
-    """Sees to it that no code but the recipe's would be run.
+    """Check that loading a model would run no code but that which the recipe trusts.
 
     Args:
-        settings: of the model; those of a teacher may trust a repository.
-        place: directory or hub id.
-        key: the model's section in the recipe, for messages.
+        settings: Section of the model; that of a teacher may trust a repository.
+        place: Directory or hub id.
+        key: Name of the section in the recipe, for messages.
 
     Raises:
         UserError: the model's configuration names code of another repository or of its own folder, or a hub id whose
@@ -87,7 +87,7 @@ def _content(place: str, name: str, revision: str | None) -> Mapping[str, Any]:
 
 
 def _classes(content: Mapping[str, Any]) -> Iterator[str]:
-    """All names under ``auto_map``, wherever in a configuration it is: parts of a model have their own."""
+    """Yield all names under ``auto_map``, wherever in a configuration it is: parts of a model have their own."""
     for key, value in content.items():
         if key == "auto_map":
             yield from _texts(value)

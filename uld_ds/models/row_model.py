@@ -31,25 +31,26 @@ _CHUNK_ELEMENTS_ACCELERATOR = 1 << 27
 
 @dataclass(frozen=True)
 class LogitMap:
-    """What an architecture does to its logits after the output head: ``cap * tanh(scale * z / cap)``."""
+    """The map that an architecture applies to its logits after the output head: ``cap * tanh(scale * z / cap)``."""
 
     scale: float = 1.0
     cap: float | None = None
 
     @classmethod
     def of(cls, config: Any) -> LogitMap:
-        """As the configuration says; whether that is all there is to it is measured by ``choose_head_path``."""
+        """Read the map from a configuration; ``choose_head_path`` measures whether that is all there is to it."""
         text = config.get_text_config()
         multiplied = getattr(text, "logit_scale", None) or 1.0
         divided = getattr(text, "logits_scaling", None) or 1.0
         return cls(multiplied / divided, getattr(text, "final_logit_softcapping", None))
 
     def __call__(self, logits: Tensor) -> Tensor:
+        """Map logits of any shape."""
         scaled = logits if self.scale == 1.0 else logits * self.scale
         return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
 
     def backward_(self, grad: Tensor, mapped: Tensor) -> Tensor:
-        """Gradient before the map out of the one after it, in place; ``mapped`` is what the map returned."""
+        """Turn the gradient after the map into the one before it, in place; ``mapped`` is what the map returned."""
         if self.cap is not None:
             grad.mul_(1 - (mapped.to(grad.dtype) / self.cap) ** 2)
         return grad if self.scale == 1.0 else grad.mul_(self.scale)
@@ -68,7 +69,7 @@ class Head:
     low_rank: LowRank | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, V] in the type of ``hidden``."""
+        """Compute logits [N, V] of hidden states [N, H], in the type of ``hidden``."""
         if self.weight is None:
             return hidden
         logits = F.linear(hidden, self.weight, self.bias)
@@ -78,7 +79,7 @@ class Head:
         return self.logit_map(logits)
 
     def chunks(self, hidden: Tensor) -> Iterator[slice]:
-        """Slices of the rows whose logits may exist at a time; one empty slice when there are no rows."""
+        """Yield slices of the rows whose logits may exist at a time; one empty slice when there are no rows."""
         budget = _CHUNK_ELEMENTS_CPU if hidden.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
         vocab_size = hidden.shape[1] if self.weight is None else self.weight.shape[0]
         step = max(1, budget // vocab_size)
@@ -90,7 +91,7 @@ Consume = Callable[[Tensor, Head], T]
 
 
 class RowModel(nn.Module):
-    """Wraps a language model, with an encoder or without; the unit that DeepSpeed gets, for teacher and student."""
+    """A wrapped language model, with an encoder or without; the unit that DeepSpeed gets, for teacher and student."""
 
     def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
@@ -101,7 +102,7 @@ class RowModel(nn.Module):
         self.direct_head = open_head(lm.get_output_embeddings()) is None
 
     def forward(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
-        """Calls ``consume(hidden [R, H], head)`` for the positions ``rows`` and returns what it returned.
+        """Call ``consume(hidden [R, H], head)`` for the positions ``rows`` and return what it returned.
 
         Args:
             batch: B sequences of L tokens; with an encoder, those of the decoder, and E tokens for the encoder.
@@ -121,7 +122,7 @@ class RowModel(nn.Module):
         return lend(output, hidden, use)
 
     def _inputs(self, batch: SideBatch) -> dict[str, Any]:
-        """For a forward of the whole model."""
+        """Return the arguments of a forward of the whole model."""
         own = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if not self.has_encoder:
             return {**own, "use_cache": False}
@@ -129,7 +130,7 @@ class RowModel(nn.Module):
         return {**decoder, "input_ids": batch.encoder_ids, "attention_mask": batch.encoder_mask, "use_cache": False}
 
     def _hidden(self, batch: SideBatch) -> Tensor:
-        """[B, L, H]: what the output head is applied to."""
+        """Compute the hidden states [B, L, H] that the output head is applied to."""
         # PEFT's wrapper has a base_model too, which is the whole language model.
         wrapped = getattr(self.lm, "get_base_model", None)
         lm: Any = self.lm if wrapped is None else wrapped()
@@ -146,16 +147,16 @@ class RowModel(nn.Module):
 
 
 def choose_head_path(model: RowModel, call: Callable[..., Any], device: torch.device, name: str) -> None:
-    """Lets ``model`` compute logits by its head alone, or by the whole model where that differs (logged).
+    """Let ``model`` compute logits by its head alone, or by the whole model where that differs (logged).
 
     Some architectures scale, cap or shift their logits in ways of their own. That is measured on four tokens, not
     guessed from a name.
 
     Args:
-        model: the wrapped model.
-        call: runs it: ``model`` itself, or the engine around it.
-        device: where its inputs go.
-        name: of the role, for the log.
+        model: Wrapped model.
+        call: Runs it: ``model`` itself, or the engine around it.
+        device: Device that its inputs go to.
+        name: Role of the model, for the log.
     """
     problem = open_head(model.lm.get_output_embeddings())
     if problem is not None:
@@ -173,7 +174,7 @@ def choose_head_path(model: RowModel, call: Callable[..., Any], device: torch.de
 
 
 def _possible_maps(config: Any) -> list[LogitMap]:
-    """What may be done to logits, by what the configuration says; of some encoder-decoder models it does not say."""
+    """List the maps that an architecture may apply to logits; of some encoder-decoder models it is not configured."""
     maps = [LogitMap.of(config)]
     if is_encoder_decoder(config):
         # T5 scales what enters a tied head, T5 1.1 and mT5 do not.
@@ -182,7 +183,7 @@ def _possible_maps(config: Any) -> list[LogitMap]:
 
 
 def _largest_head_error(model: RowModel, call: Callable[..., Any], device: torch.device) -> float:
-    """How far the head applied to the body's output is from the model's own logits, relative to their size."""
+    """Measure how far the head applied to the body's output is from the model's own logits, relative to their size."""
     ids = torch.arange(1, 5, device=device)[None]
     none = torch.empty(0, dtype=torch.long, device=device)
     ones = torch.ones_like(ids)
@@ -199,13 +200,16 @@ def _largest_head_error(model: RowModel, call: Callable[..., Any], device: torch
 
 
 def scores_of(ids: Tensor) -> Consume[Tensor]:
-    """Consumer: [R, 2] natural log-probability of token ``ids`` [R] and of the likeliest token. No gradient."""
+    """Make a consumer of [R, 2] natural log-probabilities: of tokens ``ids`` [R], and of the most probable tokens.
+
+    No gradient.
+    """
 
     def consume(hidden: Tensor, head: Head) -> Tensor:
         parts = []
         for chunk in head.chunks(hidden):
-            logits = head.logits(hidden[chunk]).float()
-            right = -F.cross_entropy(logits, ids[chunk], reduction="none")
+            logits = head.logits(hidden[chunk]).float()  # [n, V]
+            right = -F.cross_entropy(logits, ids[chunk], reduction="none")  # [n]
             parts.append(torch.stack([right, logits.max(1).values - logits.logsumexp(1)], 1))
         return torch.cat(parts)
 
@@ -213,7 +217,7 @@ def scores_of(ids: Tensor) -> Consume[Tensor]:
 
 
 def log_probs_of(ids: Tensor) -> Consume[Tensor]:
-    """Consumer: natural log-probability [R] of token ``ids`` [R] at each row. No gradient."""
+    """Make a consumer of the natural log-probability [R] of token ``ids`` [R] at each row. No gradient."""
 
     def consume(hidden: Tensor, head: Head) -> Tensor:
         parts = [

@@ -1,4 +1,4 @@
-"""Make a student: a new model, or layers of one that is there, with a tokenizer of its own."""
+"""The making of a student: a new model, or layers of one that is there, with a tokenizer of its own."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from uld_ds.utils.cache import build_once
 
 
 def make_student(settings: StudentSettings, texts: Callable[[], Iterable[str]], seed: int, target: Path) -> Path:
-    """Makes ``target`` the directory a student with a tokenizer, layers or weights of its own starts from, once.
+    """Make the directory that a student with a tokenizer, layers or weights of its own starts from, once.
 
     Args:
-        settings: with ``from_config``, or with ``model`` and another ``tokenizer`` or some of its layers.
-        texts: gives the training text, read only when a tokenizer is trained.
-        seed: fixes the initial weights.
+        settings: Student section with ``from_config``, or with ``model`` and another ``tokenizer`` or some layers.
+        texts: Gives the training text, read only when a tokenizer is trained.
+        seed: Fixes the initial weights.
+        target: Directory to make; one that is there already is not made again.
 
     Raises:
         UserError: an architecture or option that transformers does not know, or layers that are not there.

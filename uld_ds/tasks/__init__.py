@@ -1,4 +1,4 @@
-"""What is asked of teacher and student, one task per file: prompts, answers, decoding limits, metrics.
+"""Tasks for teacher and student, one per file: prompts, answers, decoding limits, metrics.
 
 A new task is a new module in this package that calls ``register``; it is found by itself.
 """

@@ -1,4 +1,4 @@
-"""DIALOGSum: what two people said to each other, in a sentence."""
+"""DIALOGSum: a dialogue between two people, summarized in a sentence."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SHOTS = (
 
 
 def _read(row: Row) -> Fields:
-    # Its test split has several summaries, as columns of their own or as rows of their own.
+    # The test split has several summaries, as columns of their own or as rows of their own.
     several = [row[name] for name in ("summary1", "summary2", "summary3") if row.get(name)]
     summary = text(row, "summary", "summary1")
     return Fields(_prompt(text(row, "dialogue")), summary, tuple(dict.fromkeys([summary, *several])))

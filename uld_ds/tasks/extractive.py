@@ -1,4 +1,4 @@
-"""What the two tasks of extractive question answering share: the answer is a piece of the text."""
+"""The shared part of the two tasks of extractive question answering, where the answer is a piece of the text."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MAX_NEW_TOKENS = 32
 
 
 def prompt(context: str, question: str) -> str:
-    """The text and the question about it."""
+    """Write the prompt: the text and the question about it."""
     return f"Context: {context.strip()}\nQuestion: {question.strip()}"
 
 
 def fields(context: str, question: str, references: tuple[str, ...]) -> Fields:
-    """Of a row; where there is no answer, NO_RESPONSE is what is learned."""
+    """Make the fields of a row; where there is no answer, NO_RESPONSE is the one to be distilled."""
     said = tuple(reference for reference in references if reference.strip())
     return Fields(prompt(context, question), said[0] if said else NO_RESPONSE, said)
 

@@ -1,4 +1,4 @@
-"""Any conversations, in the column that the recipe names; the last answer is the one that is judged."""
+"""The task of any conversations, in the column that the recipe names; the last answer is the one that is scored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uld_ds.tasks.task import TEACHER_ANSWER, Message, Question, Row, Task, text
 
 @dataclass(frozen=True)
 class Messages(Task):
-    """A conversation; whoever speaks last, what comes before the last assistant turn is the prompt."""
+    """A task of conversations: the last assistant turn, if it ends one, is the answer, and all before it the prompt."""
 
     name: str = "messages"
     about: str = "a conversation and the answer that ends it"
@@ -26,15 +26,19 @@ class Messages(Task):
     reads_columns_of_recipe: ClassVar[bool] = True
 
     def with_columns(self, columns: Mapping[str, str | None]) -> Task:
-        """Reads the recipe's ``messages``."""
+        """Return the task with the recipe's column ``messages``."""
         return replace(self, column=columns["messages"] or self.column)
 
     def missing_column(self, names: Sequence[str], *, answered: bool = True) -> str | None:
-        """The conversation."""
+        """Return the conversation's column if it is missing, else None."""
         return None if self.column in names else self.column
 
     def question(self, row: Row, shots: int | None = None) -> Question:
-        """All that was said before the answer; one that ends with a question has no answer yet."""
+        """Read all messages before the answer; a conversation that ends with a question has no answer yet.
+
+        Raises:
+            ValueError: no messages, none before the answer, or an answer or reference that is no text.
+        """
         said = messages_of(row, self.column)
         own = said.pop()["content"] if said and said[-1]["role"] == "assistant" else None
         if not said:
@@ -44,10 +48,10 @@ class Messages(Task):
 
 
 def messages_of(row: Row, column: str) -> list[Message]:
-    """The messages of a row.
+    """Read the messages of a row, their roles and contents alone.
 
     Raises:
-        ValueError: the column holds something else.
+        ValueError: the column holds something else than messages.
     """
     value = row.get(column)
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):

@@ -1,4 +1,4 @@
-"""Any rows with a prompt and an answer, in the columns that the recipe names."""
+"""The task of any rows with a prompt and an answer, in the columns that the recipe names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REFERENCES = "references"
 
 @dataclass(frozen=True)
 class PromptAnswer(Task):
-    """A question and its answer; a column ``references`` may hold several answers that count as right."""
+    """A task of prompts and answers; a column ``references`` may hold several answers that count as right."""
 
     name: str = "prompt_answer"
     about: str = "a prompt and its answer"
@@ -28,17 +28,21 @@ class PromptAnswer(Task):
     reads_columns_of_recipe: ClassVar[bool] = True
 
     def with_columns(self, columns: Mapping[str, str | None]) -> Task:
-        """Reads the recipe's ``prompt`` and ``answer``."""
+        """Return the task with the recipe's columns ``prompt`` and ``answer``."""
         return replace(self, prompt=columns["prompt"] or self.prompt, answer=columns["answer"] or self.answer)
 
     def missing_column(self, names: Sequence[str], *, answered: bool = True) -> str | None:
-        """Prompt, and answer where one is needed."""
+        """Return the column of the prompt, or of the answer where one is needed, if it is missing, else None."""
         if self.prompt not in names:
             return self.prompt
         return self.answer if answered and not {self.answer, TEACHER_ANSWER} & set(names) else None
 
     def question(self, row: Row, shots: int | None = None) -> Question:
-        """The prompt as the user's turn, alike for both sides."""
+        """Read the prompt as the user's turn, alike for both sides.
+
+        Raises:
+            ValueError: a prompt, answer or reference that is no text.
+        """
         asked = {"role": "user", "content": text(row, self.prompt)}
         own = text(row, self.answer) if row.get(self.answer) is not None else None
         taught = text(row, TEACHER_ANSWER) if row.get(TEACHER_ANSWER) is not None else own
@@ -46,7 +50,7 @@ class PromptAnswer(Task):
 
 
 def references_of(row: Row, answer: str | None) -> tuple[str, ...]:
-    """The row's ``references``, or its only answer.
+    """Read the row's ``references``, or its only answer.
 
     Raises:
         ValueError: ``references`` holds something else than texts.

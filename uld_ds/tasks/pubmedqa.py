@@ -53,7 +53,7 @@ def _read(row: Row) -> Fields:
     if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
         raise ValueError("column 'context' holds neither text nor a list of 'contexts'")
     conclusion = text(row, "long_answer").strip()
-    decision = row.get("final_decision")  # its unlabeled part has none
+    decision = row.get("final_decision")  # the dataset's unlabeled part has none
     if decision is not None and decision not in DECISIONS:
         raise ValueError(f"column 'final_decision' holds {decision!r}, not one of {', '.join(DECISIONS)}")
     answer = conclusion if decision is None else f"{decision.capitalize()}. {conclusion}"

@@ -1,4 +1,4 @@
-"""Tasks by name."""
+"""The registry of tasks by name."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _TASKS: dict[str, Task] = {}
 
 
 def register(task: Task) -> Task:
-    """Makes a task known by its name."""
+    """Register a task under its name, and return it."""
     assert task.name not in _TASKS, f"two tasks are called {task.name!r}"
     _TASKS[task.name] = task
     return task
 
 
 def get_task(name: str) -> Task:
-    """The task of that name.
+    """Return the task of a name.
 
     Raises:
-        ValueError: there is none, with the nearest one.
+        ValueError: there is none; names the nearest one.
     """
     _load_all()
     if name not in _TASKS:
@@ -34,7 +34,7 @@ def get_task(name: str) -> Task:
 
 
 def task_names() -> list[str]:
-    """All of them, sorted."""
+    """List the names of all tasks, sorted."""
     _load_all()
     return sorted(_TASKS)
 

@@ -1,4 +1,4 @@
-"""What a task says about its rows."""
+"""The interface of tasks, and the base of those whose rows are one question each."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ Message = dict[str, str]
 Row = Mapping[str, Any]
 
 TEACHER_ANSWER = "teacher_answer"
-"""Column of a teacher's own answer, as ``uld-ds generate`` writes it: where it is, it is what is distilled."""
+"""Column of a teacher's own answer, as ``uld-ds generate`` writes it; where it is, that answer is distilled."""
 NO_RESPONSE = "no response"
-"""What is answered where the text does not hold the answer."""
+"""Answer where the text does not hold one."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What one row asks."""
+    """The question of one row, for both sides, with its answers."""
 
     messages: tuple[Message, ...]
-    """What the student reads before it answers."""
+    """Messages that the student reads before it answers."""
     teacher: tuple[Message, ...] | None
-    """What the teacher reads before the same answer; None: what the student reads."""
+    """Messages that the teacher reads before the same answer; None: those that the student reads."""
     answer: str | None
-    """What is to be distilled; None in a row without an answer."""
+    """Answer to be distilled; None in a row without an answer."""
     references: tuple[str, ...]
     """Answers that count as right; none where the text does not hold one."""
 
@@ -39,43 +39,47 @@ class Shot:
 
 
 class Task(ABC):
-    """How rows of a dataset are asked and judged."""
+    """A task: how rows of a dataset are asked and answers scored."""
 
     name: str
+    """Name that recipes give it by."""
     about: str
-    """One line."""
+    """Description in one line."""
     hub: str | None
-    """Id of the dataset whose columns these are."""
+    """Id of the hub's dataset whose columns the task reads; None for any columns."""
     max_new_tokens: int
-    """Longest answer when it is generated."""
+    """Most tokens of a generated answer."""
     stop: tuple[str, ...]
-    """A generated answer ends before the first of these."""
+    """Texts before the first of which a generated answer ends."""
     metrics: tuple[str, ...]
-    """Names from uld_ds.evaluation.metrics."""
+    """Names of metrics in uld_ds.evaluation.metrics."""
 
     reads_columns_of_recipe: ClassVar[bool] = False
     """Whether ``data.columns`` says where prompt and answer are."""
 
     def with_columns(self, columns: Mapping[str, str | None]) -> Task:
-        """The task with the recipe's ``data.columns``; itself, where it knows its own."""
+        """Return the task with the recipe's ``data.columns``; itself, where it knows its own."""
         return self
 
     @abstractmethod
     def missing_column(self, names: Sequence[str], *, answered: bool = True) -> str | None:
-        """The first column that rows must have and that is not among ``names``, with its alternatives.
+        """Find the first column that rows must have and that is not among ``names``, with its alternatives.
 
         Args:
-            names: columns that are there.
-            answered: whether rows must have answers; prompts for a teacher need none.
+            names: Columns that are there.
+            answered: Whether rows must have answers; prompts for a teacher need none.
+
+        Returns:
+            The column, alternatives as ``a|b``; None if all are there.
         """
 
     @abstractmethod
     def question(self, row: Row, shots: int | None = None) -> Question:
-        """What a row asks.
+        """Read what a row asks.
 
         Args:
-            row: one row.
-            shots: how many examples the teacher is shown. Default: the task's own number.
+            row: Row of the data.
+            shots: Number of examples that the teacher is shown. Default: the task's own number.
 
         Raises:
             ValueError: a column holds something else than it should.
@@ -84,7 +88,7 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Fields:
-    """What a TextTask finds in a row."""
+    """The prompt, answer and references that a TextTask finds in a row."""
 
     prompt: str
     answer: str
@@ -101,24 +105,28 @@ class TextTask(Task):
     columns: tuple[str, ...]
     """Columns that rows must have; ``a|b`` is one or the other."""
     read: Callable[[Row], Fields]
-    """Prompt, answer and references of a row."""
+    """Function that reads prompt, answer and references of a row."""
     system: str
     """The teacher's system prompt."""
     shots: tuple[Shot, ...]
-    """What the teacher is shown before the question."""
+    """Examples that the teacher is shown before the question."""
     max_new_tokens: int
     metrics: tuple[str, ...]
     stop: tuple[str, ...] = ("\n",)
 
     def missing_column(self, names: Sequence[str], *, answered: bool = True) -> str | None:
-        """The first of ``columns`` that is not there."""
+        """Return the first of ``columns`` that is not among ``names``, else None."""
         for alternatives in self.columns:
             if not set(alternatives.split("|")) & set(names):
                 return alternatives
         return None
 
     def question(self, row: Row, shots: int | None = None) -> Question:
-        """The row's prompt; a teacher's own answer, where the row has one, replaces the dataset's."""
+        """Read what a row asks; a teacher's own answer, where the row has one, replaces the dataset's.
+
+        Raises:
+            ValueError: a column holds something else than it should.
+        """
         fields = self.read(row)
         shown = self.shots if shots is None else self.shots[:shots]
         asked = {"role": "user", "content": fields.prompt}
@@ -136,10 +144,10 @@ class TextTask(Task):
 
 
 def text(row: Row, *names: str) -> str:
-    """The text in the first of these columns that is there.
+    """Read the text in the first of some columns that is there.
 
     Raises:
-        ValueError: it holds no text.
+        ValueError: the column holds no text, or none of them is there.
     """
     name = next((name for name in names if row.get(name) is not None), names[0])
     value = row.get(name)
@@ -149,12 +157,12 @@ def text(row: Row, *names: str) -> str:
 
 
 def texts(row: Row, name: str, key: str) -> tuple[str, ...]:
-    """Texts of a column that holds ``{key: [text, ...]}`` or ``[{key: text}, ...]``, each once, in order.
+    """Read the texts of a column of ``{key: [text, ...]}`` or ``[{key: text}, ...]``, each once, in order.
 
     (Datasets of the hub come in either form, depending on the version of their files.)
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the column holds something else.
     """
     value = row.get(name)
     if isinstance(value, Mapping):

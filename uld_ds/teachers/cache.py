@@ -1,4 +1,4 @@
-"""What the teacher said in this run, kept: later epochs and restarts read it instead of asking again.
+"""The output cache of a run: teacher outputs on disk, which later epochs and restarts read instead of computing again.
 
 A folder on storage that all ranks share. Each process appends to one file of its own, a record per optimizer step,
 and reads everybody's. Nothing is ever overwritten, so a record is there whole or, torn by a crash, not at all.
@@ -35,7 +35,7 @@ _RECORD = struct.Struct("<4sqII")
 _CRC = struct.Struct("<I")
 _FILE_MAGIC, _RECORD_MAGIC = b"ULDJ", b"STEP"
 _TABLE = np.dtype([("example", "<i8"), ("length", "<u4"), ("crc", "<u4")])
-# Where an example's bytes are; step -1: nowhere.
+# Where an example's bytes are; step -1: not cached.
 _PLACE = np.dtype([("step", "<i8"), ("file", "<i4"), ("offset", "<i8"), ("length", "<u4"), ("crc", "<u4")])
 _NAME = re.compile(r"\d{5}-\d{4}\.journal")
 
@@ -44,14 +44,14 @@ class OutputCache:
     """An append-only journal of ``TeacherTokens`` by example number.
 
     Args:
-        folder: on storage that all ranks share; made if missing.
-        identity: digest of all that decides what the teacher says: teacher, data, template, temperature.
-        rank: this process's; names the file it appends to.
-        precision: of the codec.
-        key: what to name in an error.
+        folder: Folder on storage that all ranks share; made if missing.
+        identity: Digest of all that decides the teacher's outputs: teacher, data, template, temperature.
+        rank: Rank of this process; names the file it appends to.
+        precision: Precision of the codec.
+        key: Recipe key to name in an error.
 
     Raises:
-        UserError: the folder remembers under another identity.
+        UserError: the folder holds outputs of another identity.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class OutputCache:
         self.refresh()
 
     def __len__(self) -> int:
-        """How many examples are remembered."""
+        """Count the examples whose teacher outputs are cached."""
         return self._count
 
     def __contains__(self, example: object) -> bool:
@@ -86,14 +86,14 @@ class OutputCache:
         return bool(self._places["step"][int(example)] >= 0)
 
     def complete(self, num_examples: int) -> bool:
-        """Whether examples 0 to ``num_examples`` are all remembered."""
+        """Tell whether the outputs of all examples from 0 up to, not including, ``num_examples`` are cached."""
         return len(self._places) >= num_examples and bool((self._places["step"][:num_examples] >= 0).all())
 
     def append(self, step: int, examples: Mapping[int, TeacherTokens]) -> dict[int, TeacherTokens]:
-        """Remembers what was computed for optimizer step ``step``: all of it, or after a crash nothing.
+        """Cache the teacher outputs computed for optimizer step ``step``: all of them, or after a crash none.
 
-        Returns what ``read`` will give from now on, on any rank and after any restart; on the CPU. Where an
-        example is remembered already, that is what was remembered.
+        Returns what ``read`` will give from now on, on any rank and after any restart; on the CPU. Of an example
+        that was in the cache already, these are the outputs that were there.
         """
         new = {number: tokens for number, tokens in examples.items() if number not in self}
         if new:
@@ -102,10 +102,10 @@ class OutputCache:
         return dict(zip(examples, self.read(list(examples)), strict=True))
 
     def read(self, examples: Sequence[int]) -> list[TeacherTokens]:
-        """What is remembered of these examples, in this order, on the CPU.
+        """Read the cached teacher outputs of these examples, in this order, on the CPU.
 
         Raises:
-            KeyError: nothing is (``in`` tells).
+            KeyError: an example is not cached (``in`` tells).
             RunError: a file is damaged (names it).
         """
         blobs: list[bytes] = [b""] * len(examples)
@@ -127,7 +127,7 @@ class OutputCache:
         return decode_many(blobs)
 
     def refresh(self) -> None:
-        """Picks up what other ranks have appended; reads only what is new.
+        """Pick up the outputs that other ranks have appended; only what is new is read.
 
         Raises:
             UserError: a file was written under another identity.
@@ -142,7 +142,7 @@ class OutputCache:
                 self._learn(journal.number, step, table, offset)
 
     def close(self) -> None:
-        """Closes this process's file; the next ``append`` begins another."""
+        """Close this process's file; the next ``append`` begins another."""
         if self._own is not None:
             self._own.close()
             self._own = None
@@ -193,7 +193,7 @@ class OutputCache:
         found["length"], found["crc"] = table["length"], table["crc"]
         known = self._places[examples]
         absent = known["step"] < 0
-        # Of two memories every rank must choose the same one, whatever it saw first.
+        # Of two records of an example every rank must choose the same one, whatever it saw first.
         better = absent | (step < known["step"])
         same_step = ~absent & (known["step"] == step)
         for row in np.flatnonzero(same_step):
@@ -204,7 +204,7 @@ class OutputCache:
 
 
 class _Journal:
-    """One file, and how far it was read."""
+    """One journal file, and how far it was read."""
 
     def __init__(self, path: Path, number: int) -> None:
         self.path = path
@@ -212,7 +212,7 @@ class _Journal:
         self._end = 0
 
     def new_records(self, identity: str, key: str) -> Iterable[tuple[int, np.ndarray, int]]:
-        """Step, table and offset of the first blob of every whole record since the last call."""
+        """Yield step, table and offset of the first blob of every whole record since the last call."""
         size = self.path.stat().st_size
         if size <= self._end:
             return

@@ -1,4 +1,4 @@
-"""An online teacher that is asked about each example once."""
+"""An online teacher with an output cache: it computes the outputs of each example once."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 
 def cache_identity(recipe: Recipe, rows: str) -> str:
-    """Digest of all that decides what the teacher says, and of which example has which number.
+    """Compute the digest of all that decides cached teacher outputs and the examples' numbers.
 
     Args:
-        recipe: the run's.
-        rows: name of the prepared data, which is a digest of its content.
+        recipe: Recipe of the run.
+        rows: Name of the prepared data, which is a digest of its content.
     """
     include = {"model", "revision", "gguf_file", "precision", "codec"}
     what: list[Any] = [
@@ -35,24 +35,24 @@ def cache_identity(recipe: Recipe, rows: str) -> str:
         recipe.teacher.model_dump(mode="json", include=include),
         recipe.objective.teacher_temperature,
     ]
-    # A memory without likeliest tokens is the same as before there were any.
+    # A cache without top-k tokens keeps the identity that it had in releases that knew of none.
     if number := recipe.objective.num_top_ids:
         what.append({"top_ids": number})
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 class CachedTeacher:
-    """Reads what was said before, in this run or in an earlier attempt at it, and asks only about the rest.
+    """A teacher source that reads cached outputs, of this run or an earlier attempt at it, and computes only the rest.
 
     What it returns has always been through the codec, also the first time: an interrupted run and one that was not
-    learn from the same numbers. Once nothing is left to ask, the teacher's memory is freed.
+    learn from the same numbers. Once all examples are cached, the teacher model is freed.
 
     Args:
-        memory: shared by all ranks.
-        teacher: None when everything is remembered.
-        num_examples: of the training data.
-        ranks: that ask together.
-        device: of collectives.
+        memory: Output cache that all ranks share.
+        teacher: Online teacher; None when everything is cached.
+        num_examples: Number of examples of the training data.
+        ranks: Process group whose ranks call the teacher together.
+        device: Device of collectives.
     """
 
     def __init__(
@@ -78,19 +78,19 @@ class CachedTeacher:
 
     @property
     def bytes_gathered(self) -> int:
-        """Bytes of the teacher's weights that this rank has received."""
+        """Bytes of the teacher's weights that this rank has received from others."""
         return self._spent[1] if self._teacher is None else self._teacher.bytes_gathered
 
     @property
     def is_loaded(self) -> bool:
-        """False once the teacher has said everything and is gone."""
+        """Whether the teacher model is loaded: False once all its outputs are cached and it was freed."""
         return self._teacher is not None
 
     def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
-        """What the teacher says about each example, on the CPU. Collective.
+        """Return the teacher outputs of each example, on the CPU, computing those not cached yet. Collective.
 
         Raises:
-            RunError: something is neither remembered nor can be asked: files of the memory are gone.
+            RunError: outputs are not in the cache and the teacher is gone: files of the cache are missing.
         """
         self._memory.refresh()
         missing = sorted({example for example in examples if example not in self._memory})
@@ -105,12 +105,12 @@ class CachedTeacher:
 
     @property
     def asked(self) -> OnlineTeacher:
-        """The teacher itself, while it is there."""
+        """The online teacher itself, while it is loaded."""
         assert self._teacher is not None, "the teacher is gone"
         return self._teacher
 
     def answer_scores(self, batch: SideBatch) -> torch.Tensor:
-        """Of the teacher itself, while it is there."""
+        """Compute [A, 2] scores of answer tokens with the loaded teacher, as ``OnlineTeacher.answer_scores``."""
         return self.asked.answer_scores(batch)
 
     def _free_when_done(self) -> None:

@@ -1,4 +1,4 @@
-"""Bytes that ZeRO-3 gathers of a model's parameters."""
+"""A counter of the bytes that ZeRO-3 gathers of a model's parameters."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 
 
 class GatherCounter:
-    """Counts what this rank receives of a sharded model's parameters, as often as DeepSpeed asks for them.
+    """Counter of the bytes this rank receives of a sharded model's parameters, each time DeepSpeed gathers them.
 
     Args:
-        module: sharded by ``deepspeed.initialize`` at stage 3. Anything else gathers nothing.
-        ranks: among which it is sharded.
+        module: Module sharded by ``deepspeed.initialize`` at stage 3. Anything else gathers nothing.
+        ranks: Number of ranks among which it is sharded.
     """
 
     def __init__(self, module: nn.Module, ranks: int) -> None:

@@ -1,4 +1,4 @@
-"""The teacher beside the student: frozen, sharded by ZeRO-3 over all ranks or whole on each of them."""
+"""The online teacher beside the student: frozen, sharded by ZeRO-3 over all ranks or whole on each of them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 
 class OnlineTeacher:
-    """Runs a frozen model over the answers that are asked for; each batch is one gather of its weights.
+    """A teacher source that runs a frozen model over examples' answers; each batch is one gather of its weights.
 
     Args:
-        engine: from ``deepspeed.initialize`` without an optimizer, or a RowModel itself when it is not sharded.
-        batcher: the teacher's side of the training data.
-        ranks: that ask together.
-        device: where batches go.
-        temperature: softens the teacher's distributions before their identities are dropped.
-        top_ids: so many of the likeliest tokens are named as well, at temperature 1; 0 for none.
+        engine: Engine of ``deepspeed.initialize`` without an optimizer, or a RowModel itself when it is not sharded.
+        batcher: Batches of the teacher's side of the training data.
+        ranks: Process group whose ranks call the teacher together.
+        device: Device that batches go to.
+        temperature: Softens the teacher's distributions before their tokens' identities are dropped.
+        top_ids: Number of top-k tokens to keep by id as well, at temperature 1; 0 for none.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class OnlineTeacher:
         self._temperature = temperature
         self._top_ids = top_ids
         self.tokens_run = 0
+        """Tokens that went through the teacher on this rank so far, without padding."""
 
     @property
     def bytes_gathered(self) -> int:
@@ -59,7 +60,7 @@ class OnlineTeacher:
         return self._traffic.bytes
 
     def close(self) -> None:
-        """Frees the model's memory; nothing can be asked any more."""
+        """Free the model's memory; the teacher cannot be used any more."""
         if hasattr(self._engine, "destroy"):
             self._engine.destroy()
         # DeepSpeed ties parameters, modules and hooks into knots that outlive the engine: what counts are the weights.
@@ -71,7 +72,7 @@ class OnlineTeacher:
         return_free_memory()
 
     def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
-        """What the teacher says about each example. Collective: every rank runs as many forwards as any.
+        """Compute the teacher outputs of each example. Collective: every rank runs as many forwards as any.
 
         Raises:
             NonFiniteTeacherError: on every rank, when an example of any has logits that are not finite.
@@ -83,21 +84,21 @@ class OnlineTeacher:
         for group in groups:
             said |= zip(group, self._run(group, bad), strict=True)
         for _ in range(number - len(groups)):
-            # Its shards are needed by the others; what it says is not.
+            # The others need this rank's shards; nobody needs what the forward gives.
             self._forward(self._batcher.batch([self._batcher.shortest]), lambda _hidden, _head: [])
         if self._ranks.max(torch.tensor(len(bad), device=self._device)):
             raise NonFiniteTeacherError(self._ranks.union(sorted(bad)))
         return [said[example] for example in examples]
 
     def answer_scores(self, batch: SideBatch) -> Tensor:
-        """[A, 2] natural log-probability of each answer token of any teacher's side, and of the likeliest one there.
+        """Compute [A, 2] natural log-probabilities: of each answer token, and of the most probable token there.
 
-        Collective.
+        The batch is any teacher's side of examples, of the training data or not. Collective.
         """
         return self._forward(batch, scores_of(batch.answer_ids.to(self._device)))
 
     def apply_at(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
-        """What ``consume`` makes of the teacher's hidden states at some positions. Collective."""
+        """Return what ``consume`` makes of the teacher's hidden states at the positions ``rows``. Collective."""
         return self._forward(batch, consume, rows)
 
     @property
@@ -106,13 +107,16 @@ class OnlineTeacher:
         return getattr(self._engine, "module", self._engine).lm
 
     def logits(self, examples: Sequence[int], num_rows: int) -> Tensor:
-        """[num_rows or fewer, V] of the first answer tokens of some examples. Collective: all ranks ask the same."""
+        """Compute logits [num_rows or fewer, V] of the first answer tokens of some examples.
+
+        Collective: all ranks call it with the same arguments.
+        """
         batch = self._batcher.batch(examples)
         rows = batch.answer_rows[:num_rows].to(self._device)
         return torch.cat(self._forward(batch, lambda hidden, head: [head.logits(hidden).clone()], rows))
 
     def _run(self, group: Sequence[int], bad: set[int]) -> list[TeacherTokens]:
-        """Of the examples of a group; those with logits that are not finite are added to ``bad``."""
+        """Compute the outputs of a group's examples; those with logits that are not finite are added to ``bad``."""
         batch = self._batcher.batch(group)
         counts = torch.bincount(batch.answer_example, minlength=len(group)).tolist()
         tokens = TeacherTokens.cat(self._forward(batch, self._tokens_of(batch.answer_ids.to(self._device))))
@@ -132,11 +136,11 @@ class OnlineTeacher:
             # A list, because ZeRO-3's hooks look into what a module returns and know tensors, lists and dicts.
             parts = []
             for chunk in head.chunks(hidden):
-                logits = head.logits(hidden[chunk])
+                logits = head.logits(hidden[chunk])  # [n, V]
                 # Whether all is finite is asked once per batch: to ask here would wait for the device.
                 spectrum = Spectrum.from_logits(logits, temperature=self._temperature, check=False)
-                right = logits.gather(1, ids[chunk, None]).squeeze(1).float()
-                normalizer = logits.float().logsumexp(1)
+                right = logits.gather(1, ids[chunk, None]).squeeze(1).float()  # [n]
+                normalizer = logits.float().logsumexp(1)  # [n]
                 top = None
                 if self._top_ids:
                     top = TopTokens.from_logits(logits, self._top_ids, log_normalizer=normalizer)

@@ -1,4 +1,4 @@
-"""``TeacherTokens`` as bytes and back: what is stored is what is trained on, bit for bit.
+"""A codec of ``TeacherTokens`` as bytes: the outputs that are stored are those trained on, bit for bit.
 
 One example is one blob, whatever it was encoded or decoded together with: ``decode_tokens`` of a blob gives the same
 bits alone as ``decode_many`` gives among others. Layout: u32 token count, float32 log-probabilities, the top-k tokens
@@ -24,12 +24,12 @@ _COUNT = struct.Struct("<I")
 
 
 def encode_tokens(tokens: TeacherTokens, precision: Precision | None = None) -> bytes:
-    """One example's bytes."""
+    """Encode one example's teacher outputs as bytes."""
     return encode_many([tokens], precision)[0]
 
 
 def decode_tokens(encoded: bytes) -> TeacherTokens:
-    """What ``encode_tokens`` wrote, on the CPU.
+    """Decode the teacher outputs that ``encode_tokens`` wrote, on the CPU.
 
     Raises:
         ValueError: the bytes are damaged, cut short or of another version (says which).
@@ -38,12 +38,12 @@ def decode_tokens(encoded: bytes) -> TeacherTokens:
 
 
 def roundtrip(tokens: TeacherTokens, precision: Precision | None = None) -> TeacherTokens:
-    """What will be read once ``tokens`` are stored; train on this, and remembering changes nothing."""
+    """Return what will be read once ``tokens`` are stored: trained on this, caching changes nothing."""
     return decode_tokens(encode_tokens(tokens, precision))
 
 
 def encode_many(examples: Sequence[TeacherTokens], precision: Precision | None = None) -> list[bytes]:
-    """The bytes of every example."""
+    """Encode the teacher outputs of several examples, each as bytes of its own."""
     encoded = encode_spectra([tokens.spectrum for tokens in examples], precision)
     return [
         _COUNT.pack(len(tokens))
@@ -55,10 +55,10 @@ def encode_many(examples: Sequence[TeacherTokens], precision: Precision | None =
 
 
 def decode_many(encoded: Sequence[bytes]) -> list[TeacherTokens]:
-    """The examples of every blob; much faster than one by one.
+    """Decode the teacher outputs of several examples, on the CPU; much faster than one by one.
 
     Raises:
-        ValueError: as ``decode_tokens``.
+        ValueError: bytes are damaged, cut short or of another version (says which).
     """
     log_probs, tops, spectra = [], [], []
     for blob in encoded:
@@ -74,19 +74,19 @@ def decode_many(encoded: Sequence[bytes]) -> list[TeacherTokens]:
 
 
 def log_probs_to_bytes(tokens: TeacherTokens) -> bytes:
-    """Little-endian float32."""
+    """Encode the [T] log-probabilities of an example as little-endian float32."""
     return tokens.log_probs.detach().to("cpu", torch.float32).numpy().astype("<f4").tobytes()
 
 
 def log_probs_from_bytes(data: bytes) -> torch.Tensor:
-    """[T] float32 on the CPU."""
+    """Decode the bytes of ``log_probs_to_bytes`` to [T] float32 on the CPU."""
     return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
 
 
 def encode_spectra(
     spectra: Sequence[Spectrum], precision: Precision | None = None, *, deflate: bool = True
 ) -> list[bytes]:
-    """The codec's bytes of every example's spectra; ``deflate`` them unless what stores them compresses."""
+    """Encode the spectra of several examples; ``deflate`` the bytes unless what stores them compresses."""
     if not spectra:
         return []
     together = Spectrum.cat(spectra)
@@ -95,5 +95,5 @@ def encode_spectra(
 
 
 def decode_spectra(encoded: Sequence[bytes]) -> list[Spectrum]:
-    """The spectra of every example, on the CPU."""
+    """Decode the spectra of several examples, on the CPU."""
     return [Spectrum.from_parts(parts) for parts in codec.decode_many(encoded)]

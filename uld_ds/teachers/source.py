@@ -1,4 +1,4 @@
-"""What the engine needs of a teacher, whatever it is."""
+"""The interface of a teacher source, and the error of a teacher whose logits are not finite."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uld_ds.teacher_outputs import TeacherTokens
 
 
 class NonFiniteTeacherError(ArithmeticError):
-    """The teacher's logits are not finite. Raised on every rank alike, with the examples of all of them."""
+    """Logits of the teacher that are not finite. Raised on every rank alike, with the examples of all of them."""
 
     def __init__(self, examples: Sequence[int]) -> None:
         self.examples = tuple(examples)
@@ -17,7 +17,7 @@ class NonFiniteTeacherError(ArithmeticError):
 
 
 class TeacherSource(Protocol):
-    """What the engine needs of a teacher, whatever it is."""
+    """The interface that the training engine needs of a teacher, online, cached or stored."""
 
     @property
     def tokens_run(self) -> int:
@@ -30,10 +30,10 @@ class TeacherSource(Protocol):
         ...
 
     def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
-        """What the teacher says about the answers of each example of the training data. Collective.
+        """Return the teacher outputs at the answer tokens of each example of the training data. Collective.
 
         Args:
-            examples: their numbers.
-            step: the optimizer step that needs them.
+            examples: Numbers of the examples.
+            step: Optimizer step that needs them.
         """
         ...

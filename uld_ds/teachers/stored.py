@@ -1,4 +1,4 @@
-"""A teacher that was asked beforehand: a spectrum store in place of a model."""
+"""A stored teacher: the precomputed outputs of a spectrum store in place of a model."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from uld_ds.teachers.store.manifest import MANIFEST
 from uld_ds.teachers.store.reader import SpectrumStore
 
 HELD_OUT = "held_out"
-"""Where, below a store, there is one of held-out examples."""
+"""Folder, below a store, of the store of held-out examples."""
 
 
 def held_out_url(url: str) -> str:
-    """Where the held-out examples of the store at ``url`` are, if it has any."""
+    """Return the URL of the held-out examples' store that belongs to the one at ``url``."""
     return f"{url.rstrip('/')}/{HELD_OUT}"
 
 
 def held_out_store(url: str) -> SpectrumStore | None:
-    """The store of held-out examples that was built with the one at ``url``, if any."""
+    """Open the store of held-out examples that was built with the one at ``url``, if any."""
     place = held_out_url(url)
     return (
         SpectrumStore.open(place, key="teacher.path") if StoreFiles(place, key="teacher.path").read(MANIFEST) else None
@@ -33,14 +33,14 @@ def held_out_store(url: str) -> SpectrumStore | None:
 
 
 class StoredTeacher:
-    """Reads what the teacher said about the examples of prepared rows.
+    """A teacher source that reads the stored outputs of prepared rows' examples.
 
     Args:
-        store: open.
-        rows: from prepare.py, prepared with this store's ``StoredSide``.
+        store: Spectrum store, open.
+        rows: Rows of prepare.py, prepared with this store's ``StoredSide``.
 
     Raises:
-        UserError: the store does not know all of the examples.
+        UserError: the store does not hold all of the examples.
     """
 
     tokens_run = 0
@@ -61,7 +61,7 @@ class StoredTeacher:
         self._numbers = np.array([known[digest] for digest in digests], dtype=np.int64)
 
     def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
-        """What the teacher said about each example, on the CPU; no rank needs another for it."""
+        """Read the stored teacher outputs of each example, on the CPU; no rank needs another for it."""
         stored = self._store.read(self._numbers[list(examples)].tolist())
         # Places of a stored side are those in the store, after one of a prompt that is not there.
         places = self._answers[list(examples)]["teacher_answers"]
@@ -72,9 +72,12 @@ class StoredTeacher:
 
 
 def check_store(recipe: Recipe, store: SpectrumStore) -> None:
-    """Raises UserError for the first thing that a recipe says of its stored teacher and that is not so.
+    """Check what a recipe says of its stored teacher against the store's manifest.
 
     What a recipe does not mention is the store's to decide.
+
+    Raises:
+        UserError: a value of the recipe is not the store's (names the key, both values and the fix).
     """
     settings, manifest = recipe.teacher, store.manifest
     said = {

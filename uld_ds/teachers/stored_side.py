@@ -1,4 +1,4 @@
-"""The teacher's side of examples out of a spectrum store: token boundaries without a tokenizer."""
+"""The teacher's side of examples read from a spectrum store: token boundaries without a tokenizer."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from uld_ds.data.rendering import TRIMS, Rendered, RenderedTurn
 from uld_ds.data.sources import Example
 from uld_ds.teachers.store.reader import SpectrumStore
 
-# They stand for a prompt that is not there, and for what ends a turn; of one byte each.
+# Stand-ins, of one byte each, for a prompt that is not there and for what ends a turn.
 _PROMPT, _END = "\0", "\0"
 
 
 @dataclass(frozen=True)
 class _StoredText(Rendered):
-    """Answers alone, with the bytes of every token."""
+    """Text of the answers alone, with the bytes that every token covers."""
 
     spans: np.ndarray
-    """[n, 2] of the whole text: the prompt's, the store's in its order, one for what the store has not."""
+    """[n, 2] bytes of the whole text: the prompt's, the store's in its order, one for what the store has not."""
     usable: int
-    """The first so many of them are there."""
+    """Number of the first spans whose tokens the store has, the prompt's included."""
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,28 @@ class _StoredTokens(EncodedSide):
 
 
 class StoredSide:
-    """A side of the data whose tokens a teacher made long ago.
+    """A side of the data whose token boundaries come from a spectrum store.
 
     Token i of an example in the store is at place i + 1 here, after one that stands for the prompt.
 
     Args:
-        store: of the same examples.
+        store: Spectrum store of the same examples.
     """
 
     shows_all_answers = True
 
     def __init__(self, store: SpectrumStore) -> None:
-        # Which likeliest tokens are there has no say in how examples are paired.
+        # How many top-k tokens are there has no say in how examples are paired.
         self.tokenizer_digest: str = store.manifest.tokenizer_digest
         self._identity = store.manifest.identity.model_dump(mode="json", exclude={"top_ids"})
         self._layouts = {digest: (turns, spans.astype(np.int32)) for digest, turns, spans in store.layouts()}
 
     def identity(self) -> dict[str, Any]:
-        """What the store says of itself."""
+        """Return the store's identity as plain values."""
         return {"store": self._identity}
 
     def render(self, example: Example) -> Rendered:
-        """The answers, as the teacher's template showed them.
+        """Render an example's answers as the teacher's template showed them.
 
         Raises:
             ValueError: the store does not hold the example, or holds other answers for it.
@@ -70,11 +70,11 @@ class StoredSide:
         raise ValueError("the spectrum store holds answers of another length for it")
 
     def encode(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
-        """Token boundaries from the store."""
+        """Return the token boundaries of rendered examples, from the store."""
         return [_encoded(item) for item in rendered]
 
     def max_tokens(self, encoded: EncodedSide) -> int:
-        """Those that the store has."""
+        """Return how many of an example's tokens the store has."""
         assert isinstance(encoded, _StoredTokens)
         return encoded.usable
 

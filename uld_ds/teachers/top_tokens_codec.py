@@ -1,4 +1,4 @@
-"""``TopTokens`` as bytes and back: ids as they are, log-probabilities as float16.
+"""A codec of ``TopTokens`` as bytes: ids as they are, log-probabilities as float16.
 
 Layout, little-endian::
 
@@ -26,7 +26,7 @@ MAX_K = 0xFFFF
 
 
 def encode(top: TopTokens) -> bytes:
-    """Of T rows.
+    """Encode the top-k tokens of T rows as bytes.
 
     Raises:
         ValueError: more than ``MAX_K`` tokens per row.
@@ -42,7 +42,7 @@ def encode(top: TopTokens) -> bytes:
 
 
 def decode(data: bytes) -> TopTokens:
-    """What ``encode`` wrote, on the CPU.
+    """Decode the top-k tokens that ``encode`` wrote, on the CPU.
 
     Raises:
         ValueError: the bytes are damaged, cut short or of another version (says which).
@@ -61,7 +61,7 @@ def decode(data: bytes) -> TopTokens:
 
 
 def size_at(data: bytes, begin: int, rows: int) -> int:
-    """Bytes that ``encode`` wrote there for ``rows`` rows; 0 where something else begins."""
+    """Return the bytes that ``encode`` wrote at ``begin`` for ``rows`` rows; 0 where something else begins."""
     if data[begin : begin + 4] != _MAGIC or len(data) < begin + _HEAD.size:
         return 0
     _, _, width, k, _, _ = _HEAD.unpack_from(data, begin)

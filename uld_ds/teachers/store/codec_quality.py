@@ -1,4 +1,4 @@
-"""What the codec costs, measured: against the teacher's full distributions, sorted, in float64.
+"""The cost of the codec, measured against the teacher's full distributions, sorted, in float64.
 
 Two figures, those that a student would notice: the mean relative error of its ULD distance to the teacher, and the
 cosine between its gradient and the true one (all rows of the sample as one vector).
@@ -27,12 +27,12 @@ _REFERENCE_ELEMENTS = 1 << 22
 
 
 class Quality(TypedDict):
-    """Fields of ``uld_ds.teachers.store.Measured``."""
+    """Figures of a codec's quality: the fields of ``uld_ds.teachers.store.manifest.Measured``."""
 
     mean_relative_error: float
-    """Of the ULD distance, over the rows of the sample."""
+    """Mean relative error of the ULD distance, over the rows of the sample."""
     gradient_cosine: float
-    """Of its gradient with respect to the student's logits."""
+    """Cosine of the ULD distance's gradient with respect to the student's logits and the true one."""
     tokens: int
     """Rows of the sample."""
 
@@ -44,13 +44,13 @@ def measure_codec(
     student_logits: Tensor | None = None,
     temperature: float = 1.0,
 ) -> Quality:
-    """How far training on stored spectra is from training on the teacher's own distributions.
+    """Measure how far training on stored spectra is from training on the teacher's own distributions.
 
     Args:
         teacher_logits: ``[N, V_t]``, any floating dtype; a few hundred rows of real text say enough.
-        precision: of the codec.
+        precision: Precision of the codec.
         student_logits: ``[N, V_s]`` of a student at the same places; without them ``stand_in_student`` is used.
-        temperature: of the teacher.
+        temperature: Temperature of the teacher.
 
     Raises:
         ValueError: no rows, or not as many of both.
@@ -66,7 +66,10 @@ def measure_codecs(
     student_logits: Tensor | None = None,
     temperature: float = 1.0,
 ) -> list[Quality]:
-    """``measure_codec`` of several precisions; what takes time is the reference, which they share."""
+    """Measure the quality of several codec precisions, as ``measure_codec``, with one shared reference.
+
+    The reference is what takes time.
+    """
     if len(teacher_logits) == 0:
         raise ValueError("the codec's quality is measured on at least one row")
     student = stand_in_student(teacher_logits) if student_logits is None else student_logits
@@ -108,14 +111,14 @@ class _Sums:
 
 
 def stand_in_student(teacher_logits: Tensor) -> Tensor:
-    """``[N, V]`` logits that could be a student's, from the teacher's ``[N, V]``."""
+    """Blend the teacher's ``[N, V]`` logits to ``[N, V]`` that could be a student's."""
     logits = teacher_logits.float()
     # A single row has no other one; half of its own logits are those of a flatter guess.
     return 0.5 * (logits + logits.roll(len(logits) // 2, 0)) if len(logits) > 1 else 0.5 * logits
 
 
 def _reference(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Distance ``[N]`` and its gradient ``[N, V_s]``, float64."""
+    """Compute the exact ULD distance ``[N]`` and its gradient ``[N, V_s]``, float64."""
     leaf = student.double().detach().requires_grad_()
     with torch.enable_grad():
         distance = uld_distance(leaf, teacher.double(), teacher_temperature=temperature, method="exact")

@@ -13,16 +13,16 @@ from fsspec.implementations.local import LocalFileSystem
 from uld_ds.errors import UserError, one_line
 from uld_ds.utils.files import ASIDE, write_whole
 
-# There a put is atomic by itself, and a rename would be a copy.
+# Protocols where a put is atomic by itself, and a rename would be a copy.
 _ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "memory"}
 
 
 class StoreFiles:
-    """The files directly inside one folder.
+    """The files directly inside a store's folder.
 
     Args:
-        url: a path, or a URL with a protocol that fsspec knows.
-        key: where the user named it.
+        url: Path, or URL with a protocol that fsspec knows.
+        key: Recipe key where the user named it.
 
     Raises:
         UserError: a protocol that is unknown or whose package is not installed, or no URL.
@@ -38,11 +38,11 @@ class StoreFiles:
         self._root = root.rstrip("/")
 
     def path(self, name: str) -> str:
-        """Where ``name`` is, as the user would write it."""
+        """Return the path or URL of the file ``name``, as the user would write it."""
         return f"{self.url}/{name}"
 
     def names(self) -> list[str]:
-        """Of all files, sorted; none if there is no folder."""
+        """List the names of all files, sorted; none if there is no folder."""
         self._fs.invalidate_cache(self._root)
         try:
             entries = self._fs.ls(self._root, detail=False)
@@ -52,20 +52,24 @@ class StoreFiles:
         return sorted(name for name in names if not name.startswith(ASIDE))
 
     def read(self, name: str) -> bytes | None:
-        """The content of ``name``, None if there is no such file."""
+        """Read the content of the file ``name``; None if there is no such file."""
         try:
             return cast("bytes", self._fs.cat_file(self._at(name)))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def open(self, name: str) -> BinaryIO:
-        """For random access; raises FileNotFoundError."""
+        """Open the file ``name`` for random access.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
         # Readers of Parquet know which bytes they want: no guessing ahead.
         options = {} if isinstance(self._fs, LocalFileSystem) else {"cache_type": "none"}
         return cast("BinaryIO", self._fs.open(self._at(name), "rb", **options))
 
     def put(self, name: str, data: bytes) -> None:
-        """Makes ``name`` hold ``data``, durably, and never a part of it."""
+        """Write ``data`` as the file ``name``, durably: whole or not at all."""
         if not _ATOMIC_PUT.isdisjoint(_protocols(self._fs)):
             self._fs.pipe_file(self._at(name), data)
             return
@@ -79,14 +83,14 @@ class StoreFiles:
             self._fs.mv(aside, self._at(name))
 
     def remove(self, name: str) -> None:
-        """Nothing happens if it is gone already."""
+        """Remove the file ``name``; nothing happens if it is gone already."""
         try:
             self._fs.rm_file(self._at(name))
         except FileNotFoundError:
             return
 
     def remove_leftovers(self) -> None:
-        """What killed writers left aside."""
+        """Remove the unfinished files that killed writers left aside."""
         try:
             entries = self._fs.ls(self._root, detail=False)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a spectrum store says about itself: whose words it holds, about which data, in which files."""
+"""The manifest of a spectrum store: whose outputs it holds, about which data, in which files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Strict(BaseModel):
 
 
 class CodecFacts(_Strict):
-    """How spectra became bytes."""
+    """The codec's version and precision: how a store's spectra became bytes."""
 
     version: int
     precision: dict[str, int | float]
@@ -41,20 +41,20 @@ class CodecFacts(_Strict):
 
     @classmethod
     def of(cls, precision: Precision | None = None) -> Self:
-        """Of this release's codec."""
+        """Describe this release's codec with a precision."""
         return cls(version=CODEC_VERSION, precision=dataclasses.asdict(precision or Precision()))
 
     def to_precision(self) -> Precision:
-        """For the encoder."""
+        """Return the precision for the encoder."""
         fields: dict[str, Any] = self.precision
         return Precision(**fields)
 
 
 class StoreIdentity(_Strict):
-    """All that decides what a store's spectra are; two stores of one identity say the same."""
+    """All that decides what a store's spectra are; two stores of one identity hold the same."""
 
     teacher: str
-    """As the recipe names it."""
+    """The teacher model, as the recipe names it."""
     revision: str | None = None
     """Commit, tag, or digest of the weights."""
     tokenizer_digest: str
@@ -63,23 +63,27 @@ class StoreIdentity(_Strict):
     """``chat`` or the template's text."""
     system_prompt: str | None = None
     max_length: int
-    """Most tokens of an example; what is longer was cut."""
+    """Most tokens of an example; a longer one was cut."""
     temperature: float
-    """What the teacher's logits were divided by."""
+    """Temperature: the number that the teacher's logits were divided by."""
     codec: CodecFacts
     data_digest: str
     """sha256 over all examples in order."""
     top_ids: int = 0
-    """Likeliest tokens kept of each distribution, by their ids (fewer where the teacher has fewer tokens)."""
+    """Number of top-k tokens kept of each distribution, by their ids (fewer where the teacher has fewer tokens)."""
 
     def differences(self, other: StoreIdentity) -> dict[str, tuple[Any, Any]]:
-        """Field (dotted for nested ones) to its value here and its value in ``other``, where they differ."""
+        """Map each field that differs (dotted if nested) to its value here and its value in ``other``."""
         ours, theirs = (dict(_leaves(_identity_of(side).model_dump())) for side in (self, other))
         names = [*ours, *(name for name in theirs if name not in ours)]
         return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
 
     def check_same(self, there: StoreIdentity, *, key: str, place: str, fix: str | None = None) -> None:
-        """Raises UserError at ``key`` that names the first field in which ``there`` (at ``place``) differs."""
+        """Check that the identity ``there``, of a store at ``place``, is this one.
+
+        Raises:
+            UserError: they differ; at ``key``, names the first such field, both values and the fix.
+        """
         for name, (expected, found) in self.differences(there).items():
             problem = f"{place} has {name} {_short(found)}, but here it is {_short(expected)}"
             default = _FIXES.get(name) or _FIXES.get(name.split(".")[0]) or f"{_REBUILD} use what it was built with"
@@ -87,40 +91,40 @@ class StoreIdentity(_Strict):
 
 
 class ShardFacts(_Strict):
-    """One Parquet file."""
+    """Facts of one shard of a store, a Parquet file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """In the store's own folder: a manifest that leads elsewhere is none."""
+    """Name of the file in the store's own folder: a manifest that leads elsewhere is none."""
     examples: int
     tokens: int
     bytes: int
     sha256: str
     top_bytes: int = 0
-    """Of ``bytes``, those of the likeliest tokens."""
+    """Bytes that the top-k tokens take of ``bytes``."""
 
 
 class Measured(_Strict):
-    """What the codec cost, on a sample of this store's own distributions (``uld_ds.teachers.store.codec_quality``)."""
+    """The codec's cost on a sample of this store's own distributions (``uld_ds.teachers.store.codec_quality``)."""
 
     mean_relative_error: float
-    """Of the ULD distance."""
+    """Mean relative error of the ULD distance."""
     gradient_cosine: float
-    """Of the gradient with respect to the student's logits."""
+    """Cosine of the gradient with respect to the student's logits and the true one."""
     tokens: int
-    """Size of the sample."""
+    """Size of the sample, in answer tokens."""
 
 
 class PartialManifest(StoreIdentity):
-    """What stands in a store while it is built."""
+    """The manifest that stands in a store while it is built."""
 
     format_version: Literal[1] = 1
     examples: int
-    """All there will be."""
+    """Number of examples the whole store will have."""
     examples_per_shard: int
 
 
 class StoreManifest(PartialManifest):
-    """What makes a store whole."""
+    """The manifest of a whole store, written last: it makes a folder of shards a store."""
 
     teacher_tokens: int
     shards: list[ShardFacts]
@@ -133,12 +137,12 @@ class StoreManifest(PartialManifest):
 
     @property
     def bytes_per_token(self) -> float:
-        """Of all shards, every column included."""
+        """Bytes of all shards per answer token, every column included."""
         return sum(shard.bytes for shard in self.shards) / max(1, self.teacher_tokens)
 
     @property
     def top_bytes_per_token(self) -> float:
-        """Of these, what the likeliest tokens take."""
+        """Bytes that the top-k tokens take per answer token."""
         return sum(shard.top_bytes for shard in self.shards) / max(1, self.teacher_tokens)
 
 
@@ -146,12 +150,17 @@ M = TypeVar("M", bound=PartialManifest)
 
 
 def to_json(manifest: PartialManifest) -> bytes:
-    """Deterministic, for humans too."""
+    """Write a manifest as JSON: deterministic, indented for humans."""
     return (manifest.model_dump_json(indent=2) + "\n").encode()
 
 
 def manifest_from_json(data: bytes, place: str, key: str) -> StoreManifest:
-    """A whole store's manifest.
+    """Parse the manifest of a whole store.
+
+    Args:
+        data: Content of the file.
+        place: Where the file is, for messages.
+        key: Recipe key where the user named the store.
 
     Raises:
         UserError: it is of another version, or no manifest at all.
@@ -160,7 +169,7 @@ def manifest_from_json(data: bytes, place: str, key: str) -> StoreManifest:
 
 
 def partial_from_json(data: bytes, place: str, key: str) -> PartialManifest:
-    """An unfinished store's manifest; raises like ``manifest_from_json``."""
+    """Parse the manifest of an unfinished store, with arguments and errors of ``manifest_from_json``."""
     return _from_json(PartialManifest, data, place, key)
 
 

@@ -1,4 +1,4 @@
-"""The spectrum store: what a teacher said about a corpus, once, for students of any tokenizer.
+"""The reader of a spectrum store: teacher outputs of a corpus, computed once, for students of any tokenizer.
 
 A folder (or any fsspec URL) of Parquet shards and a manifest; ``docs/spectrum-store.md`` describes the format.
 ``StoreWriter`` makes one, ``SpectrumStore`` reads it.
@@ -53,13 +53,13 @@ __all__ = [
     "StoredExample",
 ]
 
-# Their footers are in memory: about 100 KB each.
+# Most shards open at once: their footers are in memory, about 100 KB each.
 _NUM_OPEN = 32
 _READ_BYTES = 1 << 20
 
 
 class SpectrumStore:
-    """A whole store, open for reading; ``open`` makes one. Not to be shared between threads."""
+    """A whole spectrum store, open for reading; ``open`` makes one. Not to be shared between threads."""
 
     def __init__(self, files: StoreFiles, manifest: StoreManifest, *, with_top: bool = False) -> None:
         self._files = files
@@ -71,12 +71,12 @@ class SpectrumStore:
 
     @classmethod
     def open(cls, url: str | os.PathLike[str], *, key: str = "store", with_top: bool = False) -> Self:
-        """Opens the store at a folder or fsspec URL.
+        """Open the store at a folder or fsspec URL.
 
         Args:
-            url: where it is.
-            key: where the user named it.
-            with_top: examples come with their likeliest tokens, if the store has them; otherwise those are not read.
+            url: Folder or fsspec URL.
+            key: Recipe key where the user named it.
+            with_top: Whether examples come with their top-k tokens, if the store has them; else those are not read.
 
         Raises:
             UserError: there is none, only a half-written one, or one of another version.
@@ -101,14 +101,18 @@ class SpectrumStore:
         return cls(files, manifest, with_top=with_top)
 
     def check_matches(self, expected: StoreIdentity, *, key: str = "store") -> None:
-        """Raises UserError that names the first field in which the store is not as expected, both values, the fix."""
+        """Check that the store has the identity that is expected.
+
+        Raises:
+            UserError: it has not; names the first field that differs, both values and the fix.
+        """
         expected.check_same(self.manifest, key=key, place=self._files.url)
 
     def __len__(self) -> int:
         return self._begins[-1]
 
     def digests(self) -> list[str]:
-        """Content digest of every example, in order; reads only that column."""
+        """Read the content digest of every example, in order; only that column is read."""
         found: list[str] = []
         for index in range(len(self.manifest.shards)):
             with _naming(self._name(index)):
@@ -116,14 +120,14 @@ class SpectrumStore:
         return found
 
     def layouts(self) -> Iterator[tuple[str, Ints, Ints]]:
-        """Digest, turns and spans (as in ``StoredExample``) of every example, in order; spectra are not touched."""
+        """Yield digest, turns and spans (as in ``StoredExample``) of every example, in order, without its spectra."""
         for index in range(len(self.manifest.shards)):
             with _naming(self._name(index)):
                 layouts = layouts_of(self._shard(index).columns(LAYOUT_COLUMNS))
             yield from layouts
 
     def read(self, indices: Sequence[int]) -> list[StoredExample]:
-        """The examples of these numbers, in this order.
+        """Read the examples of these numbers, in this order.
 
         Raises:
             IndexError: there is no such example.
@@ -141,7 +145,7 @@ class SpectrumStore:
         return examples_of([records[index] for index in indices])
 
     def stream(self, start: int = 0, stop: int | None = None) -> Iterator[StoredExample]:
-        """Examples ``start`` to ``stop`` (default: all) in order, a row group in memory at a time."""
+        """Yield examples ``start`` up to ``stop`` (default: all) in order, a row group in memory at a time."""
         stop = len(self) if stop is None else min(stop, len(self))
         for index in range(len(self.manifest.shards)):
             first = self._begins[index]
@@ -157,7 +161,11 @@ class SpectrumStore:
                     yield from examples_of(records)
 
     def verify(self) -> None:
-        """Reads every shard once; raises RunError that names the first one that is missing or damaged."""
+        """Verify the size and sha256 of every shard, reading each once.
+
+        Raises:
+            RunError: a shard is missing or damaged (names the first).
+        """
         for shard in self.manifest.shards:
             digest, size = hashlib.sha256(), 0
             try:
@@ -173,7 +181,7 @@ class SpectrumStore:
                 raise _damaged(self._files.path(shard.name), "is damaged (its sha256 is not the manifest's)")
 
     def close(self) -> None:
-        """Closes the files; reading opens them again."""
+        """Close the files; reading opens them again."""
         while self._open:
             self._open.popitem()[1].close()
 
@@ -194,7 +202,7 @@ class SpectrumStore:
 
 
 class _Shard:
-    """One open Parquet file."""
+    """One shard: an open Parquet file."""
 
     def __init__(self, file: BinaryIO, names: list[str], wanted: list[str]) -> None:
         self._file = file
@@ -208,7 +216,7 @@ class _Shard:
         self.begins = [0, *accumulate(sizes)]
 
     def records(self, indices: Sequence[int], first: int) -> Iterator[tuple[int, Record]]:
-        """Examples by their numbers in the store, of which ``first`` is this shard's first."""
+        """Yield examples by their numbers in the store, of which ``first`` is this shard's first."""
         by_group: dict[int, list[int]] = {}
         for index in indices:
             by_group.setdefault(bisect_right(self.begins, index - first) - 1, []).append(index)
@@ -231,7 +239,7 @@ class _Shard:
 
 
 class _naming:  # noqa: N801  used like a function, in a with
-    """Turns what damaged bytes cause into one error that names the shard."""
+    """A context that turns what damaged bytes cause into one error that names the shard."""
 
     def __init__(self, shard: str) -> None:
         self._shard = shard

@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
     ]
 )
 TOP_COLUMN = "top_tokens"
-"""Stands after the others where a store has likeliest tokens. Read only where wanted, so with a checksum of its own."""
+"""Column after the others where a store has top-k tokens. Read only where wanted, so with a checksum of its own."""
 _SCHEMA_WITH_TOP = SCHEMA.append(pa.field(TOP_COLUMN, pa.binary(), nullable=False))
 # A random read decompresses one row group: few enough tokens to be quick, enough to share the overhead of columns.
 _GROUP_TOKENS = 1024
@@ -42,7 +42,7 @@ _GROUP_EXAMPLES = 16
 
 @dataclass(frozen=True)
 class StoredExample:
-    """What the teacher said about one example."""
+    """The stored teacher outputs of one example, with its turns and token boundaries."""
 
     id: str
     """The example's name in its source, or its number."""
@@ -51,10 +51,13 @@ class StoredExample:
     turns: Ints
     """[k, 3] int32, a row for each answer: tokens that spell it, tokens that end its turn, bytes of its text."""
     spans: Ints
-    """[T_text, 2] int64: the bytes of its own turn's answer that each spelling token covers. They tile the answer
-    from byte 0; an answer that was cut at ``max_length`` only up to the cut, and then no token ends its turn."""
+    """[T_text, 2] int64: the bytes of its own turn's answer that each spelling token covers.
+
+    They tile the answer from byte 0; an answer that was cut at ``max_length`` only up to the cut, and then no token
+    ends its turn.
+    """
     tokens: TeacherTokens
-    """Of all answer tokens in order, T_text that spell and those that end a turn."""
+    """Teacher outputs of all answer tokens in order, T_text that spell and those that end a turn."""
 
     def __post_init__(self) -> None:
         if self.turns.ndim != 2 or self.turns.shape[1] != 3:
@@ -69,24 +72,29 @@ class StoredExample:
 
 
 def spans_of(turns: Ints, token_bytes: Ints) -> Ints:
-    """[T_text, 2] int64 byte ranges within each turn's answer, from the lengths of its tokens."""
-    ends = np.cumsum(token_bytes, dtype=np.int64)
-    firsts = np.cumsum(turns[:, 0]) - turns[:, 0]
-    before = np.concatenate([[0], ends])[firsts]
-    stops = ends - np.repeat(before, turns[:, 0])
+    """Compute [T_text, 2] int64 byte ranges within each turn's answer, from the lengths of its tokens.
+
+    Args:
+        turns: [k, 3] rows as in ``StoredExample``.
+        token_bytes: [T_text] bytes that each spelling token covers.
+    """
+    ends = np.cumsum(token_bytes, dtype=np.int64)  # [T_text]
+    firsts = np.cumsum(turns[:, 0]) - turns[:, 0]  # [k]
+    before = np.concatenate([[0], ends])[firsts]  # [k]
+    stops = ends - np.repeat(before, turns[:, 0])  # [T_text]
     return np.stack([stops - token_bytes, stops], axis=1)
 
 
 def schema(top_ids: int) -> pa.Schema:
-    """Of a store that keeps so many of the likeliest tokens."""
+    """Return the Parquet schema of a store that keeps ``top_ids`` top-k tokens; 0 for none."""
     return _SCHEMA_WITH_TOP if top_ids else SCHEMA
 
 
 def shard_to_bytes(examples: Iterable[StoredExample], precision: Precision, top_ids: int = 0) -> bytes:
-    """A Parquet file; the same bytes for the same examples.
+    """Write examples as the bytes of a Parquet file: the same bytes for the same examples.
 
     Raises:
-        ValueError: an example does not have the likeliest tokens that are to be kept.
+        ValueError: an example does not have the top-k tokens that are to be kept.
     """
     sink = io.BytesIO()
     with pq.ParquetWriter(
@@ -141,7 +149,7 @@ def _top_bytes(example: StoredExample, top_ids: int) -> bytes:
 
 
 def _checksum(row: Record) -> int:
-    """crc32 over the columns in the schema's order, numbers as little-endian bytes."""
+    """Compute the crc32 over a row's columns in the schema's order, numbers as little-endian bytes."""
     parts = [
         row["id"].encode(),
         row["digest"],
@@ -157,7 +165,7 @@ LAYOUT_COLUMNS = ("digest", "turns", "token_bytes")
 
 
 def layouts_of(table: pa.Table) -> list[tuple[str, Ints, Ints]]:
-    """Digest, turns and spans of every row of some of a shard's columns."""
+    """Return digest, turns and spans of every row of a table of ``LAYOUT_COLUMNS``."""
     columns = [_values(table.column(name)) for name in LAYOUT_COLUMNS]
     layouts = []
     for digest, turns, token_bytes in zip(*columns, strict=True):
@@ -170,7 +178,11 @@ Record = dict[str, Any]
 
 
 def records_of(table: pa.Table, rows: Sequence[int]) -> list[Record]:
-    """The columns of ``rows`` of a row group, with or without ``TOP_COLUMN``, verified; spectra are not decoded.
+    """Extract some rows of a row group as records, verified by their checksums; spectra are not decoded.
+
+    Args:
+        table: Row group, with or without ``TOP_COLUMN``.
+        rows: Numbers of the rows within it.
 
     Raises:
         ValueError: a row is not what was written (says which).
@@ -187,7 +199,7 @@ def records_of(table: pa.Table, rows: Sequence[int]) -> list[Record]:
 
 
 def examples_of(records: Sequence[Record]) -> list[StoredExample]:
-    """The examples that records stand for, decoded together: a call costs more than a few examples do."""
+    """Decode records to examples, together: a call costs more than a few examples do."""
     spectra = decode_spectra([record["spectra"] for record in records])
     return [_example(record, spectrum) for record, spectrum in zip(records, spectra, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Writing a spectrum store: shard by shard, each whole or absent; the manifest comes last and makes it a store."""
+"""The writer of a spectrum store: shard by shard, each whole or absent; a manifest, written last, makes it a store."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _SHARD_NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{16})\.parquet")
 
 
 class StoreWriter:
-    """Builds, or goes on building, the store at a place. Several processes may write different shards at once.
+    """A writer that begins a store or resumes building one. Several processes may write different shards at once.
 
     Args:
-        url: folder or fsspec URL.
-        identity: what the store will say about itself.
-        examples: how many there will be in all.
-        examples_per_shard: shard i holds examples ``i * examples_per_shard`` and on.
-        key: where the user named the place, for messages.
+        url: Folder or fsspec URL.
+        identity: Identity of the store, for its manifest.
+        examples: Number of examples of the whole store.
+        examples_per_shard: Shard i holds examples ``i * examples_per_shard`` and on.
+        key: Recipe key where the user named the place, for messages.
 
     Raises:
         UserError: a store or an unfinished one of another identity is there already (names the field).
@@ -62,16 +62,16 @@ class StoreWriter:
 
     @property
     def num_shards(self) -> int:
-        """Shards that the whole store has."""
+        """Number of shards that the whole store has."""
         return -(-self._plan.examples // self._plan.examples_per_shard)
 
     def examples_of_shard(self, index: int) -> range:
-        """Numbers of the examples that belong into shard ``index``."""
+        """Return the numbers of the examples that belong into shard ``index``."""
         begin = index * self._plan.examples_per_shard
         return range(begin, min(begin + self._plan.examples_per_shard, self._plan.examples))
 
     def finished_shards(self) -> dict[int, ShardFacts]:
-        """Index to facts of all shards that are there, whole; each is read and its checksum verified."""
+        """Map the index of each whole shard that is there to its facts; each is read and its checksum verified."""
         found: dict[int, ShardFacts] = {}
         for name in self._files.names():
             match = _SHARD_NAME.fullmatch(name)
@@ -83,15 +83,15 @@ class StoreWriter:
         return found
 
     def write_shard(self, index: int, examples: Iterable[StoredExample]) -> ShardFacts:
-        """Writes one shard; the same bytes for the same examples, whatever was there before.
+        """Write one shard: the same bytes for the same examples, whatever was there before.
 
         Args:
-            index: which, below ``num_shards``.
-            examples: those of ``examples_of_shard``, in order. A few dozens are held at a time, with their spectra
+            index: Number of the shard, below ``num_shards``.
+            examples: Those of ``examples_of_shard``, in order. A few dozens are held at a time, with their spectra
                 uncompressed (8 KB per token): a generator keeps memory flat.
 
         Raises:
-            ValueError: not as many examples as belong into it, or without the likeliest tokens that are to be kept.
+            ValueError: not as many examples as belong into it, or without the top-k tokens that are to be kept.
         """
         data = shard_to_bytes(examples, self._precision, self._plan.top_ids)
         digest = hashlib.sha256(data).hexdigest()
@@ -104,7 +104,7 @@ class StoreWriter:
         return facts
 
     def finish(self, measured: Measured | None = None) -> StoreManifest:
-        """Verifies all shards, writes the manifest, and removes what does not belong to the store.
+        """Verify all shards, write the manifest, and remove what does not belong to the store.
 
         Raises:
             ValueError: a shard is missing (names the first).
