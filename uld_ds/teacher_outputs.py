@@ -1,5 +1,5 @@
 """What a teacher says about an answer: of each of its tokens a spectrum, the probability of the token itself and,
-where somebody wants them, the likeliest tokens."""
+where somebody wants them, the top-k tokens."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class TeacherTokens:
     log_probs: Tensor
     """[T] float32: natural log-probability, at temperature 1, of the token that stands there."""
     top: TopTokens | None = None
-    """T rows: the likeliest tokens of the same distributions, in the teacher's vocabulary; None where nobody asked."""
+    """T rows: the top-k tokens of the same distributions, in the teacher's vocabulary; None where nobody asked."""
 
     def __post_init__(self) -> None:
         if tuple(self.log_probs.shape) != (len(self.spectrum),):
             raise ValueError(f"{len(self.spectrum)} spectra for log_probs of shape {list(self.log_probs.shape)}")
         if self.top is not None and len(self.top) != len(self.spectrum):
-            raise ValueError(f"{len(self.spectrum)} spectra for {len(self.top)} rows of likeliest tokens")
+            raise ValueError(f"{len(self.spectrum)} spectra for {len(self.top)} rows of top-k tokens")
 
     def __len__(self) -> int:
         return len(self.spectrum)
@@ -43,7 +43,7 @@ class TeacherTokens:
 
     @classmethod
     def cat(cls, parts: Sequence[TeacherTokens]) -> TeacherTokens:
-        """Rows of several, one after the other; all of one grid and temperature, and of one number of likeliest tokens.
+        """Rows of several, one after the other; all of one grid and temperature, and of one number of top-k tokens.
 
         Raises:
             ValueError: they are not.
@@ -51,7 +51,7 @@ class TeacherTokens:
         spectrum = Spectrum.cat([part.spectrum for part in parts])
         tops = [part.top for part in parts if part.top is not None]
         if tops and len(tops) < len(parts):
-            raise ValueError("likeliest tokens are there for some of the rows alone")
+            raise ValueError("top-k tokens are there for some of the rows alone")
         log_probs = torch.cat([part.log_probs for part in parts])
         return cls(spectrum, log_probs, TopTokens.cat(tops) if tops else None)
 

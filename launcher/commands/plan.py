@@ -164,7 +164,7 @@ def _step(found: Plan) -> Table:
 def _later(found: Plan, facts: dict[str, Any]) -> str:
     if found.teacher is None or not found.recipe.teacher.cache:
         return ""
-    return f"; {facts['seconds']['student']['longer']:.3g} s once the teacher is remembered"
+    return f"; {facts['seconds']['student']['longer']:.3g} s once teacher outputs are cached"
 
 
 def _verdict(found: Plan) -> str:

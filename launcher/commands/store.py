@@ -54,7 +54,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.", rich_help_panel=OUTPUT)] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare its checksum.")] = False,
 ) -> None:
-    """Show whose words a store holds, about what, and how precisely."""
+    """Show whose outputs a store holds, about what, and how precisely."""
     from uld_ds.teachers.store.reader import SpectrumStore
 
     found = SpectrumStore.open(path, key="PATH")

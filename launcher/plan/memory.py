@@ -154,14 +154,14 @@ def teacher_lines(role: Role, *, tokens: int, rows: int, window_rows: int, top_i
         tokens: of one forward, padding included.
         rows: answer tokens of it.
         window_rows: answer tokens of a rank's window, whose spectra are held.
-        top_ids: likeliest tokens that are held of each.
+        top_ids: top-k tokens that are held of each.
     """
     yield Line("teacher", "weights", role.share(role.weights, 3), role.offload("param"))
     yield Line("teacher", "gathered layers", role.gathered(backward=False), moment="teacher")
     yield Line("teacher", "activations", forward_bytes(role, tokens), moment="teacher")
     yield Line("teacher", "head chunk", head_bytes(role, rows, backward=False), moment="teacher")
     yield Line("teacher", "spectra of a window", window_rows * _SPECTRUM_BYTES)
-    yield Line("teacher", "likeliest tokens of a window", window_rows * top_ids * _TOP_TOKEN_BYTES)
+    yield Line("teacher", "top-k tokens of a window", window_rows * top_ids * _TOP_TOKEN_BYTES)
     yield Line("teacher", "whole weights on the first rank", loading_bytes(role), "host", "loading")
 
 

@@ -103,7 +103,7 @@ class Case:
         return [n for n, row in enumerate(compared) if int(self.batch.answer_ids[row]) in best[n]]
 
     def lumped(self, logits: Tensor, settings: ObjectiveSettings) -> Tensor:
-        """[S] KL(teacher, student) over the teacher's likeliest tokens and all others together."""
+        """[S] KL(teacher, student) over the teacher's top-k tokens and all others together."""
         p, q = self.teacher.double()[:, :VOCAB].softmax(-1), logits[SEGMENTS].softmax(-1)
         ids = p.topk(settings.top_ids).indices
         p, q = ((torch.cat([x.gather(1, ids), 1 - x.gather(1, ids).sum(1, keepdim=True)], 1)) for x in (p, q))

@@ -25,12 +25,12 @@ def test_two_tokenizers_are_refused(
 
 
 @pytest.mark.slow
-def test_a_student_learns_from_the_teachers_likeliest_tokens(tmp_path: Path, rows: list[dict[str, str]]) -> None:
+def test_a_student_learns_from_the_teachers_top_k_tokens(tmp_path: Path, rows: list[dict[str, str]]) -> None:
     teacher = save_tiny_model(tmp_path / "t", rows, kind="bpe", vocab_size=420, seed=1)
     student = save_tiny_model(tmp_path / "s", rows, kind="bpe", vocab_size=420, seed=2)
     recipe: dict[str, Any] = tiny_recipe_in(tmp_path, teacher, student, rows)
     recipe["objective"] = {"ce": 0.0, "uld": 0.0, "classical": 1.0, "top_ids": 48}
-    # More than one epoch: the teacher's words are remembered, ids and all.
+    # More than one epoch: the teacher's outputs are cached, ids and all.
     recipe["training"] |= {"steps": 14}
     facts = run_training(parse_recipe(recipe))
     assert facts["same_tokenizer"] is True

@@ -22,7 +22,7 @@ from uld_ds.utils.cache import package_folder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), needs_kubectl]
 STEPS = 600
-# The demo teacher on two cores: few rows, short ones, and steps that take no time once the teacher is remembered, but
+# The demo teacher on two cores: few rows, short ones, and steps that take no time once teacher outputs are cached, but
 # enough of them to be stopped in between. The recipe and the command are as they are.
 SHORTER = {
     "ULD_DS__TRAINING__EPOCHS": "null",

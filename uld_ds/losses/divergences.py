@@ -1,6 +1,6 @@
 """The classical objectives, for a student that has its teacher's tokenizer: KL either way, generalized Jensen-Shannon.
 
-What is compared is the distribution over k + 1 outcomes: each of the teacher's k likeliest tokens, and "anything
+What is compared is the distribution over k + 1 outcomes: each of the teacher's k most probable tokens, and "anything
 else". With k the whole vocabulary there is nothing else, and the value is the classical one. With fewer it is a lower
 bound of it: lumping outcomes together is a channel, and no channel makes two distributions easier to tell apart (the
 data-processing inequality, which holds for all three).
@@ -72,7 +72,7 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ClassicalTerm:
-    """An ``IdentityTerm``: a divergence over the teacher's likeliest tokens and the rest."""
+    """An ``IdentityTerm``: a divergence over the teacher's top-k tokens and the rest."""
 
     weight: float
     kind: Divergence = "forward_kl"

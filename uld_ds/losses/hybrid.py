@@ -3,7 +3,7 @@
 The idea is TRL's GOLD; what is compared is defined here so that k tokens of the teacher give a lower bound, and all of
 them the exact value, with no renormalization anywhere:
 
-- *Matched.* Outcomes are the student's twins of the teacher's k likeliest tokens, and "everything else": on each side
+- *Matched.* Outcomes are the student's twins of the teacher's k most probable tokens, and "everything else": on each side
   what is left to 1. Between the two distributions over these: generalized Jensen-Shannon.
 - *Unmatched.* The teacher's probabilities of the tokens without a twin among its k likeliest, ``p_1 >= ... >= p_m``,
   against the student's largest of tokens that are nobody's twin, ``q_1 >= q_2 >= ...``:
@@ -32,7 +32,7 @@ from uld_ds.uld.sorted import mean_of_equals
 
 @dataclass(frozen=True)
 class Split:
-    """S rows of the teacher's likeliest tokens, matched and not."""
+    """S rows of the teacher's top-k tokens, matched and not."""
 
     matched: TopTokens
     """[S, k] as tokens of the student."""

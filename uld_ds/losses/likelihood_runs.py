@@ -35,7 +35,7 @@ def word_may_be_over(top: TopTokens, ends_word: Tensor, threshold: float) -> Ten
     ``merge_by_space_prob``, with a threshold of 0.1.)
 
     Args:
-        top: [S] the teacher's likeliest tokens where each segment begins; the sum over them is a lower bound of the sum
+        top: [S] the teacher's top-k tokens where each segment begins; the sum over them is a lower bound of the sum
             over all.
         ends_word: [V_t] from VocabularyRelations. Ids beyond them do not end a word.
         threshold: a probability.

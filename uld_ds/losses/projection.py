@@ -1,6 +1,6 @@
-"""Projection: the teacher's likeliest tokens become tokens of the student, and KL(teacher, student) compares them.
+"""Projection: the teacher's top-k tokens become tokens of the student, and KL(teacher, student) compares them.
 
-Each of the teacher's likeliest tokens gives its probability to the student's token with the longest bytes that it
+Each of the teacher's top-k tokens gives its probability to the student's token with the longest bytes that it
 begins with, or is; what the student would write first to spell it. (NVIDIA's X-Token carries probabilities by a sparse
 matrix between vocabularies; this is the one that bytes alone determine.) Three things are stated rather than hidden:
 

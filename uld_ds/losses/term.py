@@ -11,7 +11,7 @@ from uld_ds.spectrum.top_tokens import TopTokens
 
 
 class IdentityTerm(Protocol):
-    """A divergence between the student's distribution and the teacher's likeliest tokens, row by row."""
+    """A divergence between the student's distribution and the teacher's top-k tokens, row by row."""
 
     @property
     def name(self) -> str:
@@ -33,7 +33,7 @@ class IdentityTerm(Protocol):
         Args:
             logits: [C, V] the student's, of any floating type. To be left as they are.
             log_normalizer: [C] ``logsumexp(logits)``.
-            prepared: C rows of what ``prepare`` made of the teacher's likeliest tokens. A row of nothing but -inf among
+            prepared: C rows of what ``prepare`` made of the teacher's top-k tokens. A row of nothing but -inf among
                 those is padding: value 0, gradient 0.
             weight: [C] of each row's value in the loss.
             grad: [C, V] float32, the loss's gradient on ``logits``: adds ``weight * d value / d logits``.
@@ -49,7 +49,7 @@ class Compared:
     """What is known of S segments where their distributions are compared."""
 
     top: TopTokens
-    """S rows: the teacher's likeliest tokens."""
+    """S rows: the teacher's top-k tokens."""
     log_probs: Tensor
     """[S] natural log-probability that the teacher gives to each segment's bytes."""
     first_log_probs: Tensor

@@ -62,7 +62,7 @@ def continued(compared: Compared, mapping: Tensor) -> TopTokens:
     top, ids = compared.top, images(compared.top, mapping)
     p = top.bounded_log_probs().exp()
     gap = (top.log_probs - compared.first_log_probs[:, None]).abs().double()
-    # What is remembered or stored is rounded; the first token's probability is not.
+    # What is cached or stored is rounded; the first token's probability is not.
     tolerance = 1e-5 + _ROUNDING * compared.first_log_probs.abs().double()[:, None]
     # Of several as likely: one that moves nothing.
     stays = (gap <= gap.amin(1, keepdim=True) + 1e-9) & (ids == compared.student_ids[:, None])

@@ -95,13 +95,13 @@ class TeacherSettings(ModelSettings):
     model: Annotated[str, Field(min_length=1)] | None = None  # type: ignore[assignment]
     """A directory, a hub id, or ``package:NAME``. May be left out with ``source: stored``."""
     source: Literal["online", "stored"] = "online"
-    """``online``: the teacher runs beside the student. ``stored``: what it said is read from ``path``."""
+    """``online``: the teacher runs beside the student. ``stored``: its outputs are read from ``path``."""
     path: str | None = None
     """Spectrum store, a folder or fsspec URL: where ``uld-ds store build`` writes and ``source: stored`` reads."""
     sharding: Literal["zero3", "none"] = "zero3"
     """``zero3``: spread over all workers. ``none``: whole on each of them, for a teacher that is small enough."""
     cache: bool = True
-    """Keep what the online teacher said: later epochs and restarts read it instead of running the teacher."""
+    """Cache the online teacher's outputs: later epochs and restarts read them instead of running the teacher."""
     codec: CodecSettings = CodecSettings()
     """Precision of what is kept, in memory of the run and in a store."""
     remote_code: RemoteCodeSettings | None = None
@@ -126,7 +126,7 @@ class StoreSettings(Strict):
     """What ``uld-ds store build`` keeps beside the spectra."""
 
     top_ids: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Of each distribution so many of the likeliest tokens, by their ids: for objectives that look at identities (64
+    """Of each distribution so many top-k tokens, by their ids: for objectives that look at identities (64
     serves ``objective.top_ids`` up to 64). 4 to 6 bytes each before compression."""
 
 

@@ -54,12 +54,12 @@ class ObjectiveSettings(Strict):
             unit="per segment, 0 to 2",
             summand="ULD distance",
             reference=f"{ARXIV}2402.12030",
-            details={"uld_gate": "(where the right token is among the student's {} likeliest)"},
+            details={"uld_gate": "(where the right token is among the student's top {})"},
         ),
     ] = 1.5
     """Weight of the ULD distance (the paper's lambda)."""
     uld_gate: Annotated[int, Field(ge=1)] | None = None
-    """The ULD distance counts only where the right token is among the student's so many likeliest, e.g. 10; elsewhere
+    """The ULD distance counts only where the right token is among the student's top so many, e.g. 10; elsewhere
     it is 0, and what is left weighs what it did. Default: it counts everywhere."""
     likelihood: Annotated[
         float,
@@ -127,10 +127,10 @@ class ObjectiveSettings(Strict):
             vocabularies=True,
         ),
     ] = 0.0
-    """Weight of KL(teacher, student) with the teacher's likeliest tokens carried to the student's vocabulary: each to
+    """Weight of KL(teacher, student) with the teacher's top-k tokens carried to the student's vocabulary: each to
     the student token with the longest bytes that it begins with."""
     top_ids: Annotated[int, Field(ge=1, le=65535)] = 64
-    """How many of the teacher's likeliest tokens ``classical``, ``hybrid`` and ``projection`` tell apart; the others
+    """How many of the teacher's top-k tokens ``classical``, ``hybrid`` and ``projection`` tell apart; the others
     count as "anything else". ``likelihood_boundary`` looks at so many, too."""
     schedule: dict[Term, WeightSchedule] = Field(default_factory=dict)
     """How weights change while the student learns: for each term that should, ``warmup`` or ``linear``, e.g.

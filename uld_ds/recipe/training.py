@@ -90,11 +90,11 @@ class GenerationSettings(Strict):
     stop: list[Annotated[str, Field(min_length=1)]] | None = None
     """An answer ends before the first of these texts. Default: the task's."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    """0 takes the likeliest token each time."""
+    """0 takes the most probable token each time."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the smallest set of tokens with so much probability."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample from the so many likeliest tokens; 0 from all."""
+    """Sample from the top so many tokens; 0 from all."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Prompts of similar length that are answered together by one worker."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05

@@ -79,7 +79,7 @@ def calibration_chart(report: RunReport) -> Markup:
     tokens = max(item["tokens"] for item in known.values())
     return line_chart(
         "Calibration on held-out answers",
-        Axis("confidence in the likeliest token", low=0.0, high=1.0),
+        Axis("confidence in the most probable token", low=0.0, high=1.0),
         Axis("how often it is the token", low=0.0, high=1.0),
         [_calibration_line(*_WHO[who], calibration) for who, calibration in known.items()],
         note=f"{tokens:,} answer tokens; on the diagonal a model is as often right as it is sure",

@@ -9,7 +9,7 @@ PHASES = ("data", "teacher", "reduce", "student", "loss", "backward", "step")
 OTHER = "other"
 MEANINGS = {
     "data": "reading and batching",
-    "teacher": "teacher's forward, or reading what it said",
+    "teacher": "teacher's forward, or reading its cached outputs",
     "reduce": "sums over ranks, and waiting for them",
     "student": "student's forward",
     "loss": "distances and losses",

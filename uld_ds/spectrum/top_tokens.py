@@ -19,7 +19,7 @@ _CHUNK_ELEMENTS_ACCELERATOR = 1 << 26
 
 @dataclass(frozen=True)
 class TopTokens:
-    """The k likeliest tokens of each of T next-token distributions, the likeliest first."""
+    """The k top-k tokens of each of T next-token distributions, the likeliest first."""
 
     ids: Tensor
     """[T, k] int64: token ids, no two of a row the same; of equally likely tokens the lower id comes first."""

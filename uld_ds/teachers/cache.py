@@ -239,7 +239,7 @@ class _Journal:
         there = rest[:length].decode()
         if there != identity:
             problem = (
-                f"{self.path.parent} remembers another teacher, data or template "
+                f"{self.path.parent} is of another teacher, data or template "
                 f"(identity {there[:16]} there, {identity[:16]} here)"
             )
             raise UserError(key, problem, "remove the folder, or give the run another name")

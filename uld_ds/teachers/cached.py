@@ -48,7 +48,7 @@ class CachedTeacher:
     learn from the same numbers. Once all examples are cached, the teacher model is freed.
 
     Args:
-        memory: Output cache that all ranks share.
+        cache: output cache that all ranks share.
         teacher: Online teacher; None when everything is cached.
         num_examples: Number of examples of the training data.
         ranks: Process group whose ranks call the teacher together.
@@ -57,14 +57,14 @@ class CachedTeacher:
 
     def __init__(
         self,
-        memory: OutputCache,
+        cache: OutputCache,
         teacher: OnlineTeacher | None,
         *,
         num_examples: int,
         ranks: Ranks,
         device: torch.device,
     ) -> None:
-        self._memory = memory
+        self._cache = cache
         self._teacher = teacher
         self._num_examples = num_examples
         self._ranks = ranks
@@ -92,14 +92,14 @@ class CachedTeacher:
         Raises:
             RunError: outputs are not in the cache and the teacher is gone: files of the cache are missing.
         """
-        self._memory.refresh()
-        missing = sorted({example for example in examples if example not in self._memory})
+        self._cache.refresh()
+        missing = sorted({example for example in examples if example not in self._cache})
         if self._max(len(missing)):
             if self._teacher is None:
-                raise RunError("parts of the teacher's memory are gone; start the run again, it will fill it up")
+                raise RunError("parts of the teacher's output cache are gone; start the run again, it will fill it up")
             said = self._teacher.answers(missing, step)
-            self._memory.append(step, dict(zip(missing, said, strict=True)))
-        found = self._memory.read(list(examples))
+            self._cache.append(step, dict(zip(missing, said, strict=True)))
+        found = self._cache.read(list(examples))
         self._free_when_done()
         return found
 
@@ -116,8 +116,8 @@ class CachedTeacher:
     def _free_when_done(self) -> None:
         if self._teacher is None:
             return
-        self._memory.refresh()
-        if self._max(0 if self._memory.complete(self._num_examples) else 1):
+        self._cache.refresh()
+        if self._max(0 if self._cache.complete(self._num_examples) else 1):
             return
         log.info("the teacher has answered all %d examples: its memory is freed", self._num_examples)
         self._spent = (self._teacher.tokens_run, self._teacher.bytes_gathered)

@@ -48,13 +48,13 @@ def decode(data: bytes) -> TopTokens:
         ValueError: the bytes are damaged, cut short or of another version (says which).
     """
     if len(data) < _HEAD.size or data[:4] != _MAGIC:
-        raise ValueError("likeliest tokens are damaged or cut short")
+        raise ValueError("top-k tokens are damaged or cut short")
     _, version, width, k, rows, crc = _HEAD.unpack_from(data)
     if version != _VERSION:
-        raise ValueError(f"likeliest tokens of version {version}, but this release reads {_VERSION}")
+        raise ValueError(f"top-k tokens of version {version}, but this release reads {_VERSION}")
     body = data[_HEAD.size :]
     if width not in (2, 4) or len(body) != (width + 2) * k * rows or zlib.crc32(body) != crc:
-        raise ValueError("likeliest tokens are damaged or cut short")
+        raise ValueError("top-k tokens are damaged or cut short")
     ids = _from_planes(body[: width * k * rows], f"<u{width}", k, rows)
     log_probs = _from_planes(body[width * k * rows :], "<f2", k, rows)
     return TopTokens(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(log_probs.astype(np.float32)))

@@ -103,14 +103,14 @@ def _check_stored_tokenizer(recipe: Recipe, digest: str) -> None:
         raise UserError(
             "teacher.model",
             "is missing: objective.hybrid, projection and likelihood_boundary ask its tokenizer what stored ids spell",
-            "name the model whose words are stored, or set them to 0",
+            "name the model whose outputs are stored, or set them to 0",
         )
     own = TextSide.of_model(Pretrained.from_settings(settings, "teacher"), settings, "teacher").tokenizer_digest
     if own != digest:
         raise UserError(
             "teacher.model",
             f"{settings.model!r} has another tokenizer than the store in teacher.path was built with",
-            "name the model whose words are stored",
+            "name the model whose outputs are stored",
         )
 
 

@@ -63,16 +63,16 @@ class TeacherSetup:
             return StoredTeacher(store, rows)
         if not self._settings.cache:
             return self._model(rows)
-        memory = OutputCache(
+        cache = OutputCache(
             self._job.folder.teacher,
             cache_identity(recipe, Path(self._job.splits["train"]).name),
             rank=self._ranks.rank,
             precision=self._settings.codec.to_precision(),
         )
-        missing = int((begins and recipe.data.eval is not None) or not memory.complete(len(rows)))
+        missing = int((begins and recipe.data.eval is not None) or not cache.complete(len(rows)))
         needed = self._ranks.max(torch.tensor(missing, device=self._device))
         teacher = self._model(rows) if needed else None
-        return CachedTeacher(memory, teacher, num_examples=len(rows), ranks=self._ranks, device=self._device)
+        return CachedTeacher(cache, teacher, num_examples=len(rows), ranks=self._ranks, device=self._device)
 
     def _model(self, rows: Dataset) -> OnlineTeacher:
         self._stage("loading the teacher")

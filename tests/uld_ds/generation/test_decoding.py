@@ -29,7 +29,7 @@ def prompts(tiny_teacher: Path) -> list[list[int]]:
 
 
 def by_hand(folder: Path, prompt: list[int], number: int) -> str:
-    """The likeliest token, again and again, without a cache or padding."""
+    """The most probable token, again and again, without a cache or padding."""
     lm, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ids = list(prompt)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def by_hand(folder: Path, prompt: list[int], number: int) -> str:
     return tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip()
 
 
-def test_greedy_answers_are_the_likeliest_tokens(model: Model, prompts: list[list[int]], tiny_teacher: Path) -> None:
+def test_greedy_answers_are_the_top_k_tokens(model: Model, prompts: list[list[int]], tiny_teacher: Path) -> None:
     answers = model.answer(prompts, Decoding(6), IDS)
     assert [answer.text for answer in answers] == [by_hand(tiny_teacher, prompt, 6) for prompt in prompts]
     assert [(answer.tokens, answer.finish) for answer in answers] == [(6, "length")] * 3
@@ -54,7 +54,7 @@ def test_sampled_answers_depend_on_prompt_and_seed_alone(model: Model, prompts: 
     assert together == backwards == alone
     assert model.answer(prompts, Decoding(8, temperature=1.0, seed=4), IDS) != together
     assert model.answer(prompts, Decoding(8), IDS) != together
-    # The likeliest token alone is the greedy answer, whatever the noise.
+    # The most probable token alone is the greedy answer, whatever the noise.
     assert model.answer(prompts, Decoding(8, temperature=1.0, top_k=1), IDS) == model.answer(prompts, Decoding(8), IDS)
 
 

@@ -1,4 +1,4 @@
-"""KL and Jensen-Shannon over the teacher's likeliest tokens: against their definitions in float64."""
+"""KL and Jensen-Shannon over the teacher's top-k tokens: against their definitions in float64."""
 
 from __future__ import annotations
 

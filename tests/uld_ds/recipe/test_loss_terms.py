@@ -65,7 +65,7 @@ def test_the_sum_in_words() -> None:
     known = {name: value for name, value in facts_of(**EVERYTHING).items() if value is not None}
     assert [term.described(known) for term in LOSS_TERMS.values()] == [
         "1.0 x cross-entropy",
-        "1.5 x ULD distance (where the right token is among the student's 10 likeliest) "
+        "1.5 x ULD distance (where the right token is among the student's top 10) "
         "([arXiv 2402.12030](https://arxiv.org/abs/2402.12030))",
         "0.5 x likelihood matching ([arXiv 2503.20083](https://arxiv.org/abs/2503.20083))",
         "0.7 x reverse kl ([arXiv 2306.13649](https://arxiv.org/abs/2306.13649))",

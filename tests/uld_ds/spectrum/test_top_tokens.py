@@ -1,4 +1,4 @@
-"""The likeliest tokens by id: which, in what order, and what is left for the others."""
+"""The top-k tokens by id: which, in what order, and what is left for the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run's own memory: what was computed and what is remembered are the same bits, on every rank, after any crash."""
+"""The run's own memory: what was computed and what is cached are the same bits, on every rank, after any crash."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def journals(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_what_is_computed_is_what_is_remembered(tmp_path: Path) -> None:
+def test_what_is_computed_is_what_is_cached(tmp_path: Path) -> None:
     ours = memory(tmp_path)
     computed = ours.append(1, said([4, 0, 9]))
     assert list(computed) == [4, 0, 9]
@@ -168,7 +168,7 @@ def test_of_two_memories_all_choose_the_earlier(tmp_path: Path) -> None:
     assert same_bits(memory(tmp_path, 9).read([0])[0], want)
 
 
-def test_what_is_remembered_is_not_said_again(tmp_path: Path) -> None:
+def test_what_is_cached_is_not_said_again(tmp_path: Path) -> None:
     ours = memory(tmp_path)
     before = ours.append(1, said([0, 1]))
     size = (tmp_path / "00000-0000.journal").stat().st_size
@@ -180,7 +180,7 @@ def test_what_is_remembered_is_not_said_again(tmp_path: Path) -> None:
 def test_another_identity_is_refused(tmp_path: Path) -> None:
     memory(tmp_path).append(1, said([0]))
     expected = (
-        f"^teacher.memory: {tmp_path} remembers another teacher, data or template .identity aaaaaaaaaaaaaaaa there, "
+        f"^teacher.memory: {tmp_path} is of another teacher, data or template .identity aaaaaaaaaaaaaaaa there, "
         "bbbbbbbbbbbbbbbb here.; remove the folder, or give the run another name$"
     )
     with pytest.raises(UserError, match=expected):

@@ -28,7 +28,7 @@ def recipe(**objective: Any) -> Recipe:
     )
 
 
-def test_a_memory_without_likeliest_tokens_serves_no_run_that_needs_them(tmp_path: Path) -> None:
+def test_a_memory_without_top_k_tokens_serves_no_run_that_needs_them(tmp_path: Path) -> None:
     plain, some, more = (
         cache_identity(recipe(**o), "d") for o in ({}, {"classical": 1.0, "top_ids": 32}, {"classical": 1.0})
     )
@@ -38,11 +38,11 @@ def test_a_memory_without_likeliest_tokens_serves_no_run_that_needs_them(tmp_pat
     assert cache_identity(recipe(classical=0.2, top_ids=32), "d") == some
     assert cache_identity(recipe(), "e") != plain
     OutputCache(tmp_path, plain, rank=0).append(0, {3: tokens_of(2, 1)})
-    with pytest.raises(UserError, match="remembers another teacher, data or template"):
+    with pytest.raises(UserError, match="is of another teacher, data or template"):
         OutputCache(tmp_path, some, rank=0)
 
 
-def test_likeliest_tokens_are_remembered(tmp_path: Path) -> None:
+def test_top_k_tokens_are_cached(tmp_path: Path) -> None:
     memory = OutputCache(tmp_path, "a", rank=0)
     said = {3: tokens_of(5, 1, top_ids=16), 0: tokens_of(2, 2, top_ids=16)}
     kept = memory.append(0, said)

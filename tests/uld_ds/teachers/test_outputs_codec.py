@@ -72,7 +72,7 @@ def test_precision_of_memory() -> None:
     torch.testing.assert_close(fine.masses.sum(-1), coarse.masses.sum(-1))
 
 
-def test_what_was_written_before_there_were_likeliest_tokens_reads_alike() -> None:
+def test_what_was_written_before_there_were_top_k_tokens_reads_alike() -> None:
     plain = tokens_of(5, 1)
     with_top = tokens_of(5, 1, top_ids=16)
     blob, longer = encode_tokens(plain), encode_tokens(with_top)
@@ -86,7 +86,7 @@ def test_what_was_written_before_there_were_likeliest_tokens_reads_alike() -> No
 
 
 @pytest.mark.parametrize(("vocab", "width"), [(60_000, 2), (70_000, 4)])
-def test_likeliest_tokens_come_back(vocab: int, width: int) -> None:
+def test_top_k_tokens_come_back(vocab: int, width: int) -> None:
     logits = zipf(7, vocab, seed=3).float().flip(1)
     logits[2, 100:] = -math.inf
     top = TopTokens.from_logits(logits, 200)

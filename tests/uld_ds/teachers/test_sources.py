@@ -121,7 +121,7 @@ def test_a_closed_teacher_takes_no_memory(
 # ---- remembering
 
 
-def remembered_run(config: dict[str, Any], folder: str, steps: int) -> dict[str, Any]:
+def cached_run(config: dict[str, Any], folder: str, steps: int) -> dict[str, Any]:
     """Losses of some steps; then the same again by a teacher that only remembers."""
     job = Job.from_config(config)
     engine, batcher = build(job)
@@ -156,7 +156,7 @@ def test_every_example_is_asked_about_once(tiny_recipe: dict[str, Any], tmp_path
     training = {"training": tiny_recipe["training"] | {"batch_size": 16}}
     recipe = variant(tiny_recipe | training, workers=ranks, micro=2, normalize="token", stage="zero3")
     config = prepared_job(recipe, tmp_path / "job").to_config()
-    found = run_on_ranks(remembered_run, ranks, config, str(tmp_path / "memory"), 5)
+    found = run_on_ranks(cached_run, ranks, config, str(tmp_path / "memory"), 5)
     for of_rank in found:
         # 48 examples, 16 a step: three steps ask, the others read; and nobody holds the model any more.
         assert all(of_rank["tokens"][:3]) and of_rank["tokens"][3:] == [0, 0]
@@ -165,6 +165,6 @@ def test_every_example_is_asked_about_once(tiny_recipe: dict[str, Any], tmp_path
         assert not of_rank["loaded"] and of_rank["bytes held"] == 0
         assert of_rank["same"]
     # A run that is cut short and goes on reads what was said before, to the bit.
-    again = run_on_ranks(remembered_run, ranks, config, str(tmp_path / "memory"), 5)
+    again = run_on_ranks(cached_run, ranks, config, str(tmp_path / "memory"), 5)
     assert again[0]["tokens"] == [0] * 5
     assert again[0]["losses"] == found[0]["losses"]

@@ -144,7 +144,7 @@ def _table(examples: Sequence[StoredExample], precision: Precision, top_ids: int
 
 def _top_bytes(example: StoredExample, top_ids: int) -> bytes:
     if example.tokens.top is None:
-        raise ValueError(f"example {example.id!r} has no likeliest tokens, {top_ids} are to be kept")
+        raise ValueError(f"example {example.id!r} has no top-k tokens, {top_ids} are to be kept")
     return top_tokens_codec.encode(example.tokens.top.first(top_ids))
 
 

@@ -1,4 +1,4 @@
-"""What is written to a spectrum store is read: the same bytes back, and the likeliest tokens beside them."""
+"""What is written to a spectrum store is read: the same bytes back, and the top-k tokens beside them."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_memory_stays_flat(built: Path) -> None:
     assert peaks[1] < 3 * peaks[0]
 
 
-# ---- likeliest tokens beside the spectra
+# ---- top-k tokens beside the spectra
 
 TOP = 24
 
@@ -134,7 +134,7 @@ def with_top(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_likeliest_tokens_are_read_if_wanted(with_top: Path) -> None:
+def test_top_k_tokens_are_read_if_wanted(with_top: Path) -> None:
     wanted = [49, 0, 16, 15]
     store = SpectrumStore.open(with_top, with_top=True)
     assert all(
@@ -155,7 +155,7 @@ def test_what_they_cost_is_told(with_top: Path, built: Path) -> None:
     assert 1.5 * TOP < there.top_bytes_per_token < 4 * TOP + 10
 
 
-def test_likeliest_tokens_are_left_out_of_what_is_read(with_top: Path, tmp_path: Path) -> None:
+def test_top_k_tokens_are_left_out_of_what_is_read(with_top: Path, tmp_path: Path) -> None:
     for name, data in contents(with_top).items():
         (tmp_path / name).write_bytes(data)
     shard = sorted(tmp_path.glob("shard-*"))[2]
@@ -170,7 +170,7 @@ def test_likeliest_tokens_are_left_out_of_what_is_read(with_top: Path, tmp_path:
         SpectrumStore.open(tmp_path, with_top=True).read(range(40, 50))
 
 
-def test_a_store_from_before_there_were_likeliest_tokens(copy: Path) -> None:
+def test_a_store_from_before_there_were_top_k_tokens(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest.pop("top_ids")
     manifest["shards"] = [{k: v for k, v in shard.items() if k != "top_bytes"} for shard in manifest["shards"]]
@@ -180,6 +180,6 @@ def test_a_store_from_before_there_were_likeliest_tokens(copy: Path) -> None:
     store.check_matches(identity())
 
 
-def test_examples_without_likeliest_tokens_are_not_taken(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'row-40' has no likeliest tokens, 24 are to be kept"):
+def test_examples_without_top_k_tokens_are_not_taken(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'row-40' has no top-k tokens, 24 are to be kept"):
         writer(tmp_path, identity(top_ids=TOP)).write_shard(2, map(example, range(40, 50)))
