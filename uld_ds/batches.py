@@ -101,7 +101,7 @@ class MicroBatch:
     """The input of one forward pass of the student: B examples with S segments."""
 
     examples: list[int]
-    """[B] numbers of the examples in the data."""
+    """[B] index of each example in the data."""
     student: SideBatch
     """Tokens of the student's side."""
     student_segments: SegmentRows
