@@ -55,11 +55,10 @@ def carried(ids: Tensor, probabilities: Tensor) -> TopTokens:
 def continued(compared: Compared, mapping: Tensor) -> TopTokens:
     """Carry the teacher's top-k tokens to the student's vocabulary, with what is known to go on along the text.
 
-    Like ``carried``, but for the segment's own bytes.
-    The segment's bytes, which are what the teacher's first token there is the beginning of, begin with the student's
-    first token there. So the teacher's probability of all of them is taken from its own first token's image and given
-    to that token. Its first token is found in ``top`` by its probability; where ``top`` ends before it, the mass comes
-    out of what is not in ``top``.
+    As ``carried`` does it, but for the segment's bytes, which are what the teacher's first token there is the beginning
+    of, and begin with the student's first token there. The teacher's probability of all of them is taken from its own
+    first token's image and given to that token. Its first token is found in ``top`` by its probability; where ``top``
+    ends before it, the mass comes out of what is not in ``top``.
 
     Returns:
         [S, k + 1] tokens of the student.
