@@ -1,4 +1,4 @@
-"""The tensors of a window, which data makes, and models, teachers and losses read."""
+"""Micro-batches: the tensors of a window, which data makes, and models, teachers and losses read."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ Merge = Literal["first", "chain"]
 
 @dataclass(frozen=True)
 class SegmentRows:
-    """Where S segments are among the A answer rows of one side of a micro-batch."""
+    """Places of S segments among the A answer rows of one side of a micro-batch."""
 
     compared: Tensor
-    """[S] the row whose distribution stands for the segment."""
+    """[S] the row whose distribution stands for each segment."""
     others: Tensor
-    """[A - S] the rows that stand for none."""
+    """[A - S] the rows that stand for no segment."""
     earlier: Tensor
-    """[P] rows of tokens that come before the compared one in its segment: its distribution is scaled by their
-    probabilities. None with ``merge: first``."""
+    """[P] rows of tokens that come before the compared one in its segment; P is 0 with ``merge: first``.
+
+    The compared distribution is scaled by their probabilities.
+    """
     earlier_segment: Tensor
-    """[P] which of the S segments each of them belongs to."""
+    """[P] the segment that each of the ``earlier`` rows belongs to."""
     members: Tensor
-    """[M] rows of all tokens of all segments, segment after segment,"""
+    """[M] rows of all tokens of all segments, segment after segment."""
     member_segment: Tensor
-    """[M] and which of the S segments each of them belongs to."""
+    """[M] the segment that each of the ``members`` rows belongs to."""
 
     def __len__(self) -> int:
         return len(self.compared)
 
     def log_scale(self, log_probs: Tensor) -> Tensor | None:
-        """[S] nats: what each segment's distribution is scaled by; None where nothing is.
+        """Sum the log-probabilities that scale each segment's distribution, [S] nats; None where nothing is scaled.
 
         Args:
             log_probs: [P] natural log-probabilities of the tokens in the ``earlier`` rows.
@@ -43,74 +45,78 @@ class SegmentRows:
         return log_probs.new_zeros(len(self)).index_add_(0, self.earlier_segment, log_probs)
 
     def log_probs(self, log_probs: Tensor) -> Tensor:
-        """[S] natural log-probability of each segment's bytes, by the chain rule.
+        """Sum the natural log-probability of each segment's bytes by the chain rule, [S].
 
         Args:
-            log_probs: [M] of the tokens in the ``members`` rows.
+            log_probs: [M] natural log-probabilities of the tokens in the ``members`` rows.
         """
         return log_probs.new_zeros(len(self)).index_add_(0, self.member_segment, log_probs)
 
     def to(self, device: torch.device) -> SegmentRows:
+        """Move the rows to ``device``."""
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in self.__dict__.items()})
 
 
 @dataclass(frozen=True)
 class SideBatch:
-    """Tokens of one side. B examples, L tokens, A answer tokens.
+    """Tokens of one side of a micro-batch: B examples of L tokens, A answer tokens in all.
 
     Logits at position i-1 predict token i: rows are positions *before* the token they are about.
     """
 
     input_ids: Tensor
-    """[B, L] int64, padded on the right."""
+    """[B, L] int64 token ids, padded on the right."""
     attention_mask: Tensor
-    """[B, L] int64."""
+    """[B, L] int64 mask of ``input_ids``, 0 for padding."""
     answer_rows: Tensor
     """[A] index into the flattened [B * L] positions of the one that predicts each answer token."""
     answer_ids: Tensor
-    """[A] the token predicted there."""
+    """[A] the right token of each answer row."""
     answer_in_text: Tensor
-    """[A] bool; False where the token ends a turn instead of spelling an answer."""
+    """[A] bool, False where the token ends a turn instead of spelling an answer."""
     answer_example: Tensor
-    """[A] which of the B examples."""
+    """[A] which of the B examples each answer row belongs to."""
     encoder_ids: Tensor | None = None
     """[B, E] int64, padded on the right: the prompts of a model with an encoder, whose decoder has ``input_ids``."""
     encoder_mask: Tensor | None = None
-    """[B, E] int64."""
+    """[B, E] int64 mask of ``encoder_ids``, 0 for padding."""
 
     def num_tokens(self) -> Tensor:
-        """A scalar: all that the model reads, without padding."""
+        """Count the tokens that the model reads, without padding, as a scalar tensor."""
         decoder = self.attention_mask.sum()
         return decoder if self.encoder_mask is None else decoder + self.encoder_mask.sum()
 
     def num_positions(self) -> int:
-        """All that the model computes, padding included."""
+        """Count the positions that the model computes, padding included."""
         return self.input_ids.numel() + (0 if self.encoder_ids is None else self.encoder_ids.numel())
 
     def to(self, device: torch.device) -> SideBatch:
+        """Move the tensors to ``device``."""
         there = {name: value for name, value in self.__dict__.items() if value is not None}
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in there.items()})
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward of the student: B examples with S segments."""
+    """The input of one forward pass of the student: B examples with S segments."""
 
     examples: list[int]
-    """[B] which examples of the data these are."""
+    """[B] index of each example in the data."""
     student: SideBatch
+    """Tokens of the student's side."""
     student_segments: SegmentRows
-    """Among the student's answer rows."""
+    """Places of the S segments among the student's answer rows."""
     teacher_segments: SegmentRows
-    """The same segments among the answer tokens of the teacher, those of example after example."""
+    """Places of the S segments among the teacher's answer tokens, which stand example after example."""
     segment_example: Tensor
-    """[S] which of the B examples."""
+    """[S] which of the B examples each segment belongs to."""
     example_weight: Tensor
-    """[B] 1.0, or 0.0 for a stand-in that fills up a window."""
+    """[B] weight of each example: 1.0, or 0.0 for a stand-in that fills up a window."""
     answer_bytes: Tensor
-    """[B] int64."""
+    """[B] int64 number of UTF-8 bytes that each example's answer rows spell."""
 
     def to(self, device: torch.device) -> MicroBatch:
+        """Move the tensors to ``device``."""
         return MicroBatch(
             examples=self.examples,
             student=self.student.to(device),

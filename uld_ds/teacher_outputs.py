@@ -1,5 +1,4 @@
-"""What a teacher says about an answer: of each of its tokens a spectrum, the probability of the token itself and,
-where somebody wants them, the top-k tokens."""
+"""Teacher outputs of an answer: per token a spectrum, the token's own log-probability and, if wanted, top-k tokens."""
 
 from __future__ import annotations
 
@@ -16,9 +15,10 @@ from uld_ds.spectrum.top_tokens import TopTokens
 
 @dataclass(frozen=True)
 class TeacherTokens:
-    """T answer tokens in order, those that end a turn included; of one example or of several in a row.
+    """Teacher outputs of T answer tokens in order, of one example or of several in a row.
 
-    Nothing here depends on the student: its segments choose among these rows, whatever tokenizer it has.
+    Tokens that end a turn are among them. Nothing here depends on the student: its segments choose among these rows,
+    whatever tokenizer it has.
     """
 
     spectrum: Spectrum
@@ -26,7 +26,7 @@ class TeacherTokens:
     log_probs: Tensor
     """[T] float32: natural log-probability, at temperature 1, of the token that stands there."""
     top: TopTokens | None = None
-    """T rows: the top-k tokens of the same distributions, in the teacher's vocabulary; None where nobody asked."""
+    """T rows: top-k tokens of the same distributions, in the teacher's vocabulary; None where nobody asked for them."""
 
     def __post_init__(self) -> None:
         if tuple(self.log_probs.shape) != (len(self.spectrum),):
@@ -43,10 +43,11 @@ class TeacherTokens:
 
     @classmethod
     def cat(cls, parts: Sequence[TeacherTokens]) -> TeacherTokens:
-        """Rows of several, one after the other; all of one grid and temperature, and of one number of top-k tokens.
+        """Concatenate teacher outputs along the tokens.
 
         Raises:
-            ValueError: they are not.
+            ValueError: there are none, or they differ in grid, head size, temperature or number of top-k tokens, or
+                only some have those.
         """
         spectrum = Spectrum.cat([part.spectrum for part in parts])
         tops = [part.top for part in parts if part.top is not None]
@@ -56,8 +57,11 @@ class TeacherTokens:
         return cls(spectrum, log_probs, TopTokens.cat(tops) if tops else None)
 
     def segments(self, rows: SegmentRows) -> TeacherSegments:
-        """Of S segments among these tokens: the distribution that stands for each, scaled by the tokens before it in
-        there, and the probability of its bytes."""
+        """Select the teacher outputs of S segments among these tokens.
+
+        Of each: the distribution that stands for it, scaled by the probability of the tokens before it in the segment,
+        and the log-probability of its bytes.
+        """
         spectrum = self.spectrum[rows.compared]
         scale = rows.log_scale(self.log_probs[rows.earlier])
         log_probs = rows.log_probs(self.log_probs[rows.members])
@@ -66,17 +70,17 @@ class TeacherTokens:
         return TeacherSegments(shifted, log_probs, self.log_probs[rows.compared], top)
 
     def to(self, device: torch.device | str) -> TeacherTokens:
-        """On another device."""
+        """Move the teacher outputs to another device."""
         top = None if self.top is None else self.top.to(device)
         return TeacherTokens(self.spectrum.to(device), self.log_probs.to(device), top)
 
 
 @dataclass(frozen=True)
 class TeacherSegments:
-    """What a teacher says about S segments."""
+    """Teacher outputs of S segments."""
 
     spectrum: Spectrum
-    """S rows."""
+    """S rows: the distribution that stands for each segment, scaled by the tokens before it with ``merge: chain``."""
     log_probs: Tensor
     """[S] float32: natural log-probability, at temperature 1, of each segment's bytes."""
     first_log_probs: Tensor

@@ -1,4 +1,4 @@
-"""Two tokenizations of one text, cut where both agree.
+"""Segments of a text: two tokenizations of it, cut wherever both have a boundary.
 
 Spans are half-open UTF-8 byte ranges, one per token, that tile the text. A *segment* is a maximal pair of
 token runs, one per side, over the same bytes: it begins wherever a token of each side begins at the same
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Segment:
-    """Token runs, one per side, that cover the same bytes.
+    """A segment of a text: token runs, one per side, that cover the same bytes.
 
     Attributes:
         student: indices of the student's tokens, never empty.
@@ -41,7 +41,7 @@ class Segment:
 
 
 def segment_boundaries(student_spans: ArrayLike, teacher_spans: ArrayLike) -> tuple[Ints, Ints]:
-    """The first token of every segment, on each side.
+    """Find the first token of every segment, on each side.
 
     Args:
         student_spans: ``[n, 2]`` byte ranges that tile a text.
@@ -74,11 +74,11 @@ def segment_boundaries(student_spans: ArrayLike, teacher_spans: ArrayLike) -> tu
 
 
 def align(student_spans: Sequence[tuple[int, int]], teacher_spans: Sequence[tuple[int, int]]) -> list[Segment]:
-    """The segments of a text: they partition the tokens of both sides, in order.
+    """Cut a text into segments, which partition the tokens of both sides in order.
 
     Args:
         student_spans: half-open byte ranges that tile a text, one per token (`token_spans`).
-        teacher_spans: the teacher's for the same text.
+        teacher_spans: the teacher's byte ranges of the same text.
 
     Raises:
         ValueError: spans out of order, overlapping or with a hole, or sides that cover different ranges.
@@ -95,10 +95,14 @@ def align(student_spans: Sequence[tuple[int, int]], teacher_spans: Sequence[tupl
 
 
 def alignment_rate(student_spans: ArrayLike, teacher_spans: ArrayLike) -> float:
-    """The share of student tokens that begin a segment, in ``[0, 1]``; 0 if there are none.
+    """Compute the share of student tokens that begin a segment, in ``[0, 1]``; 0 if there are no tokens.
+
+    Args:
+        student_spans: ``[n, 2]`` byte ranges that tile a text.
+        teacher_spans: ``[m, 2]`` byte ranges that tile the same text.
 
     Raises:
-        ValueError: as `segment_boundaries`.
+        ValueError: spans out of order, overlapping or with a hole, or sides that cover different ranges.
     """
     student_starts, _ = segment_boundaries(student_spans, teacher_spans)
     num_tokens = len(np.asarray(student_spans))
@@ -106,7 +110,7 @@ def alignment_rate(student_spans: ArrayLike, teacher_spans: ArrayLike) -> float:
 
 
 def _checked(spans: ArrayLike, side: str) -> NDArray[np.int64]:
-    """``spans`` as an ``[n, 2]`` array.
+    """Convert ``spans`` to an ``[n, 2]`` array and check that they tile a range.
 
     Raises:
         ValueError: they do not tile a range; says which side, which span and how.
@@ -145,7 +149,7 @@ def _show(span: Ints) -> str:
 
 
 def _rank(starts: Ints) -> Ints | None:
-    """How many tokens begin at the same byte before each token ``[n]``; None if none does anywhere."""
+    """Count the tokens before each token that begin at the same byte, ``[n]``; None if there are none anywhere."""
     new = np.append(True, starts[1:] != starts[:-1])
     if new.all():
         return None
@@ -154,7 +158,7 @@ def _rank(starts: Ints) -> Ints | None:
 
 
 def _shared(starts: Ints, others: Ints) -> Ints:
-    """Indices of the ``starts`` that also occur among ``others``, the first of equals only."""
+    """Find the indices of ``starts`` that also occur among ``others``, the first of equals only."""
     present = np.zeros(max(int(starts[-1]), int(others[-1])) + 1, bool)
     present[others] = True
     hit = present[starts]

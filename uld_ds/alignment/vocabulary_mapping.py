@@ -1,4 +1,4 @@
-"""How two vocabularies relate by the bytes of their tokens: twins, prefixes, and what ends a word."""
+"""Relations between two vocabularies by the bytes of their tokens: twins, prefixes, and what ends a word."""
 
 from __future__ import annotations
 
@@ -21,28 +21,31 @@ if TYPE_CHECKING:
 
 
 NONE = -1
-"""Stands for "no token"."""
-# Part of the name of what is kept: to be raised when relations come to mean something else.
+"""Id that stands for "no token"."""
+# Part of the name of a cached file: to be raised when relations come to mean something else.
 _VERSION = 3
 
 
 @dataclass(frozen=True)
 class VocabularyRelations:
-    """Of each of the teacher's V_t tokens: a token of the student, or -1."""
+    """Relations of the teacher's V_t tokens to the student's tokens, by their bytes."""
 
     identity: Ints
-    """[V_t] the student's token with the same bytes, its twin. No two of the teacher's tokens have the same one: of
-    several with the same bytes one has a twin, chosen as ``Vocabulary.by_bytes`` says."""
+    """[V_t] the twin of each teacher token: the student's token with the same bytes, or -1.
+
+    No two of the teacher's tokens have the same twin: of several with the same bytes one has it, chosen as
+    ``Vocabulary.by_bytes`` says.
+    """
     projection: Ints
-    """[V_t] the student's token with the longest bytes that the teacher's token begins with, or is."""
+    """[V_t] the student's token with the longest bytes that the teacher's token begins with, or is; or -1."""
     num_student: int
-    """V_s, the size of the student's vocabulary."""
+    """Size V_s of the student's vocabulary."""
     ends_word: NDArray[np.bool_]
-    """[V_t] of the teacher's tokens themselves: ``Vocabulary.ends_word``."""
+    """[V_t] ``Vocabulary.ends_word`` of the teacher's tokens."""
 
 
 def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
-    """How two vocabularies relate, by the rules that this module's docstring gives."""
+    """Relate two vocabularies by the rules that ``uld_ds.tokenization.vocabulary`` gives."""
     if list(student.tokens) == list(teacher.tokens):
         same = np.arange(len(teacher), dtype=np.int64)
         return VocabularyRelations(same, same.copy(), len(student), teacher.ends_word())
@@ -66,7 +69,7 @@ def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
 
 
 def relations_of(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> VocabularyRelations:
-    """How two tokenizers' vocabularies relate; what was computed once is kept in the cache folder.
+    """Relate two tokenizers' vocabularies, or read their relations from the cache folder.
 
     A file there that is damaged is made anew, and a folder that cannot be written to is no error.
     """
@@ -84,7 +87,7 @@ def relations_of(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerB
 
 
 def _read(file: Path) -> VocabularyRelations | None:
-    """What ``_write`` left; None if there is nothing, or something else."""
+    """Read the relations that ``_write`` left; None if there are none, or the file is damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             names = ("identity", "projection", "num_student", "ends_word")

@@ -1,5 +1,7 @@
-"""One pass over chunks of rows: hidden states -> logits -> loss and d loss / d logits -> gradients of hidden states
-and head. Logits exist for a chunk at a time, and autograd never sees a vocabulary.
+"""The loss and its gradients in one pass over chunks of rows, so that logits exist for one chunk at a time.
+
+Hidden states -> logits -> loss and d loss / d logits -> gradients of hidden states and head; autograd never sees a
+vocabulary.
 """
 
 from __future__ import annotations
@@ -17,39 +19,45 @@ from uld_ds.spectrum.spectrum import Spectrum
 
 @dataclass(frozen=True)
 class Rows:
-    """What the loss needs to know about A answer rows besides their logits. The S rows that stand for a segment
-    come first."""
+    """Targets, weights and teacher outputs of A answer rows: all that the loss needs besides their logits.
+
+    The S rows that stand for a segment come first.
+    """
 
     ids: Tensor
-    """[A] the right token."""
+    """[A] the right token of each row."""
     ce_weights: Tensor
-    """[A] of each row's cross-entropy in the loss."""
+    """[A] weight of each row's cross-entropy in the loss."""
     ce_slopes: Tensor
-    """[A] d loss / d cross-entropy of each row: its weight, what it does to its segment's likelihood, and how it
-    scales a distance (``merge: chain``), which is known when the S rows have been seen."""
+    """[A] d loss / d cross-entropy of each row.
+
+    It is the row's weight, what the row does to its segment's likelihood, and how it scales a distance
+    (``merge: chain``), which is known when the S rows have been seen.
+    """
     uld_weights: Tensor
-    """[S] of each segment's ULD distance in the loss."""
+    """[S] weight of each segment's ULD distance in the loss."""
     spectrum: Spectrum
-    """S rows: the teacher's."""
+    """S rows: the teacher's spectra."""
     prepared: tuple[Any, ...]
-    """Term by term, S rows of what it compares the student with,"""
+    """Results of ``IdentityTerm.prepare``, one per term, of S rows each."""
     term_weights: tuple[Tensor, ...]
-    """and [S] what each segment's value counts in the loss, term by term."""
+    """[S] weights of each segment's value in the loss, one tensor per term."""
     log_scale: Tensor | None
-    """[S] nats: of the student's distributions, or None."""
+    """[S] log-scales of the student's distributions in nats; None where nothing is scaled."""
     earlier: Tensor
-    """[P] rows whose probabilities make up the scale,"""
+    """[P] rows whose log-probabilities add up to the log-scales."""
     earlier_segment: Tensor
-    """[P] and of which segment."""
+    """[P] the segment that each of the ``earlier`` rows belongs to."""
     likelihood_loss: Tensor
-    """Scalar: the loss's part that is known beforehand; its gradient is among the slopes."""
+    """Scalar part of the loss that is known beforehand; its gradient is among the slopes."""
 
     @property
     def num_compared(self) -> int:
+        """The number S of rows that stand for a segment."""
         return len(self.spectrum)
 
     def note_scale_slopes(self, segments: slice, slopes: Tensor) -> None:
-        """Takes note of d loss / d log scale of some of the S segments."""
+        """Add d loss / d log scale of some of the S segments to ``ce_slopes`` of the rows that make up their scale."""
         slope = slopes.new_zeros(self.num_compared)
         slope[segments] = slopes
         # The log scale is the sum of its rows' log-probabilities: each one's cross-entropy, negated.
@@ -57,21 +65,27 @@ class Rows:
 
 
 NUM_PARTS = 5
-"""What is known of every row: cross-entropy, ULD distance, the head's share of that, its error bound, whether it passed
-the gate (and has a distance)."""
+"""The number of values that every row has, whatever the terms.
+
+They are: cross-entropy, ULD distance, the head's share of that, its error bound, and whether the row passed the gate
+(and has a distance).
+"""
 OneChunk = Callable[[Tensor, Rows, slice], tuple[list[Tensor], Tensor]]
-"""From logits [C, V] of some rows: [C] each of the ``NUM_PARTS`` and of every term, and [C, V] d loss / d logits."""
+"""A function from logits [C, V] of some rows to their values and gradient.
+
+The values are [C] each of the ``NUM_PARTS`` and of every term, the gradient is [C, V] d loss / d logits.
+"""
 
 
 def _chunks(hidden: Tensor, head: Head, num_compared: int) -> Iterator[slice]:
-    """Slices of the rows whose logits may exist at a time: none has both compared and other rows."""
+    """Yield slices of the rows whose logits may exist at a time: none has both compared and other rows."""
     for begin, part in ((0, hidden[:num_compared]), (num_compared, hidden[num_compared:])):
         if len(part) or len(hidden) == 0:
             yield from (slice(begin + chunk.start, begin + chunk.stop) for chunk in head.chunks(part))
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """Forward computes loss and gradients chunk by chunk; backward only scales what is there."""
+    """The loss of A rows as an autograd function whose forward pass computes the gradients, chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -85,6 +99,22 @@ class ChunkedLoss(torch.autograd.Function):
         rows: Rows,
         one_chunk: OneChunk,
     ) -> tuple[Tensor, ...]:
+        """Compute the loss and keep its gradients for ``backward``.
+
+        Args:
+            ctx: autograd's context.
+            hidden: [A, H] hidden states, the S compared rows first.
+            weight: the head's weight, or None; like the three after it, given so that autograd sees it.
+            bias: the head's bias, or None.
+            down: the down matrix of the head's low-rank part, or None.
+            up: the up matrix of the head's low-rank part, or None.
+            head: the head that these tensors belong to.
+            rows: targets, weights and teacher outputs of the A rows.
+            one_chunk: computes values and gradient of a chunk of rows.
+
+        Returns:
+            The scalar loss, then [A] for each of the ``NUM_PARTS`` and of every term, not differentiable.
+        """
         of_hidden, *of_head = ctx.needs_input_grad[:5]
         grad_hidden = torch.empty_like(hidden) if of_hidden else None
         gradients = _HeadGradients(head, of_head)
@@ -95,8 +125,8 @@ class ChunkedLoss(torch.autograd.Function):
             results.append(parts)
             head.logit_map.backward_(grad, logits)
             gradients.add(grad, hidden[chunk], None if grad_hidden is None else grad_hidden[chunk])
-        per_row = [torch.cat(parts) for parts in zip(*results, strict=True)]
-        distance = per_row[1][: rows.num_compared]
+        per_row = [torch.cat(parts) for parts in zip(*results, strict=True)]  # [A] each
+        distance = per_row[1][: rows.num_compared]  # [S]
         loss = per_row[0] @ rows.ce_weights.to(per_row[0].dtype) + distance @ rows.uld_weights.to(distance.dtype)
         for value, of_segments in zip(per_row[NUM_PARTS:], rows.term_weights, strict=True):
             loss = loss + (value[: rows.num_compared] @ of_segments.to(value.dtype)).to(loss.dtype)
@@ -109,6 +139,11 @@ class ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_per_row: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients that ``forward`` computed by ``grad_loss``.
+
+        Raises:
+            RuntimeError: the loss was differentiated before.
+        """
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("this loss was differentiated before: its gradients are gone")
@@ -121,11 +156,11 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 class _HeadGradients:
-    """Sums over chunks of what a head's tensors receive; nothing is computed for those that need no gradient.
+    """Gradients of a head's tensors, summed over chunks; nothing is computed for those that need none.
 
     Args:
         head: the head.
-        wanted: of its weight, bias, down and up matrix, in this order.
+        wanted: whether its weight, bias, down and up matrix need a gradient, in this order.
     """
 
     def __init__(self, head: Head, wanted: Sequence[bool]) -> None:
@@ -137,12 +172,12 @@ class _HeadGradients:
         ]
 
     def add(self, grad: Tensor, hidden: Tensor, out: Tensor | None) -> None:
-        """Adds one chunk's share, and writes the gradient of its hidden states.
+        """Add one chunk's share to the head's gradients, and write the gradient of its hidden states.
 
         Args:
-            grad: [C, V] of the loss by the logits, before the head's map.
-            hidden: [C, H].
-            out: [C, H] to write to, or None.
+            grad: [C, V] d loss / d logits, before the head's map.
+            hidden: [C, H] hidden states.
+            out: [C, H] to write their gradient to, or None.
         """
         head, low_rank = self._head, self._head.low_rank
         if head.weight is None:
@@ -162,7 +197,7 @@ class _HeadGradients:
         grad, narrow = grad.to(low_rank.up.dtype), hidden.to(low_rank.down.dtype)
         if of_up is not None:
             _add_product(of_up, grad.t(), low_rank.inner(hidden))
-        inner = ((grad @ low_rank.up) * low_rank.scale).to(low_rank.down.dtype)
+        inner = ((grad @ low_rank.up) * low_rank.scale).to(low_rank.down.dtype)  # [C, rank]
         if of_down is not None:
             _add_product(of_down, inner.t(), narrow)
         if out is not None:
@@ -170,13 +205,13 @@ class _HeadGradients:
 
 
 def head_tensors(head: Head) -> tuple[Tensor | None, ...]:
-    """All that may receive a gradient: weight, bias, down and up matrix."""
+    """List the tensors of a head that may receive a gradient: weight, bias, down and up matrix, absent ones as None."""
     low_rank = (None, None) if head.low_rank is None else (head.low_rank.down, head.low_rank.up)
     return head.weight, head.bias, *low_rank
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right`` into float32, without a temporary of its size where the types allow."""
+    """Add ``left @ right`` to ``total`` in float32, without a temporary of its size where the dtypes allow."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:

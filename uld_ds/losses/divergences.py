@@ -1,8 +1,8 @@
 """The classical objectives, for a student that has its teacher's tokenizer: KL either way, generalized Jensen-Shannon.
 
-What is compared is the distribution over k + 1 outcomes: each of the teacher's k most probable tokens, and "anything
-else". With k the whole vocabulary there is nothing else, and the value is the classical one. With fewer it is a lower
-bound of it: lumping outcomes together is a channel, and no channel makes two distributions easier to tell apart (the
+What is compared is the distribution over k + 1 outcomes: each of the teacher's top-k tokens, and "anything else".
+With k the whole vocabulary there is nothing else, and the value is the classical one. With fewer it is a lower bound of
+it: lumping outcomes together is a channel, and no channel makes two distributions easier to tell apart (the
 data-processing inequality, which holds for all three).
 
 With ``u_i = d value / d log q_i`` over the outcomes and ``U = sum_i u_i``, the gradient through the student's softmax
@@ -32,17 +32,19 @@ _LEAST_TOKEN = -50.0
 
 
 class OutcomeTerm(NamedTuple):
-    """Of C rows with n outcomes each."""
+    """Divergences of C rows with n outcomes each, and their slopes."""
 
     value: Tensor
-    """[C] nats."""
+    """[C] divergence of each row in nats."""
     slopes: Tensor
-    """[C, n]: d value / d the student's log-probability of each outcome, up to a multiple of its probabilities, which
-    no softmax notices."""
+    """[C, n] d value / d the student's log-probability of each outcome.
+
+    They hold up to a multiple of the student's probabilities, which no softmax notices.
+    """
 
 
 def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: float = 0.5) -> OutcomeTerm:
-    """Between the distributions P (teacher) and Q (student) over the same outcomes.
+    """Compute the divergence between the distributions P (teacher) and Q (student) over the same outcomes.
 
     ``forward_kl`` is ``KL(P, Q)``, ``reverse_kl`` is ``KL(Q, P)``, and ``jensen_shannon``, generalized as in GKD
     (Agarwal et al., arXiv 2306.13649, section 2), ``beta KL(P, M) + (1 - beta) KL(Q, M)`` with
@@ -50,10 +52,10 @@ def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: float = 0.5
     infinity.
 
     Args:
-        log_p: [C, n] natural logarithms; no gradient.
-        log_q: [C, n].
-        kind: which.
-        beta: within (0, 1).
+        log_p: [C, n] natural log-probabilities of the teacher; no gradient.
+        log_q: [C, n] natural log-probabilities of the student.
+        kind: which divergence.
+        beta: of generalized Jensen-Shannon, within (0, 1).
     """
     if kind == "forward_kl":
         return OutcomeTerm(_kl(log_p, log_q).sum(1), -log_p.exp())
@@ -66,29 +68,32 @@ def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: float = 0.5
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """Summands; 0 where ``a`` is."""
+    """Compute the summands of ``KL(A, B)``, [C, n]; 0 where A is."""
     return torch.where(log_a == -math.inf, 0.0, log_a.exp() * (log_a - log_b))
 
 
 @dataclass(frozen=True)
 class ClassicalTerm:
-    """An ``IdentityTerm``: a divergence over the teacher's top-k tokens and the rest."""
+    """The ``IdentityTerm`` of classical distillation: a divergence over the teacher's top-k tokens and the rest."""
 
     weight: float
+    """Weight of the term in the loss."""
     kind: Divergence = "forward_kl"
+    """Which divergence the term computes."""
     beta: float = 0.5
+    """Mixing weight of generalized Jensen-Shannon."""
 
     @property
     def name(self) -> str:
-        """Its key and metric."""
+        """The term's key in the objective and name among the metrics."""
         return "classical"
 
     def prepare(self, compared: Compared) -> TopTokens:
-        """As ``IdentityTerm`` says."""
+        """Return the teacher's top-k tokens of S segments, which ``add`` compares the student with."""
         return compared.top
 
     def add(self, logits: Tensor, log_normalizer: Tensor, prepared: TopTokens, weight: Tensor, grad: Tensor) -> Tensor:
-        """As ``IdentityTerm`` says; [C] float64."""
+        """Compute the divergence of C rows, [C] float64 nats, and add its gradient; see ``IdentityTerm.add``."""
         return lumped(
             logits,
             log_normalizer,
@@ -115,15 +120,15 @@ def lumped(
     has_rest: bool = True,
     alive: Tensor,
 ) -> Tensor:
-    """Divergence over the outcomes "each token of ``top``" and "anything else", and its gradient.
+    """Compute the divergence over the outcomes "each token of ``top``" and "anything else", and add its gradient.
 
     Args:
-        logits: [C, V] the student's.
+        logits: [C, V] logits of the student.
         log_normalizer: [C] ``logsumexp(logits)``.
         top: [C, k] tokens of the student's vocabulary with the teacher's log-probabilities, those of a row different.
             Ids that the student does not have are "anything else".
         weight: [C] of each row's value in the loss.
-        grad: [C, V] the loss's gradient on ``logits``: adds to it.
+        grad: [C, V] the loss's gradient with respect to ``logits``, to which the value's is added.
         kind: which divergence.
         beta: of generalized Jensen-Shannon.
         has_rest: False where ``top`` is the whole vocabulary. (It is also no outcome in a row of which the student
@@ -134,24 +139,25 @@ def lumped(
         [C] float64 nats.
     """
     vocab, k = logits.shape[1], top.k
-    there = top.ids < vocab
-    log_p = top.bounded_log_probs().masked_fill(~there, -math.inf)
+    there = top.ids < vocab  # [C, k]
+    log_p = top.bounded_log_probs().masked_fill(~there, -math.inf)  # [C, k]
     places = top.ids.clamp(max=vocab)
     padded = torch.full(
         (len(logits), vocab + 1), -math.inf, dtype=accumulation_dtype(logits.dtype), device=logits.device
     )
-    others = padded[:, :vocab].copy_(logits)
-    log_q = padded.gather(1, places).double() - log_normalizer[:, None].double()
+    others = padded[:, :vocab].copy_(logits)  # [C, V] view: the scatter below takes the tokens of ``top`` out
+    log_q = padded.gather(1, places).double() - log_normalizer[:, None].double()  # [C, k]
     padded.scatter_(1, places, -math.inf)
-    log_others = others.logsumexp(1)
+    log_others = others.logsumexp(1)  # [C]
     if has_rest:
         rest = (1 - log_p.exp().sum(1)).clamp(min=0).log().masked_fill(log_others == -math.inf, -math.inf)
         log_p = torch.cat([log_p, rest[:, None]], 1)
         log_q = torch.cat([log_q, (log_others.double() - log_normalizer.double())[:, None]], 1)
     value, slopes = divergence(_believed(log_p, kind, has_rest=has_rest), log_q, kind, beta)
-    slopes = slopes.masked_fill(~alive[:, None], 0.0) * weight[:, None]
+    slopes = slopes.masked_fill(~alive[:, None], 0.0) * weight[:, None]  # [C, k + has_rest]
     of_outcomes = slopes - log_q.exp() * slopes.sum(1, keepdim=True)
     if has_rest:
+        # [C, V]: each other token's share of "anything else"
         share = others.sub_(log_others.masked_fill(log_others == -math.inf, 0.0)[:, None]).exp_()
         grad.addcmul_(share.to(grad.dtype), of_outcomes[:, -1:].to(grad.dtype))
     of_tokens = of_outcomes[:, :k].masked_fill(~there, 0.0)

@@ -1,11 +1,11 @@
-"""Hybrid: tokens that both vocabularies have are compared by identity, the others by their sorted probabilities.
+"""The hybrid term: tokens that both vocabularies have are compared by identity, the others by sorted probability.
 
 The idea is TRL's GOLD; what is compared is defined here so that k tokens of the teacher give a lower bound, and all of
 them the exact value, with no renormalization anywhere:
 
-- *Matched.* Outcomes are the student's twins of the teacher's k most probable tokens, and "everything else": on each side
-  what is left to 1. Between the two distributions over these: generalized Jensen-Shannon.
-- *Unmatched.* The teacher's probabilities of the tokens without a twin among its k likeliest, ``p_1 >= ... >= p_m``,
+- *Matched.* Outcomes are the student's twins of the teacher's top-k tokens, and "everything else": on each side what
+  is left to 1. Between the two distributions over these: generalized Jensen-Shannon.
+- *Unmatched.* The teacher's probabilities of the tokens without a twin among its top k, ``p_1 >= ... >= p_m``,
   against the student's largest of tokens that are nobody's twin, ``q_1 >= q_2 >= ...``:
   ``sum_{i <= m} |p_i - q_i| + max(0, sum_{i > m} q_i - r)`` with ``r`` all that the teacher gives to tokens beyond the
   k. The distance of the two whole sorted lists is ``sum_i |p_i - q_i|``, which cannot be less, as what the teacher
@@ -32,14 +32,14 @@ from uld_ds.uld.sorted import mean_of_equals
 
 @dataclass(frozen=True)
 class Split:
-    """S rows of the teacher's top-k tokens, matched and not."""
+    """The teacher's top-k tokens of S segments, split into those with a twin and those without."""
 
     matched: TopTokens
-    """[S, k] as tokens of the student."""
+    """[S, k] tokens with a twin, as tokens of the student."""
     unmatched: Tensor
-    """[S, k] float64 probabilities, descending, then zeros."""
+    """[S, k] float64 probabilities of the tokens without a twin, descending, then zeros."""
     num_unmatched: Tensor
-    """[S] how many of them there are."""
+    """[S] number of tokens without a twin."""
     rest: Tensor
     """[S] float64: the probability of all other tokens."""
     alive: Tensor
@@ -51,21 +51,23 @@ class Split:
 
 @dataclass(frozen=True)
 class HybridTerm:
-    """An ``IdentityTerm``."""
+    """The ``IdentityTerm`` that compares twins by identity and all other tokens by sorted probability."""
 
     weight: float
+    """Weight of the term in the loss."""
     beta: float
+    """Mixing weight of the generalized Jensen-Shannon divergence of matched tokens."""
     mapping: Tensor
     """[V_t + 1] from ``mapping_of``: the twin of each of the teacher's tokens."""
 
     @property
     def name(self) -> str:
-        """Its key and metric."""
+        """The term's key in the objective and name among the metrics."""
         return "hybrid"
 
     @torch.no_grad()
     def prepare(self, compared: Compared) -> Split:
-        """As ``IdentityTerm`` says."""
+        """Split the teacher's top-k tokens of S segments into those with a twin and those without."""
         p, ids = compared.top.bounded_log_probs().exp(), images(compared.top, self.mapping)
         is_unmatched = ids == NOWHERE
         return Split(
@@ -78,7 +80,7 @@ class HybridTerm:
 
     @torch.no_grad()
     def add(self, logits: Tensor, log_normalizer: Tensor, prepared: Split, weight: Tensor, grad: Tensor) -> Tensor:
-        """As ``IdentityTerm`` says; [C] float64."""
+        """Compute the hybrid value of C rows, [C] float64 nats, and add its gradient; see ``IdentityTerm.add``."""
         value = lumped(
             logits,
             log_normalizer,
@@ -93,7 +95,7 @@ class HybridTerm:
         return value + _sorted_rest(logits, log_normalizer, prepared, twinless, weight, grad)
 
     def _twinless(self, vocab: int) -> Tensor:
-        """[V] bool: which of the student's tokens are nobody's twin."""
+        """Mark the student's tokens that are nobody's twin, [V] bool."""
         twins = self.mapping[self.mapping < vocab]
         return torch.ones(vocab, dtype=torch.bool, device=twins.device).index_fill_(0, twins, False)
 
@@ -101,24 +103,24 @@ class HybridTerm:
 def _sorted_rest(
     logits: Tensor, log_normalizer: Tensor, prepared: Split, twinless: Tensor, weight: Tensor, grad: Tensor
 ) -> Tensor:
-    """The unmatched part of C rows, [C] float64; adds its gradient.
+    """Compute the unmatched part of C rows, [C] float64, and add its gradient to ``grad``.
 
     With ``s_j = d value / d q_j`` it is ``dvalue/dz_j = q_j (s_j - sum_i s_i q_i)``.
     """
     dtype = accumulation_dtype(logits.dtype)
-    q = (logits.to(dtype) - log_normalizer[:, None].to(dtype)).exp_()
+    q = (logits.to(dtype) - log_normalizer[:, None].to(dtype)).exp_()  # [C, V]
     own = q * twinless
     k = prepared.unmatched.shape[1]
     largest, where = own.topk(min(k, own.shape[1]), dim=1)
-    shown = F.pad(largest, (0, k - largest.shape[1])).double()
-    is_paired = torch.arange(k, device=q.device) < prepared.num_unmatched[:, None]
+    shown = F.pad(largest, (0, k - largest.shape[1])).double()  # [C, k]
+    is_paired = torch.arange(k, device=q.device) < prepared.num_unmatched[:, None]  # [C, k]
     paired = torch.where(is_paired, shown - prepared.unmatched, 0.0)
-    beyond = own.sum(1).double() - torch.where(is_paired, shown, 0.0).sum(1) - prepared.rest
+    beyond = own.sum(1).double() - torch.where(is_paired, shown, 0.0).sum(1) - prepared.rest  # [C]
     counts = beyond > 0
     value = paired.abs().sum(1) + beyond.clamp(min=0.0)
     signs = torch.where(is_paired, paired.sign(), counts[:, None].double())
     signs = mean_of_equals(signs, shown)[:, : largest.shape[1]].to(dtype)
-    slopes = (twinless & counts[:, None]).to(dtype)
+    slopes = (twinless & counts[:, None]).to(dtype)  # [C, V]
     # Where fewer than k tokens have no twin, topk fills up with twins (of 0 here), which have no part in this.
     slopes.scatter_(1, where, signs * twinless[where])
     alive = prepared.alive

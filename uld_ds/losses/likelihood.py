@@ -1,4 +1,4 @@
-"""Likelihood matching: how far apart are the probabilities that both models give to the *same bytes*?
+"""Likelihood matching: the divergence between the probabilities that both models give to the *same bytes*.
 
 A segment is a stretch of bytes that both tokenizers cut out. By the chain rule each model gives it one probability,
 the product over its own tokens in there, whatever their number. Those two numbers mean the same thing in any two
@@ -21,18 +21,18 @@ _NEAREST_TO_ONE = 1e-4
 
 
 class LikelihoodTerm(NamedTuple):
-    """One value per segment."""
+    """Divergences of S segments' likelihoods, and their slopes."""
 
     value: Tensor
-    """[S] float64 nats (total variation: probability)."""
+    """[S] float64 divergences in nats (total variation: probability)."""
     slope: Tensor
-    """[S] float64: d value / d the student's log-probability of the segment."""
+    """[S] float64 d value / d the student's log-probability of the segment."""
 
 
 def likelihood_term(
     teacher: Tensor, student: Tensor, *, divergence: Divergence = "forward_kl", temperature: float = 1.0
 ) -> LikelihoodTerm:
-    """Divergence between two Bernoulli distributions per segment, and its slope.
+    """Compute the divergence between two Bernoulli distributions per segment, and its slope.
 
     With ``p = exp(teacher / temperature)`` and ``q = exp(student / temperature)``, ``forward_kl`` is
     ``p log(p / q) + (1 - p) log((1 - p) / (1 - q))``. A high temperature moves all probabilities towards 1 and weighs
@@ -40,13 +40,13 @@ def likelihood_term(
 
     Args:
         teacher: [S] natural log-probability of each segment's bytes.
-        student: [S] the student's.
+        student: [S] the student's log-probability of the same bytes.
         divergence: ``forward_kl`` and ``reverse_kl`` are unbounded; ``jensen_shannon`` is at most log 2,
             ``total_variation`` at most 1.
         temperature: > 0.
 
     Raises:
-        ValueError: shapes differ, or the temperature is not positive.
+        ValueError: shapes are not both [S], or the temperature is not positive.
     """
     if teacher.shape != student.shape or teacher.dim() != 1:
         raise ValueError(f"one value per segment from both sides, got {list(teacher.shape)} and {list(student.shape)}")
@@ -66,7 +66,7 @@ def _log_probability(given: Tensor) -> Tensor:
 
 
 def _log_rest(log_p: Tensor) -> Tensor:
-    """``log(1 - p)``."""
+    """Compute ``log(1 - p)`` from ``log p``."""
     return torch.log(-torch.expm1(log_p))
 
 

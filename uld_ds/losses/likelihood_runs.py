@@ -1,4 +1,4 @@
-"""Likelihood matching over runs of segments: what both models give to the bytes of several segments in a row.
+"""Likelihood matching over runs of segments: the probabilities of the bytes of several segments in a row.
 
 A longer run asks for less: the two models may share its probability out among the segments in there as they like.
 (The chunks of several sizes of Minixhofer et al., arXiv 2503.20083; here one size at a time.)
@@ -19,16 +19,16 @@ from uld_ds.spectrum.top_tokens import TopTokens
 
 
 class LikelihoodPart(NamedTuple):
-    """What likelihood matching comes to in one micro-batch, without the recipe's weight."""
+    """The likelihood part of one micro-batch's loss, without the recipe's weight."""
 
     value: Tensor
-    """Scalar, float64."""
+    """Scalar float64 sum over the runs."""
     slopes: Tensor
-    """[S] float64: d value / d the student's log-probability of each segment."""
+    """[S] float64 d value / d the student's log-probability of each segment."""
 
 
 def word_may_be_over(top: TopTokens, ends_word: Tensor, threshold: float) -> Tensor:
-    """Before which segments the teacher thinks that a word may be over.
+    """Mark the segments before which the teacher gives the end of a word more than ``threshold``, [S] bool.
 
     A tokenizer that would have cut the text elsewhere gives what it cannot write from there on no probability: bytes
     that end inside of a word are not worth comparing. (Minixhofer et al. join such chunks with the next: their
@@ -49,7 +49,7 @@ def word_may_be_over(top: TopTokens, ends_word: Tensor, threshold: float) -> Ten
 
 
 def runs_of(segments: SegmentRows, answer_rows: Tensor, length: int, may_begin: Tensor | None = None) -> Tensor:
-    """The run that each segment belongs to.
+    """Group segments into runs of ``length``, and return the number of each segment's run, [S].
 
     Runs lie within one answer of one example: its segments follow each other without a gap, and where the next answer
     begins there is at least a prompt between. The last run of an answer may be shorter.
@@ -66,11 +66,11 @@ def runs_of(segments: SegmentRows, answer_rows: Tensor, length: int, may_begin: 
     number = torch.arange(len(segments), device=answer_rows.device)
     if len(segments) == 0 or (length == 1 and may_begin is None):
         return number
-    position = answer_rows[segments.members]
+    position = answer_rows[segments.members]  # [M]
     # Members stand segment after segment: where the owner changes, one ends and another begins.
     begins = F.pad(segments.member_segment.diff() != 0, (1, 0), value=True)
     gap = F.pad(position.diff() != 1, (1, 0), value=True)
-    opens = gap[begins]  # whether a segment is the first of an answer
+    opens = gap[begins]  # [S]: whether a segment is the first of an answer
     allowed = torch.ones_like(opens) if may_begin is None else opens | may_begin
     stretch = allowed.cumsum(0)
     first = torch.where(opens, stretch, 0).cummax(0).values
@@ -80,16 +80,16 @@ def runs_of(segments: SegmentRows, answer_rows: Tensor, length: int, may_begin: 
 def likelihood_part(
     teacher: Tensor, student: Tensor, runs: Tensor, weights: Tensor, settings: ObjectiveSettings
 ) -> LikelihoodPart:
-    """Sum over runs of the divergence between both models' probabilities of a run's bytes.
+    """Sum, over runs, the divergence between both models' probabilities of a run's bytes.
 
     A run counts as much as its segments together: the weights of a step add up to 1 whatever their number.
 
     Args:
         teacher: [S] natural log-probability of each segment's bytes.
-        student: [S] the student's.
+        student: [S] the student's log-probability of the same bytes.
         runs: [S] from ``runs_of``.
-        weights: [S] of the segments in the loss.
-        settings: a recipe's.
+        weights: [S] weights of the segments in the loss.
+        settings: the recipe's objective.
     """
     nothing = torch.zeros(len(runs), dtype=torch.float64, device=runs.device)
     of_teacher, of_student, of_run = (

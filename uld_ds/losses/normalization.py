@@ -21,18 +21,18 @@ SumOverRanks = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RowWeights:
-    """What each row of a micro-batch counts in the loss of the whole step."""
+    """Weights of a micro-batch's rows in the loss of the whole step."""
 
     answers: Tensor
-    """[A] for cross-entropy."""
+    """[A] weights of the answer rows' cross-entropy."""
     segments: Tensor
-    """[S] for the ULD distance."""
+    """[S] weights of the segments, for all that compares them: the ULD distance and the other terms."""
 
 
 def step_weights(
     window: Sequence[MicroBatch], normalize: Literal["token", "sample"], sum_over_ranks: SumOverRanks
 ) -> list[RowWeights]:
-    """Weights of every row in a window; over all ranks, those of each kind add up to 1.
+    """Compute the weights of every row in a window; over all ranks, those of each kind add up to 1.
 
     Args:
         window: the micro-batches of this rank's step, on one device.
@@ -46,7 +46,7 @@ def step_weights(
 
 
 def sum_of(weights: Sequence[RowWeights], kind: Literal["answers", "segments"]) -> Tensor:
-    """Sum over a window of one kind of weight: a float64 scalar."""
+    """Sum one kind of weight over a window, as a float64 scalar."""
     return torch.stack([getattr(row, kind).double().sum() for row in weights]).sum()
 
 
@@ -64,5 +64,5 @@ def _raw_weights(micro_batch: MicroBatch, normalize: Literal["token", "sample"])
 
 
 def nats_to_bits(nats: float) -> float:
-    """Nats as bits."""
+    """Convert nats to bits."""
     return nats / 0.6931471805599453

@@ -1,5 +1,7 @@
-"""The training objective: cross-entropy on the answer, the ULD distance to the teacher's spectra, likelihood matching,
-and terms that look at identities (``uld_ds.losses.terms``).
+"""The training objective: a weighted sum of cross-entropy, ULD distance, likelihood matching and identity terms.
+
+Cross-entropy is on the answer, the ULD distance is to the teacher's spectra; ``uld_ds.losses.terms`` has the terms
+that look at token identities.
 
 ``L = ce * sum_i a_i CE_i + uld * sum_s b_s W1(student_s, teacher_s) + likelihood * sum_s b_s D(student_s, teacher_s)``
 ``  + sum_t weight_t * sum_s b_s term_t(student_s, teacher_s)``
@@ -39,29 +41,30 @@ _ENTROPY_ROWS = 32
 
 
 class _Chunk(NamedTuple):
-    """Cross-entropy and ULD of C rows."""
+    """Cross-entropy and ULD of C rows, with their gradient."""
 
     parts: list[Tensor]
-    """``NUM_PARTS`` of [C]."""
+    """``NUM_PARTS`` tensors of [C]."""
     grad: Tensor
-    """[C, V] float32: d loss / d logits."""
+    """[C, V] float32 d loss / d logits."""
     log_normalizer: Tensor
-    """[C] float32: ``logsumexp(logits)``."""
+    """[C] float32 ``logsumexp(logits)``."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """All terms, weighed as the recipe says."""
+    """The training objective of a recipe: all of its terms with their weights."""
 
     settings: ObjectiveSettings
+    """The recipe's objective."""
     terms: tuple[IdentityTerm, ...] = ()
-    """Those that look at identities: all that the settings give a weight."""
+    """The terms that look at token identities: all that the settings give a weight."""
     ends_word: Tensor | None = None
-    """[V_t] bool, from VocabularyRelations; for ``likelihood_boundary``."""
+    """[V_t] bool from ``VocabularyRelations``, for ``likelihood_boundary``."""
     total_steps: int | None = None
-    """Of the run, where weights follow a schedule,"""
+    """Optimizer steps of the whole run; needed where weights follow a schedule."""
     step: int = 0
-    """and the optimizer step, from 0, whose weights these are."""
+    """Optimizer step, from 0, that scheduled weights are taken at."""
 
     def __post_init__(self) -> None:
         if self.settings.schedule and self.total_steps is None:
@@ -71,7 +74,7 @@ class Objective:
 
     @property
     def optional_parts(self) -> list[str]:
-        """Names of the parts that only some objectives have."""
+        """Names of the parts of this objective's loss that not every objective has."""
         settings = self.settings
         has = {"likelihood": bool(settings.likelihood), "uld_gate": settings.uld_gate is not None}
         return [name for name, there in has.items() if there] + [term.name for term in self.terms]
@@ -85,18 +88,28 @@ class Objective:
         *,
         total_steps: int | None = None,
     ) -> Objective:
-        """As a recipe says; arguments and errors are those of ``identity_terms``, and ``total_steps`` of the run."""
+        """Build the objective that a recipe describes.
+
+        Args:
+            settings: the recipe's objective.
+            relations: of the two vocabularies, where the settings say that they ``needs_vocabularies``.
+            device: where logits will be.
+            total_steps: optimizer steps of the whole run, needed where weights follow a schedule.
+
+        Raises:
+            ValueError: a term needs relations that are not given, or a schedule ``total_steps``.
+        """
         terms = identity_terms(settings, relations, device)
         ends_word = None if relations is None else torch.from_numpy(relations.ends_word).to(device)
         return cls(settings, terms, ends_word, total_steps)
 
     def at(self, step: int) -> Objective:
-        """The same with the weights of an optimizer step, from 0."""
+        """Return the objective with the weights of optimizer step ``step``, from 0."""
         return replace(self, step=step)
 
     @property
     def scheduled(self) -> dict[str, float]:
-        """The weights that follow a schedule, by their terms' names, as they are in this step."""
+        """The weights that follow a schedule as they are in this step, by their terms' names."""
         if self.total_steps is None:
             return {}
         return scheduled_weights(self.settings, self.step, self.total_steps)
@@ -137,7 +150,7 @@ class Objective:
         segments, spectrum = micro_batch.student_segments, teacher.spectrum
         if len(spectrum) != len(segments):
             raise ValueError(f"{len(spectrum)} teacher rows for {len(segments)} segments: not aligned")
-        order = torch.cat([segments.compared, segments.others])
+        order = torch.cat([segments.compared, segments.others])  # [A], the S compared rows first
         likelihood = self._likelihood(hidden, head, micro_batch, teacher, weights)
         rows = self._rows(hidden, head, micro_batch, teacher, order, weights, likelihood)
         loss, *per_row = ChunkedLoss.apply(hidden[order], *head_tensors(head), head, rows, self._one_chunk)
@@ -246,7 +259,7 @@ class Objective:
         return self.settings.method != "linear" or self.settings.student_temperature != 1.0
 
     def _one_chunk(self, logits: Tensor, rows: Rows, chunk: slice) -> tuple[list[Tensor], Tensor]:
-        """Cross-entropy and ULD; what looks at identities adds to their gradient."""
+        """Compute cross-entropy, ULD and identity terms of C rows, and their common gradient [C, V]."""
         parts, grad, log_normalizer = (self._by_autograd if self._needs_autograd() else self._closed_form)(
             logits, rows, chunk
         )
@@ -258,7 +271,7 @@ class Objective:
         return parts, grad
 
     def _closed_form(self, logits: Tensor, rows: Rows, chunk: slice) -> _Chunk:
-        """One softmax serves both terms."""
+        """Compute cross-entropy and ULD of C rows in closed form; one softmax serves both."""
         targets = rows.ids[chunk, None]
         slopes = rows.ce_slopes[chunk]
         if chunk.start < rows.num_compared:
@@ -289,7 +302,7 @@ class Objective:
         return _Chunk([nats, *of_segments], grad, log_normalizer)
 
     def _by_autograd(self, logits: Tensor, rows: Rows, chunk: slice) -> _Chunk:
-        """The same for any method and temperature, by autograd over one chunk."""
+        """Compute cross-entropy and ULD of C rows by autograd, for any method and temperature."""
         scale = None
         # A row that is not finite makes the whole step's loss so, which all ranks then hear of; an error here would
         # be one rank's alone.
@@ -320,13 +333,13 @@ class Objective:
 
 
 def _inverse(order: Tensor) -> Tensor:
-    """Where each row went: ``_inverse(order)[order] == arange``."""
+    """Invert a permutation, to tell where each row went: ``_inverse(order)[order] == arange``."""
     where = torch.empty_like(order)
     where[order] = torch.arange(len(order), device=order.device)
     return where
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Of each row's distribution, in nats: [N, V] -> [N]. Entries of -inf count nothing."""
+    """Compute the entropy of each row of ``logits [N, V]`` in nats, [N]; entries of -inf count nothing."""
     log_p = logits.float().log_softmax(-1)
     return -torch.where(log_p > float("-inf"), log_p.exp() * log_p, log_p.new_zeros(())).sum(-1)

@@ -1,4 +1,4 @@
-"""What a term of the objective that looks at token identities has to offer, and what it is told."""
+"""The interface of the objective's terms that look at token identities, and what they compare."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from uld_ds.spectrum.top_tokens import TopTokens
 
 
 class IdentityTerm(Protocol):
-    """A divergence between the student's distribution and the teacher's top-k tokens, row by row."""
+    """A term of the objective: a divergence of the student from the teacher's top-k tokens, row by row."""
 
     @property
     def name(self) -> str:
-        """Of its weight among the recipe's objective, and of its value among a run's metrics."""
+        """The term's key in the recipe's objective, and the name of its value among a run's metrics."""
         ...
 
     @property
     def weight(self) -> float:
-        """In the loss; never 0."""
+        """The term's weight in the loss, never 0."""
         ...
 
     def prepare(self, compared: Compared) -> Any:
-        """What ``add`` needs to know of S segments; a slice of it is the same of some of them."""
+        """Prepare what ``add`` compares S segments with; a slice of the result serves those of the segments."""
         ...
 
     def add(self, logits: Tensor, log_normalizer: Tensor, prepared: Any, weight: Tensor, grad: Tensor) -> Tensor:
-        """Values of a chunk of rows; adds their gradient.
+        """Compute the term's values of a chunk of C rows, and add their gradient to ``grad``.
 
         Args:
-            logits: [C, V] the student's, of any floating type. To be left as they are.
+            logits: [C, V] logits of the student, of any floating dtype. To be left as they are.
             log_normalizer: [C] ``logsumexp(logits)``.
             prepared: C rows of what ``prepare`` made of the teacher's top-k tokens. A row of nothing but -inf among
                 those is padding: value 0, gradient 0.
-            weight: [C] of each row's value in the loss.
-            grad: [C, V] float32, the loss's gradient on ``logits``: adds ``weight * d value / d logits``.
+            weight: [C] weight of each row's value in the loss.
+            grad: [C, V] float32, the loss's gradient with respect to ``logits``, to which
+                ``weight * d value / d logits`` is added.
 
         Returns:
             [C] nats, without ``weight``; NaN where logits are NaN.
@@ -46,10 +47,10 @@ class IdentityTerm(Protocol):
 
 @dataclass(frozen=True)
 class Compared:
-    """What is known of S segments where their distributions are compared."""
+    """Teacher outputs and right tokens of S segments, where their distributions are compared."""
 
     top: TopTokens
-    """S rows: the teacher's top-k tokens."""
+    """[S, k] top-k tokens of the teacher."""
     log_probs: Tensor
     """[S] natural log-probability that the teacher gives to each segment's bytes."""
     first_log_probs: Tensor

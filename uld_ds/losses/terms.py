@@ -1,4 +1,4 @@
-"""Terms of the objective that look at *which* tokens the teacher thinks likeliest, on chunks of the student's logits.
+"""The registry of the objective's terms that look at token identities, the teacher's top-k tokens.
 
 All of them read the teacher's ``TopTokens`` of the rows that stand for a segment, at temperature 1 on both sides. A
 new one is one new file with a class that has what ``IdentityTerm`` asks for, a weight with its row in
@@ -26,10 +26,10 @@ def identity_terms(
     relations: VocabularyRelations | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[IdentityTerm, ...]:
-    """Those that have a weight.
+    """Build the identity terms that a recipe gives a weight.
 
     Args:
-        settings: a recipe's.
+        settings: the recipe's objective.
         relations: of the two vocabularies, where the settings say that they ``needs_vocabularies``.
         device: where logits will be.
 
@@ -67,4 +67,4 @@ FACTORIES: dict[str, Factory] = {
     "hybrid": _hybrid,
     "projection": _projection,
 }
-"""What makes each term of ``LOSS_TERMS`` that looks at identities, by the key of its weight."""
+"""Functions that build each identity term of ``LOSS_TERMS``, by the key of its weight."""

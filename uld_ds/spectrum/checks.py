@@ -1,4 +1,4 @@
-"""What is checked of logits and temperatures before anything is computed, and the type sums are kept in."""
+"""Checks of logits, temperatures and normalizers, and the dtype that sums are accumulated in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """float64 if any input is float64, float32 otherwise: half precision is never accumulated in."""
+    """Choose the dtype that sums over inputs of ``dtypes`` are kept in.
+
+    float64 if any input is float64, float32 otherwise: half precision is never accumulated in.
+    """
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 

@@ -1,4 +1,4 @@
-"""Spectra as bytes: some eighty per distribution, versioned and checked.
+"""The codec of spectra: versioned, checksummed bytes, some eighty per distribution.
 
 A sorted spectrum is smooth, so it is cut into ranks: the first ``num_exact`` one by one, the rest in blocks whose
 ends grow by ``rank_ratio``. Per block the mass is coded, in steps that are even in mass where a block holds much and
@@ -50,12 +50,12 @@ _LEAST_ERROR = 2.0**-24
 
 
 def default_precision(num_head: int) -> Precision:
-    """For spectra that hold ``num_head`` probabilities exactly, maybe fewer than are coded one by one by default."""
+    """Return the default precision, with ``num_exact`` at most the ``num_head`` ranks that spectra hold exactly."""
     return Precision(num_exact=min(Precision.num_exact, num_head))
 
 
 class _Kind(NamedTuple):
-    """What spectra must share to be decoded together."""
+    """The header's parameters that spectra must share to be decoded together."""
 
     num_exact: int
     grid: LevelGrid
@@ -65,21 +65,21 @@ class _Kind(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Rows of one kind, between spectrum and bytes."""
+    """Quantized rows of one kind, between spectrum and bytes."""
 
     kind: _Kind
     support: Array
-    """[N] int64: ranks kept."""
+    """[N] int64: ranks kept of each row."""
     codes: Array
-    """[J, N] uint16: of block masses; meaningless beyond a row's support."""
+    """[J, N] uint16: codes of block masses; meaningless beyond a row's support."""
     error: Array
-    """[N] uint8"""
+    """[N] uint8: error bytes, which ``_errors`` turns into bounds on the W1 distance."""
     log_scale: Array | None
-    """[N] float32"""
+    """[N] float32: log-scales in nats; None for all zeros."""
 
 
 def encode(spectrum: SpectrumParts, precision: Precision) -> bytes:
-    """Bytes of ``spectrum``; ``decode`` restores it up to ``Spectrum.error``, which the bytes carry.
+    """Encode ``spectrum`` as bytes, which ``decode`` restores up to the error that they carry.
 
     Raises:
         ValueError: ``precision.num_exact`` exceeds the ranks that the spectrum itself holds exactly.
@@ -90,13 +90,17 @@ def encode(spectrum: SpectrumParts, precision: Precision) -> bytes:
 def encode_many(
     spectrum: SpectrumParts, sizes: Sequence[int], precision: Precision, *, deflate: bool = True
 ) -> list[bytes]:
-    """Bytes of consecutive runs of rows, ``sizes`` long; each can be decoded by itself.
+    """Encode consecutive runs of a spectrum's rows, each as bytes that can be decoded alone.
 
     Args:
+        spectrum: ``N`` rows.
+        sizes: rows of each run; they sum to ``N``.
+        precision: how exactly rows are coded.
         deflate: compress each; without it whoever stores the bytes should.
 
     Raises:
-        ValueError: as ``encode``; or ``sizes`` are not all rows.
+        ValueError: ``precision.num_exact`` exceeds the ranks that the spectrum itself holds exactly, or ``sizes`` do
+            not sum to ``N``.
     """
     if sum(sizes) != len(spectrum):
         raise ValueError(f"sizes sum to {sum(sizes)}, spectrum has {len(spectrum)} rows")
@@ -106,7 +110,7 @@ def encode_many(
 
 
 def decode(data: bytes) -> SpectrumParts:
-    """The spectra in ``data``.
+    """Decode the spectra in ``data``, the bytes of one ``encode``.
 
     Raises:
         ValueError: not these bytes, another version of them, or bytes cut short or changed; says which.
@@ -115,10 +119,12 @@ def decode(data: bytes) -> SpectrumParts:
 
 
 def decode_many(blobs: Sequence[bytes]) -> list[SpectrumParts]:
-    """The spectra in each, the same bits as ``decode`` gives of it alone; views of a few large tensors.
+    """Decode the spectra in each of ``blobs``, to the same bits as ``decode`` of each alone.
+
+    The results are views of a few large tensors.
 
     Raises:
-        ValueError: as ``decode``.
+        ValueError: not these bytes, another version of them, or bytes cut short or changed; says which.
     """
     parts = [_unpack(blob) for blob in blobs]
     alike: dict[_Kind, list[int]] = {}
@@ -146,7 +152,7 @@ def _to_rows(spectrum: SpectrumParts, precision: Precision) -> _Rows:
         raise ValueError(f"num_exact {precision.num_exact} exceeds the spectrum's num_head {spectrum.num_head}")
     spectrum = spectrum.to("cpu").with_head(precision.num_exact)
     ends = blocks_covering(precision.num_exact, precision.rank_ratio, spectrum.num_probabilities())
-    cumulative = spectrum.cumulative_mass(torch.from_numpy(ends)).numpy().T
+    cumulative = spectrum.cumulative_mass(torch.from_numpy(ends)).numpy().T  # [J, N]
     support = _support(cumulative, ends, spectrum, precision.dropped_mass)
     masses = BlockMasses(precision.step, precision.even_mass)
     codes = masses.code(np.diff(cumulative, axis=0, prepend=0.0)).astype(np.uint16)
@@ -222,7 +228,10 @@ def _unpack(data: bytes) -> _Rows:
 
 
 def _differences(codes: Array, num_exact: int) -> Array:
-    """[J, N] uint16: first differences of the head, second ones of the tail, which falls evenly."""
+    """Turn codes into the differences that are written, [J, N] uint16.
+
+    First differences of the head, second ones of the tail, which falls evenly.
+    """
     first = np.diff(codes, axis=0, prepend=np.uint16(0))
     second = first.copy()
     second[num_exact + 2 :] -= first[num_exact + 1 : -1]
@@ -230,7 +239,7 @@ def _differences(codes: Array, num_exact: int) -> Array:
 
 
 def _codes(differences: Array, num_exact: int) -> Array:
-    """The inverse of ``_differences``; arithmetic modulo 2**16."""
+    """Turn written differences back into codes, [J, N] uint16: the inverse of ``_differences``, modulo 2**16."""
     steps = differences >> 1 ^ -(differences & 1)
     tail = steps[num_exact + 1 :]
     np.cumsum(tail, axis=0, dtype=np.uint16, out=tail)
@@ -238,7 +247,7 @@ def _codes(differences: Array, num_exact: int) -> Array:
 
 
 def _side_by_side(parts: Sequence[Array]) -> Array:
-    """[J, N] uint16 of several of fewer blocks; what is added to a row lies beyond its support."""
+    """Join codes of several runs as columns, [J, N] uint16; zeros fill up blocks beyond a row's support."""
     codes = np.zeros((max(len(part) for part in parts), sum(part.shape[1] for part in parts)), np.uint16)
     begin = 0
     for part in parts:
@@ -248,7 +257,7 @@ def _side_by_side(parts: Sequence[Array]) -> Array:
 
 
 def _support(cumulative: Array, ends: Array, spectrum: SpectrumParts, dropped_mass: float) -> Array:
-    """Ranks kept per row ``[N]``: up to the first block end that leaves at most ``dropped_mass`` behind."""
+    """Count the ranks kept per row, ``[N]``: up to the first block end that leaves at most ``dropped_mass`` behind."""
     left = spectrum.unscaled_mass().double().numpy() - cumulative
     enough = left <= dropped_mass
     enough[-1] = True
@@ -257,11 +266,11 @@ def _support(cumulative: Array, ends: Array, spectrum: SpectrumParts, dropped_ma
 
 
 def _rebuild(kind: _Kind, support: Array, codes: Array) -> SpectrumParts:
-    """The spectra that ``codes [J, N]`` stand for."""
+    """Build the spectra that ``codes [J, N]`` stand for."""
     rows, num_exact, grid = len(support), kind.num_exact, kind.grid
     ends = first_blocks(num_exact, kind.rank_ratio, len(codes))
     sizes = block_sizes(ends, support)
-    units = kind.masses.table()[codes] * (sizes > 0)
+    units = kind.masses.table()[codes] * (sizes > 0)  # [J, N] int64
     # What was encoded summed to 1 but for dropped and rounded mass.
     masses = units / np.maximum(units.sum(axis=0), 1)
     head = np.zeros((rows, num_exact), np.float32)
@@ -283,7 +292,7 @@ def _coarser(grid: LevelGrid, mantissa_bits: int) -> LevelGrid:
 
 
 def _on_grid(tail: LevelCounts, grid: LevelGrid, coarse: LevelGrid) -> LevelCounts:
-    """The same counts on a grid of fewer levels per octave."""
+    """Merge bins of ``tail`` so that its counts and masses stand on a grid of fewer levels per octave."""
     merged = 1 << (grid.mantissa_bits - coarse.mantissa_bits)
 
     def merge(part: torch.Tensor) -> torch.Tensor:
@@ -295,12 +304,12 @@ def _on_grid(tail: LevelCounts, grid: LevelGrid, coarse: LevelGrid) -> LevelCoun
 
 @cache
 def _errors() -> Array:
-    """[256] float32: what an error byte stands for."""
+    """Tabulate the error bound that each error byte stands for, [256] float32."""
     return (_LEAST_ERROR * np.exp2(np.arange(256) / 8)).astype(np.float32)
 
 
 def _error_bytes(true: SpectrumParts, decoded: SpectrumParts) -> Array:
-    """A bound on the W1 distance between the two, rounded up to a byte: ``[N]``."""
+    """Bound the W1 distance between true and decoded rows, rounded up to a byte: ``[N]`` uint8."""
     areas = compare(_on_grid(true.tail, true.grid, decoded.grid), decoded.tail, decoded.grid)
     assert areas.bound is not None
     error = (true.head - decoded.head).abs().sum(-1) + areas.distance + areas.bound

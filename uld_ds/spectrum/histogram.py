@@ -16,7 +16,9 @@ _FLOAT32_EXPONENT_BIAS = 127
 
 @dataclass(frozen=True)
 class LevelGrid:
-    """Bins of probability: ``[0, floor)``, ``2**mantissa_bits`` per octave up to ``top``, then ``[top, inf)``.
+    """A geometric grid of probability levels: the bins that a histogram counts into.
+
+    The bins are ``[0, floor)``, then ``2**mantissa_bits`` per octave up to ``top``, then ``[top, inf)``.
 
     ``floor = 2**-floor_octave`` and ``top = 2**-top_octave``. The last bin is for what is scaled beyond the grid
     (chain-merged segments); levels within it are not told apart.
@@ -37,7 +39,7 @@ class LevelGrid:
 
     @classmethod
     def below_head(cls, num_head: int, *, mantissa_bits: int = 5) -> LevelGrid:
-        """A grid for the tail left by the ``num_head`` largest: none of it exceeds ``1 / (num_head + 1)``."""
+        """Make a grid for the tail left by the ``num_head`` largest: none of it exceeds ``1 / (num_head + 1)``."""
         return cls(mantissa_bits=mantissa_bits, top_octave=int(math.log2(num_head + 1)))
 
     @property
@@ -57,20 +59,20 @@ class LevelGrid:
 
     @property
     def shift(self) -> int:
-        """Right shift that turns a float32 bit pattern into a bin number (plus ``offset``)."""
+        """The right shift that turns a float32 bit pattern into a bin number plus ``offset``."""
         return _FLOAT32_MANTISSA_BITS - self.mantissa_bits
 
     @property
     def offset(self) -> int:
-        """Bin number, before subtraction, of the underflow bin."""
+        """The shifted bit pattern of the underflow bin, which is subtracted to number bins from 0."""
         return ((_FLOAT32_EXPONENT_BIAS - self.floor_octave) << self.mantissa_bits) - 1
 
     def lower_edges(self, device: torch.device) -> Tensor:
-        """Lower edge of every bin, ``[num_bins]`` float32, exact."""
+        """Compute the lower edge of every bin, ``[num_bins]`` float32, exact; callers must not change it."""
         return _lower_edges(self, device)
 
     def widths(self, device: torch.device) -> Tensor:
-        """Width of every bin, ``[num_bins]`` float32; 0 for the unbounded last one."""
+        """Compute the width of every bin, ``[num_bins]`` float32, 0 for the unbounded last one."""
         return _widths(self, device)
 
 
@@ -89,10 +91,9 @@ def _widths(grid: LevelGrid, device: torch.device) -> Tensor:
 
 
 class LevelCounts(NamedTuple):
-    """Probabilities of ``R`` rows by bin: how many (``counts [R, B]``) and their sum (``masses [R, B]``).
-
-    The count of the underflow bin is always 0: tokens of no probability must not matter.
-    """
+    """A histogram of the probabilities of ``R`` rows on a ``LevelGrid`` of ``B`` bins."""
 
     counts: Tensor
+    """``[R, B]``: probabilities in each bin; always 0 for the underflow bin, as zeros must not matter."""
     masses: Tensor
+    """``[R, B]``: the sum of the probabilities in each bin."""

@@ -17,7 +17,7 @@ from uld_ds.spectrum.histogram import LevelCounts, LevelGrid
 
 
 class Areas(NamedTuple):
-    """What a comparison of two spectra's tails yields, per row."""
+    """The comparison of two spectra's tails on one grid, per row."""
 
     distance: Tensor
     """``[R]``: the area between the counting functions."""
@@ -28,9 +28,12 @@ class Areas(NamedTuple):
 
 
 def compare(p: LevelCounts, q: LevelCounts, grid: LevelGrid, *, want_bound: bool = True) -> Areas:
-    """Area between the counting functions of ``p`` and ``q`` (``[R, B]`` each, the same grid)."""
-    lower, width = grid.lower_edges(p.counts.device), grid.widths(p.counts.device)
-    counts = p.counts - q.counts
+    """Compute the area between the counting functions of ``p`` and ``q`` (``[R, B]`` each, the same ``grid``).
+
+    ``want_bound=False`` skips the error bound.
+    """
+    lower, width = grid.lower_edges(p.counts.device), grid.widths(p.counts.device)  # [B] each
+    counts = p.counts - q.counts  # [R, B], as all that follows until it is summed
     f_low = counts.flip(-1).cumsum(-1).flip(-1)
     f_high = f_low - counts
     # integral of N over a bin = (count above it) * width + what its own members reach above its lower edge
@@ -60,7 +63,7 @@ def _error(
     lower: Tensor,
     width: Tensor,
 ) -> Tensor:
-    """How far ``estimate [R, B]`` can be from ``integral |f|``, summed over the bins: ``[R]``."""
+    """Bound how far ``estimate [R, B]`` can be from ``integral |f|``, summed over the bins: ``[R]``."""
     # Inside the bin f moves between these: all of p's members reached and none of q's, and the reverse.
     f_max, f_min = f_high + p.counts, f_high - q.counts
     # |f| <= |f at an edge| + the members met on the way from it; integrated, the members' share is a mass.
@@ -78,7 +81,7 @@ def _error(
 
 
 def _parabola(f_low: Tensor, f_high: Tensor, area: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """Root in [0, 1] and ``integral |f|`` of the parabola through both edge values with the known integral.
+    """Fit a parabola to both edge values and the known integral; return its root in [0, 1] and ``integral |f|``.
 
     Meaningful only where the edge values differ in sign; there the parabola has exactly one root in the bin.
     """

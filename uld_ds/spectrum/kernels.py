@@ -1,4 +1,4 @@
-"""How many probabilities lie above a level, without sorting them: exact top-k, then counts on a geometric grid.
+"""Kernels that count probabilities above a level without a sort: softmax, exact top-k, and counts on a grid.
 
 The bit pattern of a positive float is itself a logarithmic scale: exponent and leading mantissa bits, read as an
 integer, number the bins of a geometric grid. Binning therefore costs one shift per probability.
@@ -20,7 +20,10 @@ _MIN_BLOCK = 4
 
 
 class Workspace:
-    """Scratch for chunks of up to ``rows`` rows of width ``vocab``: fresh memory costs more than the arithmetic."""
+    """Scratch tensors for chunks of up to ``rows`` rows of width ``vocab``.
+
+    They are used again for every chunk, since fresh memory costs more than the arithmetic.
+    """
 
     def __init__(self, rows: int, vocab: int, grid: LevelGrid, dtype: torch.dtype, device: torch.device) -> None:
         self.p = torch.empty(rows, vocab, dtype=dtype, device=device)
@@ -36,11 +39,15 @@ class Workspace:
 
     @property
     def num_rows(self) -> int:
-        """Rows that fit."""
+        """Rows of a chunk that fit into the workspace."""
         return self.p.shape[0]
 
     def check(self, vocab: int, grid: LevelGrid, dtype: torch.dtype, device: torch.device) -> int:
-        """Rows that fit; raises ValueError when made for another vocabulary, grid, dtype or device."""
+        """Check that the workspace suits a chunk; return how many rows fit.
+
+        Raises:
+            ValueError: it was made for another vocabulary, grid, dtype or device.
+        """
         wanted = (vocab, grid, dtype, device)
         made_for = (self.p.shape[1], self.grid, self.p.dtype, self.p.device)
         if made_for != wanted:
@@ -54,9 +61,9 @@ _NUM_KEPT = 2
 
 
 def kept_workspace(rows: int, vocab: int, grid: LevelGrid, dtype: torch.dtype, device: torch.device) -> Workspace:
-    """A ``Workspace`` of at least ``rows`` rows; on a CPU the thread's last one, since fresh pages are slow there.
+    """Return a ``Workspace`` of at least ``rows`` rows, on a CPU the thread's last one if it suits.
 
-    Accelerators' allocators keep memory themselves.
+    Fresh pages are slow on a CPU; accelerators' allocators keep memory themselves.
     """
     if device.type != "cpu":
         return Workspace(rows, vocab, grid, dtype, device)
@@ -72,7 +79,9 @@ def kept_workspace(rows: int, vocab: int, grid: LevelGrid, dtype: torch.dtype, d
 
 
 def softmax_into(logits: Tensor, temperature: float, work: Workspace) -> tuple[Tensor, Tensor]:
-    """Softmax of ``logits [R, V] / temperature`` into ``work.p[:R]``; also which rows ``[R]`` have none.
+    """Write the softmax of ``logits [R, V] / temperature`` to ``work.p[:R]``; also return which rows have none.
+
+    The second result is ``[R]`` bool.
 
     Rows without a distribution (all -inf, or NaN and +inf, which callers report later) come back as zeros, so that
     no NaN ever becomes an index.
@@ -92,9 +101,14 @@ def softmax_into(logits: Tensor, temperature: float, work: Workspace) -> tuple[T
 
 
 def check_dead_rows(dead: Tensor, logits: Tensor, name: str) -> None:
-    """Raise ValueError naming the first dead row ``[N]`` that is so by NaN or +inf and not for being all -inf.
+    """Raise ValueError naming the first row that is dead by NaN or +inf and not for being all -inf.
 
     Reads one value back from the device: call it once, after the chunks.
+
+    Args:
+        dead: ``[N]`` bool, from ``softmax_into``.
+        logits: ``[N, V]``.
+        name: what to call ``logits`` in the error.
     """
     if bool(dead.any()):
         maxima = torch.full(dead.shape, float("-inf"), dtype=logits.dtype, device=logits.device)
@@ -103,7 +117,7 @@ def check_dead_rows(dead: Tensor, logits: Tensor, name: str) -> None:
 
 
 def top_probabilities(p: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` largest of each row of ``p [R, V]``, descending, and their positions; ``k <= V``.
+    """Find the ``k <= V`` largest of each row of ``p [R, V]``, descending, and their positions: ``[R, k]`` each.
 
     The ``k`` largest lie in the ``k`` blocks with the largest maxima, so only those blocks are searched.
     Block ``j`` holds the columns congruent to ``j``: taking maxima over them is a contiguous, vectorized pass.
@@ -113,10 +127,10 @@ def top_probabilities(p: Tensor, k: int) -> tuple[Tensor, Tensor]:
     num_blocks = vocab // block
     if block < _MIN_BLOCK or num_blocks < k:
         return p.topk(k, dim=-1)
-    split = p[:, : num_blocks * block].unflatten(1, (block, num_blocks))
-    chosen = split.amax(dim=1).topk(k, dim=-1, sorted=False).indices
+    split = p[:, : num_blocks * block].unflatten(1, (block, num_blocks))  # [R, block, num_blocks]
+    chosen = split.amax(dim=1).topk(k, dim=-1, sorted=False).indices  # [R, k]
     columns = chosen[:, None, :] + num_blocks * torch.arange(block, device=p.device)[None, :, None]
-    columns = columns.reshape(rows, block * k)
+    columns = columns.reshape(rows, block * k)  # from [R, block, k]
     if num_blocks * block < vocab:
         rest = torch.arange(num_blocks * block, vocab, device=p.device).expand(rows, -1)
         columns = torch.cat([columns, rest], dim=1)
@@ -125,7 +139,7 @@ def top_probabilities(p: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def count_levels(p: Tensor, unit: Tensor | float, grid: LevelGrid, work: Workspace) -> tuple[LevelCounts, Tensor]:
-    """Count ``p [R, V]`` into the bins of ``grid``; also each element's ``index [R, V]`` for ``look_up``.
+    """Count ``p [R, V]`` into the bins of ``grid``; also return each element's index ``[R, V]`` for ``look_up``.
 
     ``unit`` is a power of two, at least twice the row's total mass (float, or ``[R, 1]`` float64). Count and mass
     travel in one float64: each element adds ``unit + p``, so the sum is ``count * unit + mass`` with
@@ -141,7 +155,7 @@ def count_levels(p: Tensor, unit: Tensor | float, grid: LevelGrid, work: Workspa
         levels.copy_(p).clamp_(below_floor, grid.top)
     index.copy_(levels.view(torch.int32).bitwise_right_shift_(grid.shift))
     packed.copy_(p).add_(unit)
-    used = table[:, grid.offset :]
+    used = table[:, grid.offset :]  # [R, B]
     used.zero_()
     table.scatter_add_(1, index, packed)
     counts = torch.floor(used / unit)
@@ -162,7 +176,10 @@ def renormalize(head: Tensor, tail: LevelCounts, mass: Tensor | float) -> tuple[
 
 
 def look_up(values: Tensor, index: Tensor, grid: LevelGrid, work: Workspace) -> Tensor:
-    """``values [R, B]`` at every element's bin: ``[R, V]``, valid until the workspace is used again."""
+    """Gather ``values [R, B]`` at every element's bin: ``[R, V]``, valid until the workspace is used again.
+
+    ``index`` is the one that ``count_levels`` returned.
+    """
     rows = values.shape[0]
     out = work.looked_up[:rows]
     padded = torch.nn.functional.pad(values, (grid.offset, 0))

@@ -1,4 +1,4 @@
-"""The parts of compact spectra and the questions that reading and writing ask of them; below both."""
+"""The parts of compact spectra, and the operations on them that both the codec and ``Spectrum`` need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uld_ds.spectrum.histogram import LevelCounts, LevelGrid
 
 
 class SpectrumParts:
-    """Head, tail and scale of ``N`` compact spectra; ``uld_ds.spectrum.Spectrum`` says what they mean.
+    """Head, tail and scale of ``N`` compact spectra, without the making of them: see ``uld_ds.spectrum.Spectrum``.
 
     Attributes:
         head: ``[N, K]`` the largest probabilities, descending, exact; zeros where a vocabulary is smaller.
@@ -41,7 +41,11 @@ class SpectrumParts:
         log_scale: Tensor | None = None,
         error: Tensor | None = None,
     ) -> None:
-        """Wrap the parts; raises ValueError when their shapes disagree."""
+        """Wrap the parts of ``N`` spectra.
+
+        Raises:
+            ValueError: their shapes disagree.
+        """
         rows = head.shape[0]
         wanted = {"counts": (rows, grid.num_bins), "masses": (rows, grid.num_bins)}
         for name, part in (("counts", counts), ("masses", masses)):
@@ -62,7 +66,11 @@ class SpectrumParts:
         return self.head.shape[0]
 
     def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Self:
-        """The rows of a slice, an integer tensor or a list of row numbers, in that order."""
+        """Select the rows of a slice, an integer tensor or a list of row numbers, in that order.
+
+        Raises:
+            TypeError: ``index`` is one int.
+        """
         if isinstance(index, int):
             raise TypeError("a Spectrum is indexed by a slice, an integer tensor or a list, not by one int")
         if not isinstance(index, slice):
@@ -70,7 +78,7 @@ class SpectrumParts:
         return self._map(lambda part: part[index])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same spectra on another device."""
+        """Move the spectra to another device."""
         return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -85,10 +93,10 @@ class SpectrumParts:
         )
 
     def with_head(self, num_head: int) -> Self:
-        """The same spectra with only the ``num_head`` largest kept exactly; the others join the tail.
+        """Keep only the ``num_head`` largest probabilities of each row exactly; the others join the tail.
 
         Raises:
-            ValueError: more are asked for than there are.
+            ValueError: ``num_head`` is below 1 or above the present one.
         """
         if not 1 <= num_head <= self.num_head:
             raise ValueError(f"num_head must lie in 1..{self.num_head}, got {num_head}")
@@ -114,7 +122,7 @@ class SpectrumParts:
 
     @property
     def num_head(self) -> int:
-        """How many of the largest probabilities are kept exactly."""
+        """The number of largest probabilities that are kept exactly."""
         return self.head.shape[1]
 
     @property
@@ -123,11 +131,11 @@ class SpectrumParts:
         return LevelCounts(self.counts, self.masses)
 
     def unscaled_mass(self) -> Tensor:
-        """Sum of the stored probabilities, ``[N]``: 1, or 0 for padding, up to rounding."""
+        """Sum the stored probabilities of each row, ``[N]``: 1, or 0 for padding, up to rounding."""
         return self.head.sum(-1) + self.masses.sum(-1)
 
     def cumulative_mass(self, ranks: Tensor) -> Tensor:
-        """Sum of the ``r`` largest probabilities, unscaled, for ranks ``[M]`` or ``[N, M]``: ``[N, M]``.
+        """Sum the ``r`` largest unscaled probabilities of each row, for ``ranks [M]`` or ``[N, M]``: ``[N, M]``.
 
         Exact within the head and wherever a rank falls between two bins; inside a bin its members are taken to
         be equal.
@@ -138,9 +146,9 @@ class SpectrumParts:
         counts, masses = self.counts.flip(-1).double(), self.masses.flip(-1).double()
         zero = counts.new_zeros(rows, 1)
         steps = torch.arange(self.num_head + 1, dtype=torch.float64, device=counts.device).expand(rows, -1)
-        at_rank = torch.cat([steps, self.num_head + counts.cumsum(-1)], dim=1)
+        at_rank = torch.cat([steps, self.num_head + counts.cumsum(-1)], dim=1)  # [N, K + 1 + B]
         head = torch.cat([zero, self.head.double().cumsum(-1)], dim=1)
-        at_mass = torch.cat([head, head[:, -1:] + masses.cumsum(-1)], dim=1)
+        at_mass = torch.cat([head, head[:, -1:] + masses.cumsum(-1)], dim=1)  # [N, K + 1 + B]
         wanted = ranks.double().contiguous()
         right = torch.searchsorted(at_rank, wanted, right=False).clamp(1, at_rank.shape[1] - 1)
         r0, r1 = at_rank.gather(1, right - 1), at_rank.gather(1, right)
@@ -149,7 +157,7 @@ class SpectrumParts:
         return m0 + share.clamp(0, 1) * (m1 - m0)
 
     def num_probabilities(self) -> int:
-        """Ranks that the longest row needs: the head plus every counted member of the tail."""
+        """Count the ranks that the longest row needs: the head plus every counted member of the tail."""
         if len(self) == 0:
             return self.num_head
         return self.num_head + int(self.counts.double().sum(-1).max().ceil())

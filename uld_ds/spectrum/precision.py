@@ -1,4 +1,4 @@
-"""How exactly spectra become bytes: the codec's six numbers, their defaults and their bounds, for recipes too.
+"""The precision at which the codec stores spectra: its six numbers, their defaults and their bounds.
 
 Nothing here needs PyTorch, and importing this module imports none.
 """
@@ -24,24 +24,24 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Precision:
-    """What bytes are spent on; every field buys accuracy with size.
+    """The precision of stored spectra; every field buys accuracy with size.
 
     Raises:
         ValueError: a field is out of its bounds, or ``step`` and ``even_mass`` together need codes of over 16 bits.
     """
 
     num_exact: int = 64
-    """Ranks coded one by one."""
+    """Largest ranks that are coded one by one."""
     rank_ratio: float = 1.12
-    """End of a block over its beginning, for the ranks after them."""
+    """End of a block of ranks over its beginning, for the ranks after the ``num_exact`` largest."""
     step: float = 1 / 64
     """Resolution in nats of the mass of a block that holds little."""
     even_mass: float = 1 / 900
-    """Blocks with more than this mass are resolved to ``step * even_mass`` of probability."""
+    """Mass above which a block is resolved to ``step * even_mass`` of probability."""
     dropped_mass: float = 1e-5
-    """So much of the far end of the tail may be left out."""
+    """Mass at the far end of the tail that may be left out."""
     mantissa_bits: int = 5
-    """Decoded spectra have ``2**mantissa_bits`` levels per octave: memory, not bytes."""
+    """Binary logarithm of a decoded spectrum's levels per octave, which cost memory, not bytes."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in BOUNDS.items():
@@ -53,10 +53,10 @@ class Precision:
 
 
 def code_of_zero(step: float) -> int:
-    """Code of the mass 0 that a line through the even part would have."""
+    """Compute the code that mass 0 would have on the line through the even part of the code."""
     return round(_NATS_BELOW / step)
 
 
 def code_of_one(step: float, even_mass: float) -> int:
-    """Code of the mass 1, the largest there is."""
+    """Compute the code of mass 1, the largest code there is."""
     return round(1 / (step * even_mass)) + code_of_zero(step)

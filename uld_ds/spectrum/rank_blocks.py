@@ -1,4 +1,4 @@
-"""How a sorted spectrum is cut into blocks of ranks, and what a block's mass says about the levels inside it.
+"""Blocks of ranks that a sorted spectrum is cut into, and the levels that a block's mass implies inside it.
 
 Everything that decoding needs is exact integer arithmetic, or additions, products, quotients and square roots of
 float64: the same on every machine, and for a row alone or among others.
@@ -33,26 +33,28 @@ class BlockMasses:
     """The companding of block masses: linear above ``even_mass``, logarithmic below, smooth between; 0 is 0."""
 
     step: float
+    """Resolution in nats of a mass in the logarithmic part."""
     even_mass: float
+    """Mass at which the linear part begins."""
 
     @property
     def offset(self) -> int:
-        """Code of the mass 0 that a line through the even part would have."""
+        """The code that mass 0 would have on the line through the even part of the code."""
         return code_of_zero(self.step)
 
     @property
     def largest_code(self) -> int:
-        """Code of the mass 1."""
+        """The code of mass 1."""
         return code_of_one(self.step, self.even_mass)
 
     def code(self, mass: Array) -> Array:
-        """The nearest codes, of the shape of ``mass``."""
+        """Round block masses to their nearest codes, of the shape of ``mass``."""
         x = mass / self.even_mass
         small = 1 + np.log(np.maximum(x, _TINY))
         return np.clip(np.rint(np.where(x >= 1, x, small) / self.step) + self.offset, 0, self.largest_code)
 
     def table(self) -> Array:
-        """[2**16] int64: the mass of every code, in units of 2**-52."""
+        """Tabulate the mass of every code, [2**16] int64 in units of 2**-52."""
         return _mass_table(self)
 
 
@@ -66,7 +68,7 @@ def _mass_table(masses: BlockMasses) -> Array:
 
 
 def block_ends(num_exact: int, rank_ratio: float) -> Iterator[int]:
-    """Ranks at which blocks end: every one up to ``num_exact``, then geometrically."""
+    """Yield the ranks at which blocks end: every one up to ``num_exact``, then geometrically, without end."""
     yield from range(1, num_exact + 1)
     end = num_exact
     while True:
@@ -75,7 +77,7 @@ def block_ends(num_exact: int, rank_ratio: float) -> Iterator[int]:
 
 
 def blocks_covering(num_exact: int, rank_ratio: float, num_ranks: int) -> Array:
-    """Block ends, the last of them not below ``num_ranks``."""
+    """List the block ends, [J] int64, until one is not below ``num_ranks`` or ``num_exact``."""
     ends: list[int] = []
     for end in block_ends(num_exact, rank_ratio):
         ends.append(end)
@@ -86,31 +88,31 @@ def blocks_covering(num_exact: int, rank_ratio: float, num_ranks: int) -> Array:
 
 @lru_cache(maxsize=64)
 def first_blocks(num_exact: int, rank_ratio: float, num_blocks: int) -> Array:
-    """[num_blocks] int64: where the first blocks end."""
+    """List the ends of the first ``num_blocks`` blocks, [num_blocks] int64."""
     return np.array(list(islice(block_ends(num_exact, rank_ratio), num_blocks)), dtype=np.int64)
 
 
 def block_sizes(ends: Array, support: Array) -> Array:
-    """Ranks in every block ``[J, N]``, given where rows end."""
+    """Count the ranks in every block of every row, ``[J, N]``, given ``ends [J]`` and each row's ``support [N]``."""
     bounded = np.minimum(ends[:, None], support[None, :])
     return np.diff(bounded, axis=0, prepend=0)
 
 
 def spread(masses: Array, sizes: Array, ends: Array, support: Array, grid: LevelGrid) -> tuple[Array, Array]:
-    """Counts and masses ``[N, B]`` on ``grid`` of all blocks but the first, which is the head's last rank.
+    """Spread blocks over the level grid: counts and masses ``[N, B]`` of all but the first, the head's last rank.
 
     Within a block, levels fall evenly in log-rank from where it meets the block before to where it meets the next.
 
     Args:
-        masses: ``[J, N]``
+        masses: ``[J, N]`` of each block.
         sizes: ``[J, N]`` ranks in each block; a row's end is a block that has fewer or none.
         ends: ``[J]`` ranks at which whole blocks end.
         support: ``[N]`` ranks of each row.
         grid: the levels.
     """
     rows = len(support)
-    block, row = np.nonzero(sizes[1:])
-    level = np.maximum(masses / np.maximum(sizes, 1), _TINY)
+    block, row = np.nonzero(sizes[1:])  # [P] each: the P blocks that are not empty, as all below until the end
+    level = np.maximum(masses / np.maximum(sizes, 1), _TINY)  # [J, N]
     goes_on = np.append(sizes[2:] > 0, np.zeros((1, rows), bool), axis=0)[block, row]
     here, before = level[block + 1, row], level[block, row]
     top = np.sqrt(before * here)
@@ -129,7 +131,7 @@ def spread(masses: Array, sizes: Array, ends: Array, support: Array, grid: Level
         begin, middle = end, middle * fall
     levels *= masses[block + 1, row] / total
     bins = (levels.astype(np.float32).view(np.int32) >> grid.shift) - grid.offset
-    flat = (np.clip(bins, 0, grid.num_bins - 1) + grid.num_bins * row).ravel()
+    flat = (np.clip(bins, 0, grid.num_bins - 1) + grid.num_bins * row).ravel()  # [_GROUPS * P]
     counts = np.bincount(flat, group_sizes.ravel(), rows * grid.num_bins).reshape(rows, grid.num_bins)
     tail = np.bincount(flat, (group_sizes * levels).ravel(), rows * grid.num_bins).reshape(rows, grid.num_bins)
     counts[:, 0] = 0
@@ -137,7 +139,7 @@ def spread(masses: Array, sizes: Array, ends: Array, support: Array, grid: Level
 
 
 def _root(x: Array, degree: int) -> Array:
-    """The ``degree``-th root, a power of two: square roots are the same on every machine, powers are not."""
+    """Take the root of a power-of-two ``degree``: square roots are the same on every machine, powers are not."""
     while degree > 1:
         x, degree = np.sqrt(x), degree // 2
     return x

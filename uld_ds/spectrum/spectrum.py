@@ -33,7 +33,7 @@ _CHUNK_ELEMENTS_ACCELERATOR = 1 << 25
 
 
 class Spectrum(SpectrumParts):
-    """``N`` compact spectra.
+    """``N`` compact spectra: sorted next-token distributions as an exact head and a histogram of the tail.
 
     Attributes:
         head: ``[N, K]`` the largest probabilities, descending, exact; zeros where a vocabulary is smaller.
@@ -53,7 +53,7 @@ class Spectrum(SpectrumParts):
 
     @classmethod
     def from_parts(cls, parts: SpectrumParts) -> Spectrum:
-        """Wrap what the codec gives; nothing is copied."""
+        """Wrap decoded ``parts`` as a ``Spectrum``; nothing is copied."""
         return cls(
             parts.head,
             parts.counts,
@@ -77,10 +77,11 @@ class Spectrum(SpectrumParts):
         check: bool = True,
         name: str = "logits",
     ) -> Spectrum:
-        """Spectra of ``softmax(logits / temperature)``, ``logits [N, V]`` of any floating dtype.
+        """Compute the spectra of ``softmax(logits / temperature)``.
 
         Args:
-            logits: -inf entries are tokens of probability 0; a row of nothing else is padding.
+            logits: ``[N, V]`` of any floating dtype. -inf entries are tokens of probability 0; a row of nothing else
+                is padding.
             temperature: > 0.
             num_head: probabilities per row kept exactly.
             grid: levels for the others (default: ``LevelGrid.below_head(num_head)``); more mantissa bits, less error.
@@ -89,7 +90,7 @@ class Spectrum(SpectrumParts):
             name: what to call ``logits`` in an error.
 
         Raises:
-            ValueError: wrong shape or dtype, or a row with NaN or +inf (named).
+            ValueError: wrong shape, dtype, ``temperature`` or ``num_head``, or a row with NaN or +inf (named).
         """
         check_logits(logits, name)
         check_temperature(temperature, "temperature")
@@ -108,7 +109,7 @@ class Spectrum(SpectrumParts):
         for start in range(0, rows, chunk):
             part = slice(start, min(start + chunk, rows))
             p, dead[part] = softmax_into(logits[part], temperature, work)
-            top, where = top_probabilities(p, min(num_head, vocab))
+            top, where = top_probabilities(p, min(num_head, vocab))  # [R, k] each
             p.scatter_(1, where, 0.0)
             tail, _ = count_levels(p, 2.0, grid, work)
             head[part, : top.shape[1]], (counts[part], masses[part]) = renormalize(top, tail, 1.0)
@@ -118,7 +119,11 @@ class Spectrum(SpectrumParts):
 
     @classmethod
     def cat(cls, spectra: Sequence[Spectrum]) -> Spectrum:
-        """Concatenate along the rows; raises ValueError for an empty list or different grids or head sizes."""
+        """Concatenate spectra along the rows.
+
+        Raises:
+            ValueError: there are none, or they differ in grid, head size or temperature.
+        """
         if not spectra:
             raise ValueError("Spectrum.cat needs at least one Spectrum")
         first = spectra[0]
@@ -136,7 +141,11 @@ class Spectrum(SpectrumParts):
         )
 
     def shift(self, log_scale: Tensor) -> Spectrum:
-        """The same spectra multiplied by ``exp(log_scale)``, ``[N]`` nats (chain rule over a merged segment)."""
+        """Multiply the spectra by ``exp(log_scale)``, ``[N]`` nats (chain rule over a merged segment).
+
+        Raises:
+            ValueError: ``log_scale`` is not ``[N]``.
+        """
         if tuple(log_scale.shape) != (len(self),):
             raise ValueError(f"log_scale must have shape [{len(self)}], got {list(log_scale.shape)}")
         moved = log_scale.to(self.head)
@@ -152,7 +161,7 @@ class Spectrum(SpectrumParts):
         )
 
     def to_bytes(self, precision: Precision | None = None) -> bytes:
-        """Compact, versioned bytes (``uld_ds.spectrum.codec``), about 80 per row; the error goes with them.
+        """Encode the spectra as compact, versioned bytes (``uld_ds.spectrum.codec``), about 80 per row, with the error.
 
         Raises:
             ValueError: ``precision.num_exact`` exceeds ``num_head``.
@@ -161,7 +170,7 @@ class Spectrum(SpectrumParts):
 
     @staticmethod
     def from_bytes(data: bytes) -> Spectrum:
-        """What ``to_bytes`` wrote, on the CPU; ``error`` bounds what the codec cost.
+        """Decode spectra that ``to_bytes`` wrote, on the CPU; ``error`` bounds what the codec cost.
 
         Raises:
             ValueError: the bytes are of another version or kind, damaged or cut short (says which).
@@ -173,17 +182,17 @@ class Spectrum(SpectrumParts):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held in memory."""
+        """Bytes that the tensors hold in memory."""
         parts = (self.head, self.counts, self.masses, self.log_scale, self.error)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
     def total_mass(self) -> Tensor:
-        """Sum of the probabilities, ``[N]``, ``exp(log_scale)`` included."""
+        """Sum the probabilities of each row, ``[N]``, ``exp(log_scale)`` included."""
         mass = self.unscaled_mass()
         return mass if self.log_scale is None else mass * self.log_scale.exp()
 
     def entropy(self) -> Tensor:
-        """Entropy of the normalized distribution in nats, ``[N]``; 0 for padding.
+        """Compute the entropy of each normalized row in nats, ``[N]``; 0 for padding.
 
         A tail bin counts as that many equal probabilities, which overstates its share by at most
         ``w**2 / 8`` of its mass, ``w`` the bin's width in nats.
@@ -198,9 +207,9 @@ class Spectrum(SpectrumParts):
         return torch.where(alive, safe.log() - terms / safe, torch.zeros_like(mass)).clamp_min(0)
 
     def to_probabilities(self, num_ranks: int) -> Tensor:
-        """The ``num_ranks`` largest probabilities, scaled, descending: ``[N, num_ranks]``, for the exact method.
+        """Expand to the ``num_ranks`` largest probabilities, scaled, descending: ``[N, num_ranks]``.
 
-        The head is exact; tail probabilities are their bins' means.
+        The head is exact; tail probabilities are their bins' means. The exact method compares these.
         """
         ranks = torch.arange(num_ranks + 1, device=self.head.device)
         p = self.cumulative_mass(ranks).diff(dim=-1).to(self.head.dtype)

@@ -1,4 +1,4 @@
-"""Which tokens a model thinks likeliest, by their ids, and how likely: what a spectrum leaves out on purpose.
+"""The top-k tokens of next-token distributions: ids and log-probabilities, which spectra leave out on purpose.
 
 Ids mean something in one vocabulary alone. Objectives that look at identities (the same tokenizer, the same byte
 strings, byte prefixes) take them from here; everything else keeps to spectra.
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Elements of which copies exist at a time.
+# Elements per chunk: float32 copies of the logits exist for one chunk at a time.
 _CHUNK_ELEMENTS_CPU = 1 << 21
 _CHUNK_ELEMENTS_ACCELERATOR = 1 << 26
 
 
 @dataclass(frozen=True)
 class TopTokens:
-    """The k top-k tokens of each of T next-token distributions, the likeliest first."""
+    """The top-k tokens of each of T next-token distributions, the most probable first."""
 
     ids: Tensor
     """[T, k] int64: token ids, no two of a row the same; of equally likely tokens the lower id comes first."""
@@ -33,11 +33,13 @@ class TopTokens:
     @classmethod
     @torch.no_grad()
     def from_logits(cls, logits: Tensor, k: int, *, log_normalizer: Tensor | None = None) -> TopTokens:
-        """Of each row of logits, whatever rows are beside it.
+        """Take the top-k tokens of each row of logits.
+
+        A row's result does not depend on the rows beside it.
 
         Args:
             logits: [T, V], any floating dtype; taken as float32. A row with NaN has NaN log-probabilities.
-            k: how many; V where the vocabulary is smaller.
+            k: tokens per row; V where the vocabulary is smaller.
             log_normalizer: [T] float32, ``logsumexp(logits)``, if at hand.
 
         Raises:
@@ -62,10 +64,10 @@ class TopTokens:
 
     @classmethod
     def cat(cls, parts: Sequence[TopTokens]) -> TopTokens:
-        """Rows of several, one after the other.
+        """Concatenate top-k tokens along the rows.
 
         Raises:
-            ValueError: of none, or of different k.
+            ValueError: there are none, or they differ in k.
         """
         widths = {part.k for part in parts}
         if len(widths) != 1:
@@ -79,26 +81,26 @@ class TopTokens:
         return TopTokens(self.ids[rows], self.log_probs[rows])
 
     def to(self, device: torch.device | str) -> TopTokens:
-        """On another device."""
+        """Move the top-k tokens to another device."""
         return TopTokens(self.ids.to(device), self.log_probs.to(device))
 
     def first(self, k: int) -> TopTokens:
-        """The ``k`` likeliest of each row; all that there are where those are fewer."""
+        """Keep only the first ``k`` tokens of each row; all where a row has fewer."""
         return TopTokens(self.ids[:, :k], self.log_probs[:, :k])
 
     def bounded_log_probs(self) -> Tensor:
-        """[T, k] float64 log-probabilities that rounding has not made more than 1 together."""
+        """Return [T, k] float64 log-probabilities, lowered where rounding has made a row sum to more than 1."""
         log_p = self.log_probs.double()
         return log_p - log_p.logsumexp(1, keepdim=True).clamp(min=0.0)
 
     @property
     def k(self) -> int:
-        """Tokens per row."""
+        """The number of tokens kept per row."""
         return self.ids.shape[1]
 
     @property
     def rest(self) -> Tensor:
-        """[T] in the type of ``log_probs``, within [0, 1]: the probability of all other tokens together.
+        """The probability of all other tokens together, [T] in the dtype of ``log_probs``, within [0, 1].
 
         Known to about 1e-6 where log-probabilities are float32, to some 1e-4 where they have been float16: a rest of
         that size need not be one.
@@ -108,7 +110,10 @@ class TopTokens:
 
 
 def _likeliest(values: Tensor, k: int) -> Tensor:
-    """[T, k] ids. topk does not say which of equal values it takes, and logits in bf16 have many."""
+    """Find the ids of the ``k`` largest of each row of ``values [T, V]``, equal ones by lowest id: [T, k].
+
+    ``topk`` does not say which of equal values it takes, and logits in bf16 have many.
+    """
     vocab = values.shape[1]
     some, ids = values.topk(k, dim=1)
     smallest = some[:, -1:]

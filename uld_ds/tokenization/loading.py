@@ -1,4 +1,4 @@
-"""Tokenizers from wherever they are: a folder, a tokenizer.json, a GGUF file, an installed package, the hub.
+"""Loading of tokenizers from a folder, a tokenizer.json, a GGUF file, an installed package or the hub.
 
 transformers (seconds) is imported only once a path is known to exist, so that a wrong one is told at once.
 """
@@ -49,17 +49,17 @@ def load_tokenizer(
     local_files_only: bool = False,
     code: Mapping[str, Any] = NO_CODE,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory or hub id.
+    """Load the tokenizer of a model directory or hub id.
 
     Args:
         place: the directory or hub id.
         revision: a hub id's branch, tag or commit.
-        key: what the user gave it with, for messages.
+        key: the key or option that the user gave ``place`` with, for messages.
         local_files_only: take what the hub's local cache has.
-        code: of ``code_options``.
+        code: options from ``code_options``.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no tokenizer, or none with a vocabulary.
     """
     from transformers import AutoTokenizer
 
@@ -75,12 +75,12 @@ def load_tokenizer(
 
 
 def open_tokenizer(place: str, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that a user names on the command line.
+    """Open the tokenizer that a user names on the command line.
 
     Args:
         place: a folder with tokenizer files or one GGUF file; a ``tokenizer.json`` or GGUF file; a hub id;
             or ``package:NAME`` for an installed package, ``package:NAME/PATH`` for what is in it.
-        key: what the user gave it with, for messages.
+        key: the key or option that the user gave ``place`` with, for messages.
 
     Raises:
         UserError: there is no such tokenizer, or it cannot be read.
@@ -94,7 +94,7 @@ def open_tokenizer(place: str, key: str) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over what decides how text becomes ids, the chat template included."""
+    """Compute the sha256 hex digest of what decides how text becomes ids, the chat template included."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         digest = hashlib.sha256()
@@ -110,10 +110,10 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @contextmanager
 def without_torch() -> Iterator[None]:
-    """Lets transformers start without PyTorch, which it imports wherever there is one: three of its four seconds.
+    """Let transformers start without PyTorch, whose import takes three of its four seconds.
 
-    Tokenizers need none of it, models cannot be loaded in this process afterwards: for a command that ends
-    with its answer. Does nothing if either is imported already.
+    Transformers imports PyTorch wherever there is one. Tokenizers need none of it, models cannot be loaded in this
+    process afterwards: for a command that ends with its answer. Does nothing if either is imported already.
     """
     if {"torch", "transformers"} & sys.modules.keys():
         yield
@@ -127,12 +127,12 @@ def without_torch() -> Iterator[None]:
 
 
 def is_read(path: Path) -> bool:
-    """Whether ``path`` is no GGUF file, or one whose tokenizer is in the cache; reading one takes PyTorch."""
+    """Tell whether a tokenizer can be read without PyTorch: no GGUF file, or one that is converted in the cache."""
     return path.suffix != ".gguf" or any(converted_gguf(path, kind).is_dir() for kind in ("models", "tokenizers"))
 
 
 def local_path(place: str, key: str) -> Path | None:
-    """The folder or file that ``place`` names; None if it can only be a hub id.
+    """Find the folder or file that ``place`` names; None if it can only be a hub id.
 
     Raises:
         UserError: a package that is not installed, a path that does not exist, several GGUF files to choose from.
@@ -152,7 +152,7 @@ def local_path(place: str, key: str) -> Path | None:
 
 
 def _expanded(place: str) -> tuple[Path, bool]:
-    """``place`` as a path, and whether it exists."""
+    """Turn ``place`` into a path, and tell whether it exists."""
     try:
         path = in_home(place)
         return path, path.exists()
@@ -161,7 +161,11 @@ def _expanded(place: str) -> tuple[Path, bool]:
 
 
 def _only_gguf(folder: Path, key: str) -> Path:
-    """The folder, or the GGUF file in it where that is all a tokenizer can come from."""
+    """Return the folder, or the GGUF file in it where that is all a tokenizer can come from.
+
+    Raises:
+        UserError: there are several GGUF files to choose from.
+    """
     files = sorted(folder.glob("*.gguf"))
     if not files or any((folder / name).is_file() for name in (*_VOCABULARY_FILES, "tokenizer_config.json")):
         return folder
@@ -231,7 +235,7 @@ def _not_given(name: str, key: str, reason: Exception) -> UserError:
 
 
 def _vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """The files of which a tokenizer needs one; none for those that work on bytes or code points."""
+    """List the files of which a tokenizer needs one; none for those that work on bytes or code points."""
     own = set(tokenizer.vocab_files_names.values()) - {"tokenizer_config.json"}
     return own | _VOCABULARY_FILES if own else set()
 
@@ -254,7 +258,7 @@ def _has(place: str, revision: str | None, name: str) -> bool:
 
 
 def _reason(place: str, revision: str | None, error: Exception) -> str:
-    """Why there is no tokenizer, in fewer words than transformers has."""
+    """Say why there is no tokenizer, in fewer words than transformers has."""
     from tokenizers import Tokenizer
 
     if "trust_remote_code" in str(error):

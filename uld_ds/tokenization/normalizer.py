@@ -1,7 +1,7 @@
-"""What a tokenizer turns each character of a text into before it cuts the text into tokens.
+"""The normal form of a text, unit by unit: what a tokenizer turns characters into before it cuts out tokens.
 
 A normalizer works on a whole string. Here it is asked about the smallest units it can act on, one character
-or one base with its combining marks, each asked once and remembered; the text's normal form is then the
+or one base with its combining marks, each asked once and kept; the text's normal form is then the
 units' forms side by side, and every byte of it has a known place in the text. That this is what the
 tokenizer did is not assumed: the caller compares it with what the tokens spell.
 """
@@ -33,7 +33,7 @@ _BYTE_SYMBOL = {byte: symbol for symbol, byte in BYTE_ALPHABET.items()}
 
 
 def backend_normal(backend: Tokenizer, rule: SpellingRule) -> Callable[[str], bytes]:
-    """The function from a piece of text to the bytes that a fast tokenizer's tokens spell for it."""
+    """Build the function from a piece of text to the bytes that a fast tokenizer's tokens spell for it."""
     normalize = _per_character_normalizer(backend)
     dropped = backend_drops(backend, rule)
 
@@ -49,7 +49,7 @@ def backend_normal(backend: Tokenizer, rule: SpellingRule) -> Callable[[str], by
 
 
 def backend_phrases(backend: Tokenizer) -> tuple[str, ...]:
-    """The strings of several characters that a fast tokenizer's normalizer rewrites as one."""
+    """List the strings of several characters that a fast tokenizer's normalizer rewrites as one."""
     steps = backend_steps(backend, "normalizer")
     patterns = [step["pattern"].get("String", "") for step in steps if step["type"] == "Replace"]
     return tuple(pattern for pattern in patterns if len(pattern) > 1)
@@ -73,9 +73,10 @@ class UnitText:
     Attributes:
         byte_start: ``[U + 1]``, where each unit begins in the text's UTF-8 bytes, then the number of bytes.
         of_char: ``[C + 1]``, the unit that holds each character, then ``U``.
-        exact_start, solid_start: ``[U + 1]``, where each unit begins in the normal form, with and without
-            whitespace.
-        exact, solid: the normal form itself.
+        exact_start: ``[U + 1]``, where each unit begins in the normal form, then its length.
+        solid_start: ``[U + 1]``, where each unit begins in the normal form without whitespace, then its length.
+        exact: the normal form.
+        solid: the normal form without whitespace.
         unchanged: ``[U]``, whether the unit's form is the unit.
         space: ``[U]``, whether the unit's form is whitespace.
     """
@@ -106,7 +107,7 @@ class _Forms:
         self._flat = np.frombuffer(b"".join(self._forms) + b"\0", np.uint8)
 
     def join(self, index: NDArray[np.int32], length: NDArray[np.int64], start: NDArray[np.int64]) -> bytes:
-        """The forms numbered ``index`` side by side; ``length`` and ``start`` are theirs in the result."""
+        """Lay the forms numbered ``index`` side by side; ``length`` and ``start`` are theirs in the result."""
         if length.max(initial=0) <= 1:
             return self._flat[self._start[index][length == 1]].tobytes()
         shift = np.repeat(self._start[index] - start[:-1], length)
@@ -114,7 +115,7 @@ class _Forms:
 
 
 class NormalForms:
-    """The normal form of every unit met so far, for one tokenizer.
+    """The normal forms of all units met so far, for one tokenizer.
 
     Args:
         normal: from a piece of text to its normal form's bytes.
@@ -135,7 +136,7 @@ class NormalForms:
         self._space = np.zeros(0, bool)
 
     def read(self, text: str, breaks: NDArray[np.int64]) -> UnitText:
-        """``text`` as units; no unit reaches across the character positions ``breaks``."""
+        """Read ``text`` as units, none of which reaches across the character positions ``breaks``."""
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         self._enter_characters(codes)
         units = self._unit_of_code[codes]
@@ -186,7 +187,7 @@ class NormalForms:
     def _merge_clusters(
         self, text: str, codes: NDArray[np.uint32], breaks: NDArray[np.int64], units: NDArray[np.int32]
     ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """The first character of every unit ``[U + 1]`` and the unit numbers ``[U]``, clusters merged."""
+        """Merge clusters; return the first character of every unit ``[U + 1]`` and the unit numbers ``[U]``."""
         continues = self._extends[codes]
         for phrase in self._phrases:
             at = text.find(phrase)
@@ -210,7 +211,7 @@ class NormalForms:
         return np.append(first, len(codes)), units[first]
 
     def _cluster(self, cluster: str) -> int:
-        """The unit that is ``cluster``, or -1 where its characters keep to themselves."""
+        """Return the number of the unit that is ``cluster``, or -1 where its characters keep to themselves."""
         unit = self._unit_of_cluster.get(cluster)
         if unit is None:
             alone = b"".join(self.normal(character) for character in cluster)
@@ -222,7 +223,7 @@ class NormalForms:
 
 
 def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``[n]`` lengths to ``[n + 1]`` offsets."""
+    """Turn ``[n]`` lengths into ``[n + 1]`` offsets, from 0 to the sum of all."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

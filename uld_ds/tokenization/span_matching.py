@@ -1,11 +1,9 @@
 """Three ways to locate a text's tokens, from the surest to the last resort; each is verified byte by byte.
 
-1. `exact_starts`: the tokens' own bytes, side by side, are the text (byte-level BPE, byte fallback,
-character and
-   byte models; also with the one space that SentencePiece puts before a text).
+1. `exact_starts`: the tokens' own bytes, side by side, are the text (byte-level BPE, byte fallback, character
+   and byte models; also with the one space that SentencePiece puts before a text).
 2. `normal_starts`: they are the text's normal form, with or without whitespace (Unigram with NFKC,
-lower-casing
-   WordPiece, text with words that the tokenizer does not know).
+   lower-casing WordPiece, text with words that the tokenizer does not know).
 3. `offset_starts`: each token is the normal form of the characters that the tokenizer's offsets name.
 
 Spans tile the text, so what a tokenizer drops belongs to a token all the same: whitespace to the token that
@@ -27,41 +25,53 @@ from uld_ds.tokenization.token_bytes import TokenByteTable, without_whitespace
 
 Ints = NDArray[np.int64]
 Offsets = Callable[[int], tuple[int, int]]
-"""From the number of a token to the half-open range of characters it covers."""
+"""A function from the number of a token to the half-open range of characters that it covers."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a tokenizer's tokens spell, and what it turns a text into first."""
+    """A reading of a tokenizer: what its tokens spell, and what it turns a text into first."""
 
     table: TokenByteTable
+    """The bytes that each token spells."""
     forms: NormalForms
+    """The normal forms of a text's units."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text and its tokens; ``offsets`` is None where there are none."""
+    """One text and its tokens."""
 
     text: str
+    """The text."""
     ids: Ints
+    """[n] ids of the text's tokens."""
     offsets: Offsets | None
+    """The tokenizer's own character ranges; None where there are none."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Text between two added tokens: tokens ``[first, stop)`` of a text and its characters ``[start, end)``.
-
-    The token ``stop``, if there is one, is an added token.
-    """
+    """A stretch between two added tokens: tokens ``[first, stop)`` of a text and its characters ``[start, end)``."""
 
     first: int
+    """Number of the first token."""
     stop: int
+    """Number of the token after the last; if there is one, it is an added token."""
     start: int
+    """Position of the first character."""
     end: int
+    """Position after the last character."""
 
 
 def exact_starts(table: TokenByteTable, texts: Sequence[bytes], ids: Sequence[Ints]) -> list[Ints | None]:
-    """Where each token begins ``[n]``, in bytes, for texts that their tokens spell; None for the others."""
+    """Locate the byte ``[n]`` at which each token begins, in texts that their tokens spell; None for the others.
+
+    Args:
+        table: the bytes of each token, valid for all ``ids``.
+        texts: UTF-8 bytes of each text.
+        ids: ``[n]`` ids of each text's tokens.
+    """
     flat = np.concatenate([np.zeros(0, np.int64), *ids])
     start = offsets_of(table.exact_length[flat])
     edges = [0]
@@ -83,13 +93,15 @@ def exact_starts(table: TokenByteTable, texts: Sequence[bytes], ids: Sequence[In
 
 
 def normal_starts(reading: Reading, batch: Sequence[Tokens]) -> list[Ints | int]:
-    """Where each token begins ``[n]`` in bytes, or, where the tokens do not spell a text, the first byte that
-    disagrees."""
+    """Locate the byte ``[n]`` at which each token begins, by the normal form of each text in a batch.
+
+    Where the tokens do not spell a text, its result is the first byte that disagrees.
+    """
     return _NormalBatch(reading, batch).starts()
 
 
 class _NormalBatch:
-    """`normal_starts` for several texts laid side by side, so that numpy's fixed cost is paid once."""
+    """The work of `normal_starts` on several texts laid side by side, so that numpy's fixed cost is paid once."""
 
     def __init__(self, reading: Reading, batch: Sequence[Tokens]) -> None:
         self._table, self._batch = reading.table, batch
@@ -119,7 +131,7 @@ class _NormalBatch:
         self._high = np.zeros(num_tokens, np.int64)
 
     def _find_windows(self) -> Ints:
-        """The units ``[k, 2]`` that each unknown token may stand for: by its offsets, or any of its text."""
+        """Find the units ``[k, 2]`` that each unknown token may stand for: by its offsets, or any of its text."""
         chars = []
         text_of = np.searchsorted(self._token_base, self._unknown, "right") - 1
         for flat, index in zip(self._unknown.tolist(), text_of.tolist(), strict=True):
@@ -132,7 +144,7 @@ class _NormalBatch:
         return np.stack([of_char[low], np.where(low < high, of_char[high - 1] + 1, of_char[low])], axis=1)
 
     def _pieces(self, spelled: list[bytes], form: bytes, form_start: Ints, first: int, stop: int) -> list[bytes]:
-        """What tokens ``[first, stop)`` spell. An unknown one spells what is there: it is no evidence."""
+        """List what tokens ``[first, stop)`` spell. An unknown one spells what is there: it is no evidence."""
         pieces = list(map(spelled.__getitem__, self._id_list[first:stop]))
         if len(self._unknown):
             chosen = slice(*np.searchsorted(self._unknown, (first, stop)))
@@ -146,6 +158,7 @@ class _NormalBatch:
         return int(self._units.of_char[base + section.start]), int(self._units.of_char[base + section.end])
 
     def starts(self) -> list[Ints | int]:
+        """Locate the tokens of every text: the byte ``[n]`` at which each begins, or the first that disagrees."""
         disagreements = [self._place_text(index) for index in range(len(self._batch))]
         start = self._locate()
         base = self._units.byte_start[self._units.of_char[self._char_base]].tolist()
@@ -160,7 +173,7 @@ class _NormalBatch:
         return result
 
     def _place_text(self, index: int) -> int | None:
-        """Place one text's tokens; on failure the byte (of the whole batch) where it disagrees."""
+        """Place one text's tokens; on failure return the byte (of the whole batch) where it disagrees."""
         chars, tokens = self._char_base[index], self._token_base[index]
         sections = self._sections[index]
         if sections is None:
@@ -173,7 +186,10 @@ class _NormalBatch:
         return None
 
     def _place_section(self, first: int, stop: int, first_unit: int, stop_unit: int) -> int | None:
-        """Place tokens ``[first, stop)``, and the added token that may follow, among the units given."""
+        """Place tokens ``[first, stop)``, and the added token that may follow, among the units given.
+
+        On failure return the byte (of the whole batch) where they disagree.
+        """
         units = self._units
         own, text_start = self._exact_start[first : stop + 1], units.exact_start
         low, high = text_start[first_unit], text_start[stop_unit]
@@ -193,13 +209,13 @@ class _NormalBatch:
         return None
 
     def _spells_exactly(self, first: int, stop: int, wanted: bytes) -> bool:
-        """Whether the tokens spell ``wanted``, perhaps with one space before it."""
+        """Tell whether the tokens spell ``wanted``, perhaps with one space before it."""
         pieces = self._pieces(self._table.exact, self._units.exact, self._units.exact_start, first, stop)
         spelled = b"".join(pieces)
         return spelled == wanted or (len(spelled) == len(wanted) + 1 and spelled == b" " + wanted)
 
     def _solid_lengths(self, first: int, stop: int, first_unit: int, stop_unit: int) -> Ints | int:
-        """The bytes each token spells, whitespace aside; or, if that is not the text, where they disagree."""
+        """Count the bytes that each token spells, whitespace aside; return where they disagree if they do."""
         form, start = self._units.solid, self._units.solid_start
         low, high = int(start[first_unit]), int(start[stop_unit])
         wanted = form[low:high]
@@ -221,7 +237,7 @@ class _NormalBatch:
         return np.array([len(piece) for piece in pieces], np.int64)
 
     def _locate(self) -> Ints:
-        """The byte at which every token begins, from its place in the normal form."""
+        """Compute the byte at which every token of the batch begins, from its place in the normal form."""
         units, num_units = self._units, len(self._units.space)
         # The first whitespace unit at or after each unit.
         spaces = np.where(units.space, np.arange(num_units), num_units)
@@ -245,7 +261,7 @@ class _NormalBatch:
 
 
 def find_sections(table: TokenByteTable, tokens: Tokens) -> list[Section] | None:
-    """The stretches between added tokens, in order; None if an added token is not where the text has it.
+    """Cut a text into the stretches between added tokens; None if an added token is not where the text has it.
 
     Added tokens are cut out of a text before anything else happens to it, so the next one among the tokens
     is the next one in the text.
@@ -267,7 +283,7 @@ def find_sections(table: TokenByteTable, tokens: Tokens) -> list[Section] | None
 
 
 def _literals(table: TokenByteTable, tokens: Tokens) -> list[int]:
-    """The numbers of the tokens that are in the text as they stand, an unknown token's own name among them."""
+    """List the numbers of the tokens that are in the text as they stand, an unknown token's own name among them."""
     literal = table.literal[tokens.ids]
     for position in np.flatnonzero(table.unknown[tokens.ids]).tolist():
         start, end = tokens.offsets(position) if tokens.offsets else (0, 0)
@@ -279,7 +295,7 @@ def _literals(table: TokenByteTable, tokens: Tokens) -> list[int]:
 def only_fill(
     pieces: Sequence[bytes], unknown: Sequence[int], windows: Sequence[tuple[int, int]], wanted: bytes
 ) -> list[bytes] | None:
-    """What the unknown pieces must be for all to spell ``wanted``; None unless there is exactly one answer.
+    """Find what the unknown pieces must be for all to spell ``wanted``; None unless there is exactly one answer.
 
     Laid out once from the left, every known run as early as it can be, and once from the right: where both
     agree nothing else fits, for any other layout lies between them.
@@ -314,7 +330,7 @@ def only_fill(
 
 
 def offset_starts(reading: Reading, tokens: Tokens, offsets: Offsets) -> Ints | int:
-    """Where each token begins ``[n]``, in bytes, by the offsets; or the first byte that disagrees."""
+    """Locate the byte ``[n]`` at which each token begins by the offsets, or return the first byte that disagrees."""
     table, text = reading.table, tokens.text
     starts, reached = [], 0
     for number, token in enumerate(tokens.ids.tolist()):
@@ -332,7 +348,7 @@ def offset_starts(reading: Reading, tokens: Tokens, offsets: Offsets) -> Ints | 
 
 
 def first_difference(left: bytes, right: bytes) -> int:
-    """The index of the first byte that two byte strings do not share."""
+    """Find the index of the first byte that two byte strings do not share."""
     shared = min(len(left), len(right))
     differ = np.frombuffer(left[:shared], np.uint8) != np.frombuffer(right[:shared], np.uint8)
     return int(differ.argmax()) if differ.any() else shared

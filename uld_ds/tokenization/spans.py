@@ -1,4 +1,4 @@
-"""The byte span of every token, for one tokenizer, fast or slow.
+"""Byte spans of the tokens of a text, for one tokenizer, fast or slow.
 
 Reads off the tokenizer's parts how it writes its tokens and what it does to a text first, then locates the
 tokens by the surest reading (`uld_ds.tokenization.span_matching`) that the text confirms.
@@ -32,17 +32,16 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Texts whose normal form is looked at together: enough to share numpy's fixed cost, few enough to stay in
-# cache.
+# Texts whose normal form is looked at together: enough to share numpy's fixed cost, few enough to stay in cache.
 NORMAL_BATCH = 64
 
 
 class AlignmentError(ValueError):
-    """Tokens that cannot be located in their text; says whose, and the first byte that disagrees."""
+    """Tokens that cannot be located in their text; the message says whose, and the first byte that disagrees."""
 
 
 class SpanFinder:
-    """Finds byte spans for one tokenizer; what it learns about the vocabulary is kept from call to call.
+    """A finder of byte spans for one tokenizer; what it learns about the vocabulary is kept from call to call.
 
     `span_finder` returns the one that belongs to a tokenizer.
 
@@ -58,16 +57,16 @@ class SpanFinder:
 
     @property
     def name(self) -> str:
-        """What messages call the tokenizer."""
+        """The tokenizer's name in messages."""
         given = getattr(self._tokenizer, "name_or_path", "")
         kind = type(self._tokenizer).__name__
         return f"{given} ({kind})" if given else kind
 
     def reading(self, probes: Sequence[str]) -> Reading:
-        """How the tokenizer writes its tokens: the first reading that spells all of ``probes``.
+        """Find out how the tokenizer writes its tokens: the first reading that spells all of ``probes``.
 
         Raises:
-            AlignmentError: none does.
+            AlignmentError: no reading does.
         """
         if len(self._readings) == 1:
             return self._readings[0]
@@ -82,11 +81,10 @@ class SpanFinder:
         return self._tokenize(list(texts))["input_ids"]
 
     def encode(self, texts: Sequence[str]) -> tuple[list[Ints], list[Ints]]:
-        """Token ids ``[n]`` and byte spans ``[n, 2]`` of every text, with no special tokens around it.
+        """Encode texts into token ids ``[n]`` and byte spans ``[n, 2]`` each, with no special tokens around them.
 
         Raises:
-            AlignmentError: a lone surrogate, a text that the tokenizer refuses, tokens that cannot be
-            located.
+            AlignmentError: a lone surrogate, a text that the tokenizer refuses, tokens that cannot be located.
         """
         data = [_utf8(text) for text in texts]
         if not data:
@@ -98,7 +96,7 @@ class SpanFinder:
         return ids, [_tile(row, len(item)) for row, item in zip(starts, data, strict=True)]
 
     def spans_of_ids(self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]] | None = None) -> Ints:
-        """Byte spans ``[n, 2]`` of ``ids``, the tokens of ``text`` with no special tokens around them.
+        """Find the byte spans ``[n, 2]`` of ``ids``, the tokens of ``text`` with no special tokens around them.
 
         Args:
             text: the text.
@@ -138,7 +136,11 @@ class SpanFinder:
         ids: Sequence[Ints],
         offsets: Callable[[int], Offsets | None],
     ) -> list[Ints]:
-        """The byte at which each token begins, by the first reading that each text confirms."""
+        """Locate the byte at which each token begins, by the first reading that each text confirms.
+
+        Raises:
+            AlignmentError: the tokens of a text cannot be located by any reading.
+        """
         found: dict[int, Ints] = {}
         furthest: dict[int, int] = {}
         for reading in self._readings:
@@ -170,7 +172,7 @@ def _finder(tokenizer: PreTrainedTokenizerBase, size: int) -> SpanFinder:
 
 
 def span_finder(tokenizer: PreTrainedTokenizerBase) -> SpanFinder:
-    """The tokenizer's `SpanFinder`, made anew once tokens have been added to it."""
+    """Return the tokenizer's `SpanFinder`, made anew once tokens have been added to it."""
     return _finder(tokenizer, len(tokenizer))
 
 
@@ -182,7 +184,7 @@ def _read(
     offsets: Callable[[int], Offsets | None],
     skip: dict[int, Ints],
 ) -> dict[int, Ints | int]:
-    """Starts, or the first byte that disagrees, of every text not in ``skip``."""
+    """Locate the tokens of texts not in ``skip`` by one reading: their starts, or the first byte that disagrees."""
     rest = [index for index in range(len(texts)) if index not in skip]
     if not rest:
         return {}
@@ -202,7 +204,7 @@ def _read(
 
 
 def _fast_reading(tokenizer: PreTrainedTokenizerBase) -> Reading:
-    """The reading that a fast tokenizer's parts describe."""
+    """Build the reading that a fast tokenizer's parts describe."""
     backend = tokenizer.backend_tokenizer
     rule = backend_rule(backend)
     normal = backend_normal(backend, rule)
@@ -218,7 +220,7 @@ def _fast_reading(tokenizer: PreTrainedTokenizerBase) -> Reading:
 
 
 def _slow_readings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Reading]:
-    """The readings worth trying for a slow tokenizer, which does not describe itself: the text decides."""
+    """Yield the readings worth trying for a slow tokenizer, which does not describe itself: the text decides."""
     rules = [
         SpellingRule(space_marks=(SPACE_MARK,), byte_fallback=True),
         SpellingRule(byte_alphabet=True),
@@ -255,7 +257,10 @@ def _nfkc(text: str) -> str:
 
 
 def _lower_without_accents(text: str) -> str:
-    """As BERT's own tokenizer has it: control, unassigned and private-use characters go, too."""
+    """Lower-case a text and strip accents as BERT's own tokenizer does.
+
+    Control, unassigned and private-use characters go, too.
+    """
     characters = normalize("NFD", text.lower())
     kept = (c for c in characters if c.isspace() or (category(c) != "Mn" and category(c)[0] != "C"))
     return "".join(kept)
@@ -272,7 +277,7 @@ def _utf8(text: str) -> bytes:
 
 
 def _tile(starts: Ints, size: int) -> Ints:
-    """``[n]`` starts to ``[n, 2]`` spans that cover ``[0, size)`` without holes."""
+    """Turn ``[n]`` starts into ``[n, 2]`` spans that cover ``[0, size)`` without holes."""
     spans = np.empty((len(starts), 2), np.int64)
     spans[:, 0] = starts
     spans[:-1, 1] = starts[1:]
@@ -281,15 +286,14 @@ def _tile(starts: Ints, size: int) -> Ints:
 
 
 def token_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
-    """The half-open UTF-8 byte range of each token of ``tokenizer(text, add_special_tokens=False)``.
+    """Find the half-open UTF-8 byte range of each token of ``tokenizer(text, add_special_tokens=False)``.
 
     The ranges tile the text in order. What the tokenizer drops belongs to a token all the same: whitespace
     to the token that follows, anything else to the token before. The list is empty if there are no tokens:
     for ``""``, and for a text of which the tokenizer keeps nothing.
 
     Raises:
-        AlignmentError: ``text`` holds a lone surrogate, or its tokens cannot be located; the message names
-        the
+        AlignmentError: ``text`` holds a lone surrogate, or its tokens cannot be located; the message names the
             tokenizer and the first byte that disagrees.
     """
     _, spans = span_finder(tokenizer).encode([text])
@@ -297,10 +301,10 @@ def token_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int
 
 
 def batch_token_spans(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[list[Ints], list[Ints]]:
-    """Token ids ``[n]`` and byte spans ``[n, 2]`` of every text, as `token_spans` has them, in one go.
+    """Encode texts into token ids ``[n]`` and byte spans ``[n, 2]`` each, as `token_spans` has them, in one go.
 
     Raises:
-        AlignmentError: as `token_spans`, for the first text at fault.
+        AlignmentError: a text holds a lone surrogate, or its tokens cannot be located; names the first text at fault.
     """
     return span_finder(tokenizer).encode(texts)
 
@@ -308,7 +312,7 @@ def batch_token_spans(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) 
 def spans_of_ids(
     tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]] | None = None
 ) -> Ints:
-    """Byte spans ``[n, 2]`` of tokens that are there already.
+    """Find the byte spans ``[n, 2]`` of tokens that are there already.
 
     Args:
         tokenizer: the tokenizer that made them.

@@ -1,4 +1,4 @@
-"""What every entry of a vocabulary spells, as bytes.
+"""The bytes that every entry of a vocabulary spells.
 
 Each family of tokenizers writes its tokens in its own script: byte-level BPE in an alphabet of 256
 printable characters, SentencePiece with a visible mark for the space and ``<0xNN>`` for a byte, WordPiece
@@ -27,7 +27,7 @@ UNSPELLABLE = b"\xff"
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte that each character of byte-level BPE's alphabet stands for.
+    """Map each character of byte-level BPE's alphabet to the byte that it stands for.
 
     Bytes that print in Latin-1 stand for themselves, the others take the code points from 256 on, in order
     (Radford et al. 2019, GPT-2).
@@ -42,23 +42,23 @@ BYTE_ALPHABET = _byte_alphabet()
 
 @dataclass(frozen=True)
 class SpellingRule:
-    """How a tokenizer writes its tokens."""
+    """The script in which a tokenizer writes its tokens."""
 
     byte_alphabet: bool = False
-    """Tokens are written in the 256 characters of byte-level BPE."""
+    """Whether tokens are written in the 256 characters of byte-level BPE."""
     latin1: bool = False
-    """Tokens are single bytes, written as the character with that number (ByT5)."""
+    """Whether tokens are single bytes, written as the character with that number (ByT5)."""
     byte_fallback: bool = False
-    """``<0xNN>`` is the byte NN."""
+    """Whether ``<0xNN>`` is the byte NN."""
     space_marks: tuple[str, ...] = ()
     """Characters that stand for a space."""
     continuation_prefix: str = ""
-    """What precedes a token that continues a word, such as ``##``."""
+    """Prefix of a token that continues a word, such as ``##``."""
     word_suffix: str = ""
-    """What follows a token that ends a word, such as ``</w>``."""
+    """Suffix of a token that ends a word, such as ``</w>``."""
 
     def spell(self, token: str | bytes) -> bytes:
-        """The bytes that ``token`` contributes to the text."""
+        """Spell the bytes that ``token`` contributes to the text."""
         if isinstance(token, bytes):
             return token
         if self.byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
@@ -71,19 +71,19 @@ class SpellingRule:
         return self.unmark(token).encode()
 
     def unmark(self, text: str) -> str:
-        """``text`` with the marks that stand for a space replaced by one."""
+        """Replace the marks in ``text`` that stand for a space by one."""
         for mark in self.space_marks:
             text = text.replace(mark, " ")
         return text
 
 
 def state_of(component: Any) -> dict[str, Any]:
-    """The JSON description of one part (normalizer, pre-tokenizer, decoder, model) of a fast tokenizer."""
+    """Read the JSON description of one part (normalizer, pre-tokenizer, decoder, model) of a fast tokenizer."""
     return json.loads(component.__getstate__()) if component is not None else {}
 
 
 def _steps(state: Any) -> Iterator[dict[str, Any]]:
-    """The single steps of a part, sequences opened."""
+    """Yield the single steps of a part's description, sequences opened."""
     if isinstance(state, list):
         for item in state:
             yield from _steps(item)
@@ -94,12 +94,12 @@ def _steps(state: Any) -> Iterator[dict[str, Any]]:
 
 
 def backend_steps(backend: Tokenizer, part: str) -> list[dict[str, Any]]:
-    """The steps of ``part`` (``"normalizer"``, ``"pre_tokenizer"`` or ``"decoder"``) of a fast tokenizer."""
+    """List the steps of ``part`` (``"normalizer"``, ``"pre_tokenizer"`` or ``"decoder"``) of a fast tokenizer."""
     return list(_steps(state_of(getattr(backend, part))))
 
 
 def backend_rule(backend: Tokenizer) -> SpellingRule:
-    """The spelling rule that a fast tokenizer's parts describe."""
+    """Read the spelling rule off a fast tokenizer's parts."""
     normalizer, pre_tokenizer, decoder = (
         backend_steps(backend, part) for part in ("normalizer", "pre_tokenizer", "decoder")
     )
@@ -126,7 +126,10 @@ def _replaces(step: dict[str, Any], what: str) -> bool:
 
 
 def _model_options(backend: Tokenizer) -> dict[str, Any]:
-    """The model's options. The Unigram binding shows none as attributes, so its description is read instead."""
+    """Read the options of a fast tokenizer's model.
+
+    The Unigram binding shows none as attributes, so its description is read instead.
+    """
     model = backend.model
     if type(model).__name__ == "Unigram":
         return state_of(model)
@@ -135,7 +138,7 @@ def _model_options(backend: Tokenizer) -> dict[str, Any]:
 
 
 def backend_unknown_id(backend: Tokenizer) -> int | None:
-    """The id a fast tokenizer's *model* gives to what it cannot spell; None if it has none.
+    """Find the id that a fast tokenizer's *model* gives to what it cannot spell; None if it has none.
 
     Not the wrapper's ``unk_token_id``: GPT-2's names an end-of-text token that its model never falls back to.
     """
@@ -145,7 +148,7 @@ def backend_unknown_id(backend: Tokenizer) -> int | None:
 
 
 def backend_drops(backend: Tokenizer, rule: SpellingRule) -> Callable[[str], bool] | None:
-    """Which symbols a fast tokenizer leaves out without a trace, or None if it leaves out none.
+    """Build the test for symbols that a fast tokenizer leaves out without a trace; None if it leaves out none.
 
     A BPE model without an unknown token skips every symbol that its vocabulary lacks. (SmolLM2's lacks the
     bytes 0x04 and 0xF1, for instance.)
@@ -165,7 +168,7 @@ def backend_drops(backend: Tokenizer, rule: SpellingRule) -> Callable[[str], boo
 
 
 def without_whitespace(spelled: bytes) -> bytes:
-    """``spelled`` without Unicode whitespace; part of a character is returned as it is."""
+    """Strip all Unicode whitespace from ``spelled``; part of a character is returned as it is."""
     try:
         return "".join(spelled.decode().split()).encode()
     except UnicodeDecodeError:
@@ -173,9 +176,9 @@ def without_whitespace(spelled: bytes) -> bytes:
 
 
 def is_extender(character: str) -> bool:
-    """Whether a normalizer may merge ``character`` with the one before it.
+    """Tell whether a normalizer may merge ``character`` with the one before it.
 
-    Combining marks, the vowels and finals of Hangul syllables, half-width Japanese voicing marks.
+    So it is with combining marks, the vowels and finals of Hangul syllables, half-width Japanese voicing marks.
     """
     code = ord(character)
     hangul = 0x1160 <= code <= 0x11FF or 0xD7B0 <= code <= 0xD7FF
@@ -185,13 +188,18 @@ def is_extender(character: str) -> bool:
 class TokenByteTable:
     """The bytes of every token id, filled in as ids are met.
 
-    ``rule``, ``token_of_id``, ``added`` and ``unknown_id`` are what it was made with.
+    ``rule``, ``token_of_id``, ``added`` and ``unknown_id`` are what it was made with. The attributes below are
+    indexed by token id, and valid for ids passed to `ensure`.
 
-    Attributes (all indexed by token id, valid for ids passed to `ensure`):
-        exact: the bytes a token spells. solid: the same without whitespace. exact_length, solid_length:
-        their lengths in bytes. leads_space, trails_space: whether the token begins or ends with whitespace.
-        literal: whether it is an added token that is found in the text as it stands, before any
-        normalization. unknown: whether it stands for text that the vocabulary cannot spell.
+    Attributes:
+        exact: the bytes that each token spells.
+        solid: ``exact`` without whitespace.
+        exact_length: length of ``exact`` in bytes.
+        solid_length: length of ``solid`` in bytes.
+        leads_space: whether the token begins with whitespace.
+        trails_space: whether the token ends with whitespace.
+        literal: whether it is an added token that is found in the text as it stands, before any normalization.
+        unknown: whether it stands for text that the vocabulary cannot spell.
     """
 
     def __init__(

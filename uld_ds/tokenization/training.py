@@ -1,4 +1,4 @@
-"""Training a small tokenizer on the training text, for students that bring none."""
+"""Training of a small tokenizer on the training text, for students that bring none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(kind: Literal["unigram", "bpe"], vocab_size: int, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """A lossless tokenizer over bytes with a minimal chat template.
+    """Train a lossless tokenizer over bytes with a minimal chat template.
 
     Both kinds work on byte-level pieces, so every text has an encoding and comes back byte for byte: bits per
     byte would mean nothing otherwise.
@@ -67,7 +67,7 @@ def train_tokenizer(kind: Literal["unigram", "bpe"], vocab_size: int, texts: Ite
 
 
 def _in_order(tokenizer: Tokenizer, num_special: int) -> list[tuple[str, float]]:
-    """The vocabulary of a trained Unigram model, the same for the same text.
+    """Order the vocabulary of a trained Unigram model, so that the same text gives the same one.
 
     The trainer's scores differ in the 14th digit from run to run, and so does the order of equal ones. Bytes that
     the text lacks get scores from the lowest one upwards, in steps of 0.0001 and in any order.

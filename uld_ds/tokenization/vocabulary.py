@@ -1,4 +1,4 @@
-"""What each token of a vocabulary spells, and how the tokens of two vocabularies relate by their bytes.
+"""Vocabularies: the bytes that each token spells, by which the tokens of two vocabularies relate.
 
 Vocabularies write the same bytes in scripts of their own (``Ġthe``, ``▁the``, ``the`` beside ``##the``); bytes are what
 they share. Of a teacher's token two things are asked: which token of the student spells the same (*identity*), and
@@ -42,23 +42,23 @@ _KEEPS_SPACES = {"Metaspace", "ByteLevel"}
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """V tokens by their ids."""
+    """A vocabulary: V tokens by their ids, and the bytes that they spell."""
 
     tokens: Sequence[str | bytes | None]
-    """[V] as the vocabulary writes them; None where an id has none."""
+    """[V] tokens as the vocabulary writes them; None where an id has none."""
     spellings: Sequence[bytes | None]
-    """[V] the bytes of each, or None: special and unknown tokens, ids without a token."""
+    """[V] bytes of each token; None for special and unknown tokens and ids without a token."""
     is_byte: NDArray[np.bool_]
-    """[V] whether it is there to spell a single byte that no other token covers (``<0x0A>``)."""
+    """[V] whether a token is there to spell a single byte that no other token covers (``<0x0A>``)."""
     end: int | None
-    """What ends a text."""
+    """Id of the token that ends a text; None if there is none."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-        """Of a tokenizer, fast or slow."""
+        """Read the vocabulary of a tokenizer, fast or slow."""
         table = SpanFinder(tokenizer).reading(_PROBES).table
         size = max(tokenizer.get_vocab().values()) + 1
         added = table.added
@@ -83,7 +83,7 @@ class Vocabulary:
         return cls(tokens, spellings, is_byte, tokenizer.eos_token_id)
 
     def ends_word(self) -> NDArray[np.bool_]:
-        """[V] whether what stands before the token is whole: it begins with whitespace, or is a special token."""
+        """Mark the tokens before which a word is over, [V]: they begin with whitespace, or are special tokens."""
         return np.array(
             [
                 token is not None and (spelled is None or spelled[:1].isspace())
@@ -93,8 +93,11 @@ class Vocabulary:
         )
 
     def by_bytes(self) -> dict[bytes, int]:
-        """The id of each spelling. Of several tokens with the same bytes the one with the lowest id, but a token of a
-        character before the one for a byte."""
+        """Map each spelling to the id of its token.
+
+        Of several tokens with the same bytes it is the one with the lowest id, but a token of a character comes before
+        the one for a byte.
+        """
         ids: dict[bytes, int] = {}
         of_bytes: dict[bytes, int] = {}
         for index, (spelled, is_byte) in enumerate(zip(self.spellings, self.is_byte.tolist(), strict=True)):
@@ -114,7 +117,7 @@ def _spelling(table: TokenByteTable, token: str | bytes, words: bool) -> bytes:
 
 
 def _drops_spaces(tokenizer: PreTrainedTokenizerBase, rule: SpellingRule) -> bool:
-    """Whether a token that begins a word stands for the space before it as well, and can be told by its writing."""
+    """Tell whether tokens that begin a word stand for the space before it as well, and can be told by their writing."""
     if rule.byte_alphabet or rule.latin1 or rule.space_marks or rule.word_suffix:
         return False
     backend = getattr(tokenizer, "backend_tokenizer", None)

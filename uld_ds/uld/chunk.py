@@ -1,4 +1,4 @@
-"""One chunk of student rows held against their teachers' spectra: distance, its parts, and the gradient."""
+"""The ULD distance of one chunk of student rows from their teachers' spectra, and its closed-form gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _ROUNDING = 2e-6
 
 
 class ChunkDistance(NamedTuple):
-    """Result of ``pair``. Its large tensors live in the workspace: write the gradient before the next chunk."""
+    """The result of ``distance_of_chunk``: distances of ``R`` rows and what their gradient needs.
+
+    Its large tensors live in the workspace: write the gradient before the next chunk.
+    """
 
     terms: Tensor
     """``[4, R]``: distance, error bound, ``sum_j s_j p_j`` (0 if signs were not wanted), the head's distance."""
@@ -38,9 +41,10 @@ class ChunkDistance(NamedTuple):
     """``[R, k]``: the head's positions in the vocabulary."""
 
     def write_grad(self, factor: Tensor, probability_weight: Tensor | None, out: Tensor, accumulate: bool) -> None:
-        """Write ``factor * p_i (s_i - sum_j s_j p_j / ratio) + probability_weight * p_i / ratio`` into ``out``.
+        """Write the gradient with respect to the student's logits into ``out``, or add it with ``accumulate``.
 
-        ``factor`` and ``probability_weight`` are ``[R]``, ``out`` is ``[R, V]``; with ``accumulate`` it is added to.
+        It is ``factor * p_i (s_i - sum_j s_j p_j / ratio) + probability_weight * p_i / ratio``. ``factor`` and
+        ``probability_weight`` are ``[R]``, ``out`` is ``[R, V]``.
         """
         assert self.signed is not None, "distance_of_chunk() was told that no signs are wanted"
         of_p = -factor * _divide(self.terms[2], self.ratio)
@@ -68,7 +72,7 @@ def distance_of_chunk(
     want_signs: bool = True,
     want_bound: bool = True,
 ) -> ChunkDistance:
-    """Distance of ``R`` rows, ranks of the head pairwise and the rest by level counts.
+    """Compute the ULD distance of ``R`` rows, ranks of the head pairwise and the rest by level counts.
 
     Removing the ``k`` largest from both sides leaves two spectra whose ranks still correspond, so the two parts of
     ``sum_i |p_(i) - q_(i)|`` simply add up.
@@ -78,11 +82,12 @@ def distance_of_chunk(
         teacher_head: ``[R, K]`` descending, zero-padded.
         teacher_tail: the teacher's other probabilities, by bin of ``grid``.
         ratio: ``[R]`` or None, multiplies ``p``.
-        grid, work: as in ``count_levels``.
+        grid: levels of both tails.
+        work: scratch in which ``p`` lies.
         want_signs: False skips what only the gradient needs.
         want_bound: False skips the error bound, which comes out as NaN.
     """
-    head, where = top_probabilities(p, min(teacher_head.shape[1], p.shape[1]))
+    head, where = top_probabilities(p, min(teacher_head.shape[1], p.shape[1]))  # [R, k] each
     p.scatter_(1, where, 0.0)
     unit: Tensor | float = 2.0
     largest = head[:, 0]
@@ -98,14 +103,14 @@ def distance_of_chunk(
     if ratio is None:
         head, tail = renormalize(head, tail, 1.0)
         largest = head[:, 0]
-    gap = F.pad(head, (0, teacher_head.shape[1] - head.shape[1])) - teacher_head
+    gap = F.pad(head, (0, teacher_head.shape[1] - head.shape[1])) - teacher_head  # [R, K]
     head_distance = gap.abs().sum(-1)
     areas = compare(tail, teacher_tail, grid, want_bound=want_bound)
 
     signed_head = mean_of_equals(gap[:, : head.shape[1]].sign(), head) * head
     signed, slope = None, torch.zeros_like(head_distance)
     if want_signs:
-        root = look_up(areas.root, index, grid, work)
+        root = look_up(areas.root, index, grid, work)  # [R, V]
         signed = torch.abs(root, out=work.signs[: p.shape[0]])
         torch.sub(p, signed, out=signed).mul_(root).sign_().mul_(p)
         slope = signed.sum(-1) + signed_head.sum(-1)

@@ -40,15 +40,13 @@ class UldTerms(NamedTuple):
     grad: Tensor | None
     """``[N, V]``: ``d distance[n] / d student_logits[n]``; None when not asked for."""
     bound: Tensor | None
-    """``[N]``: ``|distance - exact distance|`` is at most this, what a lossy spectrum cost included; None when not
-    asked for."""
+    """``[N]``: bound on ``|distance - exact distance|``, a lossy spectrum's error included; None when not asked for."""
     grad_log_scale: Tensor
     """``[N]``: ``d distance[n] / d student_log_scale[n]``."""
     head: Tensor
     """``[N]``: the part of ``distance`` between the ranks kept exactly."""
     log_normalizer: Tensor
-    """``[N]``: ``logsumexp(student_logits / student_temperature)``, a by-product that cross-entropy can use;
-    -inf for padding."""
+    """``[N]``: ``logsumexp(student_logits / student_temperature)``, for cross-entropy; -inf for padding."""
 
 
 def uld_distance(
@@ -65,23 +63,25 @@ def uld_distance(
     grid: LevelGrid | None = None,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """ULD distance per row, ``[N]``, differentiable in ``student_logits`` and ``student_log_scale``.
+    """Compute the ULD distance per row, ``[N]``, differentiable in ``student_logits`` and ``student_log_scale``.
+
+    Boizard et al., arXiv 2402.12030, section 3. A masked row, or one where either side has nothing but -inf
+    (padding), has distance 0 and gradient 0.
 
     Args:
         student_logits: ``[N, V_s]``, any floating dtype; computed in float32, or in float64 if it is that.
         teacher: logits ``[N, V_t]``, or a ``Spectrum`` of ``N`` rows. Never differentiated.
         student_temperature: > 0, divides the student's logits.
-        teacher_temperature: the same for teacher logits; a ``Spectrum`` was made at one; another here is an error.
+        teacher_temperature: > 0, divides teacher logits. A ``Spectrum`` was made at one; another here is an error.
         method: ``linear``: time linear in the vocabulary, no graph over it, once differentiable;
             ``exact``: sorts, through autograd. With a ``Spectrum`` ``exact`` is exact for what the spectrum holds.
         mask: ``[N]``, False (0) where a row does not count.
         student_log_scale: ``[N]`` nats or None: multiplies the student's probabilities by ``exp`` of it. NaN or +inf
             here makes that row's distance NaN.
-        teacher_log_scale: the same for the teacher, on top of a ``Spectrum``'s own.
-        num_head, grid: precision of ``linear`` for teacher logits (a ``Spectrum`` carries its own).
+        teacher_log_scale: ``[N]`` nats or None: multiplies the teacher's probabilities, on top of a ``Spectrum``'s own.
+        num_head: largest probabilities that ``linear`` keeps exactly of teacher logits (a ``Spectrum`` has its own).
+        grid: levels for the others in ``linear`` with teacher logits (a ``Spectrum`` has its own).
         chunk_rows: rows at a time in ``linear``.
-
-    A masked row, or one where either side has nothing but -inf (padding), has distance 0 and gradient 0.
 
     Raises:
         ValueError: shapes, dtypes, temperatures or ``method`` are wrong; a row holds NaN or +inf (named).
@@ -219,7 +219,7 @@ def uld_value_and_grad(
     workspace: Workspace | None = None,
     check: bool = True,
 ) -> UldTerms:
-    """Distance, closed-form gradient and error bound, without autograd: the entry for a fused objective.
+    """Compute the ULD distance, its closed-form gradient and its error bound without autograd, for fused objectives.
 
     Args:
         student_logits: ``[N, V]``, any floating dtype.
@@ -241,7 +241,8 @@ def uld_value_and_grad(
             rows count as padding.
 
     Raises:
-        ValueError: shapes disagree; a row holds NaN or +inf (named).
+        ValueError: shapes disagree; ``accumulate`` without ``out``; ``probability_weight`` at another temperature;
+            ``workspace`` was made for other tensors; a row holds NaN or +inf (named).
     """
     check_logits(student_logits, "student_logits")
     check_temperature(student_temperature, "student_temperature")
@@ -267,7 +268,7 @@ def uld_value_and_grad(
     else:
         work = workspace
         chunk = work.check(vocab, spectrum.grid, dtype, device)
-    results = torch.zeros(5, rows, dtype=dtype, device=device)
+    results = torch.zeros(5, rows, dtype=dtype, device=device)  # the terms of ChunkDistance, then log-normalizers
     dead = torch.zeros(rows, dtype=torch.bool, device=device)
     for start in range(0, rows, chunk):
         part = slice(start, min(start + chunk, rows))
@@ -290,7 +291,7 @@ def uld_value_and_grad(
         if spectrum.error is not None:
             found.terms[1] += spectrum.error[part]
         results[:4, part] = found.terms * row_scale
-        at_largest = student_logits[part].gather(1, found.where[:, :1]).squeeze(1)
+        at_largest = student_logits[part].gather(1, found.where[:, :1]).squeeze(1)  # [R]
         normalizer = at_largest.to(dtype) / student_temperature - found.largest.log()
         results[4, part] = normalizer.masked_fill(dead[part], float("-inf"))
         if want_grad and out is not None:
@@ -306,7 +307,10 @@ def uld_value_and_grad(
 
 
 def uld_workspace(student_logits: Tensor, spectrum: Spectrum, *, chunk_rows: int | None = None) -> Workspace:
-    """Scratch for ``uld_value_and_grad`` on tensors of this width, dtype and device; about 24 bytes per element."""
+    """Make the scratch of ``uld_value_and_grad`` for tensors of this width, dtype and device.
+
+    It takes about 24 bytes per element of a chunk.
+    """
     chunk, dtype = _chunk_rows(student_logits, chunk_rows), accumulation_dtype(student_logits.dtype)
     return Workspace(chunk, student_logits.shape[1], spectrum.grid, dtype, student_logits.device)
 
@@ -317,7 +321,7 @@ def _chunk_rows(logits: Tensor, asked: int | None) -> int:
 
 
 class _Scales(NamedTuple):
-    """``W1(e^a p, e^b q) = e^b W1(e^(a-b) p, q)``: the teacher's levels stay where they are."""
+    """Scales of ``N`` rows: ``W1(e^a p, e^b q) = e^b W1(e^(a-b) p, q)``, so the teacher's levels stay in place."""
 
     ratio: Tensor
     """``[N]``: ``e^(a-b)``, what the student's probabilities are multiplied by."""

@@ -15,9 +15,12 @@ from uld_ds.spectrum.checks import check_logits, check_normalizers
 
 
 def probabilities(logits: Tensor, temperature: float, dtype: torch.dtype, name: str) -> tuple[Tensor, Tensor]:
-    """Softmax of ``logits [N, V]`` in ``dtype``, and which rows ``[N]`` hold a distribution at all.
+    """Compute the softmax of ``logits [N, V]`` in ``dtype``, and which rows ``[N]`` hold a distribution at all.
 
     A row of nothing but -inf (padding) comes back as anything finite: it is for the caller to leave out.
+
+    Raises:
+        ValueError: ``logits`` are not floating-point ``[N, V]``, or a row holds NaN or +inf (named).
     """
     check_logits(logits, name)
     scaled = logits.to(dtype) / temperature
@@ -29,24 +32,24 @@ def probabilities(logits: Tensor, temperature: float, dtype: torch.dtype, name: 
 
 
 def pad_to(x: Tensor, width: int) -> Tensor:
-    """``x [N, W]`` with zeros appended up to ``width`` columns."""
+    """Append zeros to ``x [N, W]`` up to ``width`` columns."""
     return F.pad(x, (0, width - x.shape[1]))
 
 
 def mean_of_equals(x: Tensor, ordered: Tensor) -> Tensor:
-    """``x [N, k]`` with entries at equal values of ``ordered [N, k]`` (sorted) replaced by their mean.
+    """Replace entries of ``x [N, k]`` at equal values of ``ordered [N, k]`` (sorted) by their mean.
 
     Which of two equal probabilities comes first is an accident of the sort, and with bfloat16 logits equal ones are
     common among the largest. The mean is the subgradient that does not depend on the order of the vocabulary.
     """
-    group = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0)).cumsum(-1)
+    group = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0)).cumsum(-1)  # [N, k]: number of each entry's value
     sums = torch.zeros_like(x).scatter_add(1, group, x)
     sizes = torch.zeros_like(x).scatter_add(1, group, torch.ones_like(x))
     return (sums / sizes.clamp_min(1)).gather(1, group)
 
 
 def sorted_distance(p: Tensor, q: Tensor) -> Tensor:
-    """``sum_i |p_(i) - q_(i)|`` of two batches of probabilities ``[N, V_p]``, ``[N, V_q]``; returns ``[N]``.
+    """Compute the ULD distance ``sum_i |p_(i) - q_(i)|`` of ``p [N, V_p]`` and ``q [N, V_q]`` by sorting: ``[N]``.
 
     Equal probabilities share their gradient (see ``mean_of_equals``).
     """
