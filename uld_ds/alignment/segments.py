@@ -23,9 +23,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from uld_ds.tokenization.span_matching import Ints
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Segment:

@@ -56,7 +56,7 @@ class TopTokens:
         for start in range(0, max(len(logits), 1), step):
             values = logits[start : start + step].float()
             known = values.logsumexp(1) if log_normalizer is None else log_normalizer[start : start + step]
-            ids = _likeliest(values, k)
+            ids = _top_ids(values, k)
             log_probs = values.gather(1, ids) - known[:, None]
             # Padding, a row of nothing but -inf, is not NaN.
             parts.append(cls(ids, log_probs.masked_fill(known[:, None] == float("-inf"), float("-inf"))))
@@ -109,7 +109,7 @@ class TopTokens:
         return (1 - taken).clamp(min=0.0).to(self.log_probs.dtype)
 
 
-def _likeliest(values: Tensor, k: int) -> Tensor:
+def _top_ids(values: Tensor, k: int) -> Tensor:
     """Find the ids of the ``k`` largest of each row of ``values [T, V]``, equal ones by lowest id: [T, k].
 
     ``topk`` does not say which of equal values it takes, and logits in bf16 have many.

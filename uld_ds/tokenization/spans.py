@@ -29,9 +29,6 @@ from uld_ds.tokenization.token_bytes import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 # Texts whose normal form is looked at together: enough to share numpy's fixed cost, few enough to stay in cache.
 NORMAL_BATCH = 64
 
