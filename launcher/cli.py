@@ -81,7 +81,7 @@ def _print_version(asked: bool) -> None:
 
 
 def main() -> None:
-    """Runs the command line. Exit status: 0 done, 1 the run failed, 2 wrong use."""
+    """Run the command line; the exit status is 0 when done, 1 when the run failed, 2 for wrong use."""
     # Imported libraries print banners of their own; what this program says is below.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

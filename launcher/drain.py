@@ -1,4 +1,4 @@
-"""Before a machine goes: ``python -m launcher.drain RECIPE`` asks its run to stop, and returns when it has.
+"""A stop before a machine goes: ``python -m launcher.drain RECIPE`` asks its run to stop, and returns when it has.
 
 A pod that is to end is given a grace period, but the processes in it are not: ``ray start`` leaves with the first
 signal and takes the ranks with it. Run before that signal (a preStop hook), this lets a run write its last checkpoint.
@@ -22,7 +22,7 @@ _SECONDS_TO_LEAVE = 20.0
 
 
 def drain(recipe: Path, poll_seconds: float = 0.5) -> bool:
-    """Asks the recipe's run to stop if its driver is on this machine; waits for its processes on this machine.
+    """Ask the recipe's run to stop if its driver is on this machine; wait for its processes on this machine.
 
     A machine without the driver asks nobody: ranks that are lost with it start again elsewhere.
 
@@ -55,7 +55,7 @@ def drain(recipe: Path, poll_seconds: float = 0.5) -> bool:
 
 
 def _drivers(recipe: Path) -> Iterator[psutil.Process]:
-    """Processes that run ``train`` on this very file."""
+    """Find the processes that run ``train`` on this very file."""
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
@@ -67,7 +67,7 @@ def _drivers(recipe: Path) -> Iterator[psutil.Process]:
 
 
 def _ranks(logs: Path) -> Iterator[psutil.Process]:
-    """Processes that write the run's logs: one per rank."""
+    """Find the processes that write the run's logs: one per rank."""
     for process in psutil.process_iter():
         try:
             if any(Path(file.path).parent == logs for file in process.open_files()):
@@ -77,7 +77,10 @@ def _ranks(logs: Path) -> Iterator[psutil.Process]:
 
 
 def main() -> None:
-    """Exit status: 0 nothing of the run is left here, 1 its grace period was too short, 2 wrong use."""
+    """Drain this machine for the recipe on the command line.
+
+    Exit status: 0 nothing of the run is left here, 1 its grace period was too short, 2 wrong use.
+    """
     if len(sys.argv) != 2:
         sys.exit("error: give the recipe: python -m launcher.drain recipe.yaml")
     try:

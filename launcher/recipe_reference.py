@@ -1,4 +1,4 @@
-"""Every key of a recipe as a page of Markdown, from the models that validate recipes: it cannot be out of date."""
+"""The recipe reference: every key as a page of Markdown, from the models that validate recipes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LARGEST_DEFAULT = 60
 
 
 def recipe_reference() -> str:
-    """The page."""
+    """Write the recipe reference as a page of Markdown."""
     return "\n".join([_HEAD, *_sections()])
 
 
@@ -53,7 +53,7 @@ def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
 
 
 def nested_models(key: str, kind: Any) -> list[tuple[str, type[BaseModel]]]:
-    """Models inside the type of a key, each with what its own keys begin with."""
+    """Find models inside the type of a key, each with what its own keys begin with."""
     # Of a mapping, any of its keys comes between.
     return [(f"{key}.NAME" if get_origin(kind) is dict else key, inner) for inner in _models(kind)]
 
@@ -68,7 +68,7 @@ def _discriminator(model: type[BaseModel]) -> str | None:
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:
-    """Models inside a type, each once."""
+    """Find models inside a type, each once."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
     found: list[type[BaseModel]] = []

@@ -1,4 +1,4 @@
-"""Ray: the cluster that is there, or one of our own on this machine."""
+"""The connection to Ray: the cluster that is there, or one of our own on this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from uld_ds.recipe import ClusterSettings
 
 RUN_NAME = "uld_ds.run"
 RUN_DIR = "uld_ds.run_dir"
-"""Metadata of a job of Ray: which run it is, and where that run's folder is."""
+"""Key in the metadata of a Ray job: the run's folder."""
 _SECONDS_FOR_ROOM = 60.0
 # How long Ray's processes call for a head that has died. On one machine it does not come back, and until they give up,
 # workers hold their memory, also that of a GPU.
@@ -34,7 +34,7 @@ AUTHENTICATION_FIX = "set RAY_AUTH_MODE as the cluster has it, and RAY_AUTH_TOKE
 
 @contextmanager
 def connected(settings: ClusterSettings, folder: Path) -> Iterator[None]:
-    """Connected to the cluster of RAY_ADDRESS, or to one that this process starts on loopback and ends.
+    """Connect to the cluster of RAY_ADDRESS, or to one that this process starts on loopback and ends.
 
     Args:
         settings: the recipe's.
@@ -86,7 +86,11 @@ def _answers(address: str) -> bool:
 
 
 def check_dashboard_port(settings: ClusterSettings) -> None:
-    """Raises UserError when this process will start Ray and the dashboard's port is taken."""
+    """Check that the dashboard's port is free, if this process will start Ray.
+
+    Raises:
+        UserError: the port is taken.
+    """
     if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
         check_port(settings.dashboard_port, "cluster.dashboard_port")
 
@@ -107,7 +111,7 @@ def _start(settings: ClusterSettings) -> None:
 
 
 def prepare_cluster(settings: ClusterSettings, folder: Path, note: Callable[[str], None]) -> bool:
-    """Sees to it that the connected cluster can run the gang, and says whether workers get a GPU each.
+    """Wait until the connected cluster can run the worker group, and tell whether workers get a GPU each.
 
     Args:
         settings: the recipe's.
@@ -115,9 +119,9 @@ def prepare_cluster(settings: ClusterSettings, folder: Path, note: Callable[[str
         note: told what is being waited for.
 
     Raises:
-        UserError: the cluster can never hold the gang, the folder is not shared by its nodes, or they have other
-            versions of libraries.
-        RunError: what the gang needs stayed busy, or a node does not answer.
+        UserError: the cluster can never hold the worker group, the folder is not shared by its nodes, or they
+            have other versions of libraries.
+        RunError: what the worker group needs stayed busy, or a node does not answer.
     """
     on_gpu = _wait_for_nodes(settings, note)
     _wait_for_room(settings, note, on_gpu=on_gpu)
@@ -128,10 +132,10 @@ def prepare_cluster(settings: ClusterSettings, folder: Path, note: Callable[[str
 
 
 def accelerator_for(settings: ClusterSettings, nodes: Sequence[Node]) -> bool:
-    """Whether workers get a GPU each on these nodes.
+    """Tell whether workers get a GPU each on these nodes.
 
     Raises:
-        UserError: the gang cannot be placed on them, with what is missing.
+        UserError: the worker group cannot be placed on them, with what is missing.
     """
     gpus = sum(node.resources.get("GPU", 0) for node in nodes)
     on_gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus >= settings.workers)
@@ -155,7 +159,10 @@ def _wait_for_nodes(settings: ClusterSettings, note: Callable[[str], None]) -> b
 
 
 def _wait_for_room(settings: ClusterSettings, note: Callable[[str], None], *, on_gpu: bool) -> None:
-    """Others may hold what the cluster has; the run before this one may only just be leaving."""
+    """Wait until the worker group's resources are free.
+
+    Others may hold what the cluster has; the run before this one may only just be leaving.
+    """
     seconds = max(settings.wait_seconds, _SECONDS_FOR_ROOM)
     deadline = time.monotonic() + seconds
     waiting = False
@@ -175,7 +182,7 @@ def _wait_for_room(settings: ClusterSettings, note: Callable[[str], None], *, on
 
 
 def _nodes(*, free: bool = False) -> dict[str, Node]:
-    """Living nodes by Ray's id, with all they have or with what is free."""
+    """List living nodes by Ray's id, with all they have or with what is free."""
     available = available_resources_per_node() if free else {}
     return {
         node["NodeID"]: Node(
@@ -189,7 +196,7 @@ def _nodes(*, free: bool = False) -> dict[str, Node]:
 
 
 def _hosts(settings: ClusterSettings, *, on_gpu: bool) -> dict[str, str]:
-    """Addresses of the nodes that may get a worker, and of the one that this process writes from."""
+    """Collect the addresses of nodes that may get a worker, and of the one that this process writes from."""
     here = ray.get_runtime_context().get_node_id()
     return {
         node: found.address

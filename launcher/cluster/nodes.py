@@ -16,7 +16,7 @@ _SECONDS = 120.0
 
 
 def ask_nodes(question: Callable[..., T], nodes: Mapping[str, str], *arguments: object) -> dict[str, T]:
-    """What ``question(*arguments)`` returns on each node.
+    """Call ``question(*arguments)`` on each node and collect what it returns.
 
     Args:
         question: importable there.

@@ -1,4 +1,4 @@
-"""Whether a cluster can hold a gang of workers, node by node, and what it lacks when it cannot.
+"""Whether a cluster can hold a worker group, node by node, and what it lacks when it cannot.
 
 Ray itself waits for ever for a placement that can never be; a person wants to know at once.
 """
@@ -22,7 +22,7 @@ _EPSILON = 1e-4
 
 @dataclass(frozen=True)
 class Node:
-    """What matters of a node: its address, Ray's resources (all of them, or those that are free) and labels."""
+    """A node of the cluster: its address, Ray's resources (all of them, or those that are free) and labels."""
 
     address: str
     resources: Mapping[str, float]
@@ -30,13 +30,17 @@ class Node:
 
 
 def worker_resources(settings: ClusterSettings, *, on_gpu: bool) -> dict[str, float]:
-    """What one worker takes of Ray's resources."""
+    """Compute what one worker takes of Ray's resources."""
     resources = {"CPU": settings.cpus_per_worker, **settings.resources_per_worker}
     return {**resources, "GPU": 1.0} if on_gpu else resources
 
 
 def check_fits(settings: ClusterSettings, nodes: Sequence[Node], *, on_gpu: bool) -> None:
-    """Raises UserError for the first thing that keeps the gang from being placed on ``nodes``."""
+    """Check that the worker group can be placed on ``nodes``.
+
+    Raises:
+        UserError: it cannot; names the first thing that keeps it from being placed.
+    """
     suitable = _with_accelerator(settings, _with_labels(settings, nodes))
     needed = worker_resources(settings, on_gpu=on_gpu)
     for name, amount in needed.items():
@@ -68,7 +72,7 @@ def check_fits(settings: ClusterSettings, nodes: Sequence[Node], *, on_gpu: bool
 
 
 def can_hold_one(settings: ClusterSettings, node: Node, *, on_gpu: bool) -> bool:
-    """Whether a worker may come to this node."""
+    """Tell whether a worker may be placed on this node."""
     labeled = all(label_matches(selector, node.labels.get(label)) for label, selector in settings.labels.items())
     kind = settings.accelerator_type
     accelerated = kind is None or node.resources.get(_ACCELERATOR + kind, 0) >= _SLIVER
@@ -76,7 +80,7 @@ def can_hold_one(settings: ClusterSettings, node: Node, *, on_gpu: bool) -> bool
 
 
 def _num_workers(node: Node, needed: Mapping[str, float]) -> int:
-    """How many workers a node can hold."""
+    """Count the workers that a node can hold."""
     return min(math.floor((node.resources.get(name, 0) + _EPSILON) / amount) for name, amount in needed.items())
 
 
@@ -114,7 +118,10 @@ def _with_labels(settings: ClusterSettings, nodes: Sequence[Node]) -> list[Node]
 
 
 def label_matches(selector: str, value: str | None) -> bool:
-    """Ray's label selectors: ``x``, ``!x``, ``in(x, y)``, ``!in(x, y)``; a negation also holds without the label."""
+    """Tell whether a label's value matches one of Ray's label selectors.
+
+    Selectors are ``x``, ``!x``, ``in(x, y)`` and ``!in(x, y)``; a negation also holds without the label.
+    """
     negated = selector.startswith("!")
     text = selector.removeprefix("!")
     several = re.fullmatch(r"in\((.*)\)", text)
@@ -123,9 +130,9 @@ def label_matches(selector: str, value: str | None) -> bool:
 
 
 def ray_selectors(settings: ClusterSettings) -> dict[str, str] | None:
-    """The recipe's label selectors as Ray must have them; None without any.
+    """Rewrite the recipe's label selectors as Ray must have them; None without any.
 
-    Ray takes a space in ``in(x, y)`` for a part of the value: no node would match, and the gang wait for ever.
+    Ray takes a space in ``in(x, y)`` for a part of the value: no node would match, and the worker group wait for ever.
     """
     return {label: re.sub(r"\s+", "", selector) for label, selector in settings.labels.items()} or None
 

@@ -12,7 +12,7 @@ from uld_ds.errors import UserError
 
 
 def check_shared(folder: Path, nodes: Mapping[str, str], key: str = "run.storage") -> None:
-    """Writes a probe file and has a small task on every node look for it.
+    """Write a probe file and have a small task on every node look for it.
 
     Args:
         folder: where the probe is written; absolute.
@@ -42,7 +42,7 @@ def check_shared(folder: Path, nodes: Mapping[str, str], key: str = "run.storage
 
 
 def _look(probe: str, token: str) -> str | None:
-    """Runs on a node: what keeps it from using the folder, or None."""
+    """Find what keeps the node that this runs on from using the folder; None if nothing does."""
     file = Path(probe)
     try:
         # A listing first: network file systems may remember that a name did not exist.

@@ -11,7 +11,7 @@ from uld_ds.version import __version__
 
 
 def check_versions(nodes: Mapping[str, str]) -> None:
-    """Asks every node for the versions of what shapes a run.
+    """Check that every node has the versions of this process's libraries.
 
     Args:
         nodes: node id of Ray -> address, for every node that may get a worker.
@@ -33,12 +33,12 @@ def check_versions(nodes: Mapping[str, str]) -> None:
 
 
 def versions_here() -> dict[str, str]:
-    """Of this package and the libraries it computes with."""
+    """Collect the versions of this package and the libraries it computes with."""
     return {"uld-ds": __version__, **library_versions()}
 
 
 def differences(here: Mapping[str, str], nodes: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """One sentence per node that differs, e.g. ``10.0.0.3: torch 2.6.0 (here 2.13.0)``."""
+    """Write one sentence per node that differs, e.g. ``10.0.0.3: torch 2.6.0 (here 2.13.0)``."""
     said = []
     for address, there in sorted(nodes.items()):
         parts = [f"{name} {there.get(name, '-')} (here {own})" for name, own in here.items() if there.get(name) != own]

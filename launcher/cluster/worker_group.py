@@ -1,4 +1,4 @@
-"""The gang of workers that a recipe describes, through Ray Train."""
+"""The worker group that a recipe describes, run by Ray Train."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MOST_CHARACTERS = 600
 def run_worker_group(
     worker: Callable[[dict[str, Any]], None], config: dict[str, Any], recipe: Recipe, folder: Path, *, on_gpu: bool
 ) -> None:
-    """Runs ``worker(config)`` on every rank, restarting all from the last checkpoint when one fails.
+    """Run ``worker(config)`` on every rank, restarting all from the last checkpoint when one fails.
 
     Args:
         worker: importable on the workers.
         config: plain values.
-        recipe: its ``cluster`` and ``training`` sections count.
+        recipe: its ``cluster`` and ``training`` sections are read.
         folder: of the run; Ray's own records and checkpoints go there, logs are in ``logs``.
         on_gpu: one GPU per worker.
 
@@ -69,7 +69,7 @@ def run_worker_group(
 
 
 def cause(error: BaseException) -> str:
-    """What happened, in one line."""
+    """Describe a failure of the worker group in one line."""
     # Ray's message holds the worker's traceback, whose last unindented line names the exception. Its text may have
     # more lines, with quoted input and a caret under it.
     lines = message_lines(error)

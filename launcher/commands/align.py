@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb ``align`` to the command line."""
     app.command("align")(align)
 
 
@@ -116,7 +116,7 @@ def _vocabulary_of(tokenizer: PreTrainedTokenizerBase, key: str) -> Vocabulary:
 
 @contextmanager
 def _reading(student: str, teacher: str) -> Iterator[None]:
-    """While two tokenizers are read and looked at."""
+    """Check both tokenizers' paths, then keep libraries quiet while the tokenizers are read."""
     # A mistyped path is told before the seconds that importing transformers takes.
     paths = local_path(student, "--student"), local_path(teacher, "--teacher")
     with no_news(), without_torch() if all(path is None or is_read(path) for path in paths) else nullcontext():
@@ -124,7 +124,7 @@ def _reading(student: str, teacher: str) -> Iterator[None]:
 
 
 def _text(text: str | None, file: Path | None) -> str:
-    """The text that the options give.
+    """Read the text that the options give.
 
     Raises:
         UserError: none or two of them, an unreadable file, an empty text, bytes that are not UTF-8.

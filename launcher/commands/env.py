@@ -14,7 +14,7 @@ _GIB = 1 << 30
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb ``env`` to the command line."""
     app.command("env")(env)
 
 

@@ -13,7 +13,7 @@ from uld_ds.recipe import load_recipe
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb ``evaluate`` to the command line."""
     app.command("evaluate")(evaluate)
 
 

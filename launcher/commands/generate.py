@@ -16,7 +16,7 @@ _SHOWN = ("rows", "unusable", "duplicates", "too_long", "prompts", "tokens", "em
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb ``generate`` to the command line."""
     app.command("generate")(generate)
 
 

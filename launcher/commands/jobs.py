@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb ``jobs`` to the command line."""
     app.command("jobs")(jobs)
 
 
@@ -64,7 +64,8 @@ def _print_table(found: list[Listed]) -> None:
 
 
 def _duration(seconds: float) -> str:
-    """
+    """Write a duration in its largest unit.
+
     >>> [_duration(s) for s in (7.2, 90, 5400, 200_000)]
     ['7 s', '2 min', '1.5 h', '2.3 d']
     """

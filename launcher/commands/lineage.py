@@ -16,7 +16,7 @@ from uld_ds.errors import UserError
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb ``lineage`` to the command line."""
     app.command("lineage")(lineage)
 
 

@@ -23,7 +23,7 @@ _HARDWARE = "Hardware"
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb ``plan`` to the command line."""
     app.command("plan")(plan)
 
 

@@ -16,15 +16,15 @@ from uld_ds.errors import UserError
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb ``promote`` to the command line."""
     app.command("promote")(promote)
 
 
 def registry_uri(given: str | None) -> str:
-    """Where the registry is: the option, MLFLOW_TRACKING_URI, or the database beside ``runs``.
+    """Find the registry: the option, MLFLOW_TRACKING_URI, or the database beside ``runs``.
 
     Raises:
-        UserError: none of them.
+        UserError: there is none of them.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None and Path("runs/mlflow.db").is_file():

@@ -17,12 +17,12 @@ recipes = typer.Typer(help="List and copy the recipes that ship with uld-ds.", n
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verbs."""
+    """Add the verbs of ``recipes`` to the command line."""
     app.add_typer(recipes, name="recipes")
 
 
 def shipped_recipes() -> dict[str, str]:
-    """Name to YAML text."""
+    """Read the recipes that ship with the package: name -> YAML text."""
     folder = resources.files("launcher.recipes")
     files = [item for item in folder.iterdir() if item.name.endswith(".yaml")]
     return {item.name.removesuffix(".yaml"): item.read_text() for item in sorted(files, key=lambda item: item.name)}

@@ -16,7 +16,7 @@ from uld_ds.runs.folder import NAMES, RunFolder
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb ``report`` to the command line."""
     app.command("report")(report)
 
 

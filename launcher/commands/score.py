@@ -18,7 +18,7 @@ _FIX = 'write one {"prediction_text": "...", "answers": ["...", ...]} per line'
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb ``score`` to the command line."""
     app.command("score")(score)
 
 
@@ -53,7 +53,11 @@ def score(
 
 
 def _read(file: Path) -> list[Prediction]:
-    """Raises UserError for a file or line that cannot be read."""
+    """Read predictions from JSON lines.
+
+    Raises:
+        UserError: the file or a line of it cannot be read.
+    """
     from uld_ds.evaluation.metrics import as_references
     from uld_ds.evaluation.predictions import Prediction
 

@@ -22,7 +22,7 @@ _BAR_WIDTH = 24
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb ``status`` to the command line."""
     app.command("status")(status)
 
 
@@ -108,7 +108,7 @@ def _phases(found: RunStatus) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Two units at most, as a person says it."""
+    """Write a duration as a person says it, in two units at most."""
     seconds = max(0, round(seconds))
     if seconds < _MINUTE:
         return f"{seconds} s"

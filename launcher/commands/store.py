@@ -1,4 +1,4 @@
-"""``uld-ds store``: what a teacher says about a corpus, asked once, for students of any tokenizer."""
+"""``uld-ds store``: teacher outputs over a corpus, computed once, for students of any tokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ store = typer.Typer(help="Build and look at spectrum stores: teachers that need 
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verbs."""
+    """Add the verbs of ``store`` to the command line."""
     app.add_typer(store, name="store")
 
 
@@ -64,7 +64,7 @@ def info(
 
 
 def facts_of(manifest: StoreManifest) -> dict[str, Any]:
-    """What ``info`` shows."""
+    """Collect the facts of a store that ``info`` shows, as plain values."""
     measured = manifest.measured
     return {
         "teacher": manifest.teacher,

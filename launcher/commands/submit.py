@@ -19,7 +19,7 @@ _LONGEST_REASON = 1_000
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb ``submit`` to the command line."""
     app.command("submit")(submit)
 
 

@@ -22,7 +22,7 @@ from uld_ds.utils.machine import this_machine
 from uld_ds.utils.redaction import Redactor
 
 MODULES = {"bert-score": "bert_score", "lm-eval": "lm_eval"}
-"""Names that ``import`` takes, where they are not the library's own."""
+"""Names that ``import`` takes of libraries that are named otherwise."""
 _VARIABLES = re.compile(
     r"(ULD_DS|RAY|HF|HUGGING_?FACE|TRANSFORMERS|TOKENIZERS|DATASETS|PYTORCH|DS|DEEPSPEED|CUDA|NVIDIA|NCCL|GLOO|HIP|ROCR"
     r"|OMP|MKL|OPENBLAS|KMP|MLFLOW|AWS|AZURE|GOOGLE|FSSPEC|VLLM|CONDA)_\w+|(PYTHON|TORCH)\w+"
@@ -34,7 +34,7 @@ _NVIDIA_SMI_SECONDS = 20
 
 
 def bug_report() -> dict[str, Any]:
-    """Return the facts as plain values, with secrets hidden and the home folder as ``~``.
+    """Collect the facts of an installation as plain values, with secrets hidden and the home folder as ``~``.
 
     Takes seconds: every library is imported, in another process. No Ray is started.
     """
@@ -64,7 +64,7 @@ def bug_report() -> dict[str, Any]:
 
 
 def relevant_variables(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return those that libraries of a run read, by name; their values are not redacted yet.
+    """Select the variables that libraries of a run read, by name; their values are not redacted yet.
 
     >>> relevant_variables({"EDITOR": "ed", "NCCL_DEBUG": "INFO", "http_proxy": "http://10.0.0.1:3128"})
     {'NCCL_DEBUG': 'INFO', 'http_proxy': 'http://10.0.0.1:3128'}
@@ -108,7 +108,7 @@ def _cache() -> dict[str, Any]:
 
 
 def _without_home(tree: Any) -> Any:
-    """The home folder has a person's name in it, as a rule."""
+    """Replace the home folder by ``~`` in all texts: as a rule it has a person's name in it."""
     if isinstance(tree, dict):
         return {key: _without_home(value) for key, value in tree.items()}
     if isinstance(tree, list):

@@ -15,7 +15,7 @@ from uld_ds.utils.files import write_whole
 
 
 def repair_checkpoint_list(run_dir: Path, note: Callable[[str], None]) -> None:
-    """Makes the list one that Ray can read, and that names nothing that is gone.
+    """Make Ray's list of checkpoints readable again, without those that are gone.
 
     Ray writes it in place: a head that dies in the middle leaves half of it, and refuses it later. The checkpoints
     themselves say whether they are whole.

@@ -34,7 +34,7 @@ from uld_ds.utils.files import in_home, write_whole
 
 
 def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, Any]:
-    """Lets a model answer the prompts of ``data.eval`` greedily and scores what it says.
+    """Let a model answer the prompts of ``data.eval`` greedily, and score its answers.
 
     Args:
         name: a folder, hub id or ``package:NAME``.
@@ -125,7 +125,7 @@ def _run_of(name: str, recipe: Recipe) -> Path:
 
 
 def _settings_of(name: str, recipe: Recipe) -> ModelSettings:
-    """The student's way to read, with this model."""
+    """Combine the student's precision, prompt template and length with this model."""
     fields = recipe.student.model_dump(include={"precision", "prompt_template", "system_prompt", "max_length"})
     try:
         return ModelSettings(**fields, model=name)

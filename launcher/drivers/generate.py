@@ -1,4 +1,4 @@
-"""A teacher's answers: finds the prompts that have none yet, and lets Ray Data's actors answer them."""
+"""The driver of generation: finds the prompts without an answer, and lets Ray Data's actors answer them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
 
 
 def generate_answers(recipe: Recipe) -> dict[str, Any]:
-    """Lets the recipe's teacher answer its prompts (``generation.prompts`` or ``data.train``) and says what there is.
+    """Let the recipe's teacher answer its prompts, and return the facts of all answers there are.
 
-    What was answered before is not asked again.
+    The prompts are those of ``generation.prompts`` or ``data.train``. What was answered before is not asked again.
 
     Raises:
         UserError: something in the recipe cannot be done, or the folder holds answers of another teacher.
@@ -89,7 +89,7 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
 
 
 def _identity(recipe: Recipe, side: TextSide, decoding: Decoding) -> dict[str, Any]:
-    """All that decides an answer, besides its prompt."""
+    """Collect all that decides an answer, besides its prompt."""
     teacher = recipe.teacher
     return {
         "teacher": teacher.model,
@@ -147,7 +147,10 @@ def _run(
 
 
 def _cause(error: Exception) -> str:
-    """What an actor raised, in one line: Ray puts its traceback before it, and advice on retries after it."""
+    """Find what an actor raised, in one line.
+
+    Ray puts the actor's traceback before it, and advice on retries after it.
+    """
     lines = [line.strip() for line in message_lines(error)]
     return one_line(([line for line in lines if _RAISED.match(line)] or lines)[-1], None)
 
@@ -178,7 +181,7 @@ def _with_transformers(
 def _with_vllm(
     source: ray.data.Dataset, recipe: Recipe, teacher: Pretrained, decoding: Decoding, folder: Path, *, on_gpu: bool
 ) -> ray.data.Dataset:
-    """Through Ray's own integration: prompts come as tokens, answers as text."""
+    """Answer through Ray's own integration of vLLM: prompts go in as tokens, answers come out as text."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     settings = recipe.teacher

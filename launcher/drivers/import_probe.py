@@ -60,7 +60,7 @@ def probe_imports(modules: Sequence[str], seconds: float = _SECONDS) -> Imports:
 
 
 def _run(modules: Sequence[str], seconds: float) -> tuple[list[dict[str, Any]], str]:
-    """Return the lines that the other process wrote, and how it ended."""
+    """Import in another process; return the lines that it wrote, and how it ended."""
     command = [sys.executable, "-m", __name__, *modules]
     try:
         # What libraries write themselves is of no use here.

@@ -1,4 +1,4 @@
-"""What can be found out before anything expensive starts."""
+"""Checks of what can be found out before anything expensive starts: folders, disk, ports, configurations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHECKPOINT_BYTES_AT_ZERO_3, CHECKPOINT_BYTES_BELOW = 12, 16
 
 
 def claim_run_dir(recipe: Recipe) -> Path:
-    """The run's folder, made and writable, absolute.
+    """Make the run's folder, writable and claimed for this recipe; return it absolute.
 
     Raises:
         UserError: it cannot be written, or holds a run of another recipe.
@@ -33,7 +33,7 @@ def claim_run_dir(recipe: Recipe) -> Path:
 
 
 def writable_folder(folder: Path, key: str) -> Path:
-    """The folder, made, absolute.
+    """Make a folder and check that it can be written; return it absolute.
 
     Raises:
         UserError: it cannot be written, or goes with the job that this command is.
@@ -77,7 +77,10 @@ def _remove(path: Path) -> None:
 
 
 def _text(recipe: Recipe) -> str:
-    """What the run's folder keeps of a recipe: secrets that came in by reference do not lie there in the open."""
+    """Write the recipe as the run's folder keeps it.
+
+    Secrets that came in by reference do not lie there in the open.
+    """
     return recipe.to_yaml(Redactor().tree)
 
 
@@ -97,7 +100,11 @@ def _difference(stored: Path, recipe: Recipe) -> str | None:
 
 
 def check_free_disk(run_dir: Path, recipe: Recipe, num_parameters: int) -> None:
-    """Raises UserError when the checkpoints of a student of this size will not fit."""
+    """Check that the checkpoints of a student of this size fit on the disk.
+
+    Raises:
+        UserError: they do not.
+    """
     # One more than is kept, because a checkpoint is complete before an older one goes; and the best one.
     sharded = zero_stage(read_student_config(recipe.student, on_gpu=False)) == 3
     each = CHECKPOINT_BYTES_AT_ZERO_3 if sharded else CHECKPOINT_BYTES_BELOW
@@ -112,14 +119,22 @@ def check_free_disk(run_dir: Path, recipe: Recipe, num_parameters: int) -> None:
 
 
 def check_deepspeed_configs(recipe: Recipe) -> None:
-    """Raises UserError for a configuration that would not do, on either kind of device."""
+    """Check the DeepSpeed configurations of a recipe, on either kind of device.
+
+    Raises:
+        UserError: one would not do.
+    """
     for on_gpu in (False, True):
         student_config(recipe, on_gpu=on_gpu)
         teacher_config(recipe, on_gpu=on_gpu)
 
 
 def check_port(port: int | None, key: str) -> None:
-    """Raises UserError when a loopback port that is to be served is taken."""
+    """Check that a loopback port that is to be served is free.
+
+    Raises:
+        UserError: it is taken.
+    """
     if port is None:
         return
     with socket.socket() as probe:

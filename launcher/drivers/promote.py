@@ -1,4 +1,4 @@
-"""Promoting a registered student: both versions are measured on the same held-out rows, then the alias moves."""
+"""Promotion of a registered student: both versions are measured on the same held-out rows, then the alias moves."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def promote_version(
     uri: str,
     forced: tuple[str, str] | None,
 ) -> dict[str, Any]:
-    """Evaluates a version and whoever holds the alias, and moves it if the version is no worse.
+    """Evaluate a version and the alias's holder, and move the alias if the version is no worse.
 
     Args:
         name: of the registered model.
@@ -98,7 +98,7 @@ def _recipe_of(
 
 
 def _as_trained(client: mlflow.MlflowClient, version: ModelVersion, judge: Recipe, folder: Path) -> Recipe:
-    """The judge's rows and metrics, read the way this version was trained to read."""
+    """Combine the judge's rows and metrics with the way this version was trained to read."""
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         try:
             own = _recipe_of(client, version, Path(aside), None, [])
@@ -108,7 +108,7 @@ def _as_trained(client: mlflow.MlflowClient, version: ModelVersion, judge: Recip
 
 
 def _measuring(recipe: Recipe) -> Recipe:
-    """Without a metric of answers, nobody waits for answers."""
+    """Shorten generation to one token where no metric of answers waits for it."""
     if recipe.evaluation.metrics is not None:
         return recipe
     return recipe.model_copy(update={"generation": recipe.generation.model_copy(update={"max_new_tokens": 1})})
@@ -116,7 +116,7 @@ def _measuring(recipe: Recipe) -> Recipe:
 
 @contextlib.contextmanager
 def _student(client: mlflow.MlflowClient, version: ModelVersion, folder: Path) -> Iterator[Path]:
-    """A version's files as a Hugging Face directory."""
+    """Download a version's files as a Hugging Face directory, removed again on leaving."""
     source = client.get_model_version_download_uri(version.name, version.version)
     if source.startswith("models:/m-"):
         source = client.get_logged_model(source.removeprefix("models:/")).artifact_location

@@ -1,4 +1,4 @@
-"""SIGTERM to the driver: the gang is asked for a last checkpoint and has a grace period to write it."""
+"""SIGTERM to the driver: the worker group is asked for a last checkpoint and has a grace period to write it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from types import FrameType, TracebackType
 from uld_ds.errors import StoppedError
 from uld_ds.runs.stop_file import StopFile
 
-# The gang may still commit one before it is gone.
+# The worker group may still commit one before it is gone.
 _UNWAITED = "stopped without waiting for a last checkpoint"
 
 
 class SigtermStops:
-    """While this context is open, SIGTERM ends what is inside with StoppedError: at once, or ``after_a_checkpoint``.
+    """A context in which SIGTERM ends what is inside with StoppedError: at once, or ``after_a_checkpoint``.
 
     Enter it after Ray has started: Ray installs a handler of its own, which leaves with status 15.
     """
@@ -45,11 +45,11 @@ class SigtermStops:
 
     @contextmanager
     def after_a_checkpoint(self, file: StopFile, grace_seconds: float) -> Iterator[None]:
-        """Inside, the first signal only asks the gang to leave; a second one, or the grace period's end, ends it.
+        """Ask the worker group to leave on the first signal; end it on a second one, or when the grace period is over.
 
         Args:
-            file: the request that the gang reads.
-            grace_seconds: how long the gang may take.
+            file: the request that the worker group reads.
+            grace_seconds: how long the worker group may take.
         """
         self._file, self._grace_seconds = file, grace_seconds
         try:

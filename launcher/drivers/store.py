@@ -1,4 +1,4 @@
-"""Building a spectrum store: prepares the teacher's side of the data and runs the gang."""
+"""The driver of building a spectrum store: prepares the teacher's side of the data and runs the worker group."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ from uld_ds.workers.store import StoreJob, StorePart, build_store_worker
 
 
 def with_absolute_store(recipe: Recipe) -> Recipe:
-    """The recipe with ``teacher.path``, where it is a folder here, as workers find it: theirs is another directory."""
+    """Make ``teacher.path`` absolute, where it is a folder here.
+
+    Workers run in another directory.
+    """
     path = recipe.teacher.path
     if path is None or "://" in path:
         return recipe
@@ -37,7 +40,7 @@ def with_absolute_store(recipe: Recipe) -> Recipe:
 
 
 def build_store(recipe: Recipe) -> StoreManifest:
-    """Runs the teacher of a recipe over its training data (and its held-out data) into ``teacher.path``.
+    """Run the teacher of a recipe over its training data (and its held-out data) into ``teacher.path``.
 
     What is there already is not done again; a whole store of the same teacher and data is left as it is.
 
@@ -76,7 +79,7 @@ def build_store(recipe: Recipe) -> StoreManifest:
 
 
 def part_of(key: str, source: DataSource, url: str, recipe: Recipe, side: TextSide, folder: Path) -> StorePart:
-    """What is to be stored of one split; its rows are prepared beside ``folder``."""
+    """Describe what is to be stored of one split; its rows are prepared beside ``folder``."""
     work = TeacherEncoding(side, turns=recipe.data.turns)
     rows = prepare_rows(source, key, folder.parent / PREPARED_DATA, work, recipe.data)
     settings = recipe.teacher
@@ -97,7 +100,11 @@ def part_of(key: str, source: DataSource, url: str, recipe: Recipe, side: TextSi
 
 
 def _is_whole(part: StorePart) -> bool:
-    """Raises UserError when another store is there."""
+    """Tell whether a part of a store is there and whole.
+
+    Raises:
+        UserError: another store is there.
+    """
     if StoreFiles(part.url).read(MANIFEST) is None:
         return False
     store = SpectrumStore.open(part.url, key="teacher.path")

@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 def run_training(recipe: Recipe) -> dict[str, Any]:
-    """Runs a recipe to its end and returns the run's facts.
+    """Run a recipe to its end and return the run's facts.
 
     A finished run of the same name is not run again: its facts are returned. An unfinished one is resumed.
 
@@ -121,7 +121,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
 
 
 def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict[str, Any]:
-    """Finds or makes models, tokenizers and paired data: the fields of a Job that are known before it has a run."""
+    """Find or make models, tokenizers and paired data: the fields of a Job that are known before it has a run."""
     view.note("looking at models and data")
     student = Pretrained.at(student_place(recipe, RunFolder(run_dir).student), recipe.student, "student")
     check_free_disk(run_dir, recipe, _num_parameters(student, recipe.student))
@@ -154,7 +154,7 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
 
 
 def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, Side]) -> dict[str, Split]:
-    """Prepared data, shared by all runs in ``run.storage`` that prepare the same rows alike.
+    """Prepare the data, shared by all runs in ``run.storage`` that prepare the same rows alike.
 
     A run keeps the data it began with: what it was is noted in its folder, and the source is not asked again.
     """
@@ -175,7 +175,7 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
 
 
 def _num_parameters(student: Pretrained, settings: StudentSettings) -> int:
-    """Of the student, as far as a checkpoint's size goes: one that does not learn has no optimizer state.
+    """Count the student's parameters as a checkpoint holds them: one that does not learn has no optimizer state.
 
     Raises:
         UserError: the recipe freezes or adapts something that is not there.
@@ -211,7 +211,7 @@ def _reasons(split: Split) -> str:
 
 @contextmanager
 def _recorded_beside(client: mlflow.MlflowClient, job: Job) -> Iterator[None]:
-    """Records what the run is made of while it runs: a slow server delays nobody."""
+    """Record what the run is made of beside the run: a slow server delays nobody."""
 
     def record() -> None:
         try:
@@ -235,7 +235,7 @@ def _settle(uri: str, run_dir: Path) -> None:
 
 @contextmanager
 def _status_of(recipe: Recipe, uri: str, run_id: str, run_dir: Path) -> Iterator[None]:
-    """Ends the MLflow run with what really happened."""
+    """End the MLflow run with what really happened."""
     status, reason = "FAILED", ""
     try:
         yield

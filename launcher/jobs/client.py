@@ -22,7 +22,7 @@ _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """A client that has been seen to work.
+    """Connect to a cluster's job API, and check that it answers.
 
     Args:
         address: of the cluster's dashboard.
@@ -50,7 +50,7 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 @contextmanager
 def api_errors() -> Iterator[None]:
-    """What the job API answers when it cannot do something is a failure, in one line.
+    """Turn errors of the job API into failures of one line.
 
     Raises:
         RunError: instead of what Ray's client raises.

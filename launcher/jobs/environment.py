@@ -13,11 +13,11 @@ from uld_ds.recipe import ENVIRONMENT_PREFIX
 from uld_ds.utils.redaction import Redactor, is_secret_name
 
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
-"""Seconds that Ray leaves a job between SIGTERM and SIGKILL; it reads them in the job's own environment."""
+"""Variable of the job that tells Ray the seconds between SIGTERM and SIGKILL."""
 RAY_STOP_WAIT_SECONDS = 3
-"""What Ray leaves when nobody says so."""
+"""Seconds between SIGTERM and SIGKILL that Ray leaves by default."""
 SECONDS_AFTER_GRACE = 30
-"""For what follows the last checkpoint: the run's record, leaving the cluster."""
+"""Seconds for what follows the last checkpoint: the run's record, leaving the cluster."""
 KEPT_THERE = (
     "give it to the nodes' own environment instead: set it where Ray is started, or in a Kubernetes Secret "
     "(docs/cluster.md)"
@@ -26,19 +26,19 @@ _REFERENCE = re.compile(r"oc\.env:\s*([A-Za-z_]\w*)\s*(,)?")
 
 
 def stop_wait(grace_seconds: float) -> int:
-    """Seconds between SIGTERM and SIGKILL that a run with this grace period needs."""
+    """Compute the seconds between SIGTERM and SIGKILL that a run with this grace period needs."""
     return math.ceil(grace_seconds) + SECONDS_AFTER_GRACE
 
 
 def job_environment(chosen: Sequence[str], grace_seconds: float) -> dict[str, str]:
-    """The variables that a job gets: those chosen, all that override the recipe, and the time to stop.
+    """Collect the variables that a job gets: those chosen, all that override the recipe, and the time to stop.
 
     Args:
         chosen: ``NAME`` for this process's value, or ``NAME=VALUE``.
         grace_seconds: the recipe's.
 
     Raises:
-        UserError: not set, not a variable, a secret, or too short a time to stop.
+        UserError: a variable is not set, is no variable, holds a secret, or leaves too short a time to stop.
     """
     overrides = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
     for name, value in overrides.items():
@@ -68,7 +68,11 @@ def _named(item: str) -> tuple[str, str]:
 
 
 def _check_no_secret(key: str, name: str, value: str) -> None:
-    """Raises UserError, without the value."""
+    """Check that a variable holds no secret.
+
+    Raises:
+        UserError: it does; the message does not show the value.
+    """
     if is_secret_name(name):
         raise UserError(key, f"{name} is a secret by its name; a job's variables are shown in Ray's pages", KEPT_THERE)
     if holds_secret(value):
@@ -76,12 +80,16 @@ def _check_no_secret(key: str, name: str, value: str) -> None:
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a text has a password, a signature or a token of a known shape in it."""
+    """Tell whether a text has a password, a signature or a token of a known shape in it."""
     return Redactor({}).text(text) != text
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Raises UserError for a secret among ``key=value`` overrides: the job's command line is shown, too."""
+    """Check that no secret is among ``key=value`` overrides: the job's command line is shown, too.
+
+    Raises:
+        UserError: there is one.
+    """
     for override in overrides:
         key, _, value = override.partition("=")
         if holds_secret(value) or is_secret_name(key):
@@ -89,6 +97,6 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def referenced_variables(recipe: Path) -> list[str]:
-    """Variables without a default that a recipe's text refers to."""
+    """List the variables without a default that a recipe's text refers to."""
     text = recipe.read_text(errors="replace")
     return sorted({name for name, has_default in _REFERENCE.findall(text) if not has_default})

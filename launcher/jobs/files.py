@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from uld_ds.errors import UserError
 
 MAX_BYTES = 100 * 2**20
-"""Ray's dashboard takes no larger request (DASHBOARD_CLIENT_MAX_SIZE)."""
+"""Largest request, in bytes, that Ray's dashboard takes (DASHBOARD_CLIENT_MAX_SIZE)."""
 
 # Where there is no git to say what is source: what programs make, and can make again.
 _MADE = (
@@ -29,7 +29,7 @@ _NUM_SHOWN = 5
 
 
 def travelling_files(root: Path, exclude: Sequence[str], *, also: Collection[Path] = ()) -> dict[str, Path]:
-    """The files of a working directory that a job gets, by their names in it.
+    """List the files of a working directory that a job gets, by their names in it.
 
     In a git work tree: what git tracks and what it would track (not what .gitignore names). Elsewhere: everything
     but what programs make. In both cases without files that hold secrets by their names, and without ``exclude``.
@@ -48,12 +48,15 @@ def travelling_files(root: Path, exclude: Sequence[str], *, also: Collection[Pat
 
 
 def secret_files(root: Path, files: Mapping[str, Path]) -> list[str]:
-    """Names at the top of ``root`` that stay behind because they look like secrets."""
+    """List the names at the top of ``root`` that stay behind because they look like secrets."""
     return sorted(path.name for path in root.iterdir() if _matches(path.name, _SECRET_FILES) and path.name not in files)
 
 
 def _git_files(root: Path) -> list[str] | None:
-    """None when ``root`` is in no git work tree, or is ignored by the one it is in, or there is no git."""
+    """List the files below ``root`` that git tracks or would track.
+
+    None when ``root`` is in no git work tree, or is ignored by the one it is in, or there is no git.
+    """
     listing = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listing is None or _git(root, "check-ignore", "-q", ".") is not None:
         return None
@@ -71,7 +74,7 @@ def _git_files(root: Path) -> list[str] | None:
 
 
 def _git(root: Path, *words: str) -> bytes | None:
-    """What git prints; None when it fails, or is not there."""
+    """Run git and return what it prints; None when it fails, or is not there."""
     try:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True).stdout  # noqa: S603, S607
     except (OSError, subprocess.CalledProcessError):
@@ -86,7 +89,7 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern names the path, a folder that holds it, or any part of it."""
+    """Tell whether a pattern names the path, a folder that holds it, or any part of it."""
     path = PurePosixPath(name)
     wholes = [path.as_posix(), *(parent.as_posix() for parent in path.parents)][:-1] or [name]
     return any(
@@ -97,10 +100,10 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def check_size(root: Path, files: Mapping[str, Path]) -> int:
-    """Their bytes.
+    """Count the bytes of a job's files, and check that Ray takes them.
 
     Raises:
-        UserError: more than Ray takes, with what is largest.
+        UserError: they are more than Ray takes; names the largest.
     """
     sizes = {name: path.stat().st_size for name, path in files.items()}
     total = sum(sizes.values())
@@ -115,7 +118,7 @@ def check_size(root: Path, files: Mapping[str, Path]) -> int:
 
 
 def largest(sizes: Mapping[str, int]) -> list[tuple[str, int]]:
-    """The largest folders (named with a slash) and files, followed down while one of them is most of its parent.
+    """Find the largest folders (named with a slash) and files, followed down while one is most of its parent.
 
     >>> largest({"a/b/c": 90, "a/b/d": 1, "e": 5})
     [('a/b/c', 90), ('e', 5)]
@@ -142,7 +145,7 @@ def _narrowed(folder: str, inside: Mapping[str, int]) -> tuple[str, int]:
 
 
 def write_archive(files: Mapping[str, Path], archive: Path) -> None:
-    """A zip of the files that has the same bytes whenever they do: Ray keeps one copy of each content."""
+    """Write a zip of the files, with the same bytes whenever they have: Ray keeps one copy of each content."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
         for name, path in files.items():
             entry = zipfile.ZipInfo(name)  # dated 1980

@@ -15,15 +15,15 @@ from launcher.jobs.client import api_errors
 from uld_ds.errors import RunError
 
 STOPPED = 143
-"""As of the command itself when it is told to stop."""
+"""Exit status for a job that was stopped: that of the command itself when it is told to stop."""
 DETACHED = 130
-"""As of a command that Ctrl-C ended; the job goes on."""
+"""Exit status for a job that goes on: that of a command that Ctrl-C ended."""
 _ATTEMPTS = 5
 Choice = Literal["stop", "detach"]
 
 
 def exit_status(job: JobDetails) -> int:
-    """Of the job's command: its own where it has one, 143 for a job that was stopped."""
+    """Return the exit status of the job's command: its own where it has one, 143 for a job that was stopped."""
     if job.status == JobStatus.SUCCEEDED:
         return 0
     if job.status == JobStatus.STOPPED:
@@ -36,7 +36,7 @@ def exit_status(job: JobDetails) -> int:
 
 
 class Follower:
-    """Follows one job to its end.
+    """A person's view of one job, followed to its end.
 
     Args:
         client: of the cluster.
@@ -53,7 +53,7 @@ class Follower:
         self._shown = 0
 
     def follow(self) -> JobDetails | None:
-        """The job as it ended; None when the user left it running.
+        """Show the job's log to its end; return the job as it ended, None when the user left it running.
 
         Raises:
             RunError: the cluster does not answer any more.
@@ -77,7 +77,7 @@ class Follower:
         return job
 
     def _show_log(self) -> None:
-        """Returns at the log's end. A connection that breaks is made again, some times in a row."""
+        """Show the log to its end. A connection that breaks is made again, some times in a row."""
         attempt = 0
         while True:
             before = self._shown
@@ -104,7 +104,7 @@ class Follower:
 
 
 def ask_at_terminal(job_id: str) -> Choice:
-    """Stop or detach, as the person at the terminal says; detach where there is none."""
+    """Ask the person at the terminal whether to stop or detach; detach where there is none."""
     if sys.stdin.isatty() and sys.stderr.isatty():
         sys.stderr.write(f"\njob {job_id!r} goes on without this command. [s]top it, or [d]etach? ")
         sys.stderr.flush()

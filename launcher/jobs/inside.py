@@ -1,4 +1,4 @@
-"""What is different for a command that Ray runs as a job."""
+"""The command as a job of Ray: whether it is one, and how short its stop may be."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import os
 from launcher.jobs.environment import RAY_STOP_WAIT_SECONDS, STOP_WAIT, stop_wait
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets it for the command of a job, and for nobody else."""
+"""Variable that Ray sets for the command of a job, and for nobody else."""
 
 
 def is_job() -> bool:
-    """Whether this process is the command of a job."""
+    """Tell whether this process is the command of a job."""
     return _JOB_CONFIG in os.environ
 
 
 def short_stop(grace_seconds: float) -> str | None:
-    """What to say when stopping this job kills it before its last checkpoint."""
+    """Write the warning that stopping this job kills it before its last checkpoint; None when it does not."""
     given = os.environ.get(STOP_WAIT, "")
     seconds = int(given) if given.isdigit() else RAY_STOP_WAIT_SECONDS
     if not is_job() or seconds >= grace_seconds:

@@ -1,4 +1,4 @@
-"""What runs on a cluster, and how far it is.
+"""The runs on a cluster, and how far each is.
 
 How far a run is comes from the run's own ``progress.jsonl`` where this machine sees the run's folder: every step, as it
 was made. Elsewhere from the last lines of the job's log, where the command prints a step every ten seconds. Which of
@@ -27,16 +27,16 @@ _TAIL_CHARACTERS = 64 * 1024
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """A run's step, loss and time left, and where they were read."""
 
     source: Literal["run folder", "job log"]
     step: int | None = None
     total: int | None = None
     loss: float | None = None
     seconds_left: float | None = None
-    """For the remaining steps; evaluations and checkpoints among them take longer."""
+    """Seconds for the remaining steps; evaluations and checkpoints among them take longer."""
     doing: str | None = None
-    """What it said last, where that is no step."""
+    """Its last message, where that is no step."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class Listed:
     run: str | None
     status: str
     started: str | None
-    """UTC, ISO 8601."""
+    """Time of its start: UTC, ISO 8601."""
     run_dir: str | None
     progress: Progress | None
 
 
 def list_runs(client: JobSubmissionClient, *, ended: bool = False) -> list[Listed]:
-    """The cluster's jobs that are runs of this program, the latest first.
+    """List the cluster's jobs that are runs of this program, the latest first.
 
     Args:
         client: of the cluster.
-        ended: those that have ended, too.
+        ended: also list those that have ended.
 
     Raises:
         RunError: the cluster does not answer.
@@ -92,7 +92,7 @@ def _listed(client: JobSubmissionClient, job: JobDetails) -> Listed:
 
 
 def of_folder(run_dir: Path) -> Progress | None:
-    """What a run's folder says; None where this machine does not see it."""
+    """Read progress from a run's folder; None where this machine does not see it."""
     if not RunFolder(run_dir).progress.is_file():
         return None
     status = run_status(run_dir)
@@ -103,7 +103,7 @@ def of_folder(run_dir: Path) -> Progress | None:
 
 
 def of_log(log: str) -> Progress:
-    """What the log of a job says."""
+    """Read progress from the last lines of a job's log."""
     lines = [line for line in log[-_TAIL_CHARACTERS:].splitlines() if line.strip()]
     for number, line in enumerate(reversed(lines)):
         step = parse_line(line)

@@ -14,9 +14,12 @@ _SHARED_FIX = "name a place that every node sees by its absolute path"
 
 
 def check_shared_paths(recipe: Recipe) -> None:
-    """Raises UserError for a relative path to what must outlive the job, or be seen by all its workers.
+    """Check that what must outlive the job, or be seen by all its workers, has absolute paths.
 
     A relative path of a job is one in its copy of the working directory, which is each node's own and goes with it.
+
+    Raises:
+        UserError: one of them is relative.
     """
     for key, place in _shared(recipe):
         if not _is_elsewhere(place):
@@ -37,7 +40,7 @@ def _shared(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def travelling_paths(recipe: Recipe, root: Path) -> list[Path]:
-    """Files that the recipe names by relative paths, absolute; they must travel with the job.
+    """List the files that the recipe names by relative paths, absolute; they must travel with the job.
 
     Args:
         recipe: its relative paths begin at ``root``, where the job runs.
@@ -83,7 +86,7 @@ def _travelling(recipe: Recipe, root: Path) -> Iterator[tuple[str, str]]:
 
 
 def inside_root(file: Path, root: Path, key: str) -> Path:
-    """``file`` as an absolute path below ``root``, links left as they are.
+    """Make ``file`` an absolute path below ``root``, links left as they are.
 
     Raises:
         UserError: it is elsewhere.
@@ -100,5 +103,5 @@ def _inside(path: Path, root: Path, key: str) -> Path:
 
 
 def _is_elsewhere(place: str) -> bool:
-    """Whether a place does not begin at the working directory: an absolute path, a home folder, a URL."""
+    """Tell whether a place does not begin at the working directory: an absolute path, a home folder, a URL."""
     return place.startswith(("/", "~")) or "://" in place

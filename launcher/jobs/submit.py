@@ -1,4 +1,4 @@
-"""Sends a recipe to a cluster as a job of Ray."""
+"""Submission of a recipe to a cluster, as a job of Ray."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class Submission:
 
     recipe: Recipe
     command: str
-    """What the cluster runs, in the job's copy of the working directory."""
+    """Command that the cluster runs, in the job's copy of the working directory."""
     files: dict[str, Path]
     """Names in the working directory -> files."""
     num_bytes: int
     environment: dict[str, str]
     notes: list[str]
-    """What the user should know before it is sent."""
+    """Notes for the user before it is sent."""
 
 
 def prepare_submission(
     recipe_file: Path, overrides: Sequence[str], *, root: Path, exclude: Sequence[str], environment: Sequence[str]
 ) -> Submission:
-    """Checks all that can be checked without the cluster.
+    """Check all that can be checked without the cluster, and collect what the job needs.
 
     Args:
         recipe_file: in ``root``.
@@ -55,7 +55,7 @@ def prepare_submission(
         environment: variables to send: ``NAME`` or ``NAME=VALUE``.
 
     Raises:
-        UserError: the recipe or one of the others cannot be used for a job.
+        UserError: the recipe, a file or a variable cannot be used for a job.
     """
     if not root.is_dir():
         raise UserError("--working-dir", f"no folder {str(root)!r}", "name the folder that the job is to have")
@@ -85,7 +85,7 @@ def _notes(root: Path, files: dict[str, Path], referenced: list[str], variables:
 
 
 def _load(file: Path, overrides: Sequence[str], referenced: Sequence[str]) -> Recipe:
-    """The recipe, with a stand-in for what only the cluster's environment has."""
+    """Load the recipe, with a stand-in for what only the cluster's environment has."""
     with _stand_ins([name for name in referenced if name not in os.environ]) as names:
         try:
             return load_recipe(file, overrides)
@@ -107,7 +107,9 @@ def _stand_ins(names: list[str]) -> Iterator[list[str]]:
 
 
 def send(client: JobSubmissionClient, submission: Submission, note: Callable[[str], None]) -> str:
-    """Uploads the files and starts the job; its id: the run's name, or that with ``-2``, ``-3`` when it was used.
+    """Upload the files, start the job and return its id.
+
+    The id is the run's name, or that with ``-2``, ``-3`` when it was used.
 
     Raises:
         UserError: the run is under way already.
@@ -172,7 +174,11 @@ def _metadata(recipe: Recipe) -> dict[str, str]:
 
 
 def _check_idle(recipe: Recipe, jobs: Sequence[JobDetails]) -> None:
-    """Two drivers of one run would write over each other."""
+    """Check that the run is not under way: two drivers of one run would write over each other.
+
+    Raises:
+        UserError: it is.
+    """
     mine = _metadata(recipe)
     for job in jobs:
         if not job.status.is_terminal() and mine.items() <= (job.metadata or {}).items():

@@ -22,7 +22,7 @@ BYTES: dict[DType, int] = {"fp32": 4, "bf16": 2}
 # A worker before it has any model: Python with its libraries, or a CUDA context with NCCL's buffers.
 BASE = {"cpu": 750 * 10**6, "gpu": 1_500 * 10**6}
 HOST_BASE = 2_500 * 10**6
-"""Host memory of a process beside a GPU: libraries with CUDA's kernels."""
+"""Bytes of host memory of a process beside a GPU: libraries with CUDA's kernels."""
 # Elements of logits at a time (``uld_ds.models.row_model``), and of the scratch that counts their levels
 # (``uld_ds.spectrum``).
 _HEAD_ELEMENTS = {"cpu": 1 << 23, "gpu": 1 << 27}
@@ -36,14 +36,14 @@ _SUB_GROUP = 1_000_000_000
 
 @dataclass(frozen=True)
 class Line:
-    """Something that takes memory on one rank."""
+    """An item that takes memory on one rank."""
 
     role: Literal["worker", "student", "teacher"]
     what: str
     bytes: int
     place: Place = "device"
     moment: Literal["always", "loading", "teacher", "student", "step"] = "always"
-    """When it is there. Of the moments, one is at a time."""
+    """Moment at which it is there; of the moments, one is at a time."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,26 @@ class Role:
 
     @property
     def stage(self) -> int:
+        """ZeRO stage, 0 for a model that is whole everywhere."""
         return int(self.zero.get("stage", 0))
 
     @property
     def weights(self) -> int:
-        """Of all ranks together, once."""
+        """Bytes of all weights, counted once over all ranks."""
         quantized = self.shape.quantized
         return (self.shape.parameters - quantized) * self.width + round(quantized * BYTES_PER_WEIGHT)
 
     def offload(self, what: Literal["param", "optimizer"]) -> Place:
-        """Where parameters or optimizer states rest."""
+        """Tell where parameters or optimizer states rest: device, host or disk."""
         device = (self.zero.get(f"offload_{what}") or {}).get("device", "none")
         return {"none": "device", "cpu": "host", "nvme": "disk"}[device]  # type: ignore[return-value]
 
     def share(self, size: int, from_stage: int) -> int:
-        """Of something that is split over ranks from a ZeRO stage on."""
+        """Compute one rank's share of what is split over ranks from a ZeRO stage on."""
         return -(-size // self.ranks) if self.stage >= from_stage else size
 
     def gathered(self, *, backward: bool) -> int:
-        """Bytes of whole parameters at a time, beside the shards."""
+        """Compute the bytes of whole parameters that are gathered at a time, beside the shards."""
         if self.stage < 3 or (self.ranks == 1 and self.offload("param") == "device"):
             return 0
         live = max(self.shape.largest, self.shape.layer_parameters) + int(
@@ -96,7 +97,7 @@ class Role:
 
 
 def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) -> Iterator[Line]:
-    """Of a student that is trained.
+    """List what a student that is trained takes.
 
     Args:
         role: the student.
@@ -123,16 +124,17 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
 
 
 def states_width(role: Role) -> int:
-    """Bytes of optimizer states per parameter: two moments, and fp32 weights where the model is not its own fp32 copy.
+    """Compute the bytes of optimizer states per parameter.
 
-    ZeRO 1 and 2 copy what a rank updates, and so does an optimizer on the host.
+    Two moments, and fp32 weights where the model is not its own fp32 copy: ZeRO 1 and 2 copy what a rank updates, and
+    so does an optimizer on the host.
     """
     own_copy = role.stage == 0 or (role.stage == 3 and role.offload("optimizer") == "device")
     return 8 if own_copy and role.precision == "fp32" else 12
 
 
 def checkpoint_bytes(role: Role) -> tuple[int, int]:
-    """What DeepSpeed writes of a student: the first rank's share of states, and its weights.
+    """Compute the bytes DeepSpeed writes of a student: the first rank's share of states, and its weights.
 
     Under ZeRO-3 the states' fp32 weights are those that learn, and only frozen ones are written beside them, by each
     rank its share. Otherwise the first rank writes all weights in their type, and ZeRO-2 the frozen ones once more.
@@ -147,7 +149,7 @@ def checkpoint_bytes(role: Role) -> tuple[int, int]:
 
 
 def teacher_lines(role: Role, *, tokens: int, rows: int, window_rows: int, top_ids: int = 0) -> Iterator[Line]:
-    """Of a frozen teacher.
+    """List what a frozen teacher takes.
 
     Args:
         role: the teacher.
@@ -166,7 +168,7 @@ def teacher_lines(role: Role, *, tokens: int, rows: int, window_rows: int, top_i
 
 
 def activations(role: Role, tokens: int, *, checkpointing: bool) -> int:
-    """What the forward keeps for the backward pass.
+    """Compute the bytes of activations that the forward keeps for the backward pass.
 
     Per token and layer: two norms (each its input in fp32, twice, and its output), the inputs of seven projections,
     queries, keys and values before and after rotation, and what the gated MLP multiplies.
@@ -186,7 +188,7 @@ def _kept_per_token(role: Role) -> int:
 
 
 def forward_bytes(role: Role, tokens: int) -> int:
-    """What a forward without a backward pass has at its highest: one layer's MLP, beside the stream."""
+    """Compute the peak of a forward without a backward pass: one layer's MLP or attention, beside the stream."""
     shape, width = role.shape, role.width
     stream = shape.hidden * (2 * width + 8)
     mlp = width * 3 * shape.intermediate
@@ -195,7 +197,10 @@ def forward_bytes(role: Role, tokens: int) -> int:
 
 
 def head_bytes(role: Role, rows: int, *, backward: bool) -> int:
-    """Logits of one chunk, with their gradient in a backward pass, and the scratch that counts levels in them."""
+    """Compute the bytes of the output head's work on one chunk.
+
+    Its logits, with their gradient in a backward pass, and the scratch that counts levels in them.
+    """
     vocab = role.shape.vocab
     elements = min(rows * vocab, max(_HEAD_ELEMENTS[role.kind], vocab))
     scratch = min(rows * vocab, max(_SPECTRUM_ELEMENTS[role.kind], vocab)) * _SPECTRUM_SCRATCH
@@ -212,6 +217,9 @@ def _bucket(role: Role) -> int:
 
 
 def loading_bytes(role: Role) -> int:
-    """What the first rank has of a model before it is spread over all: in the files' type and in its own."""
+    """Compute the bytes that the first rank has of a model before it is spread over all.
+
+    The weights in the files' type and in the model's own, once where these are the same.
+    """
     files = role.shape.file_bytes or role.weights
     return role.weights + (0 if files == role.weights else files)

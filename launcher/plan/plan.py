@@ -33,34 +33,37 @@ _CHANGES: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one recipe on one kind of hardware."""
+    """The plan of one recipe on one kind of hardware."""
 
     recipe: Recipe
     hardware: Hardware
     student_shape: Shape
     teacher_shape: Shape | None
-    """None where the recipe's stored teacher names no model: it takes no memory either way."""
+    """Sizes of the teacher; None where a stored teacher names no model: it takes no memory either way."""
     student_tokens: float
-    """Per example, mean."""
+    """Mean student tokens per example."""
     teacher_tokens: float
 
     @property
     def ranks(self) -> int:
+        """Number of workers."""
         return self.recipe.cluster.workers
 
     @property
     def kind(self) -> Literal["cpu", "gpu"]:
+        """Kind of device that the plan is for."""
         return "gpu" if self.hardware.kind == "gpu" else "cpu"
 
     @cached_property
     def student(self) -> Role:
+        """The student, and how it is held."""
         settings = self.recipe.student
         zero = read_student_config(settings, on_gpu=self.kind == "gpu").get("zero_optimization", {})
         return Role(self.student_shape, settings.precision, zero, self.ranks, self.kind)
 
     @cached_property
     def teacher(self) -> Role | None:
-        """None where it does not run."""
+        """The teacher, and how it is held; None where it does not run."""
         settings = self.recipe.teacher
         if settings.source == "stored" or self.teacher_shape is None:
             return None
@@ -70,12 +73,12 @@ class Plan:
 
     @property
     def examples_per_rank(self) -> float:
-        """Of a window."""
+        """Examples of a window on each rank."""
         return self.recipe.training.batch_size / self.ranks
 
     @property
     def teacher_forwards(self) -> int:
-        """Sub-batches of a window: each gathers the teacher once."""
+        """Teacher forwards of a window: each gathers the teacher once."""
         if self.teacher is None:
             return 0
         window = self.examples_per_rank * self.teacher_tokens
@@ -83,7 +86,7 @@ class Plan:
 
     @cached_property
     def lines(self) -> list[Line]:
-        """Everything that takes memory on the rank that needs most."""
+        """All items that take memory on the rank that needs most."""
         training, settings = self.recipe.training, self.recipe.student
         tokens = training.micro_batch_size * settings.max_length
         lines = [Line("worker", "libraries and device context", BASE[self.kind])]
@@ -101,7 +104,7 @@ class Plan:
         return [line for line in lines if line.bytes > 0]
 
     def bytes_at(self, moment: str, place: str) -> int:
-        """On the first rank, in device or host memory; on a CPU both are the same memory."""
+        """Sum the bytes on the first rank at a moment, in device or host memory; on a CPU both are the same memory."""
         places = ("device", "host") if self.kind == "cpu" else (place,)
         here = [line for line in self.lines if line.place in places]
         always = sum(line.bytes for line in here if line.moment == "always")
@@ -110,7 +113,10 @@ class Plan:
         return always + sum(line.bytes for line in here if line.moment == moment)
 
     def _loading(self, lines: list[Line]) -> int:
-        """Teacher first, then the student; optimizer and gradients come after that."""
+        """Compute the peak of loading.
+
+        Teacher first, then the student; optimizer and gradients come after that.
+        """
         held = sum(line.bytes for line in lines if line.role == "worker")
         peaks = [held]
         for role in ("teacher", "student"):
@@ -121,16 +127,17 @@ class Plan:
 
     @property
     def device_peak(self) -> int:
+        """Most bytes of device memory at any moment."""
         return max(self.bytes_at(moment, "device") for moment in _MOMENTS)
 
     @property
     def host_peak(self) -> int:
-        """Of the first rank, which loads."""
+        """Most bytes of host memory at any moment, on the first rank, which loads."""
         return max(self.bytes_at(moment, "host") for moment in _MOMENTS)
 
     @property
     def disk(self) -> dict[str, int]:
-        """Checkpoints (one is complete before an older one goes, and one is staged) and the exported student."""
+        """Bytes on disk of checkpoints (one is complete before an older one goes, one is staged) and of the export."""
         shape, kept = self.student_shape, self.recipe.training.keep_checkpoints + 2
         checkpoint = sum(checkpoint_bytes(replace(self.student, ranks=1)))
         # An export is never in 4 bits.
@@ -138,17 +145,18 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Whether the peak is within the usable share of a device's memory."""
         return self.device_peak <= USABLE * self.hardware.memory
 
     def traffic(self) -> dict[str, Traffic]:
-        """Per optimizer step."""
+        """Compute the traffic of an optimizer step, by role."""
         student = student_traffic(self.student, self.hardware, self.recipe.accumulation)
         if self.teacher is None:
             return {"student": student}
         return {"teacher": teacher_traffic(self.teacher, self.hardware, self.teacher_forwards), "student": student}
 
     def seconds(self) -> dict[str, dict[str, float]]:
-        """Per optimizer step and role: computing, on the wire, and the longer of them (gathers run ahead)."""
+        """Compute the seconds of a step by role: computing, on the wire, and the longer of them (gathers run ahead)."""
         traffic = self.traffic()
         work = {"student": self._student_operations()}
         if self.teacher is not None:
@@ -169,7 +177,7 @@ class Plan:
         return passes * forward_operations(self.student, tokens, tokens)
 
     def changed(self, changes: Mapping[str, Any]) -> Plan:
-        """The same with some keys of the recipe changed.
+        """Plan the same with some keys of the recipe changed.
 
         Raises:
             UserError: a recipe cannot be like that.
@@ -181,7 +189,7 @@ class Plan:
         return replace(self, recipe=parse_recipe(tree))
 
     def helpful_changes(self) -> list[dict[str, Any]]:
-        """Single changes that make it fit, the least painful first; none where it fits."""
+        """List single changes that make it fit, the least painful first; none where it fits."""
         return [] if self.fits else [change for change in self._possible_changes() if self._would_fit(change)]
 
     def _possible_changes(self) -> Iterator[dict[str, Any]]:
@@ -205,7 +213,7 @@ class Plan:
             return False
 
     def devices_needed(self) -> int | None:
-        """The smallest power of two of devices that hold it; None where more do not help."""
+        """Find the smallest power of two of devices that hold it; None where more do not help."""
         number = 1
         while number <= _MOST_DEVICES:
             if self._on(number).fits:
@@ -222,7 +230,7 @@ class Plan:
         return replace(self, recipe=self.recipe.model_copy(update={"cluster": cluster, "training": training}))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: bytes, seconds, tokens."""
+        """Convert the plan to plain data: bytes, seconds, tokens."""
         seconds, places = self.seconds(), ("device", "host")
         tokens = {
             "student": self.examples_per_rank * self.student_tokens,

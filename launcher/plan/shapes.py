@@ -24,20 +24,20 @@ from uld_ds.utils.files import in_home
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory, traffic and time depend on."""
+    """The sizes of a model that memory, traffic and time depend on."""
 
     name: str
     parameters: int
-    """All of them, a tied head counted once; adapters included."""
+    """Number of parameters, a tied head counted once; adapters included."""
     learning: int
-    """Those that have gradients and optimizer states, where it is a student."""
+    """Number of parameters that have gradients and optimizer states, where it is a student."""
     head_learns: bool
-    """Whether the output head is one of them."""
+    """Whether the output head learns."""
     largest: int
     """Elements of the largest parameter: what ZeRO-3 gathers at least."""
     layers: int
     layer_parameters: int
-    """Of one layer."""
+    """Number of parameters of one layer."""
     hidden: int
     intermediate: int
     queries: int
@@ -47,22 +47,22 @@ class Shape:
     heads: int
     vocab: int
     file_bytes: int | None
-    """Of its weights on disk; None where they are not here."""
+    """Bytes of its weights on disk; None where they are not here."""
     quantized: int = 0
-    """Parameters that are held in 4 bits."""
+    """Number of parameters that are held in 4 bits."""
     largest_quantized: int = 0
-    """Of them, those of one matrix: what exists unpacked at a time."""
+    """Parameters of the largest matrix in 4 bits: what exists unpacked at a time."""
 
     @property
     def body_parameters(self) -> int:
-        """Those that every token is multiplied with, embedding and head left out."""
+        """Parameters that every token is multiplied with, embedding and head left out."""
         return self.layers * self.layer_parameters
 
 
 def shape_of(
     config: PreTrainedConfig, name: str, file_bytes: int | None = None, student: StudentSettings | None = None
 ) -> Shape:
-    """Of a model that a configuration describes; it is built without memory for its weights.
+    """Measure the model that a configuration describes; it is built without memory for its weights.
 
     Args:
         config: of the model.
@@ -116,7 +116,7 @@ def shape_of(
 
 
 def _layers(model: Any) -> list[Any]:
-    """The layers of a transformer: its longest list of modules, and those like it (an encoder's beside a decoder's)."""
+    """Find a transformer's layers: its longest list of modules, and those like it (an encoder's beside a decoder's)."""
     from torch import nn
 
     lists = {name: list(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
@@ -130,7 +130,7 @@ def _layers(model: Any) -> list[Any]:
 
 
 def teacher_shape(settings: ModelSettings) -> Shape:
-    """Of the recipe's teacher.
+    """Measure the recipe's teacher.
 
     Raises:
         UserError: its configuration is not to be had.
@@ -139,7 +139,7 @@ def teacher_shape(settings: ModelSettings) -> Shape:
 
 
 def student_shape(settings: StudentSettings) -> Shape:
-    """Of the recipe's student, one that is made anew included.
+    """Measure the recipe's student, one that is made anew included.
 
     Raises:
         UserError: its configuration is not to be had.
@@ -186,13 +186,16 @@ def _existing(settings: ModelSettings, role: str, student: StudentSettings | Non
 
 
 def tensor_bytes(folder: Path) -> int | None:
-    """Bytes of all tensors in a folder's safetensors files, by their headers; None where there are none."""
+    """Sum the bytes of all tensors in a folder's safetensors files, by their headers; None where there are none."""
     files = sorted(folder.glob("*.safetensors"))
     return sum(map(_tensor_bytes, files)) if files else None
 
 
 def _tensor_bytes(file: Path) -> int:
-    """The format begins with the length of a JSON header, 8 bytes little endian."""
+    """Read the bytes of a safetensors file's tensors from its header.
+
+    The format begins with the length of a JSON header, 8 bytes little endian.
+    """
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))

@@ -14,15 +14,15 @@ from launcher.plan.memory import Role
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the plan is for."""
+    """The hardware that a plan is for."""
 
     kind: str
-    """``gpu`` or ``cpu``."""
+    """Kind of device: ``gpu`` or ``cpu``."""
     memory: int
     """Bytes of each device."""
     per_node: int
     tflops: float
-    """Dense, per device, in the models' precision: the peak."""
+    """Peak of a device, dense, in the models' precision."""
     efficiency: float
     """Share of the peak that matrix products reach."""
     inter_gbps: float
@@ -31,45 +31,47 @@ class Hardware:
     """Gigabits per second into a device from others of its node."""
 
     def nodes(self, ranks: int) -> int:
+        """Count the nodes that so many ranks take."""
         return -(-ranks // self.per_node)
 
     def seconds(self, operations: float) -> float:
-        """On one device."""
+        """Compute the seconds that so many operations take on one device."""
         return operations / (self.tflops * 1e12 * self.efficiency)
 
     def wire_seconds(self, per_device: float, per_node: float) -> float:
-        """For so many bytes into each device and into each node: the slower of the two."""
+        """Compute the seconds of so many bytes into each device and into each node: the slower of the two."""
         return max(per_device * 8 / (self.intra_gbps * 1e9), per_node * 8 / (self.inter_gbps * 1e9))
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of an optimizer step."""
+    """Bytes that an optimizer step moves."""
 
     per_device: float
-    """Into each device."""
+    """Bytes into each device."""
     per_node: float
-    """Into each node, from others."""
+    """Bytes into each node, from others."""
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(self.per_device + other.per_device, self.per_node + other.per_node)
 
 
 def moved(role: Role, hardware: Hardware, passes: float) -> Traffic:
-    """Whole weights (or gradients), gathered or reduced so many times."""
+    """Compute the traffic of whole weights (or gradients) that are gathered or reduced so many times."""
     nodes = hardware.nodes(role.ranks)
     size = role.weights * passes
     return Traffic(size * (role.ranks - 1) / role.ranks, size * (nodes - 1) / nodes)
 
 
 def teacher_traffic(role: Role, hardware: Hardware, forwards: int) -> Traffic:
-    """One gather per forward of the window; none where every rank has the whole teacher."""
+    """Compute the teacher's traffic: a gather per forward of the window, none where every rank has the whole of it."""
     return moved(role, hardware, forwards if role.stage == 3 else 0)
 
 
 def student_traffic(role: Role, hardware: Hardware, micro_batches: int) -> Traffic:
-    """Gathers forward and backward (stage 3) and a reduction of gradients per micro-batch; stages 1 and 2 gather once.
+    """Compute the student's traffic.
 
+    Gathers forward and backward (stage 3) and a reduction of gradients per micro-batch; stages 1 and 2 gather once.
     Where the backward pass finds the weights that the forward has gathered, they are gathered once.
     """
     if role.ranks == 1:
@@ -84,6 +86,6 @@ def student_traffic(role: Role, hardware: Hardware, micro_batches: int) -> Traff
 
 
 def forward_operations(role: Role, tokens: float, rows: float) -> float:
-    """Of a forward over so many tokens, with logits at so many rows."""
+    """Count the operations of a forward over so many tokens, with logits at so many rows."""
     shape = role.shape
     return 2 * (shape.body_parameters * tokens + shape.vocab * shape.hidden * rows)

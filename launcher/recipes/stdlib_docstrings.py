@@ -20,7 +20,7 @@ HELD_OUT_PERCENT = 8
 
 
 def pairs(split: Literal["train", "held_out"], max_answer_bytes: int = 1000) -> Iterator[dict[str, str]]:
-    """Prompt and answer for every documented function and class, in a fixed shuffled order.
+    """Yield prompt and answer for every documented function and class, in a fixed shuffled order.
 
     Args:
         split: ``train`` and ``held_out`` share no top-level module and no docstring.

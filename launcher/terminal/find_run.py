@@ -14,7 +14,7 @@ _SHOWN = 8
 
 
 def find_run(run: str) -> Path:
-    """The folder of a run.
+    """Find the folder of a run.
 
     Raises:
         UserError: there is no such run.

@@ -1,4 +1,4 @@
-"""Verbs in groups, as `uld-ds --help` shows them."""
+"""The groups of verbs that ``uld-ds --help`` shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OTHERS = "More"
 
 
 def group(app: typer.Typer) -> None:
-    """Puts every verb of a finished program into its panel."""
+    """Put every verb of a finished program into its panel."""
     of = {verb: panel for panel, verbs in PANELS.items() for verb in verbs}
     for command in app.registered_commands:
         command.rich_help_panel = of.get(str(command.name), OTHERS)

@@ -1,4 +1,4 @@
-"""Files that a person wants written."""
+"""Checks and errors of files that a person wants written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from uld_ds.errors import UserError
 
 
 def check_target(file: Path, key: str) -> None:
-    """Raises UserError, before any work is done, where ``file`` can be no file."""
+    """Check, before any work is done, that ``file`` can be written.
+
+    Raises:
+        UserError: it is a folder, or is to lie in none.
+    """
     try:
         is_folder, has_folder = file.is_dir(), file.parent.is_dir()
     except OSError as error:
@@ -20,5 +24,5 @@ def check_target(file: Path, key: str) -> None:
 
 
 def cannot_write(file: Path, key: str, error: OSError) -> UserError:
-    """For a file that the system refuses."""
+    """Make the error for a file that the system refuses."""
     return UserError(key, f"cannot write {str(file)!r} ({error.strerror})", "choose another file")

@@ -26,7 +26,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressView:
-    """Follows a run's progress file in a thread and shows it on standard error."""
+    """A view of a run's progress file, followed in a thread and shown on standard error."""
 
     def __init__(self, file: Path, console: Console | None = None) -> None:
         self._reader = ProgressReader(file)
@@ -49,7 +49,7 @@ class ProgressView:
             self._bar.stop()
 
     def note(self, text: str) -> None:
-        """Says something once."""
+        """Print a line for the person at the terminal, once."""
         self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     def _follow(self) -> None:
@@ -112,7 +112,7 @@ def _of(places: list[str]) -> str:
 
 @dataclass(frozen=True)
 class PrintedStep:
-    """What a plain line says of a step."""
+    """The facts of a step that a plain line holds."""
 
     step: int
     total: int
@@ -121,7 +121,7 @@ class PrintedStep:
 
 
 def parse_line(line: str) -> PrintedStep | None:
-    """A step as it was printed where there is no terminal; None for any other line."""
+    """Read a step as it was printed where there is no terminal; None for any other line."""
     found = re.fullmatch(r"step (\d+)/(\d+)  (?:loss (\S+)  )?.*  (\d+) s left", line.strip())
     if found is None:
         return None

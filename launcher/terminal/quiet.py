@@ -1,4 +1,4 @@
-"""Libraries that talk on standard error are asked not to."""
+"""Settings that keep libraries from talking on standard error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 def quieten_libraries() -> None:
-    """No bars and no news from libraries; warnings stay."""
+    """Turn off libraries' progress bars and news; warnings stay."""
     import datasets
     from transformers.utils import logging as transformers_logging
 
@@ -22,8 +22,10 @@ def quieten_libraries() -> None:
 
 @contextmanager
 def no_news() -> Iterator[None]:
-    """While libraries are imported and asked about models or tokenizers: neither warnings nor what is deprecated among
-    themselves."""
+    """Silence warnings while libraries are imported and asked about models or tokenizers.
+
+    Also those on what is deprecated among themselves.
+    """
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What a finished run says at its end."""
+"""The summary that a finished run prints at its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uld_ds.recipe import Recipe
 
 
 def print_summary(facts: dict[str, Any], recipe: Recipe, console: Console | None = None) -> None:
-    """A short table, one sample answer, and the commands to look further; on standard error."""
+    """Print a short table, one sample answer, and the commands to look further, on standard error."""
     console = console or Console(stderr=True, highlight=False)
     console.print(_table(facts))
     sample = facts["sample"]
@@ -28,7 +28,7 @@ def print_summary(facts: dict[str, Any], recipe: Recipe, console: Console | None
 
 
 def _program(name: str) -> str:
-    """How to call a program of this environment from here, whether or not the environment is activated."""
+    """Tell how to call a program of this environment from here, whether or not the environment is activated."""
     path = Path(sys.executable).parent / name
     if not path.exists() or shutil.which(name) == str(path):
         return name
@@ -67,7 +67,7 @@ def _change(bits: dict[str, float | None]) -> str:
 
 
 def _looking_command(uri: str) -> str:
-    """A server has its pages already; a database needs a program that shows it."""
+    """Write the command that shows MLflow's pages: a server has them already, a database needs a program."""
     return uri if uri.startswith(("http://", "https://")) else f"{_program('mlflow')} ui --backend-store-uri {uri}"
 
 
