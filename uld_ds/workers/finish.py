@@ -179,7 +179,8 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "weight_schedules": json.dumps(objective.model_dump(mode="json")["schedule"]) if objective.schedule else None,
         "student_temperature": objective.student_temperature,
         "teacher_temperature": objective.teacher_temperature,
-        "normalise": objective.normalize,
+        # Registered versions have the fact by this name.
+        "normalise": objective.normalize,  # codespell:ignore normalise
         "steps": state.step,
         "bits_per_byte_before": state.bits_before,
         "bits_per_byte_after": bits_after,
