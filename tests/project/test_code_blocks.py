@@ -21,7 +21,8 @@ import yaml
 from typer.testing import CliRunner
 
 from launcher.cli import app
-from tests.helpers.documents import ROOT, code_blocks
+from tests.helpers.documents import ROOT, code_blocks, run_blocks
+from tests.helpers.ranks import run_on_ranks
 from tests.helpers.tiny import tiny_recipe_in
 from uld_ds.recipe import parse_recipe
 from uld_ds.runs.progress import ProgressWriter
@@ -37,7 +38,7 @@ Line = tuple[str, str]
 # Nothing of the hub, of other hosts, or of another program is here.
 ELSEWHERE = (
     r"^python benchmarks/",
-    r"^(make|ray|mlflow|curl|touch|export) ",
+    r"^(make|ray|mlflow|curl|touch|export|torchrun) ",
     r"^MLFLOW_TRACKING_URI=\S+ uld-ds ",
     r"--address ",
     r"run\.storage=/shared/",
@@ -81,10 +82,14 @@ def invoke(command: str, *more: str) -> str:
 def folder(
     tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The working directory of somebody with a recipe of their own and a demo that is under way."""
+    """The working directory of somebody with models, data and a recipe of their own and a demo that is under way."""
     recipe = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)
     recipe["training"] |= {"batch_size": 32}
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(recipe))
+    shutil.copy(tmp_path / "eval.jsonl", tmp_path / "held_out.jsonl")
+    for name, model in {"org/large": tiny_teacher, "org/small": tiny_student}.items():  # elsewhere, hub ids
+        config = shutil.copytree(model, tmp_path / name) / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 1024}))
     (run := tmp_path / "runs" / "demo").mkdir(parents=True)
     (run / "recipe.yaml").write_text(parse_recipe(recipe).to_yaml())
     shutil.copytree(tiny_student, run / "export")
@@ -141,8 +146,15 @@ def no_new_tasks() -> Iterator[None]:
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if code_blocks("python", text)])
 def test_python_runs(page: str, folder: Path, no_new_tasks: None) -> None:
     """One after the other, as a person reads them."""
+    blocks = code_blocks("python", PAGES[page])
+    if any("Trainer" in block for block in blocks):
+        # In another process: a trainer leaves a process group and variables of the environment behind.
+        run_on_ranks(run_blocks, 1, blocks, folder)
+        assert (folder / "student" / "model.safetensors").is_file()
+        assert any((folder / "runs" / "from-python" / "teacher").iterdir())  # outputs were cached
+        return
     names: dict[str, Any] = {"__name__": "page"}
-    for number, block in enumerate(code_blocks("python", PAGES[page])):
+    for number, block in enumerate(blocks):
         code = compile(block, f"{page}.md, block {number}", "exec", dont_inherit=True)
         if not re.search(f"{REGISTERED}|{RUNS_ON}", block):  # what needs a run is run below
             exec(code, names)
