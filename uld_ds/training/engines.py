@@ -33,7 +33,7 @@ def init_process_group(*, on_gpu: bool) -> None:
         # DeepSpeed would compile a shared-memory communication op for minutes; gloo alone gives equal results.
         import deepspeed.ops
 
-        deepspeed.ops.__dict__["__compatible_ops__"] = {}
+        deepspeed.ops.__dict__["__compatible_ops__"] = dict.fromkeys(deepspeed.ops.__compatible_ops__, False)
     deepspeed.init_distributed(
         dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False, dist_init_required=False
     )
