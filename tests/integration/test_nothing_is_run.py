@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 from launcher.drivers.preflight import claim_run_dir
 from uld_ds.errors import UserError
 from uld_ds.models.locate import locate_model
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import Recipe, TeacherSettings, parse_recipe
 from uld_ds.teachers.store.manifest import ShardFacts
 from uld_ds.tokenization.loading import load_tokenizer
-from uld_ds.training.engines import _from_pretrained
+from uld_ds.training.engines import load_weights
 
 RUNS = "raise SystemExit('code that came with a model was run')\n"
 
@@ -47,7 +48,7 @@ def test_code_of_a_model_is_not_run(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(config | {"auto_map": own}))
     assert locate_model(TeacherSettings(model=str(model), max_length=256), "teacher") == str(model)
     assert (
-        type(_from_pretrained(str(model), TeacherSettings(model=str(model), precision="fp32"), {})).__name__
+        type(load_weights(Pretrained(str(model)), TeacherSettings(model=str(model), precision="fp32"), {})).__name__
         == "LlamaForCausalLM"
     )
     (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T", "auto_map": own}))
@@ -66,7 +67,7 @@ def test_pickled_weights_are_refused(model: Path) -> None:
         "read; save the model again as safetensors"
     )
     with pytest.raises(OSError, match="safetensors"):
-        _from_pretrained(str(model), TeacherSettings(model=str(model), precision="fp32"), {})
+        load_weights(Pretrained(str(model)), TeacherSettings(model=str(model), precision="fp32"), {})
 
 
 @pytest.mark.parametrize("name", ["../secret.gguf", "/etc/passwd", "a/../../b.gguf"])

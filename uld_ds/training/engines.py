@@ -52,7 +52,7 @@ def load_teacher(place: str, settings: TeacherSettings, config: dict[str, Any], 
         RunError: weights are missing, unexpected or of another shape.
     """
     sharded = settings.sharding == "zero3"
-    lm = _loaded(Pretrained.at(place, settings, "teacher"), settings, config if sharded else {})
+    lm = load_weights(Pretrained.at(place, settings, "teacher"), settings, config if sharded else {})
     model = RowModel(lm.eval().requires_grad_(False))
     if not sharded:
         model.to(device)
@@ -93,7 +93,7 @@ def load_student(
     if settings.quantize is not None:
         of_model = pretrained.config()
         quantization = loading_options(settings, of_model, DTYPES[settings.precision], device)
-    lm: Any = _loaded(pretrained, settings, config, **quantization)
+    lm: Any = load_weights(pretrained, settings, config, **quantization)
     if quantization:
         settle(lm)
     if settings.gradient_checkpointing:
@@ -136,10 +136,20 @@ def share_fp32_weights(optimizer: Any) -> int:
     return saved
 
 
-def _loaded(
+def load_weights(
     pretrained: Pretrained, settings: ModelSettings, config: dict[str, Any], **quantization: Any
 ) -> PreTrainedModel:
-    """Load a model, partitioned from the first byte where its DeepSpeed configuration is of stage 3."""
+    """Load a model, partitioned from the first byte where its DeepSpeed configuration is of stage 3.
+
+    Args:
+        pretrained: where it is.
+        settings: in which precision it is held.
+        config: its DeepSpeed configuration; an empty one for a model that is whole on each rank.
+        quantization: more options for transformers' ``from_pretrained``.
+
+    Raises:
+        RunError: weights are missing, unexpected or of another shape.
+    """
     # While this object lives, transformers partitions parameters as they are created. Not those of a model with an
     # encoder: transformers compares its output head with its embeddings to see whether they are one, and of
     # partitioned ones it sees nothing and takes them for equal. DeepSpeed partitions that model when it is whole.

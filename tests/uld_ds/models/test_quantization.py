@@ -30,6 +30,7 @@ from uld_ds.checkpointing.files import write_shard
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.errors import FinalError, UserError
 from uld_ds.models.adapters import shaped
+from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import (
     BYTES_PER_WEIGHT,
     base_digest,
@@ -44,7 +45,7 @@ from uld_ds.models.row_model import RowModel, choose_head_path
 from uld_ds.recipe import LoraSettings, StudentSettings, parse_recipe
 from uld_ds.runs.job import Job
 from uld_ds.training.deepspeed_config import student_config
-from uld_ds.training.engines import _from_pretrained
+from uld_ds.training.engines import load_weights
 from uld_ds.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
@@ -65,7 +66,7 @@ def settings_for(place: Path, precision: str = "fp32", **lora: Any) -> StudentSe
 def loaded(settings: StudentSettings) -> Any:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.precision]
     options = loading_options(settings, AutoConfig.from_pretrained(settings.model), dtype, CPU)
-    model = _from_pretrained(str(settings.model), settings, {}, **options)
+    model = load_weights(Pretrained.at(str(settings.model), settings, "student"), settings, {}, **options)
     settle(model)
     return model
 

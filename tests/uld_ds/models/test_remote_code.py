@@ -20,7 +20,7 @@ from uld_ds.models.identity import model_identity
 from uld_ds.models.locate import locate_model
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import TeacherSettings, parse_recipe
-from uld_ds.training.engines import _from_pretrained
+from uld_ds.training.engines import load_weights
 
 READ = "1" * 40
 """A commit that somebody has read."""
@@ -46,7 +46,7 @@ def test_the_trusted_code_is_run_wherever_the_teacher_is_loaded(plant: Plant, ti
     pretrained = Pretrained.from_settings(settings, "teacher")
     assert pretrained.place == "acme/own"
     assert TextSide.of_model(pretrained, settings, "teacher").tokenizer_digest
-    lm = _from_pretrained(pretrained.place, settings, {})
+    lm = load_weights(pretrained, settings, {})
     assert (type(lm).__name__, lm.commit) == ("Model", READ)
     assert model_identity(pretrained) == (READ, f"commit:{READ}")
     answering = Model(pretrained, "fp32", torch.device("cpu"))
@@ -86,7 +86,7 @@ def test_code_of_its_own_repository_is_of_the_commit_that_was_read(plant: Plant,
     for model, more in (("acme/weights", {"revision": OTHER}), (str(folder), {"revision": None})):
         settings = teacher(model, repository="acme/code", **more)
         place = locate_model(settings, "teacher")
-        assert _from_pretrained(place, settings, {}).commit == READ
+        assert load_weights(Pretrained.at(place, settings, "teacher"), settings, {}).commit == READ
     own = plant("acme/own", READ, NAMES, code="raise SystemExit('run')")
     assert "names 'own.Config' of its own folder, which has no revision" in refusal(teacher(str(own), revision=None))
 
