@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher.drivers.import_probe import probe_imports
-from uld_ds import __version__
+from uld_ds.errors import one_line
 from uld_ds.utils.cache import cache_dir
 from uld_ds.utils.environment import EXTRAS, LIBRARIES, code_revision
 from uld_ds.utils.machine import this_machine
 from uld_ds.utils.redaction import Redactor
+from uld_ds.version import __version__
 
 MODULES = {"bert-score": "bert_score", "lm-eval": "lm_eval"}
 """Names that ``import`` takes of libraries that are named otherwise."""
@@ -93,7 +94,7 @@ def _nvidia_smi() -> dict[str, Any] | None:
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return {"driver": None, "gpus": [], "problem": " ".join(str(error).split())}
+        return {"driver": None, "gpus": [], "problem": one_line(error)}
     rows = [line.split(", ", 1) for line in done.stdout.splitlines() if ", " in line]
     return {"driver": rows[0][0] if rows else None, "gpus": [name for _, name in rows], "problem": None}
 

@@ -9,8 +9,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 from tests.k8s.rendering import OVERLAYS, needs_kubectl, only, pod_templates, render
+from uld_ds.version import __version__
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "k8s" / "Dockerfile").read_text()
@@ -67,8 +69,7 @@ def test_versions_are_those_of_the_constraints() -> None:
 @pytest.mark.parametrize("folder", OVERLAYS)
 def test_manifests_name_images_that_it_makes(folder: str) -> None:
     objects = render(folder)
-    version = PROJECT["project"]["version"]
-    made = {f"uld-ds-{target}:{version}" for target in TARGETS}
+    made = {f"uld-ds-{target}:{__version__}" for target in TARGETS}
     for found in (only(objects, "RayJob"), only(objects, "Deployment", "mlflow")):
         for pod in pod_templates(found):
             for container in pod.containers:
@@ -97,7 +98,11 @@ def test_context_is_small_and_whole() -> None:
     context = [name for name in tracked if name and sent(name)]
     assert sum((ROOT / name).stat().st_size for name in context if (ROOT / name).is_file()) < 3e6
     folders = {Path(name).parent.as_posix() for name in context}
-    assert {package.replace(".", "/") for package in PROJECT["tool"]["setuptools"]["packages"]} <= folders
+    packages = find_packages(str(ROOT), include=PROJECT["tool"]["setuptools"]["packages"]["find"]["include"])
+    assert {"uld_ds", "uld_ds.runs", "launcher.drivers", "ds_configs"} <= set(packages)
+    assert {package.replace(".", "/") for package in packages} <= folders
+    # What a build reads the version from, and types and templates.
+    assert {"uld_ds/version.py", "uld_ds/py.typed", "uld_ds/reporting/templates/run.html.j2"} <= set(context)
     assert {"pyproject.toml", "constraints.txt", PROJECT["project"]["readme"], "LICENSE"} <= set(context)
     assert "launcher/recipes/demo-teacher.txt" in context
     for outside in ("tests/conftest.py", "runs/demo/result.json", ".venv/bin/python", ".git/HEAD", "k8s/Dockerfile"):

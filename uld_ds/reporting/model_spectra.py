@@ -50,7 +50,7 @@ def _shown_place(report: RunReport, number: int, place: dict[str, Any]) -> Shown
     series = [Series(_WHO[who][0], spectrum["points"], _WHO[who][1], markers=False) for who, spectrum in found.items()]
     chart = line_chart("", Axis("rank", "log"), Axis("probability", "log", high=1.0), series)
     models = [_shown_model(_WHO[who][0], spectrum) for who, spectrum in found.items()]
-    return ShownPlace(_one_line(place["before"]), _one_line(place["text"]), chart, models)
+    return ShownPlace(_with_line_marks(place["before"]), _with_line_marks(place["text"]), chart, models)
 
 
 def _shown_model(name: str, spectrum: dict[str, Any]) -> ShownModel:
@@ -58,7 +58,7 @@ def _shown_model(name: str, spectrum: dict[str, Any]) -> ShownModel:
     return ShownModel(name, f"{spectrum['right']:.2%}", top)
 
 
-def _one_line(text: str) -> str:
+def _with_line_marks(text: str) -> str:
     return re.sub(r"\s*\n\s*", " ↵ ", text)
 
 

@@ -78,8 +78,8 @@ def test_keys_that_the_recipe_owns(tmp_path: Path, key: str) -> None:
 
 
 def test_unknown_keys(tmp_path: Path) -> None:
-    text = refusal(tmp_path, {"zero_optimization": {"stage": 3}})
-    assert text.startswith("unknown key 'zero_optimization'; remove it; known keys: activation_checkpointing, aio, ")
+    text = refusal(tmp_path, {"zero_optimisation": {"stage": 3}})
+    assert text.startswith("unknown key 'zero_optimisation'; remove it; known keys: activation_checkpointing, aio, ")
     assert refusal(tmp_path, {"zero_optimization": {"stge": 3}}) == (
         "zero_optimization.stge: Extra inputs are not permitted (value 3); correct it"
     )
