@@ -7,6 +7,8 @@ INSTALLED := $(VENV)/.installed
 LINT_K8S := .cache/lint-k8s
 TORCH := 2.13.0
 RUN ?= demo
+# Processes that share the fast tests, each a core and some 3 GiB. Tests of a file stay together: they share fixtures.
+WORKERS ?= 2
 
 .PHONY: help install demo test test-all bench lint lint-k8s format docs clean
 
@@ -34,7 +36,7 @@ demo: install  ## Distil SmolLM2-135M into a small student with another tokenize
 
 test: install  ## The fast tests (COVERAGE=1: and the share of lines that they run)
 	@rm -rf .coverage; mkdir .coverage
-	$(BIN)/$(if $(COVERAGE),coverage run -m )pytest
+	$(BIN)/$(if $(COVERAGE),coverage run -m )pytest -n $(WORKERS) --dist loadfile
 	$(if $(COVERAGE),$(COVERED))
 
 # A sixth more processor time: counting lines costs that. In all, and of the files with the least.
