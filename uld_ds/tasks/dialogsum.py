@@ -6,7 +6,7 @@ from uld_ds.tasks.registry import register
 from uld_ds.tasks.task import Fields, Row, Shot, TextTask, text
 
 SYSTEM = (
-    "You summarize dialogues. Read the dialogue between the speakers and summarize it in one sentence, as short as "
+    "You summarise dialogues. Read the dialogue between the speakers and summarise it in one sentence, as short as "
     "possible, with the speakers' names as they are given, without retelling the dialogue in detail."
 )
 
@@ -18,10 +18,10 @@ def _prompt(dialogue: str) -> str:
 SHOTS = (
     Shot(
         _prompt(
-            "#Person1#: The train at nine is canceled again.\n#Person2#: Then take my car, I work from home today.\n"
+            "#Person1#: The train at nine is cancelled again.\n#Person2#: Then take my car, I work from home today.\n"
             "#Person1#: You have saved me. I will be back by six."
         ),
-        "#Person2# lends #Person1# a car because the train is canceled.",
+        "#Person2# lends #Person1# a car because the train is cancelled.",
     ),
     Shot(
         _prompt(

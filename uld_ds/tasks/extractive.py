@@ -48,7 +48,7 @@ SHOTS = (
     ),
     Shot(
         prompt(
-            "The bridge was painted green in spring. Its architect asked for the color of the reeds below it.",
+            "The bridge was painted green in spring. Its architect asked for the colour of the reeds below it.",
             "How many people crossed the bridge?",
         ),
         NO_RESPONSE,
