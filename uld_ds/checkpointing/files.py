@@ -161,7 +161,10 @@ def keep_best(folder: Path) -> None:
     """Make ``best`` beside a checkpoint's folder hold the same files, by links where the file system has them."""
     best = RunFolder(folder.parent).best
     remove_leftovers(best)  # only the first rank writes it; links hold the disk's space as files do
-    with whole_folder(best, sync=True, replace=True) as aside:
+    for former in (".best-new", ".best-old"):  # what a run that was killed under version 0.1.0 may have left
+        shutil.rmtree(folder.parent / former, ignore_errors=True)
+    # Not synchronized: the files are the checkpoint's, which are on the disk already.
+    with whole_folder(best, replace=True) as aside:
         shutil.copytree(folder, aside, copy_function=_link, dirs_exist_ok=True)
         (aside / "name").write_text(folder.name)
 

@@ -44,6 +44,9 @@ class TrainerCallback:
     def on_loss_spike(self, state: TrainState, height: float) -> None:
         """Hear of a loss ``height`` robust standard deviations above the recent median."""
 
+    def on_end(self) -> None:
+        """Leave: training is over, however it ended."""
+
     def before_checkpoint(self, state: TrainState) -> None:
         """Put on disk what a run that resumes from this checkpoint will not compute again."""
 

@@ -262,7 +262,7 @@ class DistillationEngine:
     def close(self) -> None:
         """Free both models: memory, hooks and groups. Nothing else may be called afterwards."""
         self.student.destroy()
-        del self.student, self.teacher
+        del self.student, self.teacher, self.objective
 
     def answer_scores(self, micro_batch: MicroBatch) -> Tensor:
         """Score a micro-batch's answer tokens by the student. No gradient. Collective.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ from typing import Any
 import torch
 
 from uld_ds.data.prepared import PREPARED_DATA
+from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import TextSide
 from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
+from uld_ds.models.quantization import check_installed
 from uld_ds.recipe import Recipe
 from uld_ds.recipe.weight_schedule import check_schedule
-from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.job import Job
 from uld_ds.training.deepspeed_config import student_config, teacher_config
 from uld_ds.training.engines import init_process_group
@@ -27,6 +30,10 @@ from uld_ds.training.preparation import (
     warn_of_splits,
 )
 from uld_ds.utils.distributed import Ranks, device_for
+from uld_ds.utils.files import in_home
+
+NEW_STUDENTS = ".students"
+"""Folder, in ``run.storage``, of students that recipes describe and this process has made, by digests."""
 
 
 def prepare_job(recipe: Recipe) -> tuple[Job, Ranks, torch.device]:
@@ -46,25 +53,36 @@ def prepare_job(recipe: Recipe) -> tuple[Job, Ranks, torch.device]:
             f"{recipe.cluster.workers}, but this is one of {ranks.size} process(es)",
             f"set it to {ranks.size}, start as many with torchrun, or run `uld-ds train`",
         )
+    job, failure = None, None
     # One after the other: the first rank makes what the others then find.
     for turn in range(ranks.size):
         if turn == ranks.rank:
-            job = _job(recipe, on_gpu=on_gpu)
+            try:
+                job = _job(recipe, on_gpu=on_gpu)
+            except UserError as error:
+                failure = error
         ranks.barrier()
+    # A rank that fails alone would leave the others waiting for it.
+    for found in ranks.gather(failure):
+        if found is not None:
+            raise found
+    assert job is not None
     return job, ranks, device_for(int(os.environ["LOCAL_RANK"]), on_gpu=on_gpu)
 
 
 def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
-    folder = recipe.run_dir
+    # Absolute: a notebook may change its working directory.
+    folder = Path(os.path.abspath(in_home(recipe.run_dir)))  # noqa: PTH100 (keeps a shared mount's link names)
     folder.mkdir(parents=True, exist_ok=True)
-    place = student_place(recipe, RunFolder(folder).student)
+    check_installed(recipe.student)
+    place = student_place(recipe, folder.parent / NEW_STUDENTS / _student_digest(recipe))
     own = TextSide.of_model(Pretrained.at(place, recipe.student, "student"), recipe.student, "student")
     teacher, sides = teacher_sides(recipe, own)
     check_identities(recipe, sides["train"], shared=share_a_tokenizer(own, sides["train"]))
-    splits = prepared_splits(recipe, own, sides, Path(recipe.run.storage) / PREPARED_DATA)
+    splits = prepared_splits(recipe, own, sides, folder.parent / PREPARED_DATA)
     warn_of_splits(splits)
-    if recipe.training.steps is not None:
-        check_schedule(recipe.objective, recipe.training.steps)
+    length, examples = recipe.training, len(splits["train"].rows)
+    check_schedule(recipe.objective, num_steps(examples, length.batch_size, epochs=length.epochs, steps=length.steps))
     return Job(
         recipe=recipe,
         run_dir=folder,
@@ -77,6 +95,12 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
         teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
         splits={name: str(split.folder) for name, split in splits.items()},
     )
+
+
+def _student_digest(recipe: Recipe) -> str:
+    """Digest all that a new student depends on: cells of a notebook are run again with other settings."""
+    content = recipe.model_dump(mode="json", include={"student": True, "data": True, "run": {"seed"}})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _join(*, on_gpu: bool) -> Ranks:

@@ -48,12 +48,10 @@ class ProgressBar(TrainerCallback):
         self._console.print(f"warning: {text}", style="yellow", highlight=False)
 
     def on_evaluation(self, state: TrainState, who: Who, evaluation: Evaluation | None) -> None:
-        """Print held-out bits per byte; the last one ends the bar."""
+        """Print held-out bits per byte."""
         if evaluation is not None:
             about = "teacher" if who == "teacher" else f"student, step {state.step}"
             self._console.print(f"held-out bits per byte ({about}): {evaluation.bits_per_byte:.4f}", highlight=False)
-        if who == "after":
-            self._progress.stop()
 
     def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Move the bar, and show loss and throughput of the step."""
@@ -64,6 +62,14 @@ class ProgressBar(TrainerCallback):
         """Move the bar, and say that the step changed nothing."""
         self.on_warning(f"step {state.step} was skipped: {result.reason}")
         self._advance(state, "skipped")
+
+    def on_loss_spike(self, state: TrainState, height: float) -> None:
+        """Print a warning of the spike."""
+        self.on_warning(f"step {state.step}: the loss is {height:.1f} standard deviations above the recent median")
+
+    def on_end(self) -> None:
+        """End the bar, and give the cursor back."""
+        self._progress.stop()
 
     def _advance(self, state: TrainState, text: str) -> None:
         if self._task is not None:

@@ -149,6 +149,12 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Train to the end, or until told to stop, resuming from the last checkpoint if there is one. Collective."""
+        try:
+            return self._run()
+        finally:
+            self._tell("on_end")
+
+    def _run(self) -> TrainResult:
         restored = self._checkpoints.restore(self.engine.student, self._warn)
         state = restored or TrainState()
         self._tell("on_start", state, self.total_steps, resumed=restored is not None)

@@ -61,6 +61,25 @@ def test_a_dozen_rows_make_examples(name: str) -> None:
             assert example.teacher[-1] == example.messages[0]
 
 
+# Of each task's first row, as version 0.1.0 asked its teachers.
+DIGESTS = {
+    "dialogsum": "2e603a41025f5b16",
+    "fairytaleqa": "edb9e5e4a0f08a81",
+    "messages": "c61e628f21f82664",
+    "prompt_answer": "920959e97a22aaa3",
+    "pubmedqa": "3281bb2e97ff507f",
+    "qed": "7e031c41fc166c66",
+    "squad": "61b523b4bbb7f4a1",
+}
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_what_a_teacher_is_asked_stays_letter_for_letter(name: str) -> None:
+    """Stores and prepared data are known by digests of it: a corrected spelling would make them useless."""
+    example = ExampleReader(data(name))(load_rows(data(name).train, "data.train")[0])
+    assert example.digest()[:16] == DIGESTS[name]
+
+
 def test_what_each_task_asks() -> None:
     assert first("squad").messages[0]["content"].endswith("slate.\nQuestion: Where does the river Harl reach the sea?")
     assert first("squad").references == ("Port Lune", "at Port Lune")
