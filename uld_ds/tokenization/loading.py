@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uld_ds.errors import UserError, one_line
-from uld_ds.recipe.models import NO_CODE
 from uld_ds.utils.cache import PACKAGE, build_once, converted_gguf, package_folder
 from uld_ds.utils.files import in_home
 
@@ -47,7 +46,7 @@ def load_tokenizer(
     key: str,
     *,
     local_files_only: bool = False,
-    code: Mapping[str, Any] = NO_CODE,
+    code: Mapping[str, Any] | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model directory or hub id.
 
@@ -56,15 +55,19 @@ def load_tokenizer(
         revision: a hub id's branch, tag or commit.
         key: the key or option that the user gave ``place`` with, for messages.
         local_files_only: take what the hub's local cache has.
-        code: options from ``code_options``.
+        code: options from ``code_options``; by default no code that comes with a model is run.
 
     Raises:
         UserError: there is no tokenizer, or none with a vocabulary.
     """
     from transformers import AutoTokenizer
 
+    # The recipe's models take a quarter of a second, which every command would wait for.
+    from uld_ds.recipe.models import NO_CODE
+
+    options = {"revision": revision, "local_files_only": local_files_only, **(NO_CODE if code is None else code)}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, local_files_only=local_files_only, **code)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise UserError(key, f"no tokenizer at {place!r} ({_reason(place, revision, error)})", _FIX) from error
     # Without vocabulary files transformers makes some classes up from nothing, with no tokens in them.
