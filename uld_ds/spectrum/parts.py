@@ -14,19 +14,7 @@ from uld_ds.spectrum.histogram import LevelCounts, LevelGrid
 
 
 class SpectrumParts:
-    """Head, tail and scale of ``N`` compact spectra, without the making of them: see ``uld_ds.spectrum.Spectrum``.
-
-    Attributes:
-        head: ``[N, K]`` the largest probabilities, descending, exact; zeros where a vocabulary is smaller.
-        counts: ``[N, B]`` how many of the remaining probabilities lie in each bin of ``grid``.
-        masses: ``[N, B]`` their sums.
-        grid: the levels.
-        temperature: what the logits were divided by.
-        log_scale: ``[N]`` nats, or None for all zeros: every probability is to be multiplied by ``exp(log_scale)``
-            (the chain scale of merged segments). ``head`` and ``masses`` are stored without it.
-        error: ``[N]`` or None for all zeros: a bound on the W1 distance between what is stored and the true
-            distribution, before scaling; what a lossy codec cost.
-    """
+    """Head, tail and scale of ``N`` compact spectra, without the making of them: see ``uld_ds.spectrum.Spectrum``."""
 
     __slots__ = ("counts", "error", "grid", "head", "log_scale", "masses", "temperature")
 

@@ -54,6 +54,21 @@ class TrainerCallback:
         """Take the seconds that training was held up by a checkpoint."""
 
 
+class History(TrainerCallback):
+    """Metrics of every applied step, in memory: for runs that somebody looks at in the same process.
+
+    A run of days keeps none: its steps are lines in its folder.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        """One entry per step, with its number as ``step``."""
+
+    def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Keep a step's metrics."""
+        self.steps.append({"step": state.step, **metrics})
+
+
 class Checkpointer(Protocol):
     """The keeper of a trainer's checkpoints; all methods are collective."""
 

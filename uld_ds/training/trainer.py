@@ -22,7 +22,7 @@ from uld_ds.checkpointing.state import TrainState
 from uld_ds.recipe import Recipe, parse_recipe
 from uld_ds.runs.phases import with_other
 from uld_ds.training.assembly import assemble
-from uld_ds.training.callbacks import Checkpointer, Evaluator, NoCheckpoints, TrainerCallback, Who
+from uld_ds.training.callbacks import Checkpointer, Evaluator, History, NoCheckpoints, TrainerCallback, Who
 from uld_ds.training.engine import DistillationEngine
 from uld_ds.training.local import prepare_job
 from uld_ds.training.loss_spikes import SpikeDetector
@@ -104,7 +104,7 @@ class Trainer:
         self._profiled = profiled
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.history: list[dict[str, float]] = []
-        """Metrics of every step that was applied in this process, with its number as ``step``."""
+        """Metrics of every step that was applied, with its number as ``step``; kept by trainers of ``from_recipe``."""
 
     @classmethod
     def from_recipe(
@@ -129,8 +129,10 @@ class Trainer:
         if callbacks is None:
             callbacks = [ProgressBar()] if ranks.is_first else []
         parts = assemble(job, ranks=ranks, device=device)
+        history = History()
+        callbacks = [history, *callbacks]
         trainer = cls(parts.engine, parts.batches, parsed, evaluators=parts.evaluators, callbacks=callbacks)
-        trainer._tokenizer = parts.tokenizer
+        trainer._tokenizer, trainer.history = parts.tokenizer, history.steps
         return trainer
 
     def save(self, folder: str | Path) -> Path:
@@ -211,9 +213,7 @@ class Trainer:
         if height is not None:
             self._tell("on_loss_spike", state, height)
         phases = result.seconds | {"data": data_seconds + result.seconds.get("data", 0.0)}
-        metrics = self._metrics(result, with_other(phases, seconds), seconds)
-        self.history.append({"step": state.step, **metrics})
-        self._tell("on_step", state, metrics)
+        self._tell("on_step", state, self._metrics(result, with_other(phases, seconds), seconds))
 
     def _metrics(self, result: StepResult, phases: Mapping[str, float], seconds: float) -> dict[str, float]:
         return {

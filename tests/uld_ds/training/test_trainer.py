@@ -15,7 +15,9 @@ from tests.helpers.ranks import run_on_ranks
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.errors import UserError
 from uld_ds.evaluation.held_out import Evaluation
+from uld_ds.recipe import parse_recipe
 from uld_ds.training.callbacks import TrainerCallback, Who
+from uld_ds.training.local import _student_digest
 from uld_ds.training.step_result import StepResult
 from uld_ds.training.trainer import Trainer, step_seed
 
@@ -79,7 +81,7 @@ def runs(recipe: dict[str, Any], folder: str) -> dict[str, Any]:
     stopping = trainer(first, should_stop=lambda: "step 2" in first.lines)
     stopped = stopping.run()
     finished = trainer(second).run()
-    found["stopped"] = (stopped.outcome.value, stopped.bits_after, [entry["step"] for entry in stopping.history])
+    found["stopped"] = (stopped.outcome.value, stopped.bits_after, stopping.history)
     found["finished"] = (finished.outcome.value, finished.bits_after)
     found["diaries"] = first.lines, second.lines
     found["saved"] = [(state.step, best, state.best_step) for state, best in shelf.states]
@@ -93,6 +95,7 @@ def runs(recipe: dict[str, Any], folder: str) -> dict[str, Any]:
         recipe | {"training": training, "run": {**recipe["run"], "name": "lost"}}, callbacks=[third]
     )
     result = lost.run()
+    found["kept"] = [entry["step"] for entry in lost.history]
     found["lost"] = (result.outcome.value, result.state.skipped_in_a_row, third.lines[-3:])
     return found
 
@@ -102,7 +105,7 @@ def test_what_happens_in_which_order(tiny_recipe: dict[str, Any], tmp_path: Any)
     (found,) = run_on_ranks(runs, 1, recipe, str(tmp_path))
     first, second = found["diaries"]
     assert first == ["start 0/6", "teacher 0", "before 0", "step 1", "step 2", "before checkpoint 2"]
-    assert found["stopped"] == ("stopped", None, [1, 2])
+    assert found["stopped"] == ("stopped", None, [])
     assert second == [
         "start 2/6 resumed",
         "step 3",
@@ -120,6 +123,8 @@ def test_what_happens_in_which_order(tiny_recipe: dict[str, Any], tmp_path: Any)
     assert found["saved"] == [(2, False, None), (3, True, 3), (6, False, 3)]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found["export"])
     outcome, in_a_row, end = found["lost"]
+    # Of the trainers made of parts none keeps its steps in memory; of the other, those that were applied.
+    assert found["kept"] == [1]
     assert (outcome, in_a_row) == ("gave up", 2)
     assert [line.split()[0] for line in end[-2:]] == ["skipped", "skipped"]
 
@@ -143,6 +148,15 @@ def test_another_number_of_workers_than_processes_is_refused(tiny_recipe: dict[s
 def test_a_bad_recipe_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(UserError, match=r"training\.stepz"):
         Trainer.from_recipe({"run": {"name": "x"}, "training": {"stepz": 1}})
+
+
+def test_a_new_student_is_made_anew_for_other_settings(tiny_recipe: dict[str, Any]) -> None:
+    def digest(**changes: Any) -> str:
+        return _student_digest(parse_recipe({key: tiny_recipe[key] | changes.get(key, {}) for key in tiny_recipe}))
+
+    assert digest() == digest(training={"steps": 9}) == digest(run={"name": "another"})
+    others = [digest(run={"seed": 1}), digest(student={"max_length": 99}), digest(data={"turns": "last"})]
+    assert len({digest(), *others}) == 4
 
 
 def test_seeds_differ_by_step_and_rank() -> None:
