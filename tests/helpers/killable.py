@@ -54,7 +54,7 @@ class Training:
         return [mine, *mine.children(recursive=True)]
 
     def ranks(self) -> list[psutil.Process]:
-        """The workers of the gang."""
+        """The workers of the worker group."""
         return self._named("RayTrainWorker")
 
     def heads(self) -> list[psutil.Process]:

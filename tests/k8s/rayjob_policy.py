@@ -44,7 +44,7 @@ def rayjob_problems(objects: Sequence[Object]) -> list[str]:
     job = only(objects, "RayJob")
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
     environment = only(objects, "ConfigMap", "uld-ds-environment")["data"]
-    problems = [*_end(spec), *_head(cluster["headGroupSpec"]), *_gang(cluster), *_queue(job)]
+    problems = [*_end(spec), *_head(cluster["headGroupSpec"]), *_worker_group(cluster), *_queue(job)]
     if spec.get("entrypoint") != ENTRYPOINT:
         problems.append(f"entrypoint: {spec.get('entrypoint')!r} is not {ENTRYPOINT!r}")
     if f"ray=={cluster.get('rayVersion')}" not in _CONSTRAINTS.read_text().splitlines():
@@ -71,23 +71,23 @@ def _end(spec: Mapping[str, Any]) -> Iterator[str]:
 
 def _head(group: Mapping[str, Any]) -> Iterator[str]:
     if group.get("rayStartParams", {}).get("num-cpus") != "0":
-        yield "head: a worker of the gang could come to it: rayStartParams.num-cpus is not '0'"
+        yield "head: a worker of the worker group could come to it: rayStartParams.num-cpus is not '0'"
     resources = group["template"]["spec"]["containers"][0].get("resources", {})
     if any(GPU in part for part in resources.values()) or "num-gpus" in group.get("rayStartParams", {}):
         yield "head: holds a GPU that nothing uses"
 
 
-def _gang(cluster: Mapping[str, Any]) -> Iterator[str]:
+def _worker_group(cluster: Mapping[str, Any]) -> Iterator[str]:
     if (cluster.get("authOptions") or {}).get("mode") != "token":
         yield "authOptions: without a token, whoever reaches the dashboard's port runs what they like"
     if cluster.get("enableInTreeAutoscaling"):
-        yield "enableInTreeAutoscaling: a gang has one size"
+        yield "enableInTreeAutoscaling: a worker group has one size"
     if "gcsFaultToleranceOptions" in cluster:
         yield "gcsFaultToleranceOptions: a run restarts from its checkpoint instead"
     for group in cluster["workerGroupSpecs"]:
         sizes = [group.get(field) for field in ("minReplicas", "replicas", "maxReplicas")]
         if len(set(sizes)) != 1 or not sizes[0]:
-            yield f"{group['groupName']}: minReplicas, replicas, maxReplicas are {sizes}: a gang has one size"
+            yield f"{group['groupName']}: minReplicas, replicas, maxReplicas are {sizes}: a worker group has one size"
 
 
 def _queue(job: Object) -> Iterator[str]:
@@ -122,7 +122,7 @@ def _recipe(recipe: Recipe, cluster: Mapping[str, Any]) -> Iterator[str]:
 
 
 def worker_nodes(cluster: Mapping[str, Any]) -> list[Node]:
-    """The workers' pods as Ray will count them; the head has nothing for a gang."""
+    """The workers' pods as Ray will count them; the head has nothing for a worker group."""
     return [
         Node(
             address=f"{group['groupName']}-{index}",

@@ -164,7 +164,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "head that trains": (lambda o: cluster(o)["headGroupSpec"]["rayStartParams"].clear(), "could come to it"),
     "no deadline": (lambda o: spec(o).pop("activeDeadlineSeconds"), "a run that hangs"),
     "no retry": (lambda o: spec(o).pop("backoffLimit"), "backoffLimit: a lost cluster ends the run"),
-    "gang that grows": (lambda o: workers(o).update(maxReplicas=4), "[1, 1, 4]: a gang has one size"),
+    "worker group that grows": (lambda o: workers(o).update(maxReplicas=4), "[1, 1, 4]: a worker group has one size"),
     "no token": (lambda o: cluster(o).pop("authOptions"), "authOptions: without a token"),
     "another command": (lambda o: spec(o).update(entrypoint="python train.py"), "entrypoint: 'python train.py'"),
     "Ray that the image has not": (lambda o: cluster(o).update(rayVersion="2.58.0"), "not that of constraints.txt"),

@@ -61,7 +61,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def nodes(objects: list[dict[str, object]], mounted: Path, storage: Path) -> Iterator[Nodes]:
-    """As the RayJob has them: a head without cores for the gang, a worker with two, a token; the pods' environment."""
+    """As the RayJob has them: a head without cores for workers, a worker with two, a token; the pods' environment."""
     of_pods = dict(only(objects, "ConfigMap", "uld-ds-environment")["data"])
     here = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

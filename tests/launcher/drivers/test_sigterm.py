@@ -32,7 +32,7 @@ def terminate() -> None:
 
 @contextmanager
 def training(run_dir: Path, grace_seconds: float) -> Iterator[StopFile]:
-    """As the driver is while the gang trains."""
+    """As the driver is while the worker group trains."""
     file = StopFile(run_dir)
     with SigtermStops() as sigterm, sigterm.after_a_checkpoint(file, grace_seconds):
         yield file
@@ -67,15 +67,15 @@ def test_a_second_signal_does_not_wait_for_it(tmp_path: Path) -> None:
         time.sleep(20)
 
 
-def test_the_grace_period_is_over_with_the_gang(tmp_path: Path) -> None:
-    """What the driver does after the gang's last checkpoint is not cut off by its timer."""
+def test_the_grace_period_is_over_with_the_worker_group(tmp_path: Path) -> None:
+    """What the driver does after the worker group's last checkpoint is not cut off by its timer."""
     with SigtermStops() as sigterm:
         with sigterm.after_a_checkpoint(StopFile(tmp_path), 0.2):
             terminate()
         time.sleep(0.4)
 
 
-def test_before_there_is_a_gang_it_stops_at_once() -> None:
+def test_before_there_is_a_worker_group_it_stops_at_once() -> None:
     with pytest.raises(StoppedError, match=r"^told to stop; the same command"), SigtermStops():
         terminate()
         time.sleep(20)
@@ -158,6 +158,6 @@ def test_a_file_stops_it_too_and_a_second_signal_ends_it_at_once(tmp_path: Path,
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 143, stderr[-2000:]
     assert time.monotonic() - told < 20
-    # The gang may have committed one meanwhile: nobody waited to see.
+    # The worker group may have committed one meanwhile: nobody waited to see.
     said = "error: stopped without waiting for a last checkpoint: told to twice; the same command goes on from the last"
     assert stderr.splitlines()[-1].startswith(said)
