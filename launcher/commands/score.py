@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,8 +27,12 @@ def score(
         Path, typer.Argument(help="JSON lines with prediction_text and answers.", show_default=False)
     ],
     metrics: Annotated[
-        str, typer.Option(metavar="NAMES", help="accuracy, f1, precision, recall, em, rouge, bertscore.")
+        str, typer.Option(metavar="NAMES", help="accuracy, f1, precision, recall, em, rouge, chrf, bertscore.")
     ] = "f1,precision,recall,em,rouge",
+    words: Annotated[
+        Literal["unicode", "published"],
+        typer.Option(help="How they read text: any script, or English as the paper's scores do."),
+    ] = "unicode",
     intervals: Annotated[bool, typer.Option("--intervals", help="Also 95 % bootstrap intervals.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
@@ -39,10 +43,10 @@ def score(
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     scoring.score_names(names)
     rows = _read(predictions)
-    scores = scoring.score(rows, names)
+    scores = scoring.score(rows, names, words=words)
     percentages = scores.percentages()
     bounds = scores.intervals() if intervals else {}
-    unanswerable = sum(map(is_unanswerable, rows))
+    unanswerable = sum(is_unanswerable(row, words) for row in rows)
     if as_json:
         facts: dict[str, Any] = {**percentages, "rows": len(rows), "unanswerable": unanswerable}
         typer.echo(json.dumps(facts | ({"intervals": bounds} if intervals else {})))

@@ -50,6 +50,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
         raise UserError("data.eval", "is missing", "name the held-out rows to evaluate on")
     reader = ExampleReader(recipe.data)
     metrics = recipe.evaluation.metrics or list(reader.task.metrics)
+    words = recipe.evaluation.words or reader.task.words
     score_names(metrics, "evaluation.metrics")
     check_suites(recipe.evaluation.suites)
     folder = writable_folder(Path(output) if output else evaluation_of(_run_of(name, recipe)), "--output")
@@ -81,7 +82,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
             model, side, rows, reader, batch_tokens=recipe.teacher.max_tokens_per_forward, device=device
         )
         suites = _suites(recipe, pretrained, settings, device, view)
-    scores = score([prediction for prediction, _ in answered], metrics)
+    scores = score([prediction for prediction, _ in answered], metrics, words=words)
     facts = {
         "model": name,
         "held_out": recipe.data.eval.model_dump(mode="json"),
@@ -91,8 +92,9 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
         "duplicates": prompts.duplicates,
         "too_long": prompts.too_long,
         "unusable": prompts.unusable,
-        "unanswerable": sum(is_unanswerable(prediction) for prediction, _ in answered),
+        "unanswerable": sum(is_unanswerable(prediction, words) for prediction, _ in answered),
         "truncated": sum(answer.finish == "length" for _, answer in answered),
+        "words": words,
         "scores": scores.percentages(),
         "intervals": scores.intervals(),
         "bits_per_byte": None if measured is None else asdict(measured),

@@ -48,6 +48,7 @@ class Server:
     def __init__(self, folder: Path, port: int | None = None, environment: Mapping[str, str] | None = None) -> None:
         self._folder = folder
         self.artifacts = folder / "artifacts"
+        self.database = folder / "server.db"
         self.port = port or free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._environment = environment or {}
@@ -56,7 +57,7 @@ class Server:
     def start(self) -> None:
         """Returns when it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.database}", "--workers", "1"]
         command += ["--artifacts-destination", self.artifacts.as_uri()]
         variables = {
             **os.environ,

@@ -42,7 +42,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, uses_chat_template: bool) -> None:
         self._tokenizer = tokenizer
-        self._prefix = [] if uses_chat_template else _leading_special_ids(tokenizer)
+        self._prefix = [] if uses_chat_template else leading_special_ids(tokenizer)
         # An answer with nothing before it: its first token still needs a position that predicts it.
         start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self._start = [] if start is None else [start]
@@ -138,7 +138,7 @@ def encoded_turn(text: str, turn: RenderedTurn, spans: np.ndarray, earliest: int
     return EncodedTurn(first, stop, end, np.clip(spans[first:stop] - begin, 0, length))
 
 
-def _leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """List the ids that the tokenizer itself puts before a text (a BOS, or nothing)."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a", add_special_tokens=True)["input_ids"]

@@ -1,6 +1,7 @@
 """Standard suites through EleutherAI's lm-evaluation-harness: ``pip install 'uld-ds[harness]'``.
 
-They measure a model as anybody else would, with the suites' own prompts: nothing of a recipe's task or templates.
+They measure a model as anybody else would, with the suites' own prompts: nothing of a recipe's task or templates. Only
+what its tokenizer adds to a text is seen to, so that students of different tokenizers can be compared: harness_model.
 """
 
 from __future__ import annotations
@@ -54,13 +55,16 @@ def suite_scores(
         ``rows`` and the suite's ``version``.
 
     Raises:
-        UserError: the package or a suite is not there.
+        UserError: the package or a suite is not there, or the tokenizer has no token that a text could begin with.
     """
     manager, names = _tasks(suites)
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
-    loaded = HFLM(
+    from uld_ds.evaluation.harness_model import OneStartModel
+
+    loaded = OneStartModel(
+        model.tokenizer(),
+        model.key,
         pretrained=model.place,
         revision=model.revision or "main",
         dtype=DTYPES[precision],

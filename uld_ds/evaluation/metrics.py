@@ -1,9 +1,10 @@
-"""Metrics of answers: token F1, precision, recall, exact match, accuracy and ROUGE against several references.
+"""Metrics of answers: token F1, precision, recall, exact match, accuracy, ROUGE and chrF against several references.
 
 Definitions follow the SQuAD evaluation script (Rajpurkar et al., arXiv 1606.05250 and 1806.03822) and the scores
 published with ULD (Boizard et al., arXiv 2402.12030):
 
-- Text is normalized as SQuAD does: lower case, without ASCII punctuation, then without *a*, *an*, *the*.
+- Words are those of words.py: ``published``, as SQuAD's script and ``rouge-score`` have them, or ``unicode``, which are
+  the same for ASCII, and read every script.
 - Of several references the best counts, for each metric by itself.
 - A row without references has no answer in its text (references whose normal form is empty do not count). It is right
   in every metric when the prediction is empty, too, or says "no response", and wrong otherwise.
@@ -21,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uld_ds.errors import UserError
-from uld_ds.evaluation.predictions import Prediction, normalized
-from uld_ds.tasks.task import NO_RESPONSE
+from uld_ds.evaluation.chrf import chrf
+from uld_ds.evaluation.predictions import Prediction
+from uld_ds.evaluation.words import normal_form, rouge_text, rouge_tokenizer, words_of
+from uld_ds.tasks.task import NO_RESPONSE, Words
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -38,6 +41,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "em": ("em",),
     "rouge": ROUGE,
     **{name: (name,) for name in ROUGE},
+    "chrf": ("chrf",),
     BERTSCORE: (BERTSCORE,),
 }
 DEFAULT_METRICS = ("f1", "precision", "recall", "em", "rouge")
@@ -92,12 +96,15 @@ def score_names(metrics: Sequence[str], key: str = "--metrics") -> tuple[str, ..
     return tuple(dict.fromkeys(name for metric in metrics for name in METRICS[metric]))
 
 
-def score(predictions: Sequence[Prediction], metrics: Sequence[str] = DEFAULT_METRICS) -> Scores:
+def score(
+    predictions: Sequence[Prediction], metrics: Sequence[str] = DEFAULT_METRICS, *, words: Words = "unicode"
+) -> Scores:
     """Score the answers of all rows.
 
     Args:
         predictions: Answers with their references, at least one.
         metrics: Names in METRICS.
+        words: How texts are read, by all metrics but ``chrf`` and ``bertscore``, which have no words.
 
     Raises:
         UserError: an unknown metric, no predictions, or a metric whose package is not installed.
@@ -105,37 +112,40 @@ def score(predictions: Sequence[Prediction], metrics: Sequence[str] = DEFAULT_ME
     names = score_names(metrics)
     if not predictions:
         raise UserError("predictions", "there are none", "give at least one row")
-    row_scores = [_row_scores(prediction, names) for prediction in predictions]
+    row_scores = [_row_scores(prediction, names, words) for prediction in predictions]
     if BERTSCORE in names:
         from uld_ds.evaluation.bertscore import bertscores
 
-        for scores, value in zip(row_scores, bertscores(predictions), strict=True):
+        for scores, value in zip(row_scores, bertscores(predictions, words), strict=True):
             scores[BERTSCORE] = value
     return Scores(names, np.array([[scores[name] for name in names] for scores in row_scores], np.float64))
 
 
-def _row_scores(prediction: Prediction, names: Sequence[str]) -> dict[str, float]:
-    said = normalized(prediction.text)
-    references = [text for reference in dict.fromkeys(prediction.references) if (text := normalized(reference))]
-    if not references:
+def _row_scores(prediction: Prediction, names: Sequence[str], words: Words) -> dict[str, float]:
+    said = normal_form(prediction.text, words)
+    forms = {text: form for text in prediction.references if (form := normal_form(text, words))}
+    if not forms:
         return dict.fromkeys(names, float(not said or NO_RESPONSE in said))
     scores: dict[str, float] = {}
+    ours, theirs = words_of(said, words), [words_of(form, words) for form in forms.values()]
     if {"f1", "precision", "recall"} & set(names):
-        overlaps = [_overlap(said.split(), reference.split()) for reference in references]
+        overlaps = [_overlap(ours, reference) for reference in theirs]
         scores |= dict(zip(("f1", "precision", "recall"), map(max, zip(*overlaps, strict=True)), strict=True))
     if "em" in names:
-        scores["em"] = float(said in references)
+        scores["em"] = float(ours in theirs)
     if "accuracy" in names:
-        scores["accuracy"] = float(_label(said) in map(_label, references))
+        scores["accuracy"] = float(_label(said) in map(_label, forms.values()))
     rouge = [name for name in ROUGE if name in names]
     if rouge:
-        texts = [reference for reference in dict.fromkeys(prediction.references) if normalized(reference)]
-        found = _rouge_scorer(tuple(rouge)).score_multi(texts, prediction.text)
+        right = [rouge_text(text, words) for text in forms]
+        found = _rouge_scorer(tuple(rouge), words).score_multi(right, rouge_text(prediction.text, words))
         scores |= {name: found[name].fmeasure for name in rouge}
+    if "chrf" in names:
+        scores["chrf"] = chrf(prediction.text, list(forms))
     return scores
 
 
-def _overlap(said: list[str], reference: list[str]) -> tuple[float, float, float]:
+def _overlap(said: tuple[str, ...], reference: tuple[str, ...]) -> tuple[float, float, float]:
     """Compute F1, precision and recall of two bags of words."""
     common = sum((Counter(said) & Counter(reference)).values())
     if common == 0:
@@ -150,13 +160,10 @@ def _label(text: str) -> str:
 
 
 @cache
-def _rouge_scorer(names: tuple[str, ...]) -> RougeScorer:
-    import logging
-
+def _rouge_scorer(names: tuple[str, ...], words: Words) -> RougeScorer:
     from rouge_score.rouge_scorer import RougeScorer
 
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    return RougeScorer(list(names), use_stemmer=False)
+    return RougeScorer(list(names), tokenizer=rouge_tokenizer(words))
 
 
 def as_references(value: Any) -> tuple[str, ...]:

@@ -1,15 +1,11 @@
-"""Answers to be scored, and the normal form in which texts are compared."""
+"""Answers to be scored."""
 
 from __future__ import annotations
 
-import re
-import string
 from dataclasses import dataclass
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+from uld_ds.evaluation.words import normal_form
+from uld_ds.tasks.task import Words
 
 
 @dataclass(frozen=True)
@@ -20,11 +16,6 @@ class Prediction:
     references: tuple[str, ...]
 
 
-def normalized(text: str) -> str:
-    """Normalize a text as the SQuAD script does: lower case, without ASCII punctuation, then without articles."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
-
-
-def is_unanswerable(prediction: Prediction) -> bool:
-    """Tell whether a prediction has no reference with words in its normal form."""
-    return not any(normalized(reference) for reference in prediction.references)
+def is_unanswerable(prediction: Prediction, words: Words = "unicode") -> bool:
+    """Tell whether a prediction has no reference with anything in its normal form."""
+    return not any(normal_form(reference, words) for reference in prediction.references)

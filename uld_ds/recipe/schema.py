@@ -109,7 +109,7 @@ _MAY_CHANGE_ON_RESUME: Any = {
     "profile": True,
     "teacher": {"max_tokens_per_forward"},
     "student": {"gradient_checkpointing"},
-    "evaluation": {"micro_batch_size", "metrics"},
+    "evaluation": {"micro_batch_size", "metrics", "words"},
     "generation": True,
     "store": True,
     "cluster": {

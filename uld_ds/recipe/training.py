@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from uld_ds.recipe.base import Beta, Strict
 from uld_ds.recipe.data import DataSource
+from uld_ds.tasks.task import Words
 
 
 class OptimizerSettings(Strict):
@@ -69,6 +70,9 @@ class EvaluationSettings(Strict):
     """Length of the sample answer shown at the end; 0 for none."""
     metrics: list[str] | None = None
     """What ``uld-ds evaluate`` scores answers by, e.g. ``[f1, em, rouge]``. Default: what the task says."""
+    words: Words | None = None
+    """How F1, exact match, accuracy and ROUGE read answers: ``published``, English as the paper's scores do, or
+    ``unicode``, any script. Default: what the task says."""
     suites: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     """Standard suites that ``uld-ds evaluate`` runs besides, through lm-evaluation-harness (``pip install
     'uld-ds[harness]'``): names like ``hellaswag``, or a task's YAML file."""

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_ds.registry import flavor
+from uld_ds.registry.links import LOGGED_NAME, is_ready, link_all, link_output, logged_students
 from uld_ds.registry.served_student import MESSAGES, PROMPT
 
 PINNED = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas", "mlflow")
-LOGGED_NAME = "student"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def log_student(
     """Log the student to its run and, with a ``name``, register it.
 
     The alias is moved last, so that nobody who follows it ever meets half a model; a repeated call after an
-    interruption finds what is there and adds no second version.
+    interruption finds what is there, adds no second version, and makes the links between run, logged model and version
+    that are missing.
 
     Args:
         client: client of the run's server.
@@ -84,6 +85,7 @@ def log_student(
     if version is None:
         logged = _logged_model(client, run_id, model, tokenizer, example, tags, model_card, workspace)
         version = _new_version(client, run_id, name, logged, tags, description)
+    link_all(client, version)
     client.set_registered_model_alias(name, alias, version.version)
     return RegisteredModel(name, str(version.version), f"models:/{name}/{version.version}")
 
@@ -106,11 +108,12 @@ def _logged_model(
     # MLflow's progress bars make no sense in a worker's log, nor does news about the hub's model cards.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow.transformers").setLevel(logging.ERROR)
-    experiment = client.get_run(run_id).info.experiment_id
-    for logged in _logged_models_of(client, experiment, run_id):
-        if str(logged.status) == "READY":
+    for logged in logged_students(client, run_id):
+        if is_ready(logged):
+            link_output(client, run_id, logged)
             return logged
         client.delete_logged_model(logged.model_id)
+    experiment = client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(experiment, LOGGED_NAME, source_run_id=run_id, tags=tags)
     folder = Path(tempfile.mkdtemp(prefix="student-", dir=workspace))
     try:
@@ -129,13 +132,8 @@ def _logged_model(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     ready = client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    link_output(client, run_id, ready)
     return ready
-
-
-def _logged_models_of(client: mlflow.MlflowClient, experiment: str, run_id: str) -> list[LoggedModel]:
-    found = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
-    return [logged for logged in found if logged.source_run_id == run_id]
 
 
 def _version_of_run(client: mlflow.MlflowClient, run_id: str, name: str) -> ModelVersion | None:

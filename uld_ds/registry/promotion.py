@@ -13,6 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from uld_ds.errors import RunError, UserError
+from uld_ds.registry.links import link_all
 
 BITS_PER_BYTE = "bits_per_byte"
 _PREFIX = "promotion."
@@ -143,6 +144,7 @@ def promote(
     tag, text = f"{_PREFIX}{alias}", json.dumps(record)[:_TAG_LIMIT]
     for version in filter(None, (candidate, incumbent)):
         client.set_model_version_tag(version.name, version.version, tag, text)
+        link_all(client, version)  # older versions of uld-ds left some out
     if not moved:
         told = ", ".join(_told(c) for c in comparisons if c.metric in worse)
         raise RunError(

@@ -59,7 +59,7 @@ class ServedStudent:
         if messages is not None and len(messages):
             inputs = self._chat([dict(message) for message in messages])
         elif isinstance(prompt, str):
-            inputs = self._tokenizer(prompt, return_tensors="pt")
+            inputs = self._text(prompt)
         else:
             raise ValueError(f"a request has {MESSAGES!r} or {PROMPT!r}; this one has {sorted(map(str, row))}")
         ids = inputs["input_ids"].to(self._model.device)
@@ -69,6 +69,20 @@ class ServedStudent:
         # A decoder behind an encoder puts its start token before the answer, another one the whole prompt.
         said = output[0, 1 if self._model.config.is_encoder_decoder else ids.shape[1] :]
         return str(self._tokenizer.decode(said, skip_special_tokens=True))
+
+    def _text(self, prompt: str) -> Any:
+        whole = self._tokenizer(prompt, return_tensors="pt")
+        if self._model.config.is_encoder_decoder:
+            return whole
+        # What a tokenizer puts before a text belongs there, once; what it puts after one would end the prompt.
+        bare = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = whole["input_ids"][0].tolist()
+        first = next((n for n in range(len(ids) - len(bare) + 1) if ids[n : n + len(bare)] == bare), None)
+        if first is None or not bare:
+            return whole
+        leading = [] if bare[:first] == ids[:first] else ids[:first]
+        kept = torch.tensor([[*leading, *bare]])
+        return {"input_ids": kept, "attention_mask": torch.ones_like(kept)}
 
     def _chat(self, messages: list[dict[str, Any]]) -> Any:
         if not self._tokenizer.chat_template:

@@ -54,6 +54,8 @@ class ComparedRun:
     """Identity of the held-out rows that the run measured its bits per byte on."""
     scored_on: str
     """Identity of the rows that ``scores`` are about: the run's own, or those that the student was evaluated on."""
+    words: str | None = None
+    """How the scores of answers read text; None without such scores."""
     curve: list[tuple[float, float]] = field(default_factory=list)
     """Held-out bits per byte after so many student tokens (or steps, where tokens were not counted)."""
 
@@ -89,6 +91,7 @@ class ComparedRun:
             scores=_scores(after, evaluation),
             held_out=_identity(held_out),
             scored_on=_identity(evaluation.get("held_out", held_out)),
+            words=_words(evaluation),
             curve=_curve(steps, events),
         )
 
@@ -110,6 +113,7 @@ class ComparedRun:
             scores=_scores(None, facts),
             held_out=_identity(facts.get("held_out")),
             scored_on=_identity(facts.get("held_out")),
+            words=_words(facts),
         )
 
 
@@ -130,6 +134,11 @@ def _evaluation(folder: Path) -> dict[str, Any]:
 
 def _identity(source: dict[str, Any] | None) -> str:
     return json.dumps(source, sort_keys=True)
+
+
+def _words(evaluation: dict[str, Any]) -> str | None:
+    # Evaluations that do not say it are of a time when there was one way.
+    return str(evaluation.get("words", "published")) if evaluation.get("scores") else None
 
 
 def _student(settings: dict[str, Any]) -> str:
@@ -204,6 +213,8 @@ def cautions(runs: Sequence[ComparedRun]) -> list[str]:
     said = []
     if len({run.scored_on for run in runs}) > 1:
         said.append("the held-out rows differ: the scores do not compare")
+    if len({run.words for run in runs if run.words is not None}) > 1:
+        said.append("answers were read in two ways (evaluation.words): scores of words do not compare")
     elsewhere = [run.name for run in runs if run.scored_on != run.held_out]
     if elsewhere:
         said.append(

@@ -58,5 +58,6 @@ TASK = register(
         shots=SHOTS,
         max_new_tokens=96,
         metrics=("rouge", "f1", "precision", "recall"),
+        words="published",
     )
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uld_ds.tasks.task import NO_RESPONSE, Fields, Shot
+from uld_ds.tasks.task import NO_RESPONSE, Fields, Shot, Words
 
 SYSTEM = (
     "You take part in a reading comprehension exercise. Read the context carefully and answer the question with a "
@@ -10,6 +10,7 @@ SYSTEM = (
     f"hold the answer, say: {NO_RESPONSE}."
 )
 METRICS = ("f1", "precision", "recall", "em", "rouge")
+WORDS: Words = "published"
 MAX_NEW_TOKENS = 32
 
 

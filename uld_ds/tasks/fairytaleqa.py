@@ -60,5 +60,6 @@ TASK = register(
         shots=SHOTS,
         max_new_tokens=64,
         metrics=("f1", "precision", "recall", "em", "rouge"),
+        words="published",
     )
 )

@@ -71,5 +71,6 @@ TASK = register(
         shots=SHOTS,
         max_new_tokens=150,
         metrics=("accuracy", "f1", "precision", "recall", "rouge"),
+        words="published",
     )
 )

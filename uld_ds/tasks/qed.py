@@ -23,5 +23,6 @@ TASK = register(
         shots=extractive.SHOTS,
         max_new_tokens=extractive.MAX_NEW_TOKENS,
         metrics=extractive.METRICS,
+        words=extractive.WORDS,
     )
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 Message = dict[str, str]
 Row = Mapping[str, Any]
+Words = Literal["published", "unicode"]
+"""How scores read answers: as those published with ULD do, which know English alone, or as words of any script."""
 
 TEACHER_ANSWER = "teacher_answer"
 """Column of a teacher's own answer, as ``uld-ds generate`` writes it; where it is, that answer is distilled."""
@@ -53,6 +55,8 @@ class Task(ABC):
     """Texts before the first of which a generated answer ends."""
     metrics: tuple[str, ...]
     """Names of metrics in uld_ds.evaluation.metrics."""
+    words: Words = "unicode"
+    """How these read answers; ``published`` where scores are to be those of the paper."""
 
     reads_columns_of_recipe: ClassVar[bool] = False
     """Whether ``data.columns`` says where prompt and answer are."""
@@ -113,6 +117,7 @@ class TextTask(Task):
     max_new_tokens: int
     metrics: tuple[str, ...]
     stop: tuple[str, ...] = ("\n",)
+    words: Words = "unicode"
 
     def missing_column(self, names: Sequence[str], *, answered: bool = True) -> str | None:
         """Return the first of ``columns`` that is not among ``names``, else None."""

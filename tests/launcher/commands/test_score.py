@@ -44,6 +44,27 @@ def test_percentages_with_two_decimals(tmp_path: Path) -> None:
     assert found["intervals"] == {"em": [0.0, 100.0]}
 
 
+def test_words_of_any_script_or_as_published(tmp_path: Path) -> None:
+    rows = [
+        {"prediction_text": "北京中国首都", "answers": "北京是中国的首都。"},
+        {"prediction_text": "B", "answers": "A"},
+    ]
+    command = ["score", write(tmp_path / "p.jsonl", rows), "--metrics", "f1,rouge1", "--json"]
+    found = json.loads(CliRunner().invoke(app, command).stdout)
+    assert found == {"f1": 42.86, "rouge1": 42.86, "rows": 2, "unanswerable": 0}
+    # The second row has no answer in the published reading: saying something is wrong.
+    found = json.loads(CliRunner().invoke(app, [*command, "--words", "published"]).stdout)
+    assert found == {"f1": 0.0, "rouge1": 0.0, "rows": 2, "unanswerable": 1}
+    assert CliRunner().invoke(app, [*command, "--words", "english"]).exit_code == 2
+
+
+def test_chrf(tmp_path: Path) -> None:
+    rows = [{"prediction_text": "北京中国首都", "answers": "北京是中国的首都。"}]
+    file = write(tmp_path / "p.jsonl", rows)
+    # Means of six orders: precision (1 + 3/5) / 6, recall (6/9 + 3/8) / 6.
+    assert CliRunner().invoke(app, ["score", file, "--metrics", "chrf"]).stdout == "chrf        18.66\n"
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

@@ -53,11 +53,13 @@ def test_evaluate(squad: Path, tiny_student: Path, tmp_path: Path) -> None:
     assert 4 < bits["low"] < bits["mean"] < bits["high"] < 20  # a random model
     assert bits["examples"] == 12
     # The same scores from the file of predictions.
-    scored = run("score", str(tmp_path / "e" / "predictions.jsonl"), "--json")
+    scored = run("score", str(tmp_path / "e" / "predictions.jsonl"), "--words", "published", "--json")
     assert {name: scored[name] for name in facts["scores"]} == facts["scores"]
     assert json.loads((tmp_path / "e" / "evaluation.json").read_text()) == facts
-    chosen = ("--set", "evaluation.metrics=[em]", "--set", "data.eval.limit=2")
-    assert list(run("evaluate", str(tiny_student), str(squad), *chosen, "--json")["scores"]) == ["em"]
+    assert facts["words"] == "published"  # as the task says, or as the recipe does
+    chosen = ("--set", "evaluation.metrics=[em]", "--set", "data.eval.limit=2", "--set", "evaluation.words=unicode")
+    other = run("evaluate", str(tiny_student), str(squad), *chosen, "--json")
+    assert (list(other["scores"]), other["words"]) == (["em"], "unicode")
 
 
 def test_wrong_use_of_evaluate(squad: Path, tiny_student: Path) -> None:

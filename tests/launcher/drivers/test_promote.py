@@ -141,6 +141,17 @@ def test_an_alias_that_moved_meanwhile_stays(registry: mlflow.MlflowClient) -> N
     assert str(registry.get_model_version_by_alias("student", "moving").version) == "2"
 
 
+def test_promoting_makes_the_link_that_an_older_registration_lacks(registry: mlflow.MlflowClient) -> None:
+    from uld_ds.registry.promotion import promote
+
+    candidate = registry.get_model_version("student", "1")
+    (output,) = registry.get_run(candidate.run_id).outputs.model_outputs
+    registry.delete_logged_model_tag(output.model_id, "mlflow.modelVersions")
+    promote(registry, candidate, None, "linked", [Comparison("f1", 1.0, None)], tolerance=0.0, data_digest="")
+    linked = registry.get_logged_model(output.model_id).tags["mlflow.modelVersions"]
+    assert json.loads(linked) == [{"name": "student", "version": 1}]
+
+
 def test_worse_depends_on_the_metric_and_the_tolerance() -> None:
     assert Comparison("bits_per_byte", 2.03, 2.0).is_worse(0.01)
     assert not Comparison("bits_per_byte", 2.02, 2.0).is_worse(0.0101)

@@ -337,6 +337,7 @@ RUNS_IT = {
     "teacher__max_tokens_per_forward": 9,
     "student__gradient_checkpointing": True,
     "evaluation__micro_batch_size": 1,
+    "evaluation__words": "unicode",
     "profile__steps": [3],
 }
 

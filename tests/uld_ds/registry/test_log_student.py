@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from tests.helpers import tokenizers_zoo as zoo
+from tests.helpers.mlflow_server import Server
+from tests.helpers.special_tokens import HABITS, save_model
 from tests.helpers.tiny import save_tiny_t5
 from uld_ds.data.chat_templates import chat_template_of
 from uld_ds.recipe import ModelSettings
+from uld_ds.registry.links import link_all
 from uld_ds.registry.log_student import RegisteredModel, log_student
 from uld_ds.registry.served_student import ServedStudent
 
@@ -23,12 +28,16 @@ FACTS = {"teacher": "org/large", "data_digest": "0" * 64, "alignment_rate": 0.75
 
 
 class Registered:
-    """A run with a registered student, in a database of its own."""
+    """A run with a registered student, in a database of its own or on a server."""
 
-    def __init__(self, folder: Path, student: Path, kind: Any = AutoModelForCausalLM) -> None:
-        self.uri = f"sqlite:///{folder}/mlflow.db"
+    def __init__(
+        self, folder: Path, student: Path, kind: Any = AutoModelForCausalLM, server: Server | None = None
+    ) -> None:
+        self.database = folder / "mlflow.db" if server is None else server.database
+        self.uri = f"sqlite:///{self.database}" if server is None else server.uri
         self.client = mlflow.MlflowClient(self.uri, registry_uri=self.uri)
-        self.experiment = self.client.create_experiment("e", artifact_location=(folder / "artifacts").as_uri())
+        place = (folder / "artifacts").as_uri() if server is None else None
+        self.experiment = self.client.create_experiment(f"e-{folder.name}", artifact_location=place)
         self.run_id = self.client.create_run(self.experiment).info.run_id
         self.student = student
         self.model = kind.from_pretrained(student)
@@ -49,6 +58,26 @@ class Registered:
             model_card="# A card",
             workspace=self.folder,
         )
+
+    def links(self) -> tuple[list[str], list[str], str | None]:
+        """Ids of the run's logged models, of those that the run names, and the versions that the only one names."""
+        models = self.client.search_logged_models([self.experiment])
+        outputs = self.client.get_run(self.run_id).outputs
+        named = [] if outputs is None else [output.model_id for output in outputs.model_outputs]
+        return [model.model_id for model in models], named, models[0].tags.get("mlflow.modelVersions")
+
+    def has_all_links(self, name: str = "student") -> bool:
+        models, named, versions = self.links()
+        return len(models) == 1 and named == models and versions == f'[{{"name": "{name}", "version": 1}}]'
+
+    def lose_links(self) -> None:
+        """As earlier versions of this program left a run."""
+        (model,), _, _ = self.links()
+        self.client.delete_logged_model_tag(model, "mlflow.modelVersions")
+        with closing(sqlite3.connect(self.database)) as database:
+            database.execute("DELETE FROM inputs WHERE source_type = 'RUN_OUTPUT'")
+            database.commit()
+        assert self.links() == ([model], [], None)
 
 
 @pytest.fixture(scope="module")
@@ -86,26 +115,93 @@ def test_registering_again_adds_no_version(registered: tuple[Registered, int]) -
     assert len(it.client.search_logged_models([it.experiment])) == 1
 
 
-def test_an_interrupted_registration_goes_on(tmp_path: Path, tiny_student: Path) -> None:
-    """Interrupted while files were written, then between the model and its version."""
-    it = Registered(tmp_path, tiny_student)
+def test_run_logged_model_and_version_are_linked(registered: tuple[Registered, int]) -> None:
+    it, _ = registered
+    assert it.has_all_links()
+    it.log()
+    assert it.has_all_links()
 
-    def interrupted(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
 
-    for method in ("log_model_artifacts", "create_model_version", "set_registered_model_alias"):
+def test_an_older_registration_gets_the_links_that_it_lacks(registered: tuple[Registered, int]) -> None:
+    it, _ = registered
+    version = it.client.get_model_version("student", "1")
+    it.lose_links()
+    it.log()
+    assert it.has_all_links()
+    it.lose_links()
+    link_all(it.client, version)
+    assert it.has_all_links()
+    it.lose_links()
+    it.client.delete_run(it.run_id)
+    try:
+        link_all(it.client, version)  # a deleted run takes no links; its model does
+        assert it.links()[1:] == ([], '[{"name": "student", "version": 1}]')
+    finally:
+        it.client.restore_run(it.run_id)
+        link_all(it.client, version)
+    assert it.has_all_links()
+    foreign = it.client.create_model_version("student", "somewhere")
+    link_all(it.client, foreign)
+    it.client.delete_model_version("student", foreign.version)
+    assert it.has_all_links()
+
+
+@pytest.mark.slow
+def test_links_on_a_server(tmp_path: Path, tiny_student: Path) -> None:
+    """Where the server makes the link to the version itself: once all the same, after every interruption."""
+    server = Server(tmp_path)
+    server.start()
+    try:
+        it = Registered(tmp_path, tiny_student, server=server)
+        interrupt_each_step(it)
+        assert it.log().version == "1"
+        assert it.has_all_links()
+        it.lose_links()
+        it.log()
+        assert it.has_all_links()
+    finally:
+        server.kill()
+
+
+def interrupted(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def interrupt_each_step(it: Registered) -> None:
+    steps = ["log_model_artifacts", "finalize_logged_model", "log_outputs", "create_model_version"]
+    # A server has made this link when it answers.
+    steps += ["set_logged_model_tags"] if it.uri.startswith("sqlite:") else []
+    for method in (*steps, "set_registered_model_alias"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(it.client, method, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 it.log()
+
+
+def test_an_interrupted_registration_goes_on(tmp_path: Path, tiny_student: Path) -> None:
+    """Interrupted before each of its steps, one after the other."""
+    it = Registered(tmp_path, tiny_student)
+    interrupt_each_step(it)
     done = it.log()
     versions = it.client.search_model_versions("name = 'student'")
     assert [str(version.version) for version in versions] == ["1"]
     models = it.client.search_logged_models([it.experiment])
     assert [str(model.status) for model in models] == ["READY"]
     assert done.uri == "models:/student/1"
+    assert it.has_all_links()
     assert it.client.get_model_version_by_alias("student", "candidate").version == versions[0].version
     assert not list(tmp_path.glob("student-*"))
+
+
+def test_an_interrupted_student_without_a_version_goes_on(tmp_path: Path, tiny_student: Path) -> None:
+    it = Registered(tmp_path, tiny_student)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(it.client, "log_outputs", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            it.log(None)
+    it.log(None)
+    models, named, versions = it.links()
+    assert (len(models), named, versions) == (1, models, None)
 
 
 def test_version_says_what_it_was_made_from(registered: tuple[Registered, int]) -> None:
@@ -165,6 +261,19 @@ def test_a_student_with_an_encoder_answers_as_a_pyfunc(tmp_path: Path) -> None:
         assert served.predict(request, params={"max_new_tokens": 5}) == [expected]
     (card,) = it.folder.glob("artifacts/models/*/artifacts/data/student/model_card.md")
     assert card.read_text().strip().endswith("# A card")
+
+
+@pytest.mark.parametrize("name", HABITS)
+def test_pyfunc_continues_a_prompt_after_one_start_and_no_end(name: str, tmp_path: Path) -> None:
+    folder = save_model(tmp_path, HABITS[name])
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    bare = tokenizer("Return the", add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([tokenizer.convert_tokens_to_ids(HABITS[name].leading) + bare])
+    with torch.no_grad():
+        whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    expected = tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+    prompts = ["Return the", "".join(HABITS[name].leading) + "Return the"]
+    assert ServedStudent(model, tokenizer).predict({"prompt": prompts}, params={"max_new_tokens": 8}) == [expected] * 2
 
 
 def test_pyfunc_obeys_its_parameters(served: Any) -> None:

@@ -89,6 +89,17 @@ def test_cautions(tmp_path: Path) -> None:
     assert "not finished: other" in said
 
 
+def test_answers_that_were_read_in_two_ways(tmp_path: Path) -> None:
+    runs = [ComparedRun.of(make_run(tmp_path, name, f1=(40.0, 35.0, 45.0))) for name in ("a", "b")]
+    assert [run.words for run in runs] == ["published"] * 2  # what evaluations are that do not say it
+    file = tmp_path / "b-evaluation" / "evaluation.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"words": "unicode"}))
+    runs[1] = ComparedRun.of(tmp_path / "b")
+    said = ["answers were read in two ways (evaluation.words): scores of words do not compare"]
+    assert cautions(runs) == said
+    assert cautions([runs[1], ComparedRun.of(make_run(tmp_path, "unscored"))]) == []
+
+
 def test_markdown_is_a_table(tmp_path: Path) -> None:
     runs = [ComparedRun.of(make_run(tmp_path, name)) for name in ("a|b", "c")]
     lines = markdown(runs).splitlines()
