@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uld_ds.errors import UserError, one_line
+from uld_ds.tokenization.notices import say_notice
 from uld_ds.utils.cache import PACKAGE, build_once, converted_gguf, package_folder
 from uld_ds.utils.files import in_home
 
@@ -74,6 +75,7 @@ def load_tokenizer(
     needed = _vocabulary_files(tokenizer)
     if needed and not any(_has(place, revision, name) for name in needed):
         raise UserError(key, f"no tokenizer at {place!r} (none of {', '.join(sorted(needed))})", _FIX)
+    say_notice(Path(place))
     return tokenizer
 
 
@@ -197,14 +199,13 @@ def _gguf_tokenizer(file: Path, key: str) -> PreTrainedTokenizerBase:
         return load_tokenizer(str(model), None, key)
 
     def convert(aside: Path) -> None:
-        from transformers import AutoTokenizer
+        from uld_ds.tokenization.gguf import save_gguf_tokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            save_gguf_tokenizer(file, aside)
         except Exception as error:  # transformers raises whatever its parsing ran into
             problem = f"{file.name!r} cannot be read ({one_line(error, kind=True)})"
             raise UserError(key, problem, "name a GGUF file that transformers supports") from error
-        tokenizer.save_pretrained(aside)
 
     # Reading a GGUF file takes seconds each time.
     return load_tokenizer(str(build_once(converted_gguf(file, "tokenizers"), convert)), None, key)
