@@ -62,6 +62,7 @@ def suite_scores(
 
     loaded = HFLM(
         pretrained=model.place,
+        tokenizer=model.tokenizer(),  # the one that was trained: by itself it would rebuild another one for some
         revision=model.revision or "main",
         dtype=DTYPES[precision],
         device=str(device),
