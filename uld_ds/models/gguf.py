@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from uld_ds.errors import UserError, one_line
+from uld_ds.tokenization.gguf import save_gguf_tokenizer
 from uld_ds.utils.cache import build_once, converted_gguf
 
 log = logging.getLogger(__name__)
@@ -51,12 +52,11 @@ def dequantized_folder(folder: Path, gguf_file: str, key: str) -> Path:
                 model = AutoModelForCausalLM.from_pretrained(
                     folder, gguf_file=gguf_file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
                 )
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+            save_gguf_tokenizer(source, aside)
         except Exception as error:  # transformers raises whatever its parsing ran into
             problem = f"{gguf_file!r} cannot be read ({one_line(error, kind=True)})"
             raise UserError(f"{key}.gguf_file", problem, "name a GGUF file that transformers supports") from error
         model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
 
     return build_once(target, convert)
 

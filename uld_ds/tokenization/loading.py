@@ -11,10 +11,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uld_ds.errors import UserError, one_line
+from uld_ds.tokenization.notices import say_notice
+from uld_ds.tokenization.sentencepiece_files import SENTENCEPIECE_FILES
 from uld_ds.utils.cache import PACKAGE, build_once, converted_gguf, package_folder
 from uld_ds.utils.files import in_home
 
@@ -26,15 +29,7 @@ if TYPE_CHECKING:
 HUB_PATIENCE = 10.0
 
 # What vocabularies are kept in, besides the names that a tokenizer's own class gives.
-_VOCABULARY_FILES = {
-    "tokenizer.json",
-    "tokenizer.model",
-    "tekken.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-}
+_VOCABULARY_FILES = {"tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", *SENTENCEPIECE_FILES}
 # What transformers notes in tokenizer_config.json about the loading, not about the tokenizer.
 _WHERE_A_TOKENIZER_WAS = {"is_local", "local_files_only", "name_or_path"}
 _FIX = "name a folder or hub id that has one"
@@ -60,20 +55,20 @@ def load_tokenizer(
     Raises:
         UserError: there is no tokenizer, or none with a vocabulary.
     """
-    from transformers import AutoTokenizer
-
     # The recipe's models take a quarter of a second, which every command would wait for.
     from uld_ds.recipe.models import NO_CODE
+    from uld_ds.tokenization.faithful import as_the_files_say
 
     options = {"revision": revision, "local_files_only": local_files_only, **(NO_CODE if code is None else code)}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        tokenizer = as_the_files_say(place, options, lambda name: _found(place, revision, name))
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise UserError(key, f"no tokenizer at {place!r} ({_reason(place, revision, error)})", _FIX) from error
     # Without vocabulary files transformers makes some classes up from nothing, with no tokens in them.
     needed = _vocabulary_files(tokenizer)
-    if needed and not any(_has(place, revision, name) for name in needed):
+    if needed and not any(_found(place, revision, name) for name in needed):
         raise UserError(key, f"no tokenizer at {place!r} (none of {', '.join(sorted(needed))})", _FIX)
+    say_notice(Path(place))
     return tokenizer
 
 
@@ -197,14 +192,13 @@ def _gguf_tokenizer(file: Path, key: str) -> PreTrainedTokenizerBase:
         return load_tokenizer(str(model), None, key)
 
     def convert(aside: Path) -> None:
-        from transformers import AutoTokenizer
+        from uld_ds.tokenization.gguf import save_gguf_tokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            save_gguf_tokenizer(file, aside)
         except Exception as error:  # transformers raises whatever its parsing ran into
             problem = f"{file.name!r} cannot be read ({one_line(error, kind=True)})"
             raise UserError(key, problem, "name a GGUF file that transformers supports") from error
-        tokenizer.save_pretrained(aside)
 
     # Reading a GGUF file takes seconds each time.
     return load_tokenizer(str(build_once(converted_gguf(file, "tokenizers"), convert)), None, key)
@@ -243,9 +237,11 @@ def _vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return own | _VOCABULARY_FILES if own else set()
 
 
-def _has(place: str, revision: str | None, name: str) -> bool:
+def _found(place: str, revision: str | None, name: str) -> Path | None:
+    """Find a file of a folder, or of a hub id that has just been loaded."""
     if Path(place).is_dir():
-        return (Path(place) / name).is_file()
+        file = Path(place) / name
+        return file if file.is_file() else None
     from transformers.utils import cached_file
 
     # What was just loaded from the hub is in its local cache.
@@ -257,7 +253,7 @@ def _has(place: str, revision: str | None, name: str) -> bool:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return found is not None
+    return None if found is None else Path(found)
 
 
 def _reason(place: str, revision: str | None, error: Exception) -> str:
@@ -266,12 +262,14 @@ def _reason(place: str, revision: str | None, error: Exception) -> str:
 
     if "trust_remote_code" in str(error):
         return "it needs code of its own, and uld-ds runs none that comes with a model"
+    if find_spec("sentencepiece") is None and any(_found(place, revision, name) for name in SENTENCEPIECE_FILES):
+        return "to read its SentencePiece model the package sentencepiece is missing: pip install sentencepiece"
     file = Path(place) / "tokenizer.json"
     if file.is_file():
         try:
             Tokenizer.from_file(str(file))
         except Exception as broken:  # bare Exceptions
             return f"tokenizer.json: {one_line(broken, kind=True)}"
-    if isinstance(error, ValueError) and not any(_has(place, revision, name) for name in _VOCABULARY_FILES):
+    if isinstance(error, ValueError) and not any(_found(place, revision, name) for name in _VOCABULARY_FILES):
         return "no tokenizer.json or other vocabulary there"
     return one_line(error, kind=True)

@@ -11,6 +11,8 @@ from uld_ds.errors import UserError
 from uld_ds.utils.files import file_digest, in_home, whole_folder
 
 PACKAGE = "package:"
+# What GGUF files are converted into is kept by this number: 2 since tokens have the ids and the split of their file.
+_CONVERSION = 2
 
 
 def cache_dir() -> Path:
@@ -62,4 +64,4 @@ def converted_gguf(source: Path, kind: str) -> Path:
         source: the GGUF file; it is read whole.
         kind: subfolder of the cache, one for each kind of result.
     """
-    return cache_dir() / kind / f"{source.stem}-{file_digest(source)[:16]}"
+    return cache_dir() / kind / f"{source.stem}-{file_digest(source)[:16]}-{_CONVERSION}"

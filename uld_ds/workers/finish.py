@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.data.chat_templates import chat_template_of
@@ -25,7 +25,7 @@ from uld_ds.reporting.model_card import description, model_card
 from uld_ds.reporting.run_html import write_report
 from uld_ds.runs.job import Job
 from uld_ds.runs.progress import ProgressWriter
-from uld_ds.tokenization.loading import tokenizer_digest
+from uld_ds.tokenization.loading import load_tokenizer, tokenizer_digest
 from uld_ds.tracking import mlflow_runs
 from uld_ds.tracking.recorder import Recorder
 from uld_ds.tracking.run_record import log_plots, record_beginning
@@ -75,7 +75,7 @@ def finish(
     progress.stage("registering the student" if job.recipe.registry.model_name else "logging the student")
     torch.manual_seed(job.recipe.run.seed)
     model = auto_class(AutoConfig.from_pretrained(job.folder.export)).from_pretrained(job.folder.export)
-    tokenizer = AutoTokenizer.from_pretrained(job.folder.export)
+    tokenizer = load_tokenizer(str(job.folder.export), None, "student")
     rows = shown_rows(job)
     after = sample_answers(model.eval(), tokenizer, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
     sample = Sample(rows[0]["prompt"], after[0] if after else "")

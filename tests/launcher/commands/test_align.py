@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,6 +147,20 @@ def test_tokenizers_of_every_kind(
     assert record["alignment_rate"] == num_segments / num_tokens[0]
     assert err.count("\n") == (num_segments / num_tokens[0] < 0.5)
     assert err.startswith("warning: " if err else "")
+
+
+def test_a_tokenizer_that_others_would_rebuild_is_told(
+    run: Run, saved: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though libraries are silenced while tokenizers are read."""
+    folder = tmp_path / "qwen"
+    shutil.copytree(saved("characters"), folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    status, out, _ = run("--student", str(folder), "--teacher", saved("characters"), "--text", "ab", "--json")
+    assert status == 0
+    assert len(json.loads(out)["segments"]) == 2
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "uld_ds.tokenization.notices"]
+    assert line.startswith(f"{folder}: tokenizer.json is used as it stands; AutoTokenizer, which other programs use, ")
 
 
 def test_a_low_rate_is_warned_about_in_every_form(run: Run, pair: list[str]) -> None:

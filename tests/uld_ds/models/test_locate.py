@@ -18,8 +18,7 @@ from uld_ds.models.student import make_student
 from uld_ds.recipe import ModelSettings, StudentSettings
 from uld_ds.tokenization.loading import load_tokenizer, tokenizer_digest
 from uld_ds.tokenization.training import train_tokenizer
-from uld_ds.utils.cache import cache_dir
-from uld_ds.utils.files import file_digest
+from uld_ds.utils.cache import converted_gguf
 
 LLAMA = {
     "model_type": "llama",
@@ -120,7 +119,7 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, tiny_teacher: Path, monke
     monkeypatch.setenv("ULD_DS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "m.gguf").write_bytes(b"weights")
     # As an earlier run has left it, under the digest of the file's content.
-    converted = cache_dir() / "models" / f"m-{file_digest(tmp_path / 'm.gguf')[:16]}"
+    converted = converted_gguf(tmp_path / "m.gguf", "models")
     converted.parent.mkdir(parents=True, exist_ok=True)
     converted.symlink_to(tiny_teacher)
     assert locate(str(tmp_path), gguf_file="m.gguf") == str(tiny_teacher)
