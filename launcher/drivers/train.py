@@ -27,10 +27,8 @@ from uld_ds.data.prepared import PREPARED_DATA, Split
 from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import Side, TextSide
 from uld_ds.errors import RunError, StoppedError, UserError, one_line
-from uld_ds.models.adapters import shaped
-from uld_ds.models.architectures import auto_class
 from uld_ds.models.pretrained import Pretrained
-from uld_ds.models.quantization import check_installed, check_quantizable
+from uld_ds.models.trial import TrialStudent, try_student
 from uld_ds.recipe import Recipe, StudentSettings
 from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.registry.provenance import teacher_facts
@@ -124,7 +122,10 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     """Find or make models, tokenizers and paired data: the fields of a Job that are known before it has a run."""
     view.note("looking at models and data")
     student = Pretrained.at(student_place(recipe, RunFolder(run_dir).student), recipe.student, "student")
-    check_free_disk(run_dir, recipe, _num_parameters(student, recipe.student))
+    trial = try_student(student.config(), recipe.student, student.place)
+    if trial.adapters is not None:
+        view.note(trial.adapters)
+    check_free_disk(run_dir, recipe, _checkpoint_parameters(trial, recipe.student))
     own = TextSide.of_model(student, recipe.student, "student")
     teacher, sides = teacher_sides(recipe, own)
     shared = share_a_tokenizer(own, sides["train"])
@@ -174,23 +175,12 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
     return splits
 
 
-def _num_parameters(student: Pretrained, settings: StudentSettings) -> int:
-    """Count the student's parameters as a checkpoint holds them: one that does not learn has no optimizer state.
-
-    Raises:
-        UserError: the recipe freezes or adapts something that is not there.
-    """
-    import torch
-
-    check_installed(settings)
-    with torch.device("meta"):
-        config = student.config()
-        model = auto_class(config).from_config(config)
-        check_quantizable(settings, model)
-        model = shaped(model, settings)
+def _checkpoint_parameters(trial: TrialStudent, settings: StudentSettings) -> int:
+    """Count the student's parameters as a checkpoint holds them: one that does not learn has no optimizer state."""
     # Beside weights in 4 bits, a checkpoint holds what learns alone.
     frozen = 0 if settings.quantize else 0.25
-    return int(sum(parameter.numel() * (1 if parameter.requires_grad else frozen) for parameter in model.parameters()))
+    parameters = trial.model.parameters()
+    return int(sum(parameter.numel() * (1 if parameter.requires_grad else frozen) for parameter in parameters))
 
 
 def _described(name: str, split: Split) -> str:

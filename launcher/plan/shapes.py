@@ -11,11 +11,10 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError, one_line
-from uld_ds.models.adapters import shaped
 from uld_ds.models.layer_pruning import keep_in_config
 from uld_ds.models.pretrained import Pretrained
-from uld_ds.models.quantization import check_quantizable, quantized_linears
 from uld_ds.models.remote_code import check_remote_code
+from uld_ds.models.trial import try_student, unmade_model
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.utils.cache import PACKAGE, converted_gguf, package_folder
@@ -52,6 +51,8 @@ class Shape:
     """Number of parameters that are held in 4 bits."""
     largest_quantized: int = 0
     """Parameters of the largest matrix in 4 bits: what exists unpacked at a time."""
+    adapters: str | None = None
+    """Which layers have adapters and which have none, in words; None without adapters."""
 
     @property
     def body_parameters(self) -> int:
@@ -60,7 +61,13 @@ class Shape:
 
 
 def shape_of(
-    config: PreTrainedConfig, name: str, file_bytes: int | None = None, student: StudentSettings | None = None
+    config: PreTrainedConfig,
+    name: str,
+    file_bytes: int | None = None,
+    student: StudentSettings | None = None,
+    *,
+    key: str = "model",
+    **code: Any,
 ) -> Shape:
     """Measure the model that a configuration describes; it is built without memory for its weights.
 
@@ -69,28 +76,21 @@ def shape_of(
         name: for a person.
         file_bytes: of its weights on disk.
         student: what of it is frozen or adapted.
+        key: where the user gave the model, for messages.
+        **code: options of ``remote_code_options``.
+
+    Raises:
+        UserError: no model can be made of it, or not the student that is asked for.
     """
-    import torch
-
-    from uld_ds.models.architectures import auto_class
-
-    try:
-        with torch.device("meta"):
-            model = auto_class(config).from_config(config)
-    except Exception as error:  # a bad value surfaces wherever the architecture first uses it
-        problem = f"{name!r}: no model can be made of it ({one_line(error, kind=True)})"
-        raise UserError("model", problem, "correct it") from error
-    text: Any = config.get_text_config()
+    trial = None if student is None else try_student(config, student, name)
+    model: Any = unmade_model(config, key, name, **code)
     layers = _layers(model)
     layer_parameters = sum(p.numel() for layer in layers for p in layer.parameters()) // len(layers)
+    in_four_bits = [0] if trial is None else [0, *trial.in_four_bits]
+    model = model if trial is None else trial.model
     head = model.get_output_embeddings()
-    in_four_bits = [0]
-    if student is not None and student.quantize is not None:
-        check_quantizable(student, model)
-        in_four_bits += [model.get_submodule(linear).weight.numel() for linear in quantized_linears(model)]
-    if student is not None:
-        with torch.device("meta"):
-            model = shaped(model, student)
+    head = getattr(head, "base_layer", head)
+    text: Any = config.get_text_config()
     sizes = [parameter.numel() for parameter in model.parameters()]
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     heads = text.num_attention_heads
@@ -112,6 +112,7 @@ def shape_of(
         file_bytes=file_bytes,
         quantized=sum(in_four_bits),
         largest_quantized=max(in_four_bits),
+        adapters=None if trial is None else trial.adapters,
     )
 
 
@@ -158,7 +159,7 @@ def student_shape(settings: StudentSettings) -> Shape:
     except Exception as error:  # each architecture checks its options in its own way
         problem = f"no {options['model_type']!r} model can be made of it ({one_line(error, kind=True)})"
         raise UserError("student.from_config", problem, "correct its options") from error
-    return shape_of(config, f"a new {options['model_type']}", student=settings)
+    return shape_of(config, f"a new {options['model_type']}", student=settings, key="student.from_config")
 
 
 def _existing(settings: ModelSettings, role: str, student: StudentSettings | None = None) -> Shape:
