@@ -94,7 +94,7 @@ def adapted_layers(model: Any, settings: LoraSettings) -> list[str]:
             layers are merged.
     """
     head, linear = output_head_name(model), adaptable_layers(model)
-    is_tied = bool(model.config.get_text_config().tie_word_embeddings)
+    is_tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     if settings.targets == "all-linear":
         chosen = [name for name in linear if name != head]
         if not chosen:
@@ -170,7 +170,9 @@ def _no_layer(model: nn.Module, target: str) -> str:
 
 def _names(names: Sequence[str], *, within: bool = False) -> str:
     """List the last parts of layers' names, each once; ``within``: with the part before, which tells them apart."""
-    short = {".".join([part for part in name.split(".") if not part.isdigit()][-2 if within else -1 :]) for name in names}
+    short = {
+        ".".join([part for part in name.split(".") if not part.isdigit()][-2 if within else -1 :]) for name in names
+    }
     return ", ".join(sorted(short))
 
 

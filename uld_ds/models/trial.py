@@ -1,4 +1,4 @@
-"""A student on trial: made without memory for its weights, to see before training that it can be trained and exported."""
+"""A student on trial: made without memory for its weights, trainable and exportable before any training begins."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from uld_ds.models.architectures import auto_class
 from uld_ds.models.quantization import check_installed, check_quantizable, quantization_method, quantized_linears
 from uld_ds.recipe import StudentSettings
 from uld_ds.recipe.models import NO_CODE
+
+_OTHER = "choose a language model that transformers knows, or correct its config.json"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def unmade_model(config: PreTrainedConfig, key: str, name: str, **code: Any) -> 
             model: PreTrainedModel = auto_class(config).from_config(config, **(code or NO_CODE))
     except Exception as error:  # a bad value, or a library that is missing, surfaces wherever it is first used
         problem = f"{name!r}: no model can be made of it ({one_line(error, kind=True)})"
-        fix = "install what it needs, on every node" if isinstance(error, ImportError) else "correct its config.json"
+        fix = "install what it needs, on every node" if isinstance(error, ImportError) else _OTHER
         raise UserError(key, problem, fix) from error
     return model
 
