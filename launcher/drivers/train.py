@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
-from launcher.cluster.worker_group import run_worker_group
+from launcher.cluster.worker_group import check_not_stopped, run_worker_group
 from launcher.drivers.checkpoint_list import repair_checkpoint_list
 from launcher.drivers.preflight import check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.drivers.sigterm import SigtermStops
@@ -26,7 +26,7 @@ from uld_ds.data.bad_examples import bad_examples
 from uld_ds.data.prepared import PREPARED_DATA, Split
 from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import Side, TextSide
-from uld_ds.errors import RunError, StoppedError, UserError, one_line
+from uld_ds.errors import StoppedError, UserError, one_line
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.trial import TrialStudent, try_student
 from uld_ds.recipe import Recipe, StudentSettings
@@ -100,7 +100,6 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     student_deepspeed=student_config(recipe, on_gpu=on_gpu),
                     teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
                 )
-                folder.stopped.unlink(missing_ok=True)
                 repair_checkpoint_list(run_dir, view.note)
                 grace = sigterm.after_a_checkpoint(stop_file, recipe.cluster.grace_seconds)
                 with _recorded_beside(client, job), grace:
@@ -110,8 +109,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     raise StoppedError(
                         f"{recipe.run.name!r} was told to stop; the same command goes on where it left off"
                     )
-                if folder.stopped.is_file():
-                    raise RunError(f"{recipe.run.name!r} stopped: {folder.stopped.read_text(encoding='utf-8')}")
+                check_not_stopped(run_dir)
         # Only now is the run finished: this file is what says so.
         facts = json.loads(folder.outcome.read_text()) | {"wall_seconds": time.monotonic() - begin}
         write_whole(finished, json.dumps(facts, indent=1), sync=True)
