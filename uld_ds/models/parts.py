@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.quantizers import AutoHfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
@@ -94,15 +94,21 @@ def embedding_rows(config: PreTrainedConfig, key: str, name: str, folder: Path |
         UserError: no model can be made of the configuration, or its weights are of another size.
     """
     model = unmade_model(config, key, name, **code)
-    parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    shapes = [part.weight.shape for part in parts if hasattr(part, "weight")]
-    if not shapes:
-        return int(config.get_text_config().vocab_size)
     if folder is not None and quantization_method(config) is None:
-        named = {id(weight): name for name, weight in model.named_parameters(remove_duplicate=False)}
-        name_of_rows = ".".join(named[id(parts[0].weight)].split(".")[-2:]) if hasattr(parts[0], "weight") else ""
-        _check_rows(folder, key, name_of_rows, shapes[0], getattr(config, "transformers_weights", None))
-    return min(int(shape[0]) for shape in shapes)
+        embeddings: Any = model.get_input_embeddings()
+        weight: Any = getattr(embeddings, "weight", None)
+        named = [name for name, other in model.named_parameters(remove_duplicate=False) if other is weight]
+        if named:
+            last = ".".join(named[0].split(".")[-2:])
+            _check_rows(folder, key, last, weight.shape, getattr(config, "transformers_weights", None))
+    return embedding_rows_of(model)
+
+
+def embedding_rows_of(model: PreTrainedModel) -> int:
+    """Find how many token ids a model knows that is there, with weights or without."""
+    parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    rows = [int(part.weight.shape[0]) for part in parts if hasattr(part, "weight")]
+    return min(rows, default=int(getattr(model.config.get_text_config(), "vocab_size", 0)))
 
 
 def _check_rows(folder: Path, key: str, name: str, shape: Any, named: str | None) -> None:
@@ -111,7 +117,7 @@ def _check_rows(folder: Path, key: str, name: str, shape: Any, named: str | None
         tensor["shape"][0]
         for file in weight_files(folder, key, named)
         for other, tensor in tensors(file, key).items()
-        if name and other.endswith(name) and len(tensor["shape"]) == 2 and tensor["shape"][1] == shape[1]
+        if other.endswith(name) and len(tensor["shape"]) == 2 and tensor["shape"][1] == shape[1]
     }
     if found and shape[0] not in found:
         problem = f"the embeddings in {str(folder)!r} have {min(found)} rows, and its config.json says {shape[0]}"

@@ -13,7 +13,7 @@ from uld_ds.errors import UserError, one_line
 from uld_ds.models.architectures import auto_class
 from uld_ds.models.embeddings import remake_embeddings
 from uld_ds.models.layer_pruning import with_layers
-from uld_ds.models.parts import rows_needed
+from uld_ds.models.parts import embedding_rows_of, rows_needed
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import StudentSettings, TrainedTokenizerSettings
 from uld_ds.tokenization.loading import load_tokenizer
@@ -62,7 +62,7 @@ def _initial_student(settings: StudentSettings, tokenizer: PreTrainedTokenizerBa
         return model
     if settings.embeddings != "keep":
         remake_embeddings(model, base.tokenizer(), tokenizer, spelled=settings.embeddings == "spelled")
-    elif model.get_input_embeddings().weight.shape[0] < (rows := rows_needed(tokenizer)):
+    elif embedding_rows_of(model) < (rows := rows_needed(tokenizer)):
         model.resize_token_embeddings(rows)
     _speak_for(tokenizer, model.config)
     # A checkpoint brings its own, with the ids of the tokenizer it had.

@@ -69,7 +69,8 @@ def try_student(config: PreTrainedConfig, settings: StudentSettings, name: str) 
     model = unmade_model(config, key, name)
     check_quantizable(settings, model)
     _check_learns(config)
-    in_four_bits = [model.get_submodule(linear).weight.numel() for linear in quantized_linears(model)]
+    linears: list[Any] = [model.get_submodule(linear) for linear in quantized_linears(model)]
+    in_four_bits = [linear.weight.numel() for linear in linears]
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     adapters = None if settings.lora is None else describe_adapters(model, settings.lora)
     with torch.device("meta"):

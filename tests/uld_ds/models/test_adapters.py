@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -361,4 +362,8 @@ def test_what_is_frozen_stays_and_adapters_are_merged_at_export(tiny_recipe: dic
         wanted = whole_logits(tmp_path / f"{name}-export", found[name]["side"])
         torch.testing.assert_close(found[name]["after"], wanted, rtol=0, atol=5e-5)
         assert torch.equal(found[name]["after"], other[name]["after"])
+    written = json.loads((tmp_path / "adapted-export" / "config.json").read_text())
+    assert (written["rope_theta"], written["rope_parameters"]["rope_theta"]) == (10_000.0, 10_000.0)
+    of_tokenizer = json.loads((tmp_path / "adapted-export" / "tokenizer_config.json").read_text())
+    assert of_tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert (found["adapted"]["after"] - whole_logits(place, found["adapted"]["side"])).abs().max() > 1e-3
