@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from tests.helpers import broken_folders as broken
 from tests.helpers.tiny import save_tiny_t5
@@ -80,16 +80,14 @@ def test_an_added_token_without_a_row_is_a_bad_example_where_it_stands(
 
 def test_a_student_gets_rows_for_every_id(tiny_student: Path, tmp_path: Path) -> None:
     """A vocabulary with a hole in it has larger ids than entries."""
-    tokenizer_folder = broken.broken_copy(tiny_student, tmp_path / "tokenizer")
-    content = json.loads((tokenizer_folder / "tokenizer.json").read_text())
-    content["added_tokens"].append({**content["added_tokens"][0], "id": 450, "content": "<|far|>"})
-    (tokenizer_folder / "tokenizer.json").write_text(json.dumps(content))
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    largest = max(tokenizer.get_vocab().values())
-    assert rows_needed(tokenizer) == max(largest + 1, len(tokenizer))
-    settings = StudentSettings(model=str(tiny_student), tokenizer=str(tokenizer_folder), max_length=64)
+    words = {"[UNK]": 0, "[PAD]": 1, "the": 2, "fox": 450}
+    backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert (len(tokenizer), rows_needed(tokenizer)) == (4, 451)
+    settings = StudentSettings(model=str(tiny_student), tokenizer=str(tmp_path / "tokenizer"), max_length=64)
     made = Pretrained(str(make_student(settings, lambda: [], 0, tmp_path / "student")))
-    assert made.embedding_rows() == rows_needed(tokenizer) > 400
+    assert made.embedding_rows() == 451
     assert check_vocabulary(made.tokenizer(), made.embedding_rows(), "x")
 
 
