@@ -24,7 +24,9 @@ _MOST_CHARACTERS = 600
 def run_worker_group(
     worker: Callable[[dict[str, Any]], None], config: dict[str, Any], recipe: Recipe, folder: Path, *, on_gpu: bool
 ) -> None:
-    """Run ``worker(config)`` on every rank, restarting all from the last checkpoint when one fails.
+    """Run ``worker(config)`` on every rank, restarting all from the last checkpoint when one is lost.
+
+    A worker that notes in the folder's ``stopped.txt`` why a restart is no use has no other after it.
 
     Args:
         worker: importable on the workers.
@@ -36,7 +38,8 @@ def run_worker_group(
     Raises:
         RunError: it failed for good.
     """
-    cluster = recipe.cluster
+    cluster, stopped = recipe.cluster, RunFolder(folder).stopped
+    stopped.unlink(missing_ok=True)
     # Ray Train reads this where the command runs, and hands it to whoever watches the workers.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.hang_seconds)
     trainer = TorchTrainer(
@@ -65,7 +68,19 @@ def run_worker_group(
         ray.shutdown()
         raise
     except Exception as error:
+        check_not_stopped(folder)  # without a restart left, Ray reports what the note says better
         raise RunError(f"{folder.name!r} failed: {cause(error)} (logs in {RunFolder(folder).logs})") from error
+
+
+def check_not_stopped(folder: Path) -> None:
+    """Check that no worker has noted why it stopped for good.
+
+    Raises:
+        RunError: one has, with what it noted.
+    """
+    stopped = RunFolder(folder).stopped
+    if stopped.is_file():
+        raise RunError(f"{folder.name!r} stopped: {stopped.read_text(encoding='utf-8')}")
 
 
 def cause(error: BaseException) -> str:

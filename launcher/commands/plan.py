@@ -119,7 +119,10 @@ def _models(found: Plan) -> Table:
     student = _described(found.student_shape)
     if found.student_shape.learning < found.student_shape.parameters:
         student += f"; {found.student_shape.learning / 1e6:,.1f} million of them learn"
-    return _rows("plan", [("workers", where), ("teacher", teacher), ("student", student)])
+    rows: list[tuple[str, ...]] = [("workers", where), ("teacher", teacher), ("student", student)]
+    if found.student_shape.adapters is not None:
+        rows.append(("", found.student_shape.adapters))
+    return _rows("plan", rows)
 
 
 def _described(shape: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
-from launcher.cluster.worker_group import run_worker_group
+from launcher.cluster.worker_group import check_not_stopped, run_worker_group
 from launcher.drivers.preflight import check_deepspeed_configs, writable_folder
 from launcher.terminal.progress import ProgressView
 from launcher.terminal.quiet import quieten_libraries
@@ -73,6 +73,7 @@ def build_store(recipe: Recipe) -> StoreManifest:
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
                 job = StoreJob(recipe, folder, teacher.place, on_gpu, teacher_config(recipe, on_gpu=on_gpu), parts)
                 run_worker_group(build_store_worker, job.to_config(), recipe, folder, on_gpu=on_gpu)
+                check_not_stopped(folder)
         else:
             view.note(f"{settings.path} is whole already")
     return SpectrumStore.open(settings.path, key="teacher.path").manifest

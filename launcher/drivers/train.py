@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
-from launcher.cluster.worker_group import run_worker_group
+from launcher.cluster.worker_group import check_not_stopped, run_worker_group
 from launcher.drivers.checkpoint_list import repair_checkpoint_list
 from launcher.drivers.preflight import check_deepspeed_configs, check_free_disk, claim_run_dir
 from launcher.drivers.sigterm import SigtermStops
@@ -26,11 +26,9 @@ from uld_ds.data.bad_examples import bad_examples
 from uld_ds.data.prepared import PREPARED_DATA, Split
 from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import Side, TextSide
-from uld_ds.errors import RunError, StoppedError, UserError, one_line
-from uld_ds.models.adapters import shaped
-from uld_ds.models.architectures import auto_class
+from uld_ds.errors import StoppedError, UserError, one_line
 from uld_ds.models.pretrained import Pretrained
-from uld_ds.models.quantization import check_installed, check_quantizable
+from uld_ds.models.trial import TrialStudent, try_student
 from uld_ds.recipe import Recipe, StudentSettings
 from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.registry.provenance import teacher_facts
@@ -102,7 +100,6 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     student_deepspeed=student_config(recipe, on_gpu=on_gpu),
                     teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
                 )
-                folder.stopped.unlink(missing_ok=True)
                 repair_checkpoint_list(run_dir, view.note)
                 grace = sigterm.after_a_checkpoint(stop_file, recipe.cluster.grace_seconds)
                 with _recorded_beside(client, job), grace:
@@ -112,8 +109,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     raise StoppedError(
                         f"{recipe.run.name!r} was told to stop; the same command goes on where it left off"
                     )
-                if folder.stopped.is_file():
-                    raise RunError(f"{recipe.run.name!r} stopped: {folder.stopped.read_text(encoding='utf-8')}")
+                check_not_stopped(run_dir)
         # Only now is the run finished: this file is what says so.
         facts = json.loads(folder.outcome.read_text()) | {"wall_seconds": time.monotonic() - begin}
         write_whole(finished, json.dumps(facts, indent=1), sync=True)
@@ -124,7 +120,10 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     """Find or make models, tokenizers and paired data: the fields of a Job that are known before it has a run."""
     view.note("looking at models and data")
     student = Pretrained.at(student_place(recipe, RunFolder(run_dir).student), recipe.student, "student")
-    check_free_disk(run_dir, recipe, _num_parameters(student, recipe.student))
+    trial = try_student(student.config(), recipe.student, student.place)
+    if trial.adapters is not None:
+        view.note(trial.adapters)
+    check_free_disk(run_dir, recipe, _checkpoint_parameters(trial, recipe.student))
     own = TextSide.of_model(student, recipe.student, "student")
     teacher, sides = teacher_sides(recipe, own)
     shared = share_a_tokenizer(own, sides["train"])
@@ -174,23 +173,12 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
     return splits
 
 
-def _num_parameters(student: Pretrained, settings: StudentSettings) -> int:
-    """Count the student's parameters as a checkpoint holds them: one that does not learn has no optimizer state.
-
-    Raises:
-        UserError: the recipe freezes or adapts something that is not there.
-    """
-    import torch
-
-    check_installed(settings)
-    with torch.device("meta"):
-        config = student.config()
-        model = auto_class(config).from_config(config)
-        check_quantizable(settings, model)
-        model = shaped(model, settings)
+def _checkpoint_parameters(trial: TrialStudent, settings: StudentSettings) -> int:
+    """Count the student's parameters as a checkpoint holds them: one that does not learn has no optimizer state."""
     # Beside weights in 4 bits, a checkpoint holds what learns alone.
     frozen = 0 if settings.quantize else 0.25
-    return int(sum(parameter.numel() * (1 if parameter.requires_grad else frozen) for parameter in model.parameters()))
+    parameters = trial.model.parameters()
+    return int(sum(parameter.numel() * (1 if parameter.requires_grad else frozen) for parameter in parameters))
 
 
 def _described(name: str, split: Split) -> str:

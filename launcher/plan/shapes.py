@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,19 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError, one_line
-from uld_ds.models.adapters import shaped
 from uld_ds.models.layer_pruning import keep_in_config
+from uld_ds.models.parts import check_config, check_vocabulary
 from uld_ds.models.pretrained import Pretrained
-from uld_ds.models.quantization import check_quantizable, quantized_linears
 from uld_ds.models.remote_code import check_remote_code
+from uld_ds.models.trial import try_student, unmade_model
+from uld_ds.models.weight_files import check_no_pointers, tensor_bytes, weight_files
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
+from uld_ds.recipe.models import code_options
 from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.utils.cache import PACKAGE, converted_gguf, package_folder
 from uld_ds.utils.files import in_home
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Shape:
     """Number of parameters that are held in 4 bits."""
     largest_quantized: int = 0
     """Parameters of the largest matrix in 4 bits: what exists unpacked at a time."""
+    adapters: str | None = None
+    """Which layers have adapters and which have none, in words; None without adapters."""
 
     @property
     def body_parameters(self) -> int:
@@ -60,7 +64,13 @@ class Shape:
 
 
 def shape_of(
-    config: PreTrainedConfig, name: str, file_bytes: int | None = None, student: StudentSettings | None = None
+    config: PreTrainedConfig,
+    name: str,
+    file_bytes: int | None = None,
+    student: StudentSettings | None = None,
+    *,
+    key: str = "model",
+    **code: Any,
 ) -> Shape:
     """Measure the model that a configuration describes; it is built without memory for its weights.
 
@@ -69,28 +79,21 @@ def shape_of(
         name: for a person.
         file_bytes: of its weights on disk.
         student: what of it is frozen or adapted.
+        key: where the user gave the model, for messages.
+        **code: options of ``remote_code_options``.
+
+    Raises:
+        UserError: no model can be made of it, or not the student that is asked for.
     """
-    import torch
-
-    from uld_ds.models.architectures import auto_class
-
-    try:
-        with torch.device("meta"):
-            model = auto_class(config).from_config(config)
-    except Exception as error:  # a bad value surfaces wherever the architecture first uses it
-        problem = f"{name!r}: no model can be made of it ({one_line(error, kind=True)})"
-        raise UserError("model", problem, "correct it") from error
-    text: Any = config.get_text_config()
+    trial = None if student is None else try_student(config, student, name)
+    model: Any = unmade_model(config, key, name, **code)
     layers = _layers(model)
     layer_parameters = sum(p.numel() for layer in layers for p in layer.parameters()) // len(layers)
+    in_four_bits = [0] if trial is None else [0, *trial.in_four_bits]
+    model = model if trial is None else trial.model
     head = model.get_output_embeddings()
-    in_four_bits = [0]
-    if student is not None and student.quantize is not None:
-        check_quantizable(student, model)
-        in_four_bits += [model.get_submodule(linear).weight.numel() for linear in quantized_linears(model)]
-    if student is not None:
-        with torch.device("meta"):
-            model = shaped(model, student)
+    head = getattr(head, "base_layer", head)
+    text: Any = config.get_text_config()
     sizes = [parameter.numel() for parameter in model.parameters()]
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     heads = text.num_attention_heads
@@ -112,6 +115,7 @@ def shape_of(
         file_bytes=file_bytes,
         quantized=sum(in_four_bits),
         largest_quantized=max(in_four_bits),
+        adapters=None if trial is None else trial.adapters,
     )
 
 
@@ -158,7 +162,7 @@ def student_shape(settings: StudentSettings) -> Shape:
     except Exception as error:  # each architecture checks its options in its own way
         problem = f"no {options['model_type']!r} model can be made of it ({one_line(error, kind=True)})"
         raise UserError("student.from_config", problem, "correct its options") from error
-    return shape_of(config, f"a new {options['model_type']}", student=settings)
+    return shape_of(config, f"a new {options['model_type']}", student=settings, key="student.from_config")
 
 
 def _existing(settings: ModelSettings, role: str, student: StudentSettings | None = None) -> Shape:
@@ -169,34 +173,38 @@ def _existing(settings: ModelSettings, role: str, student: StudentSettings | Non
         converted = converted_gguf(folder / gguf, "models")
         if (converted / "config.json").is_file():
             folder, gguf = converted, None
+    key = f"{role}.model"
+    if folder.is_dir():
+        check_no_pointers(folder, key)
     source = str(folder) if folder.is_dir() else place
     options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
     check_remote_code(settings, source, role)
+    model = Pretrained.at(source, settings, role)
     try:
-        config = Pretrained.at(source, settings, role).config(**options)
+        config = model.config(**options)
     except Exception as error:  # the hub, its client and transformers raise whatever they ran into
         problem = f"no configuration of {place!r} ({one_line(error, kind=True)})"
-        raise UserError(f"{role}.model", problem, "correct it, or name a folder that holds its config.json") from error
-    file_bytes = tensor_bytes(folder) if folder.is_dir() else None
+        raise UserError(key, problem, "correct it, or name a folder that holds its config.json") from error
+    check_config(config, place, settings.max_length, role)
+    file_bytes = None if gguf is not None else _checked_bytes(model, config, student)
     if student is not None and student.keep_layers is not None:
         # Layers that are not there, or that it cannot go without, are what `uld-ds train` says.
         keep_in_config(config.get_text_config(), student.keep_layers)
         file_bytes = None
-    return shape_of(config, place, file_bytes, student)
+    return shape_of(config, place, file_bytes, student, key=key, **code_options(settings))
 
 
-def tensor_bytes(folder: Path) -> int | None:
-    """Sum the bytes of all tensors in a folder's safetensors files, by their headers; None where there are none."""
-    files = sorted(folder.glob("*.safetensors"))
-    return sum(map(_tensor_bytes, files)) if files else None
+def _checked_bytes(model: Pretrained, config: PreTrainedConfig, student: StudentSettings | None) -> int | None:
+    """Compare what is here of a model, as a run would; return the bytes of its weights, None where they are not here.
 
-
-def _tensor_bytes(file: Path) -> int:
-    """Read the bytes of a safetensors file's tensors from its header.
-
-    The format begins with the length of a JSON header, 8 bytes little endian.
+    Raises:
+        UserError: its files are damaged, or its tokenizer is not that of its weights.
     """
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    return max((item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"), default=0)
+    folder = Path(model.place)
+    if not folder.is_dir():
+        return None
+    files = weight_files(folder, model.key, getattr(config, "transformers_weights", None))
+    has_own_tokenizer = student is None or student.tokenizer is None
+    if has_own_tokenizer and any((folder / name).is_file() for name in _TOKENIZERS):
+        check_vocabulary(model.tokenizer(), model.embedding_rows(), model.key)
+    return tensor_bytes(files, model.key) if files else None

@@ -56,6 +56,31 @@ def test_beside_weights_in_four_bits(
     assert '"quantise": "nf4"' in version.tags["student_lora"]
 
 
+@pytest.mark.slow
+def test_a_mixture_of_experts_is_adapted_and_exported(
+    tmp_path: Path, tiny_teacher: Path, tiny_student: Path, rows: list[dict[str, str]]
+) -> None:
+    recipe: dict[str, Any] = tiny_recipe_in(tmp_path, tiny_teacher, tiny_student, rows)
+    mixture = {
+        "model_type": "qwen3_moe", "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4,
+        "num_experts_per_tok": 2, "mlp_only_layers": [0],
+    }  # fmt: skip
+    del recipe["student"]["model"]
+    recipe["student"] |= {"from_config": mixture, "tokenizer": str(tiny_student), "lora": {"rank": 4}}
+    facts = run_training(parse_recipe(recipe))
+    assert facts["bits_per_byte"]["after"] < facts["bits_per_byte"]["before"]
+    export = Path(facts["export_dir"])
+    exported, info = AutoModelForCausalLM.from_pretrained(export, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    before = AutoModelForCausalLM.from_pretrained(export.parent / "student").state_dict()
+    changed = {name for name, weight in exported.state_dict().items() if not torch.equal(weight, before[name])}
+    attention = {f"model.layers.{n}.self_attn.{part}_proj.weight" for n in (0, 1) for part in "qkvo"}
+    assert changed == attention | {f"model.layers.0.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+    said = "`qwen3_moe` models of this kind were read by transformers 4.57 with the same logits."
+    assert said in (export / "README.md").read_text()
+
+
 def test_vocabularies_that_are_one(tiny_teacher: Path, tiny_student: Path) -> None:
     settings = ModelSettings(model="x")
     places = tiny_teacher, tiny_student

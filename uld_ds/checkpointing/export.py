@@ -1,7 +1,7 @@
 """Export of the student from its engine, as a Hugging Face directory whose logits are the engine's.
 
 They are the engine's bit for bit. Adapters are merged into the weights they adapt (of weights held in 4 bits, into what
-these stand for): there, logits differ by rounding.
+these stand for): there, logits differ by rounding. Transformers 4 reads it, too, as far as it can.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.models.adapters import is_adapted, merged
+from uld_ds.models.older_readers import adapt_config, save_tokenizer
 from uld_ds.models.quantization import is_quantized, unquantized_like
 from uld_ds.utils.distributed import Ranks
 from uld_ds.utils.files import remove_leftovers, whole_folder
@@ -39,7 +40,8 @@ def export_student(student: Any, tokenizer: PreTrainedTokenizerBase, target: Pat
         # On the disk: the run's result names it, and the checkpoints may go.
         with whole_folder(target, sync=True, replace=True) as aside:
             lm.save_pretrained(aside, state_dict=weights)
-            tokenizer.save_pretrained(aside)
+            adapt_config(aside)
+            save_tokenizer(tokenizer, aside)
     ranks.barrier()
 
 

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.data.encoding import EncodedSide, Encoder, SplitEncoder
 from uld_ds.data.rendering import Rendered, RenderedTurn, Renderer
 from uld_ds.data.sources import Example
+from uld_ds.models.parts import check_vocabulary
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import ModelSettings
 from uld_ds.tokenization.loading import tokenizer_digest
+from uld_ds.tokenization.spans import AlignmentError
 
 
 class Side(Protocol):
@@ -55,6 +58,7 @@ class TextSide:
         settings: Recipe section of the model.
         key: ``teacher`` or ``student``.
         decoder_start: Token id that the decoder of an encoder-decoder model begins with; None for decoder-only models.
+        rows: Rows of the model's embeddings, where the tokenizer has ids beyond them; None where it has none.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class TextSide:
         key: str,
         *,
         decoder_start: int | None = None,
+        rows: int | None = None,
     ) -> None:
         self._renderer = Renderer(tokenizer, settings, key)
         self._encoder: Encoder | SplitEncoder
@@ -72,6 +77,7 @@ class TextSide:
         else:
             self._encoder = SplitEncoder(tokenizer, decoder_start)
         self._decoder_start = decoder_start
+        self._rows = rows
         self._settings = settings
         self.tokenizer = tokenizer
         self._is_teacher = key == "teacher"
@@ -89,9 +95,12 @@ class TextSide:
             role: Role of the model.
 
         Raises:
-            UserError: no tokenizer there, no template for it, or a decoder that does not say how it begins.
+            UserError: no tokenizer there, one that does not belong to the model, no template for it, or a decoder that
+                does not say how it begins.
         """
-        return cls(model.tokenizer(), settings, role, decoder_start=model.decoder_start())
+        tokenizer, rows = model.tokenizer(), model.embedding_rows()
+        fits = check_vocabulary(tokenizer, rows, model.key)
+        return cls(tokenizer, settings, role, decoder_start=model.decoder_start(), rows=None if fits else rows)
 
     def identity(self) -> dict[str, Any]:
         """Return tokenizer, templates and length: all that decides what examples become."""
@@ -105,7 +114,9 @@ class TextSide:
     def prompt_ids(self, example: Example) -> list[int]:
         """Encode the prompt of an example as it stands in front of an answer, or in an encoder."""
         if self._renderer.uses_chat_template or self._decoder_start is not None:
-            return self._encoder.prompt(self.prompt(example))
+            ids = self._encoder.prompt(self.prompt(example))
+            self._check_rows(ids)
+            return ids
         # A space that ends a plain template is part of the answer's first token, once an answer follows.
         word = {"role": "assistant", "content": "the"}
         (encoded,) = self.encode([self.render(replace(example, messages=(*example.prompt, word)))])
@@ -126,8 +137,24 @@ class TextSide:
         return example.for_teacher(own_system=self._settings.system_prompt is None)
 
     def encode(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
-        """Encode rendered examples as tokens with byte spans; raises AlignmentError when they cannot be located."""
-        return self._encoder(rendered)
+        """Encode rendered examples as tokens with byte spans.
+
+        Raises:
+            AlignmentError: they cannot be located in the text, or one of them has no row in the model's embeddings.
+        """
+        encoded = self._encoder(rendered)
+        for side in encoded:
+            self._check_rows(side.ids)
+            self._check_rows(side.encoder_ids)
+        return encoded
+
+    def _check_rows(self, ids: Sequence[int] | np.ndarray) -> None:
+        if self._rows is not None and len(ids) and (largest := int(max(ids))) >= self._rows:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            role = "teacher" if self._is_teacher else "student"
+            raise AlignmentError(
+                f"{token!r} is token {largest}, beyond the {self._rows} rows of the {role}'s embeddings"
+            )
 
     def max_tokens(self, encoded: EncodedSide) -> int:
         """Return the recipe's ``max_length``, whatever the example."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from uld_ds.errors import UserError, one_line
-from uld_ds.models.quantization import dequantized, is_quantized, is_transposed
+from uld_ds.models.quantization import dequantized, is_linear, is_quantized, is_transposed
 from uld_ds.recipe import LoraSettings, StudentSettings
 
 ADAPTER = "default"
 # What PEFT's wrapper puts before the names of the model it wraps.
 _WRAPPED = "base_model.model."
+_TARGETS = "student.lora.targets"
 
 
 def shaped(model: Any, settings: StudentSettings) -> Any:
@@ -59,35 +61,134 @@ def with_adapters(model: Any, settings: LoraSettings) -> Any:
     (Hu et al., arXiv 2106.09685: a linear layer's ``W x`` becomes ``W x + alpha / rank * B A x``, with B zero.)
 
     Raises:
-        UserError: PEFT is not installed, or there are no such layers.
+        UserError: PEFT is not installed, or a target is no layer, or one whose adapter could not be exported.
     """
     if find_spec("peft") is None:
         raise UserError("student.lora", "PEFT is not installed", "pip install 'uld-ds[lora]', on every node")
     from peft import LoraConfig, get_peft_model
 
-    key = "student.lora.targets"
+    chosen = adapted_layers(model, settings)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
+        target_modules=chosen,
+        lora_dropout=settings.dropout,
+        bias="none",
+    )
     try:
-        config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
-            target_modules=settings.targets,
-            lora_dropout=settings.dropout,
-            bias="none",
-        )
-        wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
-    except ValueError as error:  # PEFT's word for names that nothing has
-        linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if _is_linear(part)})
+        with _names_taken_as_they_are(model.config):
+            wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
+    except ValueError as error:  # layers that PEFT knows it cannot adapt, e.g. those that Mamba reads the weights of
         problem = f"{settings.targets!r} cannot be adapted ({one_line(error)})"
-        raise UserError(key, problem, f"choose among {', '.join(linear)}, or all-linear") from error
-    base: Any = wrapped.get_base_model()
-    if base.config.get_text_config().tie_word_embeddings and hasattr(base.get_output_embeddings(), "lora_A"):
-        problem = "the output head is one matrix with the embeddings, which would not change with it"
-        raise UserError(key, problem, "leave the head out")
+        raise UserError(_TARGETS, problem, f"choose among {_names(adaptable_layers(model))}") from error
+    adapted = [name for name, part in wrapped.get_base_model().named_modules() if hasattr(part, "lora_A")]
+    assert sorted(adapted) == sorted(chosen), "PEFT has adapted other layers than it was given"
     return wrapped
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
+def adapted_layers(model: Any, settings: LoraSettings) -> list[str]:
+    """List the names of the layers that get an adapter, in the model's order.
+
+    Raises:
+        UserError: a target is the name of no layer, or of one whose adapter could not be exported: only those of linear
+            layers are merged.
+    """
+    head, linear = output_head_name(model), adaptable_layers(model)
+    is_tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    if settings.targets == "all-linear":
+        chosen = [name for name in linear if name != head]
+        if not chosen:
+            problem = f"{model.config.model_type!r} has no linear layer but its output head"
+            raise UserError(_TARGETS, f"'all-linear': {problem}", "leave student.lora out")
+        return chosen
+    found: set[str] = set()
+    for target in settings.targets:
+        matching = {name for name in linear if _is_called(name, target)}
+        if not matching:
+            others = [name for name in linear if not (is_tied and name == head)]
+            fix = f"choose among {_names(others)}, or write all-linear without brackets"
+            raise UserError(_TARGETS, f"{target!r} {_no_layer(model, target)}", fix)
+        found |= matching
+    if is_tied and head in found:
+        problem = "the output head is one matrix with the embeddings, which would not change with it"
+        raise UserError(_TARGETS, problem, "leave the head out")
+    return [name for name in linear if name in found]
+
+
+def adaptable_layers(model: nn.Module) -> list[str]:
+    """List the names of the linear layers, the output head included: those whose adapters can be merged.
+
+    Not those that compute something else than a product: what a router adds to it, PEFT does not know.
+    """
+    return [name for name, part in model.named_modules() if is_linear(part)]
+
+
+def output_head_name(model: Any) -> str | None:
+    """Find the name of the module that makes logits; None where a model has none."""
+    head = model.get_output_embeddings()
+    return next((name for name, part in model.named_modules() if part is head), None)
+
+
+def describe_adapters(model: Any, settings: LoraSettings) -> str:
+    """Say which layers get an adapter, and which matrices do not.
+
+    Args:
+        model: Model without adapters; its weights need not exist.
+        settings: Section ``student.lora``.
+
+    Raises:
+        UserError: as ``adapted_layers``.
+    """
+    chosen = adapted_layers(model, settings)
+    taken = {f"{name}.weight" for name in chosen}
+    others = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and name not in taken and parameter is not model.get_input_embeddings().weight
+    ]
+    left = [name.removesuffix(".weight") for name in others]
+    without = f"; none for {_names(left, within=True)}" if left else ""
+    return f"adapters for {len(chosen)} linear layers ({_names(chosen)}){without}"
+
+
+def _is_called(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _no_layer(model: nn.Module, target: str) -> str:
+    """Say what a name is that is not that of a linear layer."""
+    for name, part in model.named_modules():
+        if _is_called(name, target):
+            kind = type(part).__name__
+            return f"is a layer of kind {kind}, and only adapters of linear layers can be merged at export"
+    for name, parameter in model.named_parameters():
+        if _is_called(name, target):
+            shape = list(parameter.shape)
+            return f"is a parameter of shape {shape}, and only adapters of linear layers can be merged at export"
+    return "is the name of no layer"
+
+
+def _names(names: Sequence[str], *, within: bool = False) -> str:
+    """List the last parts of layers' names, each once; ``within``: with the part before, which tells them apart."""
+    short = {
+        ".".join([part for part in name.split(".") if not part.isdigit()][-2 if within else -1 :]) for name in names
+    }
+    return ", ".join(sorted(short))
+
+
+@contextmanager
+def _names_taken_as_they_are(config: Any) -> Iterator[None]:
+    """Keep PEFT from adapting something else than the layers that it is given.
+
+    PEFT 0.21 knows some architectures by what they were in transformers 4: it takes a ``gate_proj`` of the dense or
+    shared part of a mixture of experts for that of its experts, and adapts these as one 3-D parameter.
+    """
+    kind = config.model_type
+    config.model_type = f"{kind} of transformers 5"
+    try:
+        yield
+    finally:
+        config.model_type = kind
 
 
 def is_adapted(model: object) -> bool:

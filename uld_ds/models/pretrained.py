@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
@@ -10,6 +11,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from uld_ds.errors import UserError
 from uld_ds.models.architectures import SAFE_WEIGHTS, auto_class, is_encoder_decoder, named_start
 from uld_ds.models.locate import locate_model
+from uld_ds.models.parts import embedding_rows
 from uld_ds.recipe import ModelSettings
 from uld_ds.recipe.models import RemoteCodeSettings, remote_code_options, trusted_code
 from uld_ds.tokenization.loading import load_tokenizer
@@ -75,6 +77,15 @@ class Pretrained:
             UserError: there is none, or it needs code that is not trusted.
         """
         return load_tokenizer(self.place, self.revision, self.key, code=remote_code_options(self.code))
+
+    def embedding_rows(self) -> int:
+        """Find how many token ids the model knows; nothing of it is loaded.
+
+        Raises:
+            UserError: its configuration makes no model, or its weights are of another size.
+        """
+        folder = Path(self.place) if Path(self.place).is_dir() else None
+        return embedding_rows(self.config(), self.key, self.place, folder, **remote_code_options(self.code))
 
     def decoder_start(self) -> int | None:
         """Find the token that a decoder begins with; None where there is no encoder, and answers follow their prompt.

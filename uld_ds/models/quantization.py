@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,6 +25,7 @@ from uld_ds.errors import UserError
 from uld_ds.models.architectures import auto_class
 from uld_ds.recipe import StudentSettings
 
+_LINEAR = (nn.Linear, Conv1D)
 _BLOCK = 64
 BYTES_PER_WEIGHT = 0.5 + 1 / _BLOCK + 4 / (_BLOCK * 256)
 
@@ -85,9 +87,36 @@ def quantized_linears(model: PreTrainedModel) -> list[str]:
 def _linears(model: nn.Module) -> Iterable[tuple[str, int]]:
     """Yield names and input widths of the linear layers that may be quantized."""
     for name, part in model.named_modules():
-        if type(part) in (nn.Linear, Conv1D):
+        if type(part) in _LINEAR:
             weight: Any = part.weight
             yield name, weight.shape[0 if isinstance(part, Conv1D) else 1]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether a module is a linear layer, with its weight as it is, transposed, or in 4 bits.
+
+    A layer of a class of its own is one if it computes the same: Falcon's does, routers of experts do not.
+    """
+    kind: Any = type(module)
+    if kind in _LINEAR:
+        return True
+    if isinstance(module, nn.Linear):
+        # By its name: bitsandbytes need not be installed.
+        is_four_bit = kind.__name__ == "Linear4bit" and kind.__module__.partition(".")[0] == "bitsandbytes"
+        return is_four_bit or _computes_a_product(kind)
+    return False
+
+
+@cache
+def _computes_a_product(kind: Callable[..., Any]) -> bool:
+    hidden = torch.tensor([[0.5, -2.0, 3.0]])
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
+            layer = kind(3, 2)
+            found = layer(hidden)
+            return torch.allclose(found, nn.functional.linear(hidden, layer.weight, layer.bias))
+    except (TypeError, AttributeError, RuntimeError):  # made of something else than two widths, or returning it
+        return False
 
 
 def check_quantizable(settings: StudentSettings, model: PreTrainedModel) -> None:
@@ -105,6 +134,15 @@ def check_quantizable(settings: StudentSettings, model: PreTrainedModel) -> None
     if not quantized_linears(model):
         problem = f"{model.config.model_type!r} of this size has no linear layer with an input of a multiple of 64"
         raise UserError(key, problem, "leave it out")
+
+
+def quantization_method(config: Any) -> str | None:
+    """Read from a configuration how a model's weights are quantized, e.g. ``gptq``; None where they are not."""
+    found: Any = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    return str(getattr(method, "value", method or "in a way that it does not name"))
 
 
 def settle(model: Any) -> None:

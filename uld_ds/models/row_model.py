@@ -131,11 +131,11 @@ class RowModel(nn.Module):
 
     def _hidden(self, batch: SideBatch) -> Tensor:
         """Compute the hidden states [B, L, H] that the output head is applied to."""
-        # PEFT's wrapper has a base_model too, which is the whole language model.
-        wrapped = getattr(self.lm, "get_base_model", None)
-        lm: Any = self.lm if wrapped is None else wrapped()
+        lm = _unwrapped(self.lm)
         if not self.has_encoder:
-            return lm.base_model(**self._inputs(batch)).last_hidden_state
+            body = body_of(lm)
+            assert body is not None, "the head is direct"
+            return body(**self._inputs(batch)).last_hidden_state
         read = lm.get_encoder()(input_ids=batch.encoder_ids, attention_mask=batch.encoder_mask).last_hidden_state
         return lm.get_decoder()(
             input_ids=batch.input_ids,
@@ -144,6 +144,25 @@ class RowModel(nn.Module):
             encoder_attention_mask=batch.encoder_mask,
             use_cache=False,
         ).last_hidden_state
+
+
+def _unwrapped(lm: Any) -> Any:
+    # PEFT's wrapper has a base_model too, which is the whole language model.
+    wrapped = getattr(lm, "get_base_model", None)
+    return lm if wrapped is None else wrapped()
+
+
+def body_of(lm: Any) -> nn.Module | None:
+    """Find the part of a decoder-only model that computes what its output head reads; None where there is none.
+
+    transformers 5.23 calls it by another name than it has in some architectures (``base_model`` of Llama 4 and of
+    Mllama's text model is the whole): there it is the part that holds the embeddings.
+    """
+    if lm.base_model is not lm:
+        return lm.base_model
+    embeddings = lm.get_input_embeddings()
+    holding = [part for part in lm.children() if part is not embeddings and embeddings in part.modules()]
+    return holding[0] if len(holding) == 1 else None
 
 
 def choose_head_path(model: RowModel, call: Callable[..., Any], device: torch.device, name: str) -> None:
@@ -159,6 +178,8 @@ def choose_head_path(model: RowModel, call: Callable[..., Any], device: torch.de
         name: Role of the model, for the log.
     """
     problem = open_head(model.lm.get_output_embeddings())
+    if problem is None and not model.has_encoder and body_of(_unwrapped(model.lm)) is None:
+        problem = "stands on no part that can be reached"
     if problem is not None:
         model.direct_head = False
         log.warning("%s: its output head %s: logits of whole sequences, with more memory", name, problem)

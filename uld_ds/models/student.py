@@ -13,6 +13,7 @@ from uld_ds.errors import UserError, one_line
 from uld_ds.models.architectures import auto_class
 from uld_ds.models.embeddings import remake_embeddings
 from uld_ds.models.layer_pruning import with_layers
+from uld_ds.models.parts import embedding_rows_of, rows_needed
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import StudentSettings, TrainedTokenizerSettings
 from uld_ds.tokenization.loading import load_tokenizer
@@ -61,8 +62,8 @@ def _initial_student(settings: StudentSettings, tokenizer: PreTrainedTokenizerBa
         return model
     if settings.embeddings != "keep":
         remake_embeddings(model, base.tokenizer(), tokenizer, spelled=settings.embeddings == "spelled")
-    elif model.config.get_text_config().vocab_size < len(tokenizer):
-        model.resize_token_embeddings(len(tokenizer))
+    elif embedding_rows_of(model) < (rows := rows_needed(tokenizer)):
+        model.resize_token_embeddings(rows)
     _speak_for(tokenizer, model.config)
     # A checkpoint brings its own, with the ids of the tokenizer it had.
     _speak_for(tokenizer, model.generation_config)
@@ -73,7 +74,7 @@ def _new_model(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
     if "vocab_size" in options:
         raise UserError("student.from_config.vocab_size", "follows from student.tokenizer", "remove it")
     try:
-        config = AutoConfig.for_model(**options, vocab_size=len(tokenizer))
+        config = AutoConfig.for_model(**options, vocab_size=rows_needed(tokenizer))
     except Exception as error:  # each architecture checks its options in its own way
         raise _cannot_be_made(options, error) from error
     # What a configuration does not know it keeps as an attribute that nobody ever reads.

@@ -145,7 +145,8 @@ class LoraSettings(Strict):
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """An adapter counts ``alpha / rank`` times."""
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """Names of the linear layers that get one, e.g. ``[q_proj, v_proj]``; ``all-linear``: all but the output head."""
+    """Names of the linear layers that get one, e.g. ``[q_proj, v_proj]``; ``all-linear``: all but the output head.
+    Experts of a mixture, which are no linear layers, get none."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     quantize: Literal["nf4"] | None = None
     """Hold the frozen linear layers in 4 bits (QLoRA, arXiv 2305.14314): ``pip install 'uld-ds[qlora]'``. For ZeRO

@@ -20,6 +20,7 @@ from mlflow.types.schema import Array, Object, Property
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_ds.models.architectures import is_encoder_decoder
+from uld_ds.models.older_readers import adapt_config, adapt_tokenizer, save_tokenizer
 from uld_ds.registry import served_student
 from uld_ds.registry.served_student import GENERATION, MESSAGES, PROMPT
 
@@ -83,6 +84,9 @@ def save_model(
         model_card=card,
         **about,
     )
+    # MLflow saves both once more, as the installed transformers does.
+    adapt_config(Path(path) / "model")
+    adapt_tokenizer(Path(path) / "components" / "tokenizer", tokenizer)
     code = Path(path) / _CODE
     code.mkdir()
     shutil.copy(served_student.__file__, code / f"{_LOADER}.py")
@@ -100,7 +104,8 @@ def _save_with_pyfunc_alone(
     with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
         data, loader = Path(folder) / "student", Path(folder) / f"{_LOADER}.py"
         model.save_pretrained(data / "model")
-        tokenizer.save_pretrained(data / "components" / "tokenizer")
+        adapt_config(data / "model")
+        save_tokenizer(tokenizer, data / "components" / "tokenizer")
         card.save(data / "model_card.md")
         shutil.copy(served_student.__file__, loader)
         mlflow.pyfunc.save_model(path, loader_module=_LOADER, data_path=str(data), code_paths=[str(loader)], **about)

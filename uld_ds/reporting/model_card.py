@@ -53,13 +53,14 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | None) -> str:
+def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | None, *, readers: str = "") -> str:
     """Write the README.md of an exported student, with the metadata that the Hugging Face hub reads.
 
     Args:
         recipe: the run's recipe.
         facts: the registered version's tags.
         teacher_folder: where the teacher is, if it is a folder here; its own card tells its license.
+        readers: which versions of transformers read it.
     """
     name = recipe.registry.model_name or recipe.run.name
     return render(
@@ -70,6 +71,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | N
         link=_link(recipe),
         loss=_loss(facts),
         results=_results(facts),
+        readers=readers,
         how_it_was_asked=_how_it_was_asked(recipe.student),
         license_note=_license_note(str(facts["teacher"]), teacher_license(teacher_folder)),
         made_from=_made_from(facts),

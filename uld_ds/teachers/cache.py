@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from uld_ds.errors import RunError, UserError
+from uld_ds.errors import FinalError, UserError
 from uld_ds.spectrum.precision import Precision
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.outputs_codec import decode_many, encode_many
@@ -106,7 +106,7 @@ class OutputCache:
 
         Raises:
             KeyError: an example is not cached (``in`` tells).
-            RunError: a file is damaged (names it).
+            FinalError: a file is damaged (names it).
         """
         blobs: list[bytes] = [b""] * len(examples)
         by_file: dict[int, list[tuple[int, int]]] = {}
@@ -123,7 +123,7 @@ class OutputCache:
                     file.seek(offset)
                     blobs[place] = file.read(int(where["length"]))
                     if zlib.crc32(blobs[place]) != where["crc"]:
-                        raise RunError(f"{journal.path} is damaged (example {examples[place]}); remove this file")
+                        raise FinalError(f"{journal.path} is damaged (example {examples[place]}); remove this file")
         return decode_many(blobs)
 
     def refresh(self) -> None:
@@ -174,7 +174,7 @@ class OutputCache:
                 continue
             file.write(_file_head(self._identity))
             return file
-        raise RunError(f"{self._folder} has 10,000 files of rank {self._rank}; remove the folder")
+        raise FinalError(f"{self._folder} has 10,000 files of rank {self._rank}; remove the folder")
 
     def _learn(self, file: int, step: int, table: np.ndarray, offset: int) -> None:
         if len(table) == 0:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, set_seed
 from transformers.integrations import HfDeepSpeedConfig
 
-from uld_ds.errors import RunError
+from uld_ds.errors import FinalError
 from uld_ds.models.adapters import shaped
 from uld_ds.models.architectures import DTYPES, is_encoder_decoder
 from uld_ds.models.pretrained import Pretrained
@@ -49,7 +49,7 @@ def load_teacher(place: str, settings: TeacherSettings, config: dict[str, Any], 
         device: device of this rank.
 
     Raises:
-        RunError: weights are missing, unexpected or of another shape.
+        FinalError: weights are missing, unexpected or of another shape.
     """
     sharded = settings.sharding == "zero3"
     lm = load_weights(Pretrained.at(place, settings, "teacher"), settings, config if sharded else {})
@@ -86,7 +86,7 @@ def load_student(
         device: device of this rank.
 
     Raises:
-        RunError: weights are missing, unexpected or of another shape.
+        FinalError: weights are missing, unexpected or of another shape.
     """
     pretrained = Pretrained.at(place, settings, "student")
     quantization: dict[str, Any] = {}
@@ -148,7 +148,7 @@ def load_weights(
         quantization: more options for transformers' ``from_pretrained``.
 
     Raises:
-        RunError: weights are missing, unexpected or of another shape.
+        FinalError: weights are missing, unexpected or of another shape.
     """
     # While this object lives, transformers partitions parameters as they are created. Not those of a model with an
     # encoder: transformers compares its output head with its embeddings to see whether they are one, and of
@@ -161,7 +161,7 @@ def load_weights(
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
             names = ", ".join(sorted(map(str, info[kind]))[:3])
-            raise RunError(f"{pretrained.place}: {kind.replace('_', ' ')} while loading ({len(info[kind])}): {names}")
+            raise FinalError(f"{pretrained.place}: {kind.replace('_', ' ')} while loading ({len(info[kind])}): {names}")
     return lm
 
 

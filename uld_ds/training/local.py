@@ -16,6 +16,7 @@ from uld_ds.data.sides import TextSide
 from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import check_installed
+from uld_ds.models.trial import try_student
 from uld_ds.recipe import Recipe
 from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.runs.job import Job
@@ -76,7 +77,9 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
     folder.mkdir(parents=True, exist_ok=True)
     check_installed(recipe.student)
     place = student_place(recipe, folder.parent / NEW_STUDENTS / _student_digest(recipe))
-    own = TextSide.of_model(Pretrained.at(place, recipe.student, "student"), recipe.student, "student")
+    student = Pretrained.at(place, recipe.student, "student")
+    try_student(student.config(), recipe.student, place)
+    own = TextSide.of_model(student, recipe.student, "student")
     teacher, sides = teacher_sides(recipe, own)
     check_identities(recipe, sides["train"], shared=share_a_tokenizer(own, sides["train"]))
     splits = prepared_splits(recipe, own, sides, folder.parent / PREPARED_DATA)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import logging
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 
-from uld_ds.errors import FinalError
+import ray.exceptions
+
+from uld_ds.errors import FinalError, UserError, one_line
 from uld_ds.utils.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -16,12 +20,31 @@ log = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+# What Python raises for something that is not as the code takes it to be: with the same files and the same steps it is
+# raised again. RuntimeError is none of them: it is also how a process group tells that another worker is lost.
+_SAME_AGAIN = (
+    UserError,
+    FinalError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+# Storage and network, among them HTTP's own ValueErrors, files that another process is writing, and other workers.
+_PASSING = (OSError, JSONDecodeError, UnicodeError, ray.exceptions.RayError)
+
+
 @contextmanager
 def noting_fatal_errors(stopped_file: Path) -> Iterator[None]:
     """Note those of its body's failures that are final, and let all of them pass on."""
     try:
         yield
-    except (FinalError, OSError) as error:
+    except Exception as error:
         note_if_final(stopped_file, error)
         raise
 
@@ -31,9 +54,10 @@ def note_if_final(stopped_file: Path, error: BaseException) -> None:
 
     Args:
         stopped_file: the run's ``stopped.txt``.
-        error: the failure; final are a FinalError and a full disk.
+        error: the failure; final are a full disk and what is sure to be raised again, not what a worker raises that has
+            lost another one, a connection or its storage.
     """
-    text = str(error) if isinstance(error, FinalError) else _of_full_disk(error, stopped_file.parent)
+    text = _of_full_disk(error, stopped_file.parent) or _of_same_again(error)
     if text is None:
         return
     log.error("%s", text)
@@ -43,6 +67,17 @@ def note_if_final(stopped_file: Path, error: BaseException) -> None:
     except OSError as problem:
         # Said already, or there is no room even for this: Ray then tries again, as for any other failure.
         log.info("%s is not written: %s", stopped_file, problem)
+
+
+def _of_same_again(error: BaseException) -> str | None:
+    if isinstance(error, _PASSING) or not isinstance(error, _SAME_AGAIN):
+        return None
+    if isinstance(error, UserError | FinalError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f", in {Path(frame.filename).name}, line {frame.lineno}" for frame in place)
+    kind = type(error).__name__
+    return f"{kind}: {one_line(error)}{where}: it would be the same after a restart (the whole of it is in logs)"
 
 
 def _of_full_disk(error: BaseException, run_dir: Path) -> str | None:

@@ -16,6 +16,7 @@ from uld_ds.data.chat_templates import chat_template_of
 from uld_ds.errors import one_line
 from uld_ds.generation.samples import sample_answers
 from uld_ds.models.architectures import auto_class, is_encoder_decoder
+from uld_ds.models.older_readers import readers_of, save_tokenizer
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe.objective import LOSS_TERMS
 from uld_ds.recipe.renamed_keys import with_former_names
@@ -83,7 +84,7 @@ def finish(
     _with_chat_template(job, tokenizer, for_encoder=is_encoder_decoder(model.config))
     data = job.split("train").facts
     facts = _facts(job, state, bits_after, tokenizer)
-    card = model_card(job.recipe, facts, job.teacher)
+    card = model_card(job.recipe, facts, job.teacher, readers=readers_of(job.folder.export))
     write_whole(job.folder.export / "README.md", Redactor().text(card), sync=True)
     # A held-out prompt is rendered already; as a message it would be rendered twice.
     messages = [{"role": "user", "content": "Hello, what can you do?"}] if tokenizer.chat_template else None
@@ -196,4 +197,4 @@ def _with_chat_template(job: Job, tokenizer: PreTrainedTokenizerBase, *, for_enc
     settings = job.recipe.student
     if settings.prompt_template != "chat" and not tokenizer.chat_template:
         tokenizer.chat_template = chat_template_of(settings, tokenizer, for_encoder=for_encoder)
-        tokenizer.save_pretrained(job.folder.export)
+        save_tokenizer(tokenizer, job.folder.export)

@@ -28,6 +28,7 @@ from uld_ds.teachers.store.shard import StoredExample, spans_of
 from uld_ds.teachers.store.writer import StoreWriter
 from uld_ds.training.engines import init_process_group, load_teacher
 from uld_ds.utils.distributed import Ranks, device_for
+from uld_ds.workers.fatal_errors import noting_fatal_errors
 from uld_ds.workers.process import configure_process
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,15 @@ class StoreJob:
 def build_store_worker(config: dict[str, Any]) -> None:
     """Build the job's stores on this rank; the entry point that Ray calls with ``StoreJob.to_config()``."""
     job = StoreJob.from_config(config)
+    stopped = RunFolder(job.folder).stopped
+    if stopped.is_file():
+        # The attempt before this one has found out that another one is no use.
+        return
+    with noting_fatal_errors(stopped):
+        _build(job)
+
+
+def _build(job: StoreJob) -> None:
     context = ray.train.get_context()
     configure_process(RunFolder(job.folder).logs, context.get_world_rank(), job.recipe.cluster.threads_per_worker)
     device = device_for(context.get_local_rank(), on_gpu=job.on_gpu)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from launcher.cli import app
 from launcher.commands.recipes import shipped_recipes
 from launcher.plan.memory import BYTES, Role, checkpoint_bytes
 from launcher.plan.plan import Plan
-from launcher.plan.shapes import student_shape, teacher_shape, tensor_bytes
+from launcher.plan.shapes import student_shape, teacher_shape
 from launcher.plan.speed import Hardware, student_traffic
 from tests.helpers.known_models import stand_in
 from uld_ds.errors import UserError
@@ -208,15 +207,6 @@ def test_offloaded_parameters_are_on_the_host(plan: Plan) -> None:
     assert plan.device_peak - off.device_peak == pytest.approx(TEACHER * 2 / 16, rel=1e-6)
     line = next(line for line in off.lines if (line.role, line.what) == ("teacher", "weights"))
     assert line.place == "host"
-
-
-def test_headers_tell_bytes(tmp_path: Path) -> None:
-    header = {"a": {"dtype": "BF16", "shape": [5], "data_offsets": [0, 10]}, "__metadata__": {"format": "pt"}}
-    data = json.dumps(header).encode()
-    for name in ("x", "y"):
-        (tmp_path / f"{name}.safetensors").write_bytes(struct.pack("<Q", len(data)) + data)  # no tensors behind it
-    assert tensor_bytes(tmp_path) == 20
-    assert tensor_bytes(tmp_path / "nowhere") is None
 
 
 def test_the_command(folder: Path) -> None:

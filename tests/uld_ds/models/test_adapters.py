@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,21 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    Llama4TextConfig,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.falcon.modeling_falcon import FalconLinear
+from transformers.models.llama4.modeling_llama4 import Llama4Router
+from transformers.pytorch_utils import Conv1D
 
 from tests.helpers import tokenizers_zoo as zoo
 from tests.helpers.engines import prepared_job
@@ -28,9 +37,13 @@ from uld_ds.data.batching import Batcher
 from uld_ds.errors import UserError
 from uld_ds.losses.normalization import step_weights
 from uld_ds.losses.objective import Objective
-from uld_ds.models.adapters import freeze, merged, with_adapters
+from uld_ds.models.adapters import adapted_layers, describe_adapters, freeze, merged, with_adapters
+from uld_ds.models.architectures import is_encoder_decoder
 from uld_ds.models.layer_pruning import with_layers
+from uld_ds.models.quantization import _computes_a_product, is_linear
+from uld_ds.models.row_model import body_of
 from uld_ds.models.student import make_student
+from uld_ds.models.trial import try_student
 from uld_ds.recipe import LoraSettings, StudentSettings
 from uld_ds.runs.job import Job
 from uld_ds.spectrum.spectrum import Spectrum
@@ -160,15 +173,106 @@ def test_merged_weights_are_the_adapted_model(kind: str, tiny_student: Path) -> 
     assert (logits(plain) - before).abs().max() > 0.1, "the adapters changed nothing"
 
 
+LINEAR = "choose among {}, or write all-linear without brackets"
+LLAMA = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+
+
+def refusal(model: Any, *targets: str) -> str:
+    with pytest.raises(UserError) as caught:
+        with_adapters(model, LoraSettings(targets=list(targets)))
+    return str(caught.value)
+
+
 def test_layers_that_cannot_be_adapted(tiny_student: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_student)
-    with pytest.raises(
-        UserError, match=r"^student.lora.targets: \['query'\] cannot be adapted .*; choose among .*q_proj"
-    ):
-        with_adapters(base, LoraSettings(targets=["query"]))
+    fix = LINEAR.format(LLAMA)
+    # One that is there does not excuse one that is not.
+    assert refusal(base, "q_proj", "query") == f"student.lora.targets: 'query' is the name of no layer; {fix}"
+    problem = "is a layer of kind Embedding, and only adapters of linear layers can be merged at export"
+    assert refusal(base, "embed_tokens") == f"student.lora.targets: 'embed_tokens' {problem}; {fix}"
     tied = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=32))
-    with pytest.raises(UserError, match=r"^student.lora.targets: the output head is one matrix with the embeddings"):
-        with_adapters(tied, LoraSettings(targets=["c_attn", "lm_head"]))
+    assert refusal(tied, "c_attn", "lm_head") == (
+        "student.lora.targets: the output head is one matrix with the embeddings, which would not change with it; "
+        "leave the head out"
+    )
+    # Its layers are transposed, and its head is none of the choice.
+    fix = LINEAR.format("c_attn, c_fc, c_proj")
+    assert refusal(tied, "q_proj") == f"student.lora.targets: 'q_proj' is the name of no layer; {fix}"
+
+
+def mixture(**options: Any) -> Qwen3MoeForCausalLM:
+    """A dense layer, and one of four experts, whose matrices are one 3-D parameter each."""
+    config = Qwen3MoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2,
+        mlp_only_layers=[0], initializer_range=0.3, **options,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Qwen3MoeForCausalLM(config)
+
+
+def test_a_mixture_of_experts_is_adapted_but_for_its_experts_and_exported(tmp_path: Path) -> None:
+    base = mixture()
+    said = describe_adapters(base, LoraSettings())
+    assert said == (
+        "adapters for 11 linear layers (down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj); "
+        "none for experts.down_proj, experts.gate_up_proj, lm_head, mlp.gate"
+    )
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    wrapped = with_adapters(base, LoraSettings(rank=4))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    weights = merged(wrapped, wrapped.state_dict())
+    changed = {name for name, weight in weights.items() if not torch.equal(weight, before[name])}
+    attention = {f"model.layers.{n}.self_attn.{part}_proj.weight" for n in (0, 1) for part in "qkvo"}
+    assert changed == attention | {f"model.layers.0.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+    wrapped.get_base_model().save_pretrained(tmp_path, state_dict=weights)
+    plain, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    torch.testing.assert_close(logits(plain), logits(wrapped), rtol=0, atol=1e-4)
+    assert wrapped.config.model_type == "qwen3_moe"
+
+
+def test_experts_are_refused_by_name() -> None:
+    problem = "is a parameter of shape [4, 32, 32], and only adapters of linear layers can be merged at export"
+    assert f"'gate_up_proj' {problem}; {LINEAR.format(LLAMA)}" in refusal(mixture(), "gate_up_proj")
+    # What PEFT itself would take for the experts' is the dense layer's.
+    assert adapted_layers(mixture(), LoraSettings(targets=["up_proj"])) == ["model.layers.0.mlp.up_proj"]
+
+
+def test_a_linear_layer_is_known_by_what_it_computes() -> None:
+    before = torch.get_rng_state()
+    assert is_linear(FalconLinear(4, 4)) and is_linear(torch.nn.Linear(4, 4, bias=False)) and is_linear(Conv1D(4, 4))
+    config = Llama4TextConfig(hidden_size=8, num_local_experts=2)
+    assert not is_linear(Llama4Router(config))
+    assert not is_linear(torch.nn.Embedding(4, 4))
+    # Looking at it draws no random number: weights of adapters are drawn afterwards.
+    torch.set_rng_state(before)
+    _computes_a_product.cache_clear()
+    with torch.device("meta"):
+        layer = FalconLinear(4, 4)
+    before = torch.get_rng_state()
+    assert is_linear(layer)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+def test_adapters_of_every_architecture_can_be_exported() -> None:
+    tried = []
+    for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            config = AutoConfig.for_model(kind)
+            with torch.device("meta"):
+                model: Any = AutoModelForCausalLM.from_config(config)
+        except Exception:  # its default configuration makes no model, or needs a library
+            continue
+        assert is_encoder_decoder(config) or body_of(model) is not None, kind
+        found = try_student(config, StudentSettings(model="x", lora=LoraSettings()), kind)
+        assert found.adapters is not None and found.adapters.startswith("adapters for "), kind
+        tried.append(kind)
+    assert len(tried) > 150
 
 
 # ---- through the engine, under ZeRO-3
@@ -258,4 +362,8 @@ def test_what_is_frozen_stays_and_adapters_are_merged_at_export(tiny_recipe: dic
         wanted = whole_logits(tmp_path / f"{name}-export", found[name]["side"])
         torch.testing.assert_close(found[name]["after"], wanted, rtol=0, atol=5e-5)
         assert torch.equal(found[name]["after"], other[name]["after"])
+    written = json.loads((tmp_path / "adapted-export" / "config.json").read_text())
+    assert (written["rope_theta"], written["rope_parameters"]["rope_theta"]) == (10_000.0, 10_000.0)
+    of_tokenizer = json.loads((tmp_path / "adapted-export" / "tokenizer_config.json").read_text())
+    assert of_tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert (found["adapted"]["after"] - whole_logits(place, found["adapted"]["side"])).abs().max() > 1e-3

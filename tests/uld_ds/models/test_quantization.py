@@ -181,7 +181,9 @@ def test_merged_weights_are_what_was_trained(kind: str, tmp_path: Path, rows: li
     # The adapters change something, and on the weights that 4 bits were made of they would predict something else.
     assert (logits_of(whole.eval()) - evaluated).abs().max() > 0.05 * scale
     made, given = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "export", place))
-    assert made == given
+    # What transformers 4 calls the rotary embeddings' numbers stands beside; nothing of 4 bits does.
+    older = {"rope_theta": 10_000.0, "rope_scaling": None} if given.get("rope_parameters") else {}
+    assert made == given | older
 
 
 def test_in_bf16_merging_rounds_each_weight_once(tmp_path: Path, student: Path) -> None:

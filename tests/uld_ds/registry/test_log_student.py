@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -106,6 +107,14 @@ def served(registered: tuple[Registered, int]) -> Iterator[Any]:
 
 def test_registering_loads_no_second_model(registered: tuple[Registered, int]) -> None:
     assert registered[1] == 0
+
+
+def test_what_is_registered_is_read_by_transformers_4_as_well(registered: tuple[Registered, int]) -> None:
+    it, _ = registered
+    (config,) = (it.folder / "artifacts").rglob("model/config.json")
+    assert json.loads(config.read_text())["rope_theta"] == 10_000.0
+    (tokenizer,) = (it.folder / "artifacts").rglob("components/tokenizer/tokenizer_config.json")
+    assert json.loads(tokenizer.read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_registering_again_adds_no_version(registered: tuple[Registered, int]) -> None:

@@ -44,6 +44,14 @@ def test_card_reads_back_with_its_metadata(tiny_recipe: dict[str, Any], tmp_path
         assert part in card.text, part
 
 
+def test_who_can_read_it_is_told(tiny_recipe: dict[str, Any]) -> None:
+    recipe = parse_recipe(tiny_recipe)
+    without = ModelCard(model_card(recipe, FACTS, None)).text
+    card = ModelCard(model_card(recipe, FACTS, None, readers="Read it with transformers 5.")).text
+    assert "(`tokenizer.apply_chat_template`).\n\nRead it with transformers 5.\n\n## License notes\n" in card
+    assert card.replace("Read it with transformers 5.\n\n", "") == without
+
+
 def test_paths_are_no_base_models(tiny_recipe: dict[str, Any]) -> None:
     card = ModelCard(model_card(parse_recipe(tiny_recipe), FACTS, None))
     assert card.data.base_model is None

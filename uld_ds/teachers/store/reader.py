@@ -17,7 +17,7 @@ from typing import BinaryIO, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from uld_ds.errors import RunError, UserError, one_line
+from uld_ds.errors import FinalError, RunError, UserError, one_line
 from uld_ds.spectrum.codec import CODEC_VERSION
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import (
@@ -250,9 +250,11 @@ class _naming:  # noqa: N801  used like a function, in a with
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, FileNotFoundError):
             raise _damaged(self._shard, "is missing") from error
-        if isinstance(error, ValueError | pa.ArrowException | OSError):
+        if isinstance(error, OSError):  # which a connection raises, too
+            raise _damaged(self._shard, f"is damaged ({one_line(error)})", RunError) from error
+        if isinstance(error, ValueError | pa.ArrowException):
             raise _damaged(self._shard, f"is damaged ({one_line(error)})") from error
 
 
-def _damaged(shard: str, problem: str) -> RunError:
-    return RunError(f"shard {shard} {problem}; run the same `uld-ds store build` again, it makes only this one anew")
+def _damaged(shard: str, problem: str, kind: type[RunError] = FinalError) -> RunError:
+    return kind(f"shard {shard} {problem}; run the same `uld-ds store build` again, it makes only this one anew")
