@@ -11,6 +11,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, set_seed
 
@@ -110,6 +111,7 @@ def load_student(
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
     )
     share_fp32_weights(engine.optimizer)
+    begin_at_step_zero(engine.optimizer)
     return_free_memory()
     engine.eval()
     choose_head_path(model, engine, device, "student")
@@ -136,6 +138,19 @@ def share_fp32_weights(optimizer: Any) -> int:
             saved += master.nbytes
             master.data = shard.data
     return saved
+
+
+def begin_at_step_zero(optimizer: Any) -> None:
+    """Undo the step with gradients of zero that DeepSpeed 0.19 takes at once in bf16 without ZeRO.
+
+    It means to allocate Adam's moments, but counts as their first step, which scales the next by 0.74, and decays the
+    fp32 weights.
+    """
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        optimizer.optimizer.state.clear()
+        for weights, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            for weight, master in zip(weights, masters, strict=True):
+                master.data.copy_(weight.data)
 
 
 def load_weights(
