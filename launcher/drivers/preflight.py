@@ -57,14 +57,14 @@ def writable_folder(folder: Path, key: str) -> Path:
 def _claim(recipe: Recipe, run_dir: Path) -> None:
     run = RunFolder(run_dir)
     stored = run.recipe
-    difference = _difference(stored, recipe) if stored.is_file() else None
-    if difference is not None:
-        if run.run_id.exists():
-            problem = f"{recipe.run.name!r} began with another recipe ({difference})"
-            raise UserError("run.name", problem, f"set another run.name, or remove {run_dir}")
-        # It never got to training: most likely it stopped at a mistake that this recipe corrects.
+    if not run.run_id.exists():
+        # It never got to training: most likely it stopped at a mistake that is corrected now, in the recipe or in the
+        # files that it names. What was made of them is made anew (rows that are the same are found again).
         for made in (run.student, run.prepared, run.teacher):
             _remove(made)
+    elif stored.is_file() and (difference := _difference(stored, recipe)) is not None:
+        problem = f"{recipe.run.name!r} began with another recipe ({difference})"
+        raise UserError("run.name", problem, f"set another run.name, or remove {run_dir}")
     # Half of it would be the recipe of another run.
     write_whole(stored, _text(recipe), sync=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +71,23 @@ def save_tiny_t5(folder: Path, tokenizer: Any, *, seed: int, tied: bool = True, 
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_with_own_head(source: Path, target: Path) -> Path:
+    """A copy of a model that says its head is its embeddings, whose file holds another matrix for it.
+
+    transformers writes such folders itself: a model that was resized, or loaded untied, and saved.
+    """
+    kind = T5ForConditionalGeneration if (source / "config.json").read_text().count("t5") else AutoModelForCausalLM
+    model = kind.from_pretrained(source)
+    head = model.get_output_embeddings()
+    torch.manual_seed(7)
+    head.weight = torch.nn.Parameter(torch.randn_like(head.weight) / 2)
+    model.all_tied_weights_keys.pop("lm_head.weight", None)
+    model.config.tie_word_embeddings = True
+    shutil.copytree(source, target)
+    model.save_pretrained(target)
+    return target
 
 
 def tiny_recipe_in(folder: Path, teacher: Path, student: Path, rows: list[dict[str, str]]) -> dict[str, Any]:

@@ -6,13 +6,16 @@ import argparse
 import io
 import shutil
 import tempfile
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.checkpoint.constants import BUFFER_NAMES, FROZEN_PARAM_FRAGMENTS, FROZEN_PARAM_SHAPES
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+from deepspeed.runtime.zero import GatheredParameters
 
 from uld_ds.checkpointing.files import HostState, on_host
 from uld_ds.checkpointing.state import TrainState
@@ -65,7 +68,9 @@ def load_state(student: Any, folder: Path, ranks: Ranks) -> tuple[str | None, di
         FinalError: the weights in 4 bits that the checkpoint learned beside are others than those of this run.
     """
     if not is_quantized(student.module):
-        return student.load_checkpoint(str(folder), tag=_TAG)
+        path, client = student.load_checkpoint(str(folder), tag=_TAG)
+        _forget_copies(student.module)
+        return path, client
     path, client = student.load_checkpoint(str(folder), tag=_TAG, custom_load_fn=load_learning)
     same = path is None or not ranks.is_first or client[_BASE] == base_digest(student.module)
     if not all(ranks.gather(same)):
@@ -75,6 +80,16 @@ def load_state(student: Any, folder: Path, ranks: Ranks) -> tuple[str | None, di
             "was, or set another run.name"
         )
     return path, client
+
+
+def _forget_copies(module: Any) -> None:
+    """Forget the second copies that hpZ keeps of frozen shards: DeepSpeed 0.19 loads the first ones alone.
+
+    They are made anew when a weight has been gathered.
+    """
+    for weight in module.parameters():
+        if getattr(weight, "ds_secondary_tensor", None) is not None:
+            weight.ds_secondary_tensor = None
 
 
 def divide_anew(source: Path, target: Path) -> None:
@@ -103,13 +118,20 @@ def load_divided(student: Any, folder: Path) -> tuple[str | None, dict[str, Any]
 
     Returns:
         What DeepSpeed's ``load_checkpoint`` returns: a path, None where nothing was loaded, and the client state.
+
+    Raises:
+        FinalError: the checkpoint is of other frozen parameters or buffers than those of this run.
     """
     groups = student.optimizer.optimizer.param_groups
     decays = [group["weight_decay"] for group in groups]
     # DeepSpeed looks at this when it loads, and writes its usual checkpoints whatever it is.
     student._config.load_universal_checkpoint = True
     try:
-        return student.load_checkpoint(str(folder), tag=_TAG)
+        path, client = student.load_checkpoint(str(folder), tag=_TAG)
+        if path is not None:
+            _load_what_does_not_learn(student.module, folder / _TAG)
+            _forget_copies(student.module)
+        return path, client
     finally:
         student._config.load_universal_checkpoint = False
         # It gives every group the settings of the first one: vectors would begin to decay.
@@ -119,6 +141,46 @@ def load_divided(student: Any, folder: Path) -> tuple[str | None, dict[str, Any]
         for state in student.optimizer.optimizer.state.values():
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()
+
+
+def _load_what_does_not_learn(module: Any, folder: Path) -> None:
+    """Load frozen parameters and buffers of a divided checkpoint into a module under ZeRO-3. Collective.
+
+    The universal format of DeepSpeed 0.19 holds what learns alone; the rest would stay as the engine was made with it,
+    of files that may have changed since. ``divide_anew`` copies the shards that have it.
+
+    Raises:
+        FinalError: the checkpoint has others than the module.
+    """
+    files = sorted(folder.glob("zero_pp_rank_*_model_states.pt"), key=lambda file: int(file.name.split("_")[3]))
+    # Mapped, not read: the first rank alone reads the frozen parameters, one after the other.
+    shards = [torch.load(file, map_location="cpu", mmap=True, weights_only=False) for file in files]
+    frozen = {name: weight for name, weight in module.named_parameters() if not weight.requires_grad}
+    held = module.state_dict().keys()  # some buffers are no part of it: they follow from the configuration
+    buffers = {name: tensor for name, tensor in module.named_buffers() if name in held}
+    _check_alike(folder, shards[0][FROZEN_PARAM_SHAPES] or {}, {name: w.ds_shape for name, w in frozen.items()})
+    _check_alike(
+        folder,
+        {name: shards[0]["module"][name].shape for name in shards[0][BUFFER_NAMES]},
+        {name: tensor.shape for name, tensor in buffers.items()},
+    )
+    with torch.no_grad():
+        for name, tensor in buffers.items():
+            tensor.copy_(shards[0]["module"][name])
+        for name, weight in frozen.items():
+            with GatheredParameters([weight], modifier_rank=0):
+                if Ranks.current().is_first:
+                    flat = torch.cat([shard[FROZEN_PARAM_FRAGMENTS][name] for shard in shards])
+                    weight.copy_(flat[: weight.numel()].view(weight.shape))  # the last shard ends in padding
+
+
+def _check_alike(folder: Path, saved: Mapping[str, torch.Size], here: Mapping[str, torch.Size]) -> None:
+    other = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
+    if other:
+        raise FinalError(
+            f"{folder}: what does not learn in this checkpoint is not what does not learn here: "
+            f"{', '.join(other[:3])}; restore the student's files, or set another run.name"
+        )
 
 
 def host_state(student: Any, state: TrainState) -> HostState:

@@ -113,14 +113,30 @@ class Pretrained:
             **options: Further options of transformers' ``from_pretrained``, e.g. ``dtype``.
 
         Returns:
-            The model; with ``output_loading_info`` also which of its weights were found.
+            The model; with ``output_loading_info`` also which of its weights were found. Its configuration does not say
+            that embeddings and output head are one matrix where the files have two.
 
         Raises:
             OSError: there are no weights, or none as safetensors.
         """
         kind = auto_class(self.config())
-        return kind.from_pretrained(self.place, **self._source, **SAFE_WEIGHTS, **options)
+        loaded = kind.from_pretrained(self.place, **self._source, **SAFE_WEIGHTS, **options)
+        _note_own_head(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     @property
     def _source(self) -> dict[str, Any]:
         return {"revision": self.revision, **remote_code_options(self.code)}
+
+
+def _note_own_head(model: Any) -> None:
+    """Set ``tie_word_embeddings`` to what transformers made of the files: different matrices it does not tie.
+
+    It leaves the configuration as it was, by which a model is resized, pruned and saved, and read by others (those on
+    transformers 4 would tie). Models with an encoder keep theirs: some scale their logits by it.
+    """
+    head = model.get_output_embeddings()
+    own = head is not None and getattr(head, "weight", None) is not model.get_input_embeddings().weight
+    if own and not is_encoder_decoder(model.config):
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False

@@ -42,7 +42,8 @@ class LogitMap:
         text = config.get_text_config()
         multiplied = getattr(text, "logit_scale", None) or 1.0
         divided = getattr(text, "logits_scaling", None) or 1.0
-        return cls(multiplied / divided, getattr(text, "final_logit_softcapping", None))
+        capped = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
+        return cls(multiplied / divided, capped)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Map logits of any shape."""
@@ -184,12 +185,13 @@ def choose_head_path(model: RowModel, call: Callable[..., Any], device: torch.de
         model.direct_head = False
         log.warning("%s: its output head %s: logits of whole sequences, with more memory", name, problem)
         return
-    errors = []
+    errors: list[float] = []
     for logit_map in _possible_maps(model.lm.config):
         model.logit_map = logit_map
-        errors.append(_largest_head_error(model, call, device))
-        if errors[-1] < 1e-2:
+        error, dtype = _largest_head_error(model, call, device)
+        if error < (1e-2 if dtype == torch.bfloat16 else 1e-4):  # rounding
             return
+        errors.append(error)
     model.direct_head = False
     log.warning("%s: logits are not head(body), off by %.3g: whole sequences, with more memory", name, min(errors))
 
@@ -203,8 +205,12 @@ def _possible_maps(config: Any) -> list[LogitMap]:
     return maps
 
 
-def _largest_head_error(model: RowModel, call: Callable[..., Any], device: torch.device) -> float:
-    """Measure how far the head applied to the body's output is from the model's own logits, relative to their size."""
+def _largest_head_error(model: RowModel, call: Callable[..., Any], device: torch.device) -> tuple[float, torch.dtype]:
+    """Measure how far the head applied to the body's output is from the model's own logits, relative to their size.
+
+    Returns:
+        The largest difference, and the type of the model's own logits.
+    """
     ids = torch.arange(1, 5, device=device)[None]
     none = torch.empty(0, dtype=torch.long, device=device)
     ones = torch.ones_like(ids)
@@ -215,9 +221,10 @@ def _largest_head_error(model: RowModel, call: Callable[..., Any], device: torch
     with torch.no_grad(), shifted_adapters(model.lm.get_output_embeddings()):
         for direct in (True, False):
             model.direct_head = direct
-            results.append(call(batch, rows, lambda hidden, head: head.logits(hidden).float().clone()))
+            results.append(call(batch, rows, lambda hidden, head: head.logits(hidden).clone()))
     model.direct_head = True
-    return float((results[0] - results[1]).abs().max() / results[1].abs().max().clamp_min(1e-6))
+    found, own = (logits.float() for logits in results)
+    return float((found - own).abs().max() / own.abs().max().clamp_min(1e-6)), results[1].dtype
 
 
 def scores_of(ids: Tensor) -> Consume[Tensor]:

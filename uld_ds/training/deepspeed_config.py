@@ -101,11 +101,14 @@ def _check_zero(zero: Any, name: str, role: Role) -> None:
     if not isinstance(zero, dict):
         raise UserError(key, f"{name}: zero_optimization is {zero!r}", "write an object with stage in it")
     try:
-        DeepSpeedZeroConfig(**zero)
+        parsed = DeepSpeedZeroConfig(**zero)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(["zero_optimization", *map(str, first["loc"])])
         raise UserError(key, f"{name}: {where}: {first['msg']} (value {first['input']!r})", "correct it") from error
+    if not getattr(parsed, "compute_grad_norm", True):  # DeepSpeed 0.19.0 has no such key
+        problem = f"{name}: zero_optimization.compute_grad_norm is false"
+        raise UserError(key, problem, "remove it: the norm is logged, and tells steps that are not finite")
     stage = zero.get("stage", 0)
     if stage not in ALLOWED_STAGES[role]:
         stages = " or ".join(map(str, ALLOWED_STAGES[role]))

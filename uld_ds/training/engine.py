@@ -86,6 +86,7 @@ class DistillationEngine:
         self.device = device
         self._gas = student.gradient_accumulation_steps()
         self._dropped = False
+        self._measured_norm: float | None = None
 
     def train_step(self, window: Sequence[MicroBatch]) -> StepResult:
         """Run the teacher over the window once, then accumulate the student's gradient and update it. Collective.
@@ -216,12 +217,22 @@ class DistillationEngine:
         self._dropped = False
         if not hasattr(self.student.optimizer, "overflow"):
             gradients = [p.grad for p in self.student.module.parameters() if p.grad is not None]
-            self._dropped = not all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+            # In float64, where no square of a finite gradient is infinite. DeepSpeed 0.19 knows no norm of these.
+            norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+            self._measured_norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+            self._dropped = not math.isfinite(self._measured_norm)
         if self._dropped:
             self.student.module.zero_grad(set_to_none=True)
             self.student.micro_steps += 1
             self.student.global_steps += 1
         return self._dropped
+
+    def _gradient_norm(self) -> float:
+        """Return the norm of the whole gradient before clipping, of the update just made."""
+        norm = self._measured_norm if self._measured_norm is not None else self.student.get_global_grad_norm()
+        # A configuration that leaves it out is refused.
+        assert norm is not None
+        return float(norm)
 
     def _blame(self, watch: Watch, loss: float) -> tuple[tuple[int, ...], str]:
         """Find the examples of all ranks that made a step non-finite, and say what was not finite. Collective."""
@@ -248,7 +259,7 @@ class DistillationEngine:
             student_entropy=whole["student_entropy"] / max(whole["student_entropy_rows"], 1.0),
             bits_per_byte=nats_to_bits(whole["nats"]) / whole["bytes"],
             learning_rate=learning_rate,
-            gradient_norm=float(self.student.get_global_grad_norm() or 0.0),
+            gradient_norm=math.inf if skipped else self._gradient_norm(),
             teacher_tokens=int(whole["teacher_tokens"]),
             student_tokens=int(whole["student_tokens"]),
             student_padding=1 - whole["student_tokens"] / whole["student_positions"],

@@ -1,30 +1,33 @@
 """Loading models into DeepSpeed engines, sharded from the first byte under ZeRO-3.
 
 Host memory: transformers reads a checkpoint's weights on every rank's behalf on rank 0 before they are
-partitioned, so rank 0 needs the whole model once, in its storage type, while loading. A model with an encoder every
-rank needs whole.
+partitioned, so rank 0 needs the whole model once, in its storage type, while loading.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, set_seed
-from transformers.integrations import HfDeepSpeedConfig
 
 from uld_ds.errors import FinalError
 from uld_ds.models.adapters import shaped
-from uld_ds.models.architectures import DTYPES, is_encoder_decoder
+from uld_ds.models.architectures import DTYPES
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import loading_options, settle
 from uld_ds.models.row_model import RowModel, choose_head_path
 from uld_ds.recipe import ModelSettings, StudentSettings, TeacherSettings, TrainingSettings
 from uld_ds.training.deepspeed_config import zero_stage
 from uld_ds.training.lr_schedule import learning_rate_factor
+from uld_ds.training.partitioned_loading import outlined, partitioned
 from uld_ds.utils.host_memory import return_free_memory
+
+log = logging.getLogger(__name__)
 
 
 def init_process_group(*, on_gpu: bool) -> None:
@@ -108,6 +111,7 @@ def load_student(
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
     )
     share_fp32_weights(engine.optimizer)
+    begin_at_step_zero(engine.optimizer)
     return_free_memory()
     engine.eval()
     choose_head_path(model, engine, device, "student")
@@ -136,6 +140,19 @@ def share_fp32_weights(optimizer: Any) -> int:
     return saved
 
 
+def begin_at_step_zero(optimizer: Any) -> None:
+    """Undo the step with gradients of zero that DeepSpeed 0.19 takes at once in bf16 without ZeRO.
+
+    It means to allocate Adam's moments, but counts as their first step, which scales the next by 0.74, and decays the
+    fp32 weights.
+    """
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        optimizer.optimizer.state.clear()
+        for weights, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            for weight, master in zip(weights, masters, strict=True):
+                master.data.copy_(weight.data)
+
+
 def load_weights(
     pretrained: Pretrained, settings: ModelSettings, config: dict[str, Any], **quantization: Any
 ) -> PreTrainedModel:
@@ -150,19 +167,58 @@ def load_weights(
     Raises:
         FinalError: weights are missing, unexpected or of another shape.
     """
-    # While this object lives, transformers partitions parameters as they are created. Not those of a model with an
-    # encoder: transformers compares its output head with its embeddings to see whether they are one, and of
-    # partitioned ones it sees nothing and takes them for equal. DeepSpeed partitions that model when it is whole.
-    early = zero_stage(config) == 3 and not is_encoder_decoder(pretrained.config())
-    sharding = HfDeepSpeedConfig(config) if early else None
-    loaded: Any = pretrained.load(dtype=DTYPES[settings.precision], output_loading_info=True, **quantization)
-    del sharding
-    lm, info = loaded
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info.get(kind):
-            names = ", ".join(sorted(map(str, info[kind]))[:3])
-            raise FinalError(f"{pretrained.place}: {kind.replace('_', ' ')} while loading ({len(info[kind])}): {names}")
+    place = pretrained.place
+    # Told of all shapes at once, transformers goes on; it would raise before it has told their names.
+    options: dict[str, Any] = {"dtype": DTYPES[settings.precision], "ignore_mismatched_sizes": True}
+    lm: PreTrainedModel
+    if zero_stage(config) == 3:
+        outline, info = outlined(pretrained, **options)
+        _check_complete(pretrained, info)
+        with partitioned(config, outline):
+            lm, info = pretrained.load(**options, output_loading_info=True)
+        if info["missing_keys"]:
+            # Of some architectures (DeepSeek-V4 in transformers 5.23) it does not find all that the files hold.
+            names = ", ".join(sorted(info["missing_keys"])[:3])
+            log.warning("%s: transformers does not find %s while partitioning: each worker loads all", place, names)
+            del lm
+            # DeepSpeed partitions a model that is whole, too.
+            lm = pretrained.load(**options)
+    else:
+        lm, info = pretrained.load(**options, output_loading_info=True, **quantization)
+        _check_complete(pretrained, info)
+        outline = lm
+    if config:
+        _warn_of_rounding(place, outline, options["dtype"])
     return lm
+
+
+def _other_shape(name: str, in_file: torch.Size, in_model: torch.Size) -> str:
+    return f"{name} {list(in_file)} for {list(in_model)}"
+
+
+def _warn_of_rounding(place: str, model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Warn of weights that an architecture keeps in fp32 beside others in bf16: DeepSpeed 0.19 has one type for all."""
+    kept = sorted(
+        name for name, weight in model.named_parameters() if weight.is_floating_point() and weight.dtype != dtype
+    )
+    if kept:
+        log.warning(
+            "%s: DeepSpeed rounds %d weights to %s that transformers keeps in fp32 (%s): precision fp32 holds them as "
+            "they are", place, len(kept), str(dtype).removeprefix("torch."), ", ".join(kept[:3])
+        )  # fmt: skip
+
+
+def _check_complete(pretrained: Pretrained, info: dict[str, Any]) -> None:
+    """Check that a model's files hold its weights, all of them and nothing else.
+
+    Raises:
+        FinalError: they do not.
+    """
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        found = sorted(key if isinstance(key, str) else _other_shape(*key) for key in info.get(kind, ()))
+        if found:
+            names = ", ".join(found[:3])
+            raise FinalError(f"{pretrained.place}: {kind.replace('_', ' ')} while loading ({len(found)}): {names}")
 
 
 def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:

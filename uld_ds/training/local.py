@@ -13,11 +13,12 @@ import torch
 from uld_ds.data.prepared import PREPARED_DATA
 from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import TextSide
+from uld_ds.data.sources import source_files
 from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import check_installed
 from uld_ds.models.trial import try_student
-from uld_ds.recipe import Recipe
+from uld_ds.recipe import Recipe, TrainedTokenizerSettings
 from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.runs.job import Job
 from uld_ds.training.deepspeed_config import student_config, teacher_config
@@ -31,7 +32,7 @@ from uld_ds.training.preparation import (
     warn_of_splits,
 )
 from uld_ds.utils.distributed import Ranks, device_for
-from uld_ds.utils.files import in_home
+from uld_ds.utils.files import file_digest, in_home
 
 NEW_STUDENTS = ".students"
 """Folder, in ``run.storage``, of students that recipes describe and this process has made, by digests."""
@@ -103,6 +104,10 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
 def _student_digest(recipe: Recipe) -> str:
     """Digest all that a new student depends on: cells of a notebook are run again with other settings."""
     content = recipe.model_dump(mode="json", include={"student": True, "data": True, "run": {"seed"}})
+    if isinstance(recipe.student.tokenizer, TrainedTokenizerSettings):
+        # The texts that its tokenizer is trained on.
+        files = source_files(recipe.data.train, "data.train")
+        content["files"] = [file_digest(file) for file in files if file.is_file()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

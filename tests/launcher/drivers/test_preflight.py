@@ -88,11 +88,15 @@ def test_a_mistake_before_the_start_can_be_corrected_under_the_same_name(tree: d
     run_dir = claim_run_dir(recipe(tree, teacher__model="mistyped"))
     (run_dir / "student" / "deep").mkdir(parents=True)
     (run_dir / "prepared.json").write_text("{}")
-    assert claim_run_dir(recipe(tree, teacher__model="mistyped")) == run_dir
-    assert (run_dir / "student").exists() and (run_dir / "prepared.json").exists()
     claim_run_dir(recipe(tree))
     assert [item.name for item in run_dir.iterdir()] == ["recipe.yaml"]
     assert load_recipe(run_dir / "recipe.yaml", environment={}) == recipe(tree)
+    # What a run has begun with it keeps.
+    (run_dir / "student" / "deep").mkdir(parents=True)
+    (run_dir / "prepared.json").write_text("{}")
+    started(run_dir)
+    assert claim_run_dir(recipe(tree)) == run_dir
+    assert (run_dir / "student").exists() and (run_dir / "prepared.json").exists()
 
 
 def test_a_recipe_of_another_version_is_another_recipe(tree: dict[str, Any]) -> None:

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from tests.helpers.tiny import save_tiny_t5
+from tests.helpers.tiny import save_tiny_model, save_tiny_t5, save_with_own_head
 from tests.uld_ds.models.conftest import Plant
 from uld_ds.errors import UserError
 from uld_ds.models.identity import model_identity
+from uld_ds.models.layer_pruning import with_layers
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import ModelSettings, TeacherSettings
 from uld_ds.recipe.models import RemoteCodeSettings
@@ -155,3 +156,26 @@ def test_what_a_decoder_begins_with(tiny_teacher: Path, tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"student.model: {str(folder)!r} does not say what its decoder begins with; give it decoder_start_token_id"
     )
+
+
+def test_a_head_of_its_own_outlives_what_is_done_to_a_model(rows: list[dict[str, str]], tmp_path: Path) -> None:
+    """transformers ties by the configuration again whenever a model is made anew or resized."""
+    tied = save_tiny_model(tmp_path / "tied", rows, kind="bpe", vocab_size=600, seed=1, tied=True)
+    place = save_with_own_head(tied, tmp_path / "own")
+    assert json.loads((place / "config.json").read_text())["tie_word_embeddings"] is True
+    held = load_file(place / "model.safetensors")["lm_head.weight"]
+
+    def head_of(model: Any) -> Any:
+        assert model.config.tie_word_embeddings is (model.lm_head.weight is model.model.embed_tokens.weight) is False
+        return model.lm_head.weight
+
+    assert torch.equal(head_of(Pretrained(str(place)).load()), held)
+    assert torch.equal(head_of(with_layers(Pretrained(str(place)).load(), [0, 1])), held)
+    resized = Pretrained(str(place)).load()
+    resized.resize_token_embeddings(700, mean_resizing=False)
+    assert torch.equal(head_of(resized)[:600], held[:600])
+    resized.save_pretrained(tmp_path / "resized")
+    assert torch.equal(head_of(Pretrained(str(tmp_path / "resized")).load()), head_of(resized))
+    model, info = Pretrained(str(tied)).load(output_loading_info=True)
+    assert model.config.tie_word_embeddings and not info["missing_keys"]
+    assert model.lm_head.weight is model.model.embed_tokens.weight

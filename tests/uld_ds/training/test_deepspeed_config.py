@@ -107,6 +107,14 @@ def test_stages_that_a_role_cannot_run_at(tmp_path: Path, role: Role, stage: int
     assert refusal(tmp_path, config, role) == f"zero_optimization.stage {stage}; a {role} runs at stage {stages}"
 
 
+def test_the_norm_of_the_gradient_cannot_be_left_out(tmp_path: Path) -> None:
+    for no in (False, 0):
+        assert refusal(tmp_path, {"zero_optimization": {"stage": 2, "compute_grad_norm": no}}) == (
+            "zero_optimization.compute_grad_norm is false; remove it: the norm is logged, and tells steps that are not "
+            "finite"
+        )
+
+
 @pytest.mark.parametrize("role", get_args(Role))
 def test_stages_that_a_role_can_run_at(tmp_path: Path, role: Role) -> None:
     file = tmp_path / "ds.json"

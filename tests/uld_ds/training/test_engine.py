@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,43 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
     assert 0.1 < outcomes["1 rank x 1, token"]["uld_gate"] < 0.9, "the gate must tell segments apart"
     difference = outcomes["1 rank x 1, token"]["ce"] - outcomes["1 rank x 1, sample"]["ce"]
     assert abs(difference) > 1e-4, "uneven answers must tell the two normalizations apart"
+
+
+def norms_of_steps(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Norms of the gradient in two steps, and the first one of the gradients that the engine held."""
+    found = {}
+    for name, config in configs.items():
+        first = gradient_of_one_step(config, list(range(8)))
+        job = Job.from_config(config)
+        engine, batcher = build(job)
+        every = (np.arange(8 * step, 8 * step + 8) for step in range(2))
+        results = [engine.train_step(window_of(job, batcher, indices, engine.ranks)) for indices in every]
+        held = torch.stack([gradient.double().norm() for gradient in first["gradients"].values()]).norm()
+        norms = [result.metrics()["train/gradient_norm"] for result in results]
+        found[name] = {"norms": norms, "held": float(held), "losses": [result.loss for result in results]}
+    return found
+
+
+def test_the_norm_of_the_gradient_is_the_same_at_every_stage(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Before clipping, which has much to do here; and the first update, which the second norm follows from, too."""
+    configs = {}
+    for stage, precision in [(0, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16")]:
+        file = tmp_path / f"student_stage{stage}_cpu.json"
+        file.write_text(json.dumps({"zero_optimization": {"stage": stage}, "steps_per_print": 10**9}))
+        recipe = variant(tiny_recipe, workers=2, micro=2, normalize="token", stage="zero2")
+        recipe["student"] |= {"deepspeed": str(file), "precision": precision}
+        configs[f"{precision} {stage}"] = prepared_job(recipe, tmp_path / f"{precision} {stage}").to_config()
+    first, second = run_on_ranks(norms_of_steps, 2, configs)
+    assert [of["norms"] for of in first.values()] == [of["norms"] for of in second.values()]
+    for stage in (2, 3):
+        found = first[f"fp32 {stage}"]
+        assert first["fp32 0"]["norms"][0] == pytest.approx(found["norms"][0], rel=1e-6)
+        assert found["norms"][0] == pytest.approx(found["held"], rel=1e-6)
+        assert first["fp32 0"]["norms"][1] == pytest.approx(found["norms"][1], rel=1e-4)
+    assert first["fp32 0"]["norms"][0] > 3, "nothing is clipped"
+    assert first["bf16 0"]["norms"][0] == pytest.approx(first["fp32 0"]["norms"][0], rel=0.05)
+    for part in ("norms", "losses"):
+        assert first["bf16 0"][part] == pytest.approx(first["bf16 1"][part], rel=1e-4), part
 
 
 def plain_step(config: dict[str, Any], indices: list[int]) -> dict[str, float]:

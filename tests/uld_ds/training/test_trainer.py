@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,6 +158,17 @@ def test_a_new_student_is_made_anew_for_other_settings(tiny_recipe: dict[str, An
     assert digest() == digest(training={"steps": 9}) == digest(run={"name": "another"})
     others = [digest(run={"seed": 1}), digest(student={"max_length": 99}), digest(data={"turns": "last"})]
     assert len({digest(), *others}) == 4
+    # The file that a tokenizer is trained on may have changed under its name.
+    tokenizer = {
+        "model": None,
+        "from_config": {"model_type": "llama"},
+        "tokenizer": {"train": "bpe", "vocab_size": 300},
+    }
+    before, named = digest(student=tokenizer), digest()
+    with Path(tiny_recipe["data"]["train"]["path"]).open("a") as file:
+        file.write('{"prompt": "more", "answer": "text"}\n')
+    assert digest(student=tokenizer) != before
+    assert digest() == named
 
 
 def test_seeds_differ_by_step_and_rank() -> None:
