@@ -66,7 +66,6 @@ def suite_scores(
         model.tokenizer(),
         model.key,
         pretrained=model.place,
-        tokenizer=model.tokenizer(),  # the one that was trained: by itself it would rebuild another one for some
         revision=model.revision or "main",
         dtype=DTYPES[precision],
         device=str(device),
