@@ -36,6 +36,8 @@ TEST_PACKAGES = ROOT / ".cache" / "test-packages"
 """Where `make test` puts the packages of fixture-packages.txt: on no path, so that the product does not see them."""
 NUM_TEKKEN_TOKENS = 20_000
 SPACE_MARK = "▁"
+# Vietnamese with its marks apart, and kana of half width.
+MARKED = ["Tie\u0302\u0301ng Vie\u0302\u0323t co\u0301 da\u0302\u0301u", "ｶﾞｲﾄﾞﾌﾞｯｸを見る"] * 20
 
 
 class MissingPackageError(RuntimeError):
@@ -216,10 +218,40 @@ def gpt2_added() -> Any:
 
 
 @cache
+def gpt2_single_word() -> Any:
+    """Byte-level BPE with added tokens that are found only where they stand as words of their own."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_rebuilt(gpt2()))
+    tokenizer.add_tokens([AddedToken("cat", single_word=True), AddedToken("dé", single_word=True, normalized=False)])
+    return tokenizer
+
+
+@cache
+def gpt2_nfkc() -> Any:
+    """Byte-level BPE after NFKC."""
+    tokenizer = _rebuilt(gpt2())
+    tokenizer.normalizer = normalizers.NFKC()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@cache
+def wordpiece_cased() -> Any:
+    """WordPiece that keeps capitals and accents and cleans the text, as BERT's cased models have it."""
+    tokenizer = _rebuilt(wordpiece())
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+
+
+@cache
 def wordpiece_added() -> Any:
-    """Lower-casing WordPiece with added tokens, one looked for in the text as it stands, one lower-cased."""
+    """Lower-casing WordPiece with added tokens: as it stands, lower-cased, and as it stands where it is a word."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=_rebuilt(wordpiece()), unk_token="[UNK]")
-    tokenizer.add_tokens([AddedToken("<Mask>", normalized=False), AddedToken("Émile", normalized=True)])
+    tokenizer.add_tokens(
+        [
+            AddedToken("<Mask>", normalized=False),
+            AddedToken("Émile", normalized=True),
+            AddedToken("Cat", single_word=True, normalized=False),
+        ]
+    )
     return tokenizer
 
 
@@ -241,12 +273,12 @@ def corpus() -> list[str]:
     return lines + others * 20
 
 
-def _trained(tokenizer: Tokenizer, trainer: Any, **special: str) -> Any:
-    tokenizer.train_from_iterator(corpus(), trainer)
+def _trained(tokenizer: Tokenizer, trainer: Any, more: Iterable[str] = (), **special: str) -> Any:
+    tokenizer.train_from_iterator([*corpus(), *more], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def _unigram(normalizer: Any, pre_tokenizer: Any) -> Any:
+def _unigram(normalizer: Any, pre_tokenizer: Any, more: Iterable[str] = ()) -> Any:
     tokenizer = Tokenizer(models.Unigram())
     if normalizer is not None:
         tokenizer.normalizer = normalizer
@@ -255,7 +287,7 @@ def _unigram(normalizer: Any, pre_tokenizer: Any) -> Any:
     trainer = trainers.UnigramTrainer(
         vocab_size=1200, special_tokens=["<pad>", "<unk>", "</s>"], unk_token="<unk>", show_progress=False
     )
-    return _trained(tokenizer, trainer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>")
+    return _trained(tokenizer, trainer, more, pad_token="<pad>", unk_token="<unk>", eos_token="</s>")
 
 
 @cache
@@ -284,6 +316,63 @@ def unigram_albert() -> Any:
         normalizers.Replace(Regex(" {2,}"), " "),
     ]
     return _unigram(normalizers.Sequence(steps), pre_tokenizers.Metaspace(split=True))
+
+
+@cache
+def _nmt_nfkc() -> bytes:
+    """The compiled character map of SentencePiece's ``nmt_nfkc``, as T5, XLM-R and mBART have it."""
+    folder = package_dir("seqio", "seqio") / "test_data" / "sentencepiece"
+    model = import_protobuf().ModelProto()
+    model.ParseFromString((folder / "sentencepiece.model").read_bytes())
+    assert model.normalizer_spec.name == "nmt_nfkc"
+    return model.normalizer_spec.precompiled_charsmap
+
+
+@cache
+def unigram_xlmr() -> Any:
+    """Unigram as XLM-R's file has it: the compiled ``nmt_nfkc``, the end trimmed, runs of spaces as one mark."""
+    steps = [
+        normalizers.Precompiled(_nmt_nfkc()),
+        normalizers.Strip(left=False, right=True),
+        normalizers.Replace(Regex(" {2,}"), SPACE_MARK),
+    ]
+    words = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    return _unigram(normalizers.Sequence(steps), words, MARKED)
+
+
+@cache
+def unigram_t5_compiled() -> Any:
+    """Unigram as T5's own file has it: the compiled ``nmt_nfkc``, then words."""
+    words = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    return _unigram(normalizers.Precompiled(_nmt_nfkc()), words, MARKED)
+
+
+@cache
+def unigram_albert_compiled() -> Any:
+    """Unigram as ALBERT's own file has it: quotation marks, accents, capitals, then the compiled ``nmt_nfkc``."""
+    steps = [
+        normalizers.Replace("``", '"'),
+        normalizers.Replace("''", '"'),
+        normalizers.NFKD(),
+        normalizers.StripAccents(),
+        normalizers.Lowercase(),
+        normalizers.Precompiled(_nmt_nfkc()),
+        normalizers.Replace(Regex(" {2,}"), " "),
+    ]
+    words = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    return _unigram(normalizers.Sequence(steps), words, MARKED)
+
+
+@cache
+def mistral_compiled() -> Any:
+    """SentencePiece BPE with byte fallback after the compiled ``nmt_nfkc``."""
+    tokenizer = _rebuilt(llama2_style())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Precompiled(_nmt_nfkc()), normalizers.Prepend(SPACE_MARK), normalizers.Replace(" ", SPACE_MARK)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 
 
 @cache
@@ -341,6 +430,27 @@ def plain_bytes() -> Any:
 
 
 @cache
+def slow_wordpiece_cased() -> Any:
+    """WordPiece that keeps capitals and accents, written in Python."""
+    return BertTokenizerLegacy(str(_minilm() / "vocab.txt"), do_lower_case=False)
+
+
+@cache
+def slow_wordpiece_added() -> Any:
+    """WordPiece written in Python, with added tokens: as it stands, lower-cased, and only where it is a word."""
+    tokenizer = BertTokenizerLegacy(str(_minilm() / "vocab.txt"))
+    tokenizer.add_tokens(
+        [
+            AddedToken("<Mask>", normalized=False),
+            AddedToken("Émile", normalized=True),
+            AddedToken("cat", single_word=True),
+            AddedToken("Dog", single_word=True, normalized=False),
+        ]
+    )
+    return tokenizer
+
+
+@cache
 def byt5() -> Any:
     """One token per byte, a tokenizer written in Python."""
     return ByT5Tokenizer()
@@ -356,13 +466,23 @@ REAL: dict[str, Callable[[], Any]] = {
     f.__name__: f for f in (smollm2, gpt2, deepseek, wordpiece, mistral, llama2_style, gemma_style, tekken)
 }
 VARIANTS: dict[str, Callable[[], Any]] = {
-    f.__name__: f for f in (gpt2_nfc, gpt2_prefix_space, mistral_nfkc, gpt2_added, wordpiece_added)
+    f.__name__: f
+    for f in (
+        *(gpt2_nfc, gpt2_nfkc, gpt2_prefix_space, gpt2_added, gpt2_single_word),
+        *(mistral_nfkc, mistral_compiled, wordpiece_cased, wordpiece_added),
+    )
 }
 TRAINED: dict[str, Callable[[], Any]] = {
     f.__name__: f
-    for f in (unigram, unigram_t5, unigram_albert, unigram_bytes, clip_style, word_level, characters, plain_bytes)
+    for f in (
+        *(unigram, unigram_t5, unigram_albert, unigram_bytes),
+        *(unigram_xlmr, unigram_t5_compiled, unigram_albert_compiled),
+        *(clip_style, word_level, characters, plain_bytes),
+    )
 }
-SLOW: dict[str, Callable[[], Any]] = {f.__name__: f for f in (slow_wordpiece, byt5, canine)}
+SLOW: dict[str, Callable[[], Any]] = {
+    f.__name__: f for f in (slow_wordpiece, slow_wordpiece_cased, slow_wordpiece_added, byt5, canine)
+}
 ALL = REAL | VARIANTS | TRAINED | SLOW
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from uld_ds.tokenization.span_matching import Ints
+from uld_ds.tokenization.sections import Ints
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,16 @@
 A normalizer works on a whole string. Here it is asked about the smallest units it can act on, one character
 or one base with its combining marks, each asked once and kept; the text's normal form is then the
 units' forms side by side, and every byte of it has a known place in the text. That this is what the
-tokenizer did is not assumed: the caller compares it with what the tokens spell.
+tokenizer did is not assumed: the caller compares it with what the tokens spell, and where it is not, has the
+normalizer asked about this very text, which takes longer and is right whatever the normalizer goes by.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,16 +137,24 @@ class NormalForms:
         self._unchanged = np.zeros(0, bool)
         self._space = np.zeros(0, bool)
 
-    def read(self, text: str, breaks: NDArray[np.int64]) -> UnitText:
-        """Read ``text`` as units, none of which reaches across the character positions ``breaks``."""
+    def read(self, text: str, breaks: NDArray[np.int64], asks: bool = False) -> UnitText:
+        """Read ``text`` as units, none of which reaches across the character positions ``breaks``.
+
+        Args:
+            text: the text.
+            breaks: positions of characters.
+            asks: whether the normalizer is asked where it can be cut; otherwise the characters tell.
+        """
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         self._enter_characters(codes)
         units = self._unit_of_code[codes]
         char_bytes = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
         char_start = offsets_of(char_bytes)
         first = np.arange(len(codes) + 1)
-        if self._merges and (not text.isascii() or any(phrase in text for phrase in self._phrases)):
-            first, units = self._merge_clusters(text, codes, breaks, units)
+        if self._merges and asks:
+            first, units = self._merge_clusters(text, self._uncuttable(text, breaks), units)
+        elif self._merges and (not text.isascii() or any(phrase in text for phrase in self._phrases)):
+            first, units = self._merge_clusters(text, self._extending(text, codes, breaks), units)
         exact_length, solid_length = self._exact.length[units], self._solid.length[units]
         exact_start, solid_start = offsets_of(exact_length), offsets_of(solid_length)
         of_char = np.zeros(len(codes) + 1, np.int64)
@@ -184,10 +194,8 @@ class NormalForms:
         self._unchanged = np.concatenate([self._unchanged, np.array(unchanged, bool)])
         self._space = np.concatenate([self._space, np.array(space, bool)])
 
-    def _merge_clusters(
-        self, text: str, codes: NDArray[np.uint32], breaks: NDArray[np.int64], units: NDArray[np.int32]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Merge clusters; return the first character of every unit ``[U + 1]`` and the unit numbers ``[U]``."""
+    def _extending(self, text: str, codes: NDArray[np.uint32], breaks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell of each character ``[C]`` whether, by itself, it may be merged with the one before it."""
         continues = self._extends[codes]
         for phrase in self._phrases:
             at = text.find(phrase)
@@ -196,10 +204,35 @@ class NormalForms:
                 at = text.find(phrase, at + len(phrase))
         continues[breaks[breaks < len(codes)]] = False
         continues[:1] = False
+        return continues
+
+    def _uncuttable(self, text: str, breaks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell of each character ``[C]`` whether the text's normal form shows that it goes with the one before it.
+
+        A text is cut in two wherever the normal forms of both parts, side by side, are that of the whole; the
+        parts likewise, until nothing can be cut.
+        """
+        continues = np.ones(len(text), bool)
+        edges = np.unique(np.concatenate([[0], breaks, [len(text)]])).tolist()
+        rest = [(start, end, self.normal(text[start:end])) for start, end in pairwise(edges)]
+        while rest:
+            start, end, form = rest.pop()
+            continues[start : start + 1] = False
+            for cut in _from_the_middle(start + 1, end):
+                left = self.normal(text[start:cut])
+                if form.startswith(left) and form == left + (right := self.normal(text[cut:end])):
+                    rest += [(start, cut, left), (cut, end, right)]
+                    break
+        return continues
+
+    def _merge_clusters(
+        self, text: str, continues: NDArray[np.bool_], units: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Merge clusters; return the first character of every unit ``[U + 1]`` and the unit numbers ``[U]``."""
         heads = np.flatnonzero(continues[1:] & ~continues[:-1])
         stops = np.flatnonzero(~continues & np.concatenate([[False], continues[:-1]]))
         if len(stops) < len(heads):
-            stops = np.append(stops, len(codes))
+            stops = np.append(stops, len(text))
         units = units.copy()
         for head, stop in zip(heads.tolist(), stops.tolist(), strict=True):
             unit = self._cluster(text[head:stop])
@@ -208,7 +241,7 @@ class NormalForms:
             else:
                 units[head] = unit
         first = np.flatnonzero(~continues)
-        return np.append(first, len(codes)), units[first]
+        return np.append(first, len(text)), units[first]
 
     def _cluster(self, cluster: str) -> int:
         """Return the number of the unit that is ``cluster``, or -1 where its characters keep to themselves."""
@@ -220,6 +253,16 @@ class NormalForms:
             if unit >= 0:
                 self._enter([cluster])
         return unit
+
+
+def _from_the_middle(start: int, end: int) -> Iterator[int]:
+    """Yield the numbers from ``start`` up to ``end``, those in the middle first."""
+    middle = (start + end) // 2
+    for distance in range(middle - start + 1):
+        if distance:
+            yield middle - distance
+        if middle + distance < end:
+            yield middle + distance
 
 
 def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -8,24 +8,23 @@
 
 Spans tile the text, so what a tokenizer drops belongs to a token all the same: whitespace to the token that
 follows (where most tokenizers keep it), anything else to the token before. A token that ends inside a
-character which normalization has changed has no boundary there; the token that completes the character
-covers it.
+character which normalization has changed has no boundary there, nor at the character's beginning if it began
+before: the token that completes the character covers it, and all that its share of the character was read
+with. Nor have unknown tokens of which nothing tells where one ends and the next begins: the last of them covers
+what all of them stand for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from uld_ds.tokenization.normalizer import NormalForms, offsets_of
+from uld_ds.tokenization.sections import Ints, Offsets, Section, Tokens, find_sections
 from uld_ds.tokenization.token_bytes import TokenByteTable, without_whitespace
-
-Ints = NDArray[np.int64]
-Offsets = Callable[[int], tuple[int, int]]
-"""A function from the number of a token to the half-open range of characters that it covers."""
+from uld_ds.tokenization.unknown_tokens import coarse_lengths, only_fill
 
 
 @dataclass(frozen=True)
@@ -36,32 +35,18 @@ class Reading:
     """The bytes that each token spells."""
     forms: NormalForms
     """The normal forms of a text's units."""
+    shifts_offsets: bool = False
+    """Whether the tokenizer's own offsets are wrong after a beginning that its normalizer drops."""
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """One text and its tokens."""
+class Effort:
+    """How far `normal_starts` goes for a text that its tokens do not spell at first sight."""
 
-    text: str
-    """The text."""
-    ids: Ints
-    """[n] ids of the text's tokens."""
-    offsets: Offsets | None
-    """The tokenizer's own character ranges; None where there are none."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A stretch between two added tokens: tokens ``[first, stop)`` of a text and its characters ``[start, end)``."""
-
-    first: int
-    """Number of the first token."""
-    stop: int
-    """Number of the token after the last; if there is one, it is an added token."""
-    start: int
-    """Position of the first character."""
-    end: int
-    """Position after the last character."""
+    asks_normalizer: bool = False
+    """Whether the normalizer is asked where the text can be cut, and added tokens are told by their offsets."""
+    coarse: bool = False
+    """Whether unknown tokens that nothing tells apart are located together."""
 
 
 def exact_starts(table: TokenByteTable, texts: Sequence[bytes], ids: Sequence[Ints]) -> list[Ints | None]:
@@ -92,34 +77,37 @@ def exact_starts(table: TokenByteTable, texts: Sequence[bytes], ids: Sequence[In
     return result
 
 
-def normal_starts(reading: Reading, batch: Sequence[Tokens]) -> list[Ints | int]:
+def normal_starts(reading: Reading, batch: Sequence[Tokens], effort: Effort) -> list[Ints | int]:
     """Locate the byte ``[n]`` at which each token begins, by the normal form of each text in a batch.
 
     Where the tokens do not spell a text, its result is the first byte that disagrees.
     """
-    return _NormalBatch(reading, batch).starts()
+    return _NormalBatch(reading, batch, effort).starts()
 
 
 class _NormalBatch:
     """The work of `normal_starts` on several texts laid side by side, so that numpy's fixed cost is paid once."""
 
-    def __init__(self, reading: Reading, batch: Sequence[Tokens]) -> None:
-        self._table, self._batch = reading.table, batch
+    def __init__(self, reading: Reading, batch: Sequence[Tokens], effort: Effort) -> None:
+        self._table, self._batch, self._effort = reading.table, batch, effort
         self._ids = np.concatenate([tokens.ids for tokens in batch])
         self._id_list = self._ids.tolist()
         self._char_base = offsets_of(np.array([len(tokens.text) for tokens in batch])).tolist()
         self._token_base = offsets_of(np.array([len(tokens.ids) for tokens in batch])).tolist()
-        self._sections = [find_sections(reading.table, tokens) for tokens in batch]
+        self._sections = [
+            find_sections(reading.table, reading.forms, tokens, effort.asks_normalizer) for tokens in batch
+        ]
         breaks = [
             base + edge
             for base, sections in zip(self._char_base, self._sections, strict=False)
             for section in sections or [Section(0, 0, 0, 0)]
             for edge in (section.start, section.end)
         ]
-        self._units = reading.forms.read("".join(t.text for t in batch), np.array(breaks, np.int64))
+        text = "".join(tokens.text for tokens in batch)
+        self._units = reading.forms.read(text, np.array(breaks, np.int64), asks=effort.asks_normalizer)
         exact_length, solid_length = self._table.exact_length[self._ids], self._table.solid_length[self._ids]
         self._unknown = np.flatnonzero(self._table.unknown[self._ids])
-        self._windows = self._find_windows()
+        self._windows = self._find_windows(reading.shifts_offsets)
         exact_length[self._unknown] = np.diff(self._units.exact_start[self._windows])[:, 0]
         solid_length[self._unknown] = np.diff(self._units.solid_start[self._windows])[:, 0]
         self._exact_start, self._solid_start = offsets_of(exact_length), offsets_of(solid_length)
@@ -127,21 +115,39 @@ class _NormalBatch:
         num_tokens = len(self._ids)
         self._place = np.zeros(num_tokens, np.int64)
         self._is_solid = np.zeros(num_tokens, bool)
+        # ... and whether nothing tells it from the token before.
+        self._is_joined = np.zeros(num_tokens, bool)
         self._low = np.zeros(num_tokens, np.int64)
         self._high = np.zeros(num_tokens, np.int64)
 
-    def _find_windows(self) -> Ints:
+    def _find_windows(self, shifts_offsets: bool) -> Ints:
         """Find the units ``[k, 2]`` that each unknown token may stand for: by its offsets, or any of its text."""
         chars = []
         text_of = np.searchsorted(self._token_base, self._unknown, "right") - 1
+        shifted = self._shifted_tokens() if shifts_offsets and len(text_of) else set()
         for flat, index in zip(self._unknown.tolist(), text_of.tolist(), strict=True):
             tokens, base = self._batch[index], self._char_base[index]
-            whole = (0, len(tokens.text))
-            low, high = tokens.offsets(flat - self._token_base[index]) if tokens.offsets else whole
+            if tokens.offsets is None or flat in shifted:
+                low, high = 0, len(tokens.text)
+            else:
+                low, high = tokens.offsets(flat - self._token_base[index])
             chars.append((base + low, base + high))
-        low, high = np.array(chars, np.int64).reshape(-1, 2).T
+        begin, end = np.array(chars, np.int64).reshape(-1, 2).T
         of_char = self._units.of_char
-        return np.stack([of_char[low], np.where(low < high, of_char[high - 1] + 1, of_char[low])], axis=1)
+        return np.stack([of_char[begin], np.where(begin < end, of_char[end - 1] + 1, of_char[begin])], axis=1)
+
+    def _shifted_tokens(self) -> set[int]:
+        """Find the tokens of sections that begin with what the normalizer drops."""
+        edges = [
+            (self._char_base[index] + section.start, self._token_base[index] + section.first, section)
+            for index, sections in enumerate(self._sections)
+            for section in sections or []
+            if section.start < section.end
+        ]
+        unit = self._units.of_char[[start for start, _, _ in edges]]
+        dropped = self._units.exact_start[unit] == self._units.exact_start[unit + 1]
+        begun = [edges[number][1:] for number in np.flatnonzero(dropped).tolist()]
+        return {flat for first, section in begun for flat in range(first, first + section.stop - section.first)}
 
     def _pieces(self, spelled: list[bytes], form: bytes, form_start: Ints, first: int, stop: int) -> list[bytes]:
         """List what tokens ``[first, stop)`` spell. An unknown one spells what is there: it is no evidence."""
@@ -167,9 +173,7 @@ class _NormalBatch:
             if disagreement is not None:
                 result.append(disagreement - base[index])
                 continue
-            row = start[self._token_base[index] : self._token_base[index + 1]] - base[index]
-            row[:1] = 0
-            result.append(row)
+            result.append(start[self._token_base[index] : self._token_base[index + 1]] - base[index])
         return result
 
     def _place_text(self, index: int) -> int | None:
@@ -227,6 +231,14 @@ class _NormalBatch:
         numbers = (self._unknown[chosen] - first).tolist()
         windows = np.clip(start[self._windows[chosen]], low, high) - low
         fills = only_fill(pieces, numbers, windows.tolist(), wanted) if numbers else None
+        if fills is None and numbers and self._effort.coarse:
+            whole = [(0, len(wanted))] * len(numbers)
+            for places in (windows.tolist(), whole):
+                coarse = coarse_lengths(pieces, numbers, places, wanted)
+                if coarse is not None:
+                    lengths, joined = coarse
+                    self._is_joined[first + np.array(joined, np.int64)] = True
+                    return np.array(lengths, np.int64)
         if fills is None:
             # What an unknown token spells is a guess here: only the tokens before the first one count.
             sure = b"".join(pieces[: numbers[0]]) if numbers else spelled
@@ -243,90 +255,36 @@ class _NormalBatch:
         spaces = np.where(units.space, np.arange(num_units), num_units)
         next_space = np.append(np.minimum.accumulate(spaces[::-1])[::-1], num_units)
         leads, trails = self._table.leads_space[self._ids], self._table.trails_space[self._ids]
+        # What an unknown token stands for is whitespace where nothing else is left of it.
+        blank = self._unknown[np.diff(self._solid_start)[self._unknown] == 0]
+        leads[blank] = trails[blank] = True
         takes_space = np.ones(len(self._ids), bool)
         takes_space[1:] = leads[1:] | ~trails[:-1]
         start = np.zeros(len(self._ids), np.int64)
-        for solid, text_start in ((False, units.exact_start), (True, units.solid_start)):
-            chosen = self._is_solid == solid
+        for chosen, text_start in (
+            (np.flatnonzero(~self._is_solid), units.exact_start),
+            (np.flatnonzero(self._is_solid), units.solid_start),
+        ):
             place = self._place[chosen]
             # Units [early, late) spell nothing here: the tokenizer dropped them.
             early = np.searchsorted(text_start, place, "left")
             late = np.searchsorted(text_start, place, "right") - 1
             unit = np.where(takes_space[chosen], np.minimum(next_space[early], late), late)
-            inside = late < early
+            at = units.byte_start[unit]
             # Inside a unit: its own bytes are the text's only where normalization left it alone.
-            depth = np.where(inside & units.unchanged[np.minimum(late, num_units - 1)], place - text_start[late], 0)
-            start[chosen] = units.byte_start[np.where(inside, late, unit)] + depth
-        return np.maximum.accumulate(np.clip(start, self._low, self._high))
-
-
-def find_sections(table: TokenByteTable, tokens: Tokens) -> list[Section] | None:
-    """Cut a text into the stretches between added tokens; None if an added token is not where the text has it.
-
-    Added tokens are cut out of a text before anything else happens to it, so the next one among the tokens
-    is the next one in the text.
-    """
-    sections: list[Section] = []
-    first, start = 0, 0
-    for position in _literals(table, tokens):
-        entry = table.added[int(tokens.ids[position])]
-        found = tokens.text.find(entry.content, start)
-        if found < 0:
-            return None
-        end = max(start, len(tokens.text[:found].rstrip())) if entry.lstrip else found
-        sections.append(Section(first, position, start, end))
-        first, start = position + 1, found + len(entry.content)
-        if entry.rstrip:
-            start = len(tokens.text) - len(tokens.text[start:].lstrip())
-    sections.append(Section(first, len(tokens.ids), start, len(tokens.text)))
-    return sections
-
-
-def _literals(table: TokenByteTable, tokens: Tokens) -> list[int]:
-    """List the numbers of the tokens that are in the text as they stand, an unknown token's own name among them."""
-    literal = table.literal[tokens.ids]
-    for position in np.flatnonzero(table.unknown[tokens.ids]).tolist():
-        start, end = tokens.offsets(position) if tokens.offsets else (0, 0)
-        entry = table.added.get(int(tokens.ids[position]))
-        literal[position] = entry is not None and tokens.text[start:end] == entry.content
-    return np.flatnonzero(literal).tolist()
-
-
-def only_fill(
-    pieces: Sequence[bytes], unknown: Sequence[int], windows: Sequence[tuple[int, int]], wanted: bytes
-) -> list[bytes] | None:
-    """Find what the unknown pieces must be for all to spell ``wanted``; None unless there is exactly one answer.
-
-    Laid out once from the left, every known run as early as it can be, and once from the right: where both
-    agree nothing else fits, for any other layout lies between them.
-
-    Args:
-        pieces: what each token spells.
-        unknown: the numbers of the unknown pieces, in order, at least one.
-        windows: the part of ``wanted`` that each of them lies in.
-        wanted: what all pieces spell.
-    """
-    edges = zip([-1, *unknown], [*unknown, len(pieces)], strict=True)
-    first, *middle, last = (b"".join(pieces[before + 1 : after]) for before, after in edges)
-    lows, highs = [low for low, _ in windows], [high for _, high in windows]
-    # An unknown token stands for something, unless all it can stand for is whitespace, left out here.
-    least = [int(low < high) for low, high in windows]
-    end = len(wanted) - len(last)
-    if len(first) > end or not wanted.startswith(first) or not wanted.endswith(last):
-        return None
-    early, place = [], len(first)
-    for run, low, high, size in zip(middle, lows[1:], highs, least, strict=False):
-        early.append(wanted.find(run, max(place + size, low - len(run)), min(high + len(run), end)))
-        place = early[-1] + len(run)
-    late, place = [], end
-    for run, low, high, size in zip(middle[::-1], lows[:0:-1], highs[-2::-1], least[:0:-1], strict=True):
-        late.append(wanted.rfind(run, max(low - len(run), len(first)), max(min(place - size, high + len(run)), 0)))
-        place = late[-1]
-    if early != late[::-1] or -1 in early:
-        return None
-    begins = [len(first), *(at + len(run) for at, run in zip(early, middle, strict=True))]
-    fills = [wanted[begin:stop] for begin, stop in zip(begins, [*early, end], strict=True)]
-    return fills if all(len(fill) >= size for fill, size in zip(fills, least, strict=True)) else None
+            inside = np.flatnonzero(late < early)
+            within = late[inside]
+            is_own = units.unchanged[within]
+            at[inside] = units.byte_start[within] + np.where(is_own, place[inside] - text_start[within], 0)
+            start[chosen] = at
+            self._is_joined[chosen[inside[~is_own]]] = True
+        start = np.maximum.accumulate(np.clip(start, self._low, self._high))
+        begins = np.array(self._token_base[:-1], np.int64)
+        full = begins < self._token_base[1:]
+        start[begins[full]] = units.byte_start[units.of_char[self._char_base[:-1]]][full]
+        if self._is_joined.any():
+            start = start[np.maximum.accumulate(np.where(self._is_joined, 0, np.arange(len(start))))]
+        return start
 
 
 def offset_starts(reading: Reading, tokens: Tokens, offsets: Offsets) -> Ints | int:

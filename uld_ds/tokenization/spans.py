@@ -6,6 +6,7 @@ tokens by the surest reading (`uld_ds.tokenization.span_matching`) that the text
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
@@ -16,7 +17,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from uld_ds.tokenization.normalizer import NormalForms, backend_normal, backend_phrases
-from uld_ds.tokenization.span_matching import Ints, Offsets, Reading, Tokens, exact_starts, normal_starts, offset_starts
+from uld_ds.tokenization.sections import Ints, Offsets, Tokens
+from uld_ds.tokenization.span_matching import Effort, Reading, exact_starts, normal_starts, offset_starts
 from uld_ds.tokenization.token_bytes import (
     SPACE_MARK,
     SpellingRule,
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 # Texts whose normal form is looked at together: enough to share numpy's fixed cost, few enough to stay in cache.
 NORMAL_BATCH = 64
+REPLACEMENT = "\ufffd"
+# What a text is located with, from the surest and fastest on; the second and third are for the few texts left.
+EFFORTS = (Effort(), Effort(coarse=True), Effort(coarse=True, asks_normalizer=True))
 
 
 class AlignmentError(ValueError):
@@ -69,7 +74,7 @@ class SpanFinder:
             return self._readings[0]
         data, ids = [_utf8(text) for text in probes], [np.array(row, np.int64) for row in self._ids(probes)]
         for reading in self._readings:
-            found = _read(reading, probes, data, ids, lambda _: None, skip={})
+            found = _read(reading, probes, data, ids, lambda _: None, skip={}, effort=Effort())
             if not any(isinstance(outcome, int) for outcome in found.values()):
                 return reading
         raise AlignmentError(f"tokenizer {self.name}: how it writes its tokens cannot be told")
@@ -140,12 +145,18 @@ class SpanFinder:
         """
         found: dict[int, Ints] = {}
         furthest: dict[int, int] = {}
-        for reading in self._readings:
-            for index, outcome in _read(reading, texts, data, ids, offsets, skip=found).items():
-                if isinstance(outcome, int):
-                    furthest[index] = max(furthest.get(index, 0), outcome)
-                else:
-                    found[index] = outcome
+        reach = [0] * len(self._readings)
+        for effort in EFFORTS:
+            # The reading that agreed with most of what is left is tried first.
+            for number in sorted(range(len(reach)), key=lambda number: -reach[number]):
+                reach[number] = 0
+                outcomes = _read(self._readings[number], texts, data, ids, offsets, found, effort)
+                for index, outcome in outcomes.items():
+                    if isinstance(outcome, int):
+                        furthest[index] = max(furthest.get(index, 0), outcome)
+                        reach[number] += outcome
+                    else:
+                        found[index] = outcome
         for index in sorted(furthest.keys() - found.keys()):
             tokens = Tokens(texts[index], ids[index], offsets(index))
             last: Ints | int = furthest[index]
@@ -180,6 +191,7 @@ def _read(
     ids: Sequence[Ints],
     offsets: Callable[[int], Offsets | None],
     skip: dict[int, Ints],
+    effort: Effort,
 ) -> dict[int, Ints | int]:
     """Locate the tokens of texts not in ``skip`` by one reading: their starts, or the first byte that disagrees."""
     rest = [index for index in range(len(texts)) if index not in skip]
@@ -187,16 +199,23 @@ def _read(
         return {}
     table = reading.table
     table.ensure(np.concatenate([ids[index] for index in rest]))
-    exact = exact_starts(table, [data[index] for index in rest], [ids[index] for index in rest])
-    outcome: dict[int, Ints | int] = {i: row for i, row in zip(rest, exact, strict=True) if row is not None}
-    rest = [index for index in rest if index not in outcome]
+    outcome: dict[int, Ints | int] = {}
+    if effort == EFFORTS[0]:
+        exact = exact_starts(table, [data[index] for index in rest], [ids[index] for index in rest])
+        outcome |= {i: row for i, row in zip(rest, exact, strict=True) if row is not None}
+        rest = [index for index in rest if index not in outcome]
+    wants_offsets = table.unknown | table.single_word
     for first in range(0, len(rest), NORMAL_BATCH):
         chunk = rest[first : first + NORMAL_BATCH]
         batch = [
-            Tokens(texts[index], ids[index], offsets(index) if table.unknown[ids[index]].any() else None)
+            Tokens(
+                texts[index],
+                ids[index],
+                offsets(index) if effort.asks_normalizer or wants_offsets[ids[index]].any() else None,
+            )
             for index in chunk
         ]
-        outcome |= zip(chunk, normal_starts(reading, batch), strict=True)
+        outcome |= zip(chunk, normal_starts(reading, batch, effort), strict=True)
     return outcome
 
 
@@ -205,40 +224,61 @@ def _fast_reading(tokenizer: PreTrainedTokenizerBase) -> Reading:
     backend = tokenizer.backend_tokenizer
     rule = backend_rule(backend)
     normal = backend_normal(backend, rule)
-    normalizes = bool(backend_steps(backend, "normalizer"))
+    steps = {step["type"] for step in backend_steps(backend, "normalizer")}
     table = TokenByteTable(
         rule,
         backend.id_to_token,
         added=backend.get_added_tokens_decoder(),
         unknown_id=backend_unknown_id(backend),
-        normal=normal if normalizes else None,
+        normal=normal if steps else None,
     )
-    return Reading(table, NormalForms(normal, normalizes, backend_phrases(backend)))
+    # tokenizers 0.23: Precompiled does not count characters that it drops before any that it keeps.
+    forms = NormalForms(normal, bool(steps), backend_phrases(backend))
+    return Reading(table, forms, shifts_offsets="Precompiled" in steps)
 
 
 def _slow_readings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Reading]:
     """Yield the readings worth trying for a slow tokenizer, which does not describe itself: the text decides."""
-    rules = [
-        SpellingRule(space_marks=(SPACE_MARK,), byte_fallback=True),
-        SpellingRule(byte_alphabet=True),
-        SpellingRule(latin1=True),
-        SpellingRule(continuation_prefix="##"),
-        SpellingRule(word_suffix="</w>"),
-    ]
-
-    def token_of_id(index: int) -> Any:
-        return tokenizer.convert_ids_to_tokens(index)
-
-    normals: list[Callable[[str], str]] = [str, _nfc, _nfkc, str.lower, _lower_without_accents]
+    rules = {
+        "##e": SpellingRule(continuation_prefix="##"),
+        "e</w>": SpellingRule(word_suffix="</w>"),
+        SPACE_MARK: SpellingRule(space_marks=(SPACE_MARK,), byte_fallback=True),
+        "Ġ": SpellingRule(byte_alphabet=True),
+        "é": SpellingRule(latin1=True),
+    }
+    # Next to unknown tokens a text may confirm several: those that the vocabulary speaks for come first.
+    likely = sorted(rules, key=lambda token: not _is_token(tokenizer, token))
+    normals: list[Callable[[str], str]] = [str, _nfc, _nfkc]
+    normals += [] if getattr(tokenizer, "do_lower_case", None) is False else [str.lower, _lower_without_accents]
+    normals += [_cleaned]
     # An unknown token's name may stand in the text itself; only if it does not is the token really unknown.
-    for unknown_id, normal, rule in product((None, tokenizer.unk_token_id), normals, rules):
+    for unknown_id, normal, token in product((None, tokenizer.unk_token_id), normals, likely):
         table = TokenByteTable(
-            rule,
-            token_of_id,
+            rules[token],
+            lambda index: _slow_token(tokenizer, index),
             added=tokenizer.added_tokens_decoder,
             unknown_id=unknown_id,
+            ends_word=" ".__eq__,  # transformers 5.23, `PythonBackend.tokenize`
         )
-        yield Reading(table, NormalForms(_encoded(normal, rule), merges=normal is not str))
+        yield Reading(table, NormalForms(_encoded(normal, rules[token]), merges=normal is not str))
+
+
+def _slow_token(tokenizer: PreTrainedTokenizerBase, index: int) -> Any:
+    """Read a token off a slow tokenizer, the character itself where it is another name for one (CANINE's markers)."""
+    token = tokenizer.convert_ids_to_tokens(index)
+    is_character = (
+        isinstance(token, str) and len(token) > 1 and index != tokenizer.unk_token_id and index <= sys.maxunicode
+    )
+    return chr(index) if is_character and _is_token(tokenizer, chr(index), index) else token
+
+
+def _is_token(tokenizer: PreTrainedTokenizerBase, token: str, index: int | None = None) -> bool:
+    """Tell whether ``token`` is one of a slow tokenizer's, with the number ``index`` if that is given."""
+    try:
+        found = tokenizer.convert_tokens_to_ids(token)
+    except (TypeError, ValueError):  # CANINE, ByT5: more than one character
+        return False
+    return found not in (None, tokenizer.unk_token_id) and index in (None, found)
 
 
 def _encoded(normal: Callable[[str], str], rule: SpellingRule) -> Callable[[str], bytes]:
@@ -254,13 +294,21 @@ def _nfkc(text: str) -> str:
 
 
 def _lower_without_accents(text: str) -> str:
-    """Lower-case a text and strip accents as BERT's own tokenizer does.
+    """Clean and lower-case a text and strip accents as BERT's own tokenizer does.
 
-    Control, unassigned and private-use characters go, too.
+    The text is taken as a whole: a sigma at a word's end is another letter than elsewhere.
     """
-    characters = normalize("NFD", text.lower())
-    kept = (c for c in characters if c.isspace() or (category(c) != "Mn" and category(c)[0] != "C"))
-    return "".join(kept)
+    characters = normalize("NFD", _cleaned(text).lower())
+    return "".join(character for character in characters if category(character) != "Mn")
+
+
+def _cleaned(text: str) -> str:
+    """Clean a text as BERT's own tokenizer does, then compose it.
+
+    Control, unassigned and private-use characters go, and so does the replacement character.
+    """
+    kept = (c for c in text if c.isspace() or (category(c)[0] != "C" and c != REPLACEMENT))
+    return normalize("NFC", "".join(kept))
 
 
 def _utf8(text: str) -> bytes:

@@ -178,18 +178,26 @@ def without_whitespace(spelled: bytes) -> bytes:
 def is_extender(character: str) -> bool:
     """Tell whether a normalizer may merge ``character`` with the one before it.
 
-    So it is with combining marks, the vowels and finals of Hangul syllables, half-width Japanese voicing marks.
+    So it is with combining marks, with the vowels and finals of Hangul syllables, and with what is compatible with
+    either: half-width voicing marks, compatibility and half-width jamo. A character that this Python's Unicode does
+    not know may be any of these.
     """
-    code = ord(character)
+    code = ord(unicodedata.normalize("NFKD", character)[0])
     hangul = 0x1160 <= code <= 0x11FF or 0xD7B0 <= code <= 0xD7FF
-    return hangul or code in (0xFF9E, 0xFF9F) or unicodedata.category(character).startswith("M")
+    return hangul or unicodedata.category(chr(code)) in ("Mn", "Mc", "Me", "Cn")
+
+
+def _is_no_word_character(character: str) -> bool:
+    """Tell whether a character is none of a word to the Rust library: letters, marks, digits, connectors, joiners."""
+    kind = unicodedata.category(character)
+    return not (kind[0] in "LM" or character.isdecimal() or kind in ("Nl", "Pc") or character in "\u200c\u200d")
 
 
 class TokenByteTable:
     """The bytes of every token id, filled in as ids are met.
 
-    ``rule``, ``token_of_id``, ``added`` and ``unknown_id`` are what it was made with. The attributes below are
-    indexed by token id, and valid for ids passed to `ensure`.
+    ``rule``, ``token_of_id``, ``added``, ``unknown_id`` and ``ends_word`` are what it was made with. The attributes
+    below are indexed by token id, and valid for ids passed to `ensure`.
 
     Attributes:
         exact: the bytes that each token spells.
@@ -199,7 +207,11 @@ class TokenByteTable:
         leads_space: whether the token begins with whitespace.
         trails_space: whether the token ends with whitespace.
         literal: whether it is an added token that is found in the text as it stands, before any normalization.
+        single_word: whether it is such a token, and only where it stands as a word of its own.
         unknown: whether it stands for text that the vocabulary cannot spell.
+
+    Args:
+        ends_word: whether a character beside a token that must stand as a word of its own lets it be one.
     """
 
     def __init__(
@@ -209,11 +221,13 @@ class TokenByteTable:
         added: dict[int, Any],
         unknown_id: int | None,
         normal: Callable[[str], bytes] | None = None,
+        ends_word: Callable[[str], bool] = _is_no_word_character,
     ) -> None:
         self.rule = rule
         self.token_of_id = token_of_id
         self.added = added
         self.unknown_id = unknown_id
+        self.ends_word = ends_word
         self._normal = normal
         self.exact: list[bytes] = []
         self.solid: list[bytes] = []
@@ -223,6 +237,7 @@ class TokenByteTable:
         self.leads_space = np.zeros(0, bool)
         self.trails_space = np.zeros(0, bool)
         self.literal = np.zeros(0, bool)
+        self.single_word = np.zeros(0, bool)
         self.unknown = np.zeros(0, bool)
 
     def ensure(self, ids: NDArray[np.int64]) -> None:
@@ -240,7 +255,7 @@ class TokenByteTable:
         extra = max(extra, len(self.exact))
         self.exact.extend([b""] * extra)
         self.solid.extend([b""] * extra)
-        for name in ("_known", "leads_space", "trails_space", "literal", "unknown"):
+        for name in ("_known", "leads_space", "trails_space", "literal", "single_word", "unknown"):
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(extra, bool)]))
         for name in ("exact_length", "solid_length"):
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(extra, np.int64)]))
@@ -262,7 +277,7 @@ class TokenByteTable:
         if index in self.added:
             entry = self.added[index]
             if self._normal is None or not entry.normalized:
-                self.literal[index] = True
+                self.literal[index], self.single_word[index] = True, entry.single_word
                 return entry.content.encode()
             # It is looked for in the normalized text, in its own normal form.
             return self._normal(entry.content)

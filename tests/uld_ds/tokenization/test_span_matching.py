@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
 from collections.abc import Sequence
 from typing import Any
 
-import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.helpers.span_texts import tokenizer_named
-from uld_ds.tokenization.span_matching import first_difference, only_fill
+from uld_ds.tokenization.span_matching import first_difference
 from uld_ds.tokenization.spans import AlignmentError, spans_of_ids, token_spans
 
 
@@ -42,11 +40,16 @@ def test_a_mark_that_normalization_leaves_alone_keeps_its_boundary() -> None:
     assert token_spans(tokenizer, "A\u0302") == [(0, 1), (1, 3)]
 
 
-def test_tokens_that_spell_something_else_are_an_error() -> None:
+def test_a_rewriting_of_several_characters_at_once_is_found_by_asking_the_normalizer() -> None:
     # The offsets that the library gives for such a pattern are those of its last character.
     tokenizer = word_tokenizer(["x", "c"], normalizer=normalizers.Replace(Regex("a+b"), " x "))
-    with pytest.raises(AlignmentError, match=r"the-one .*first disagree at byte 4 of 7, before b'b c'"):
-        token_spans(tokenizer, "c aab c")
+    assert token_spans(tokenizer, "c aab c") == [(0, 1), (1, 5), (5, 7)]
+
+
+def test_tokens_that_spell_something_else_are_an_error() -> None:
+    tokenizer = word_tokenizer(["b", "c"], normalizer=normalizers.Prepend("b "))
+    with pytest.raises(AlignmentError, match=r"the-one .*first disagree at byte 0 of 3, before b'c c'"):
+        token_spans(tokenizer, "c c")
 
 
 def test_ids_of_another_text_are_an_error() -> None:
@@ -81,45 +84,16 @@ def test_a_text_that_the_tokenizer_refuses_is_an_error() -> None:
 
 
 def test_two_unknown_words_with_nothing_between_are_not_guessed() -> None:
-    with pytest.raises(AlignmentError, match="BertTokenizerLegacy"):
-        token_spans(tokenizer_named("slow_wordpiece"), "☃ ☂")
+    assert token_spans(tokenizer_named("slow_wordpiece"), "☃ ☂") == [(0, 0), (0, 7)]
 
 
-PIECES = st.lists(st.sampled_from([b"a", b"b", b"ab", None]), min_size=1, max_size=6)
-
-
-@settings(max_examples=300, deadline=None)
-@given(pieces=PIECES.filter(lambda p: None in p), wanted=st.text("ab", min_size=1, max_size=9).map(str.encode))
-def test_unknown_pieces_are_filled_only_if_there_is_one_way(pieces: list[bytes | None], wanted: bytes) -> None:
-    unknown = [number for number, piece in enumerate(pieces) if piece is None]
-    sizes = itertools.product(range(1, len(wanted) + 1), repeat=len(unknown))
-    layouts = []
-    for size in sizes:
-        if sum(size) + sum(len(piece or b"") for piece in pieces) == len(wanted):
-            place, fills, rest = 0, [], list(size)
-            for piece in pieces:
-                length = rest.pop(0) if piece is None else len(piece)
-                if piece is None:
-                    fills.append(wanted[place : place + length])
-                elif wanted[place : place + length] != piece:
-                    break
-                place += length
-            else:
-                layouts.append(fills)
-    found = only_fill([piece or b"" for piece in pieces], unknown, [(0, len(wanted))] * len(unknown), wanted)
-    assert found is None or [found] == layouts
-    if len(layouts) == 0 or len(unknown) == 1:
-        assert found == (layouts[0] if layouts else None)
-
-
-def test_windows_tell_neighboring_unknown_pieces_apart() -> None:
-    assert only_fill([b"a", b"", b"", b"b"], [1, 2], [(1, 3), (3, 4)], b"axyzb") == [b"xy", b"z"]
-    assert only_fill([b"a", b"", b"", b"b"], [1, 2], [(0, 5), (0, 5)], b"axyzb") is None
-
-
-def test_an_unknown_piece_may_be_nothing_only_where_all_is_whitespace() -> None:
-    assert only_fill([b"", b"a"], [0], [(0, 0)], b"a") == [b""]
-    assert only_fill([b"", b"a"], [0], [(0, 1)], b"a") is None
+def test_offsets_are_not_trusted_in_a_stretch_that_begins_with_what_is_dropped() -> None:
+    # tokenizers 0.23: Precompiled moves every offset by the characters dropped at the beginning.
+    tokenizer = copy.deepcopy(tokenizer_named("unigram_xlmr"))
+    tokenizer.add_tokens([AddedToken("<X>", normalized=False)])
+    assert token_spans(tokenizer, "☃ ☂<X>a") == [(0, 0), (0, 3), (3, 4), (4, 7), (7, 10), (10, 11)]
+    # "a", "<X>" with the dropped character, the mark of the stretch, two unknown words and the mark between them.
+    assert token_spans(tokenizer, "a<X>\x13☃ ☂") == [(0, 1), (1, 5), (5, 5), (5, 5), (5, 5), (5, 12)]
 
 
 def test_first_difference() -> None:
