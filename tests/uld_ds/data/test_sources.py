@@ -134,6 +134,10 @@ def some_rows(count: int, broken: bool = False) -> Iterator[dict[str, str]]:
         raise RuntimeError("out of\nideas")
 
 
+def unlike_rows() -> list[dict[str, str]]:
+    return [{"prompt": "p"}, {"prompt": "q", "id": "007"}]
+
+
 def no_rows() -> list[dict[str, str]]:
     return []
 
@@ -145,6 +149,10 @@ class Factory:
 def test_generators_get_their_arguments() -> None:
     assert generator(f"{__name__}:some_rows", arguments={"count": 2}) == ROWS[:2]
     assert generator(f"{__name__}:Factory.rows", arguments={"count": 3}, limit=1) == ROWS[:1]
+
+
+def test_rows_of_a_generator_may_have_columns_that_the_first_one_lacks() -> None:
+    assert generator(f"{__name__}:unlike_rows") == [{"prompt": "p", "id": None}, {"prompt": "q", "id": "007"}]
 
 
 def test_generators_of_the_current_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
