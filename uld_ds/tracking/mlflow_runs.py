@@ -11,7 +11,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
-from mlflow.entities import Param, RunTag
+from mlflow.entities import LifecycleStage, Param, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import URL, make_url
 
 from uld_ds.errors import UserError, one_line
 from uld_ds.recipe import Recipe
@@ -37,13 +38,42 @@ _PARAMS_PER_REQUEST = 100
 _KEY_LIMIT = 250
 _IDENTITY_TAG = "uld_ds.identity"
 _RUN_TAG = "uld_ds.run_dir"
+# What a run that was deleted, by itself or with its experiment, answers to any change.
+_DELETED = "INVALID_PARAMETER_VALUE"
 _GONE = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 
 
 def tracking_uri(recipe: Recipe) -> str:
     """Choose where runs are recorded: ``tracking.uri``, else MLFLOW_TRACKING_URI, else sqlite in ``run.storage``."""
     chosen = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return chosen or f"sqlite:///{in_home(recipe.run.storage).resolve() / 'mlflow.db'}"
+    return chosen or sqlite_uri(in_home(recipe.run.storage).resolve() / "mlflow.db", "run.storage")
+
+
+def sqlite_uri(file: Path, key: str) -> str:
+    """Write a data base's file as an address that leads to it, whatever is in its name.
+
+    Args:
+        file: its absolute path.
+        key: what names it, for the error.
+
+    Raises:
+        UserError: no address does.
+    """
+    plain = f"sqlite:///{file}"
+    # SQLAlchemy reads %20 as a space and a question mark as the beginning of options. 2.1 can write them, too.
+    for uri in (plain, URL.create("sqlite", database=str(file)).render_as_string()):
+        if _file_of(uri) == file:
+            return uri
+    problem = f"{str(file.parent)!r} has a character in it that an address of sqlite cannot have"
+    raise UserError(key, problem, "name another folder, or set tracking.uri")
+
+
+def _file_of(uri: str) -> Path | None:
+    """Find the file that an address of sqlite leads to; None if it is another address, or has options."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    url = make_url(uri)
+    return Path(url.database) if url.database and not url.query else None
 
 
 def shown(uri: str) -> str:
@@ -69,10 +99,11 @@ def open_client(uri: str, key: str = "tracking.uri") -> mlflow.MlflowClient:
         UserError: nobody answers at ``uri``.
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    file = _file_of(uri)
     try:
-        with _impatient():
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with _impatient(), _no_other_folder(uri, file):
             client = mlflow.MlflowClient(uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:
@@ -97,6 +128,19 @@ def client_of_run(uri: str, run_dir: Path) -> mlflow.MlflowClient:
             raise
         log.warning("%s; the run goes on, its metrics wait on disk", str(error).partition(";")[0])
         return client_for(uri)
+
+
+@contextmanager
+def _no_other_folder(uri: str, file: Path | None) -> Iterator[None]:
+    """Remove the empty folder that MLflow 3.17 makes of an address whose ``%3F`` it does not read."""
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    is_other = file is not None and folder != file.parent and not folder.exists()
+    try:
+        yield
+    finally:
+        if is_other:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager
@@ -143,6 +187,10 @@ def _reopened(client: mlflow.MlflowClient, id_file: Path) -> str:
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
+        if error.error_code == _DELETED:
+            restore = f"mlflow runs restore --run-id {run_id}, and its experiment, if that was deleted"
+            problem = f"run {run_id} of {str(id_file.parent)!r} was deleted in MLflow"
+            raise UserError("run.name", problem, f"take another name, or restore it: {restore}") from error
         if error.error_code not in _GONE:
             log.warning("MLflow does not answer: run %s goes on without it for now", run_id)
             return run_id
@@ -183,6 +231,12 @@ def log_tags(client: mlflow.MlflowClient, run_id: str, tags: Mapping[str, Any]) 
 
 def _experiment(client: mlflow.MlflowClient, recipe: Recipe, run_dir: Path) -> str:
     found = client.get_experiment_by_name(recipe.tracking.experiment)
+    if found is not None and found.lifecycle_stage == LifecycleStage.DELETED:
+        raise UserError(
+            "tracking.experiment",
+            f"{found.name!r} was deleted in MLflow",
+            f"name another, or restore it: mlflow experiments restore --experiment-id {found.experiment_id}",
+        )
     if found is not None:
         return found.experiment_id
     uri = tracking_uri(recipe)
