@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import Dataset
 
 from uld_ds.data.hub_rows import read_hub
@@ -154,10 +155,21 @@ def _of_kind(kind: str, files: list[Path], key: str, nothing: UserError) -> Data
     except UserError:
         raise
     except Exception as error:
+        _raise_if_no_cache(error)
         # datasets has no exception of its own for files without a row.
         if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
             raise nothing from error
         raise UserError(key, f"{str(files[0])!r}: {_first_cause(error)}", "repair the file") from error
+
+
+def _raise_if_no_cache(error: BaseException) -> None:
+    """Raise an error about the cache of ``datasets``, where it is that which failed: nothing is wrong with the data."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    for cause in _causes(error):
+        place = cause.filename if isinstance(cause, OSError) else None
+        if isinstance(place, str) and (cache.is_relative_to(place) or Path(place).is_relative_to(cache)):
+            problem = f"the cache of data sets at {str(cache)!r} cannot be written ({cause})"
+            raise UserError("HF_HOME", problem, "set it to a folder that can be written") from error
 
 
 def _matching(pattern: str) -> list[str]:
@@ -171,6 +183,7 @@ def _from_hub(source: HubSource, key: str) -> Dataset:
     try:
         return read_hub(source)
     except Exception as error:
+        _raise_if_no_cache(error)
         raise UserError(
             f"{key}.dataset",
             f"cannot load {source.dataset!r} split {source.split!r} ({_first_cause(error)})",
@@ -373,9 +386,14 @@ def _text(value: Any, column: str) -> str:
 
 
 def _first_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
+    *_, first = _causes(error)
+    return f"{type(first).__name__}: {one_line(first)}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
         error = error.__cause__
-    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _place_of(error: BaseException) -> str:

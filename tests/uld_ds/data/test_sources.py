@@ -94,6 +94,22 @@ def test_files_that_are_not_there_or_not_readable(tmp_path: Path) -> None:
     assert "\n" not in text
 
 
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "rows.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    line = f"HF_HOME: the cache of data sets at '{tmp_path}/file/cache' cannot be written ([Errno 20] Not a directory: "
+    assert message(files, tmp_path / "a.parquet").startswith(line)
+    hub = HubSource(source="hub", dataset=str(tmp_path / "folder"))
+    assert message(load_rows, hub, "data.train").startswith(line)
+    # JSON needs none.
+    assert files(write_jsonl(tmp_path / "a.jsonl", ROWS)) == ROWS
+
+
 def test_a_file_without_rows(tmp_path: Path) -> None:
     Dataset.from_list(ROWS).select([]).to_parquet(tmp_path / "a.parquet")
     (tmp_path / "b.json").write_text("[]")

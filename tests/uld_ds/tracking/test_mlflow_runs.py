@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def test_a_database_in_a_folder_with_odd_characters(tmp_path: Path) -> None:
     run_dir.mkdir()
     run_id = mlflow_runs.open_run(client, chosen, run_dir)
     client.log_text(run_id, "said", "x.txt")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a%20b?c"]
+    assert not [place for place in tmp_path.rglob("*.db") if place.parent != run_dir.parent]
     assert {entry.name for entry in run_dir.parent.iterdir()} == {"a", "mlflow.db", "mlartifacts"}
     assert Path(client.download_artifacts(run_id, "x.txt", str(tmp_path))).read_text() == "said"
 
@@ -43,15 +44,21 @@ def test_a_database_in_a_folder_with_odd_characters(tmp_path: Path) -> None:
     client.delete_experiment(experiment)
     with pytest.raises(UserError) as caught:
         mlflow_runs.open_run(client, chosen, tmp_path / "b")
+    with pytest.raises(UserError, match=re.escape(str(caught.value))):
+        mlflow_runs.check_not_deleted(client, chosen, tmp_path / "b")
     assert str(caught.value) == (
         "tracking.experiment: 'uld-ds' was deleted in MLflow; name another, or restore it: "
         f"mlflow experiments restore --experiment-id {experiment}"
     )
     with pytest.raises(UserError) as caught:
         mlflow_runs.open_run(client, chosen, run_dir)
+    with pytest.raises(UserError, match=re.escape(str(caught.value))):
+        mlflow_runs.check_not_deleted(client, chosen, run_dir)
     assert str(caught.value) == (
         f"run.name: run {run_id} of '{run_dir}' was deleted in MLflow; take another name, or restore it: "
         f"mlflow runs restore --run-id {run_id}, and its experiment, if that was deleted"
     )
     client.restore_experiment(experiment)
+    for place in (run_dir, tmp_path / "b"):
+        mlflow_runs.check_not_deleted(client, chosen, place)
     assert mlflow_runs.open_run(client, chosen, run_dir) == run_id
