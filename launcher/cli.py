@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -31,9 +33,13 @@ from launcher.commands import (
 )
 from launcher.terminal.help_panels import group
 from uld_ds.errors import RunError, UserError, one_line
+from uld_ds.utils.cache import cache_dir
 from uld_ds.version import __version__
 
-STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+STORAGE_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.ELOOP, errno.EIO, errno.ESTALE),
+}
 
 NAME = "uld-ds"
 
@@ -84,6 +90,9 @@ def main() -> None:
     """Run the command line; the exit status is 0 when done, 1 when the run failed, 2 for wrong use."""
     # Imported libraries print banners of their own; what this program says is below.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Workers read libraries' files, and some libraries read their own in the encoding of the locale (torch 2.13).
+    os.environ["PYTHONUTF8"] = "1"
+    _write_any_text()
     try:
         # Named: completion looks for it, and `python -m launcher` is the same program.
         app(prog_name=NAME)
@@ -92,9 +101,23 @@ def main() -> None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             _fail(f"{str(error.filename)[:60]}...: {error.strerror}; give a shorter one", UserError.exit_status)
-        if error.errno not in STORAGE_ERRORS:
-            raise
-        _fail(f"{error.filename or 'storage'}: {error.strerror}; make room there, or name another folder", 1)
+        _fail_at_storage(error)
+
+
+def _fail_at_storage(error: OSError) -> NoReturn:
+    place, cache = str(error.filename or "storage"), cache_dir()
+    if cache.is_relative_to(place) or Path(place).is_relative_to(cache):
+        _fail(f"{place}: {error.strerror}; set ULD_DS_CACHE to a folder that can be written", 1)
+    if error.errno not in STORAGE_ERRORS:
+        raise error
+    _fail(f"{place}: {error.strerror}; make room there, or name another folder", 1)
+
+
+def _write_any_text() -> None:
+    """Write what a locale has no character for, such as a bar in Latin-1, by its number: output is not lost for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, exit_status: int) -> NoReturn:

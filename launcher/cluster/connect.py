@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
@@ -21,6 +22,7 @@ from launcher.cluster.versions import check_versions
 from launcher.drivers.preflight import check_port
 from uld_ds.errors import RunError, UserError, one_line
 from uld_ds.recipe import ClusterSettings
+from uld_ds.utils.files import in_home
 
 RUN_NAME = "uld_ds.run"
 RUN_DIR = "uld_ds.run_dir"
@@ -29,6 +31,7 @@ _SECONDS_FOR_ROOM = 60.0
 # How long Ray's processes call for a head that has died. On one machine it does not come back, and until they give up,
 # workers hold their memory, also that of a GPU.
 _SECONDS_FOR_A_DEAD_HEAD = 10
+_TOKEN_VARIABLES = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 AUTHENTICATION_FIX = "set RAY_AUTH_MODE as the cluster has it, and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to its token"
 
 
@@ -95,7 +98,19 @@ def check_dashboard_port(settings: ClusterSettings) -> None:
         check_port(settings.dashboard_port, "cluster.dashboard_port")
 
 
+def _have_token() -> None:
+    """Make a token for a cluster of this process where Ray 2.60 cannot keep one: without a home folder to write to."""
+    folder = in_home("~/.ray")
+    if _TOKEN_VARIABLES & os.environ.keys() or (folder / "auth_token").is_file():
+        return
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 def _start(settings: ClusterSettings) -> None:
+    _have_token()
     needed = math.ceil(settings.workers * settings.cpus_per_worker)
     ray.init(
         # Ray counts what it is told: more workers than cores are slow, not impossible.

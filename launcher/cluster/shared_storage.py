@@ -27,7 +27,7 @@ def check_shared(folder: Path, nodes: Mapping[str, str], key: str = "run.storage
         return
     token = uuid.uuid4().hex
     probe = folder / f".probe-{token}"
-    probe.write_text(token)
+    probe.write_text(token, encoding="utf-8")
     try:
         found = ask_nodes(_look, nodes, str(probe), token)
     finally:
@@ -47,10 +47,10 @@ def _look(probe: str, token: str) -> str | None:
     try:
         # A listing first: network file systems may remember that a name did not exist.
         list(file.parent.iterdir())
-        if file.read_text() != token:
+        if file.read_text(encoding="utf-8") != token:
             return "sees other content"
         written = file.with_name(f"{file.name}-{os.getpid()}")
-        written.write_text(token)
+        written.write_text(token, encoding="utf-8")
         written.unlink()
     except OSError as error:
         return error.strerror or str(error)

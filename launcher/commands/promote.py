@@ -28,7 +28,9 @@ def registry_uri(given: str | None) -> str:
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None and Path("runs/mlflow.db").is_file():
-        uri = f"sqlite:///{Path('runs/mlflow.db').resolve()}"
+        from uld_ds.tracking.mlflow_runs import sqlite_uri
+
+        uri = sqlite_uri(Path("runs/mlflow.db").resolve(), "--tracking-uri")
     if uri is None:
         raise UserError("--tracking-uri", "is missing", "give it, or set MLFLOW_TRACKING_URI")
     return uri

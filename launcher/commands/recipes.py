@@ -25,7 +25,10 @@ def shipped_recipes() -> dict[str, str]:
     """Read the recipes that ship with the package: name -> YAML text."""
     folder = resources.files("launcher.recipes")
     files = [item for item in folder.iterdir() if item.name.endswith(".yaml")]
-    return {item.name.removesuffix(".yaml"): item.read_text() for item in sorted(files, key=lambda item: item.name)}
+    return {
+        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
+        for item in sorted(files, key=lambda item: item.name)
+    }
 
 
 @recipes.command("list")
@@ -69,7 +72,7 @@ def copy_recipe(
     check_target(path, "TARGET")
     try:
         # Not over a file that is there.
-        with path.open("x") as file:
+        with path.open("x", encoding="utf-8") as file:
             file.write(known[name])
     except FileExistsError:
         raise UserError("TARGET", f"{str(path)!r} exists", "choose another file") from None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _COLORS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "silent": "yellow"}
 _BAR_WIDTH = 24
+_BLOCK = "█"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,7 +43,7 @@ def status(
     console = Console(highlight=False)
     console.print(_table(found))
     if found.phase_shares:
-        console.print(_phases(found))
+        console.print(_phases(found, _bar_of(console)))
 
 
 def _table(found: RunStatus) -> Table:
@@ -92,7 +93,16 @@ def _parts(found: RunStatus) -> str:
     return f" (cross-entropy {found.ce:.4f}, ULD {found.uld:.4f}; {found.bits_per_byte:.3f} bits per byte)"
 
 
-def _phases(found: RunStatus) -> Table:
+def _bar_of(console: Console) -> str:
+    """Choose what bars are drawn with: a block, where the output's encoding has it."""
+    try:
+        _BLOCK.encode(console.encoding)
+    except (UnicodeEncodeError, LookupError):
+        return "#"
+    return _BLOCK
+
+
+def _phases(found: RunStatus, mark: str) -> Table:
     from uld_ds.runs.phases import MEANINGS
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title_justify="left")
@@ -102,7 +112,7 @@ def _phases(found: RunStatus) -> Table:
     table.add_column(style="dim", overflow="fold")
     table.add_row(Text("time of a step", style="bold"))
     for phase, share in found.phase_shares.items():
-        bar = "█" * round(share * _BAR_WIDTH)
+        bar = mark * round(share * _BAR_WIDTH)
         table.add_row(phase, f"{share:.1%}", bar, MEANINGS[phase])
     return table
 

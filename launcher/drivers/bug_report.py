@@ -89,7 +89,8 @@ def _nvidia_smi() -> dict[str, Any] | None:
         done = subprocess.run(  # noqa: S603 (fixed arguments)
             [program, "--query-gpu=driver_version,name", "--format=csv,noheader"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_NVIDIA_SMI_SECONDS,
             check=True,
         )

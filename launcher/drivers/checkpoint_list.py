@@ -28,7 +28,7 @@ def repair_checkpoint_list(run_dir: Path, note: Callable[[str], None]) -> None:
     if not file.is_file():
         return
     try:
-        listed = json.loads(file.read_text())
+        listed = json.loads(file.read_text(encoding="utf-8"))
         names = [entry["checkpoint_dir_name"] for entry in listed["checkpoint_results"]]
     except (ValueError, KeyError, TypeError):
         whole = [folder.name for folder in RunFolder(run_dir).checkpoints() if is_complete(folder)]

@@ -123,7 +123,7 @@ def _gpu(torch: Any, index: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     # Banners of libraries must not come between the lines.
-    with os.fdopen(os.dup(1), "w") as _out:
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as _out:
         os.dup2(2, 1)
         _import_all(sys.argv[1:], _out)
         _out.flush()

@@ -32,7 +32,7 @@ from uld_ds.models.trial import TrialStudent, try_student
 from uld_ds.recipe import Recipe, StudentSettings
 from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.registry.provenance import teacher_facts
-from uld_ds.runs.folder import RunFolder
+from uld_ds.runs.folder import NAMES, RunFolder
 from uld_ds.runs.job import Job
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.runs.stop_file import StopFile
@@ -79,8 +79,9 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
         if finished.is_file():
             _settle(uri, run_dir)
             view.note(f"run {recipe.run.name!r} is finished: these are its results (set run.name for another run)")
-            return json.loads(finished.read_text())
+            return json.loads(finished.read_text(encoding="utf-8"))
         client = mlflow_runs.client_of_run(uri, run_dir)
+        mlflow_runs.check_not_deleted(client, recipe, run_dir)
         # What was said to an earlier attempt does not stop this one.
         stop_file = StopFile(run_dir)
         stop_file.clear()
@@ -111,8 +112,12 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     )
                 check_not_stopped(run_dir)
         # Only now is the run finished: this file is what says so.
-        facts = json.loads(folder.outcome.read_text()) | {"wall_seconds": time.monotonic() - begin}
+        facts = json.loads(folder.outcome.read_text(encoding="utf-8")) | {"wall_seconds": time.monotonic() - begin}
         write_whole(finished, json.dumps(facts, indent=1), sync=True)
+        if not folder.report_page.is_file():
+            view.note(
+                f"warning: no {NAMES.report_page} was written (logs say why): uld-ds report {run_dir} tries again"
+            )
     return facts
 
 
@@ -160,12 +165,12 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
     cache = run_dir.parent / PREPARED_DATA
     note = RunFolder(run_dir).prepared
     if note.is_file():
-        folders = {name: cache / key for name, key in json.loads(note.read_text()).items()}
+        folders = {name: cache / key for name, key in json.loads(note.read_text(encoding="utf-8")).items()}
         if all(folder.is_dir() for folder in folders.values()):
             return {name: Split.load(folder) for name, folder in folders.items()}
     splits = prepared_splits(recipe, student, sides, cache)
     keys = {name: split.folder.name for name, split in splits.items()}
-    if note.is_file() and RunFolder(run_dir).run_id.exists() and json.loads(note.read_text()) != keys:
+    if note.is_file() and RunFolder(run_dir).run_id.exists() and json.loads(note.read_text(encoding="utf-8")) != keys:
         raise UserError(
             "data", f"it has changed since run {recipe.run.name!r} began", "restore it, or set another run.name"
         )

@@ -98,5 +98,5 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 def referenced_variables(recipe: Path) -> list[str]:
     """List the variables without a default that a recipe's text refers to."""
-    text = recipe.read_text(errors="replace")
+    text = recipe.read_text(encoding="utf-8", errors="replace")
     return sorted({name for name, has_default in _REFERENCE.findall(text) if not has_default})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -68,7 +69,11 @@ def _change(bits: dict[str, float | None]) -> str:
 
 def _looking_command(uri: str) -> str:
     """Write the command that shows MLflow's pages: a server has them already, a database needs a program."""
-    return uri if uri.startswith(("http://", "https://")) else f"{_program('mlflow')} ui --backend-store-uri {uri}"
+    return (
+        uri
+        if uri.startswith(("http://", "https://"))
+        else f"{_program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}"
+    )
 
 
 def _loading_command(facts: dict[str, Any], recipe: Recipe) -> str:
@@ -76,4 +81,5 @@ def _loading_command(facts: dict[str, Any], recipe: Recipe) -> str:
     ask = f"mlflow.transformers.load_model('{uri}')('Hello', max_new_tokens=20)"
     if facts.get("has_encoder"):  # transformers has no pipeline for it
         ask = f"mlflow.pyfunc.load_model('{uri}').predict({{'prompt': 'Hello'}})"
-    return f'MLFLOW_TRACKING_URI={facts["tracking_uri"]} {_program("python")} -c "import mlflow; print({ask})"'
+    where = shlex.quote(facts["tracking_uri"])
+    return f'MLFLOW_TRACKING_URI={where} {_program("python")} -c "import mlflow; print({ask})"'

@@ -194,16 +194,30 @@ def test_a_mistake_can_be_corrected_under_the_same_name(run: Callable[..., tuple
             1,
             "error: /full/disk: No space left on device; make room there, or name another folder\n",
         ),
+        (
+            FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "{cache}/digests"),
+            1,
+            "error: {cache}/digests: No such file or directory; set ULD_DS_CACHE to a folder that can be written\n",
+        ),
+        (
+            NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "/a/file/x"),
+            1,
+            "error: /a/file/x: Not a directory; make room there, or name another folder\n",
+        ),
     ],
 )
 def test_a_failed_run_is_one_line_and_status_1(
     run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, line: str
 ) -> None:
+    cache = os.environ["ULD_DS_CACHE"]
+    if isinstance(error, OSError):
+        error.filename = error.filename.replace("{cache}", cache)
+
     def fail(**_: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "app", fail)
-    assert run() == (status, "", line)
+    assert run() == (status, "", line.replace("{cache}", cache))
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

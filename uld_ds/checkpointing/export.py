@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.models.adapters import is_adapted, merged
+from uld_ds.models.generation_options import writable
 from uld_ds.models.older_readers import adapt_config, save_tokenizer
 from uld_ds.models.quantization import is_quantized, unquantized_like
 from uld_ds.utils.distributed import Ranks
@@ -36,6 +37,7 @@ def export_student(student: Any, tokenizer: PreTrainedTokenizerBase, target: Pat
             lm, weights = lm.get_base_model(), merged(lm, weights)
         if is_quantized(lm):
             lm = unquantized_like(lm)
+        lm.generation_config = writable(lm.generation_config)
         remove_leftovers(target)
         # On the disk: the run's result names it, and the checkpoints may go.
         with whole_folder(target, sync=True, replace=True) as aside:

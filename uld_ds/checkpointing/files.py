@@ -105,7 +105,7 @@ def num_ranks(folder: Path) -> int | None:
     """Read how many ranks wrote a checkpoint; None when no manifest says."""
     for file in sorted(folder.glob("manifest-*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return int(json.loads(file.read_text())["ranks"])
+            return int(json.loads(file.read_text(encoding="utf-8"))["ranks"])
     return None
 
 
@@ -113,7 +113,7 @@ def problem_of(folder: Path, ranks: Iterable[int]) -> str | None:
     """Find what is wrong with the files of some ranks, or None; every byte of them is read."""
     for rank in ranks:
         try:
-            manifest = json.loads((folder / _manifest(rank)).read_text())
+            manifest = json.loads((folder / _manifest(rank)).read_text(encoding="utf-8"))
             files = manifest["files"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"{_manifest(rank)} cannot be read ({_reason(error)})"
@@ -142,7 +142,7 @@ def is_complete(folder: Path) -> bool:
     if ranks is None:
         return False
     try:
-        manifests = [json.loads((folder / _manifest(rank)).read_text()) for rank in range(ranks)]
+        manifests = [json.loads((folder / _manifest(rank)).read_text(encoding="utf-8")) for rank in range(ranks)]
         files = [(folder / name, facts["bytes"]) for manifest in manifests for name, facts in manifest["files"].items()]
         return all(file.stat().st_size == size for file, size in files)
     except (OSError, ValueError, KeyError, TypeError):
@@ -166,13 +166,13 @@ def keep_best(folder: Path) -> None:
     # Not synchronized: the files are the checkpoint's, which are on the disk already.
     with whole_folder(best, replace=True) as aside:
         shutil.copytree(folder, aside, copy_function=_link, dirs_exist_ok=True)
-        (aside / "name").write_text(folder.name)
+        (aside / "name").write_text(folder.name, encoding="utf-8")
 
 
 def best_name(run_dir: Path) -> str | None:
     """Read the name of the checkpoint that ``best`` holds; None without one."""
     with suppress(OSError):
-        return (RunFolder(run_dir).best / "name").read_text()
+        return (RunFolder(run_dir).best / "name").read_text(encoding="utf-8")
     return None
 
 

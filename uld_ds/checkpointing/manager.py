@@ -195,7 +195,7 @@ class Checkpoints:
 def committed(run_dir: Path) -> list[str] | None:
     """List the checkpoints that Ray has taken and kept, by name, oldest first; None when its list cannot be read."""
     try:
-        listed = json.loads(RunFolder(run_dir).checkpoint_list.read_text())
+        listed = json.loads(RunFolder(run_dir).checkpoint_list.read_text(encoding="utf-8"))
         return [entry["checkpoint_dir_name"] for entry in listed["checkpoint_results"]]
     except FileNotFoundError:
         return []

@@ -26,7 +26,7 @@ def reason_of(problem: str) -> str:
     'column holds int, not text'
     """
     text = re.sub(r"\s*\(.*$", "", problem, flags=re.S)
-    text = re.sub(r"(line|element) \d+ of .+? (is not|holds)", r"\1 N of a file \2", text)
+    text = re.sub(r"(line|element|value) \d+ of .+? (is not|holds)", r"\1 N of a file \2", text)
     text = re.sub(r"\d+", "N", _QUOTED.sub("", text))
     return one_line(text)
 

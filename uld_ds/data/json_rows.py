@@ -1,58 +1,62 @@
-"""A reader of faulty JSON files, row by row: what cannot be read is one row's problem, not the file's.
+"""The rows of JSON files, read one by one: what cannot be read is one row's problem, not the file's.
 
-A column of a table has one type, and a reader of tables gives up at the first row that does not fit. Here each row is
-kept as its text, beside what is wrong with it, and opened when it is its turn.
+A column of a table has one type, and rows that do not share one are kept as their texts, each beside what is wrong with
+it, and opened when it is its turn.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from datasets import Dataset
 
 _TEXT, _PROBLEM = "json_text", "json_problem"
-_SCHEMA = pa.schema([(_TEXT, pa.large_string()), (_PROBLEM, pa.string())])
-_ROWS_PER_BATCH = 10_000
+CLOSED_SCHEMA = pa.schema([(_TEXT, pa.large_string()), (_PROBLEM, pa.string())])
+_BOM = b"\xef\xbb\xbf"
+_WHITE_SPACE = re.compile(r"\s*")
+# A larger file whose first line is broken is lines: to look for objects over several lines takes all of it at once.
+_MOST_IN_MEMORY = 2**30
 
 
-def is_utf8(file: Path) -> bool:
-    """Tell whether all bytes of a file are UTF-8."""
-    with file.open("rb") as stream:
-        try:
-            for line in stream:
-                line.decode()
-        except UnicodeDecodeError:
-            return False
-    return True
+class JsonRow(NamedTuple):
+    """A row of a JSON file: its value, or what is wrong with it."""
+
+    value: dict[str, Any] | None
+    """Columns by name; None where there is a problem."""
+    problem: str
+    """What is wrong, with the place in the file; empty where nothing is."""
 
 
-def closed_rows(files: Sequence[Path]) -> Dataset:
-    """Read the rows of JSON or JSONL files as text; ``opened`` makes mappings of them.
+def json_rows(files: Sequence[Path]) -> Iterator[JsonRow]:
+    """Read the rows of files that are lines of JSON objects, one list of them, or objects one after the other.
 
     Raises:
-        ValueError: a file is one JSON value, and is broken or no list.
+        ValueError: a file is one list, and is broken; names it.
     """
-    found = (row for file in files for row in _rows(file))
-    batches: list[pa.RecordBatch] = []
-    while chunk := list(islice(found, _ROWS_PER_BATCH)):
-        texts, problems = zip(*chunk, strict=True)
-        columns = [pa.array(texts, pa.large_string()), pa.array(problems, pa.string())]
-        batches.append(pa.RecordBatch.from_arrays(columns, schema=_SCHEMA))
-    return Dataset(pa.Table.from_batches(batches, _SCHEMA))
+    for file in files:
+        yield from _rows(file)
+
+
+def closed_batches(rows: Iterator[JsonRow], rows_per_batch: int) -> Iterator[pa.RecordBatch]:
+    """Put rows into batches of their texts and problems, of ``CLOSED_SCHEMA``; ``opened`` makes mappings of them."""
+    while chunk := list(islice(rows, rows_per_batch)):
+        texts, problems = zip(*map(_closed, chunk), strict=True)
+        yield pa.record_batch([pa.array(texts, pa.large_string()), pa.array(problems, pa.string())], CLOSED_SCHEMA)
 
 
 def are_closed(rows: Dataset) -> bool:
-    """Tell whether rows are text that is still to be opened, as ``closed_rows`` gives them."""
+    """Tell whether rows are text that is still to be opened, as ``closed_batches`` gives them."""
     return set(rows.column_names) == {_TEXT, _PROBLEM}
 
 
 def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Open a row of ``closed_rows`` to a mapping; any other row stays as it is.
+    """Open a row of ``closed_batches`` to a mapping; any other row stays as it is.
 
     Raises:
         ValueError: the row cannot be read (says why).
@@ -65,46 +69,107 @@ def opened(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _rows(file: Path) -> Iterator[tuple[str, str]]:
+def _closed(row: JsonRow) -> tuple[str, str]:
+    # (Half of a character, which JSON can spell, is spelled again: it could not be written.)
+    return ("" if row.value is None else json.dumps(row.value)), row.problem
+
+
+def row_names(file: Path) -> Iterator[str]:
+    """Name the rows of a file as a person counts them: ``line 7``, ``element 0`` of a list, ``value 0`` of several."""
+    values = _values(file)
+    if values is not None:
+        yield from (f"{values.name} {number}" for number in range(len(values.found)))
+        return
     with file.open("rb") as stream:
-        begins = stream.read(4096).lstrip()[:1]
-        stream.seek(0)
-        if begins == b"[" and not _first_line_is_json(file):
-            yield from _elements(file)
-            return
+        yield from (f"line {number}" for number, line in enumerate(stream, 1) if _text_of(line, number).strip())
+
+
+class _Values(NamedTuple):
+    """The values of a file that is no lines, and what one of them is called."""
+
+    name: str
+    found: list[Any]
+
+
+def _rows(file: Path) -> Iterator[JsonRow]:
+    values = _values(file)
+    if values is not None:
+        for number, value in enumerate(values.found):
+            yield _checked(value, f"{values.name} {number} of {file.name}")
+        return
+    with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield _checked(line, f"line {number} of {file.name}")
+            data = _text_of(line, number)
+            if data.strip():
+                yield _parsed(data, f"line {number} of {file.name}")
+
+
+def _text_of(line: bytes, number: int) -> bytes:
+    return line.removeprefix(_BOM) if number == 1 else line
+
+
+def _values(file: Path) -> _Values | None:
+    """Read a file that is one list, or objects that take several lines each; None if it is lines.
+
+    Raises:
+        ValueError: it is one list, and is broken.
+    """
+    if _first_line_is_json(file):
+        return None
+    with file.open("rb") as stream:
+        begins = stream.read(4096).removeprefix(_BOM).lstrip()[:1]
+    if begins == b"[":
+        return _Values("element", _elements(file))
+    values = _one_after_the_other(file) if begins == b"{" and file.stat().st_size <= _MOST_IN_MEMORY else None
+    return None if values is None else _Values("value", values)
 
 
 def _first_line_is_json(file: Path) -> bool:
-    """Tell whether a file that begins with a bracket is lines after all, the first of which is a list."""
+    """Tell whether a file is lines: its first one is a value, and no list that is the whole file."""
     with file.open("rb") as stream:
-        line, rest = stream.readline(), stream.read(4096).strip()
+        lines = (text for number, line in enumerate(stream, 1) if (text := _text_of(line, number)).strip())
+        first, rest = next(lines, b""), next(lines, b"")
     try:
-        json.loads(line)
+        value = json.loads(first)
     except (ValueError, RecursionError):
         return False
-    return bool(rest)
+    return bool(rest) or not isinstance(value, list)
 
 
-def _elements(file: Path) -> Iterator[tuple[str, str]]:
+def _elements(file: Path) -> list[Any]:
     try:
-        elements = json.loads(file.read_bytes())
+        elements: list[Any] = json.loads(file.read_bytes().removeprefix(_BOM))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON ({error})") from error
-    for number, element in enumerate(elements):
-        yield _checked(json.dumps(element).encode(), f"element {number} of {file.name}")
+        raise ValueError(f"{str(file)!r}: is not JSON ({error})") from error
+    return elements
 
 
-def _checked(data: bytes, where: str) -> tuple[str, str]:
+def _one_after_the_other(file: Path) -> list[Any] | None:
+    values: list[Any] = []
+    decoder = json.JSONDecoder()
     try:
-        text = data.decode()
-        value = json.loads(text)
+        text = file.read_bytes().removeprefix(_BOM).decode().strip()
+        place = 0
+        while place < len(text):
+            value, end = decoder.raw_decode(text, place)
+            values.append(value)
+            place = _WHITE_SPACE.match(text, end).end()  # type: ignore[union-attr]
+    except (ValueError, RecursionError):
+        return None
+    return values
+
+
+def _parsed(data: bytes, where: str) -> JsonRow:
+    try:
+        value = json.loads(data.decode())
     except UnicodeDecodeError as error:
-        return "", f"{where} is not UTF-8 (byte {error.start})"
+        return JsonRow(None, f"{where} is not UTF-8 (byte {error.start})")
     except (ValueError, RecursionError) as error:
-        return "", f"{where} is not JSON ({error})"
+        return JsonRow(None, f"{where} is not JSON ({error})")
+    return _checked(value, where)
+
+
+def _checked(value: Any, where: str) -> JsonRow:
     if not isinstance(value, dict):
-        return "", f"{where} holds {type(value).__name__}, not an object"
-    return text, ""
+        return JsonRow(None, f"{where} holds {type(value).__name__}, not an object")
+    return JsonRow(value, "")

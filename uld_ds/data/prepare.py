@@ -88,7 +88,7 @@ class Preparer:
         """
 
         def note_facts(rows: Dataset, skipped: int, folder: Path) -> None:
-            (folder / "facts.json").write_text(json.dumps(asdict(facts_of(rows, skipped)), indent=1))
+            (folder / "facts.json").write_text(json.dumps(asdict(facts_of(rows, skipped)), indent=1), encoding="utf-8")
 
         return Split.load(prepare_rows(source, key, cache, self._work, self._data, note_facts))
 

@@ -25,5 +25,5 @@ class Split:
     @classmethod
     def load(cls, folder: Path) -> Split:
         """Load the split that ``Preparer.prepare`` has put into ``folder``."""
-        facts = DataFacts(**json.loads((folder / "facts.json").read_text()))
+        facts = DataFacts(**json.loads((folder / "facts.json").read_text(encoding="utf-8")))
         return cls(load_from_disk(str(folder / "rows")), facts, folder)

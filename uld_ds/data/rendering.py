@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.data.sources import Example
-from uld_ds.errors import UserError
+from uld_ds.errors import UserError, one_line
 from uld_ds.recipe import ModelSettings
 
 # From a private-use plane: in no answer, and nothing that a template would trim or look for.
@@ -128,8 +128,11 @@ class Renderer:
             text = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except TemplateError as error:
-            raise ValueError(f"the chat template refuses the conversation: {error}") from error
+        except ValueError:
+            raise
+        except Exception as error:  # a template is a program: "a" + 1 in it is a TypeError
+            reason = str(error) if isinstance(error, TemplateError) else one_line(error, kind=True)
+            raise ValueError(f"the chat template refuses the conversation: {reason}") from error
         assert isinstance(text, str)
         return text
 

@@ -5,7 +5,6 @@ Blank lines, several files and rows that were left out shift numbers; whoever ha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from uld_ds.data.json_rows import row_names
 from uld_ds.recipe import DataSource, FilesSource
 
 OWN_ID = "id"
@@ -54,24 +54,4 @@ def _places(file: Path) -> Iterator[str]:
     if file.suffix.lower() == ".parquet":
         yield from (f"row {number}" for number in range(pq.read_metadata(file).num_rows))
     elif file.suffix.lower() in (".json", ".jsonl"):
-        yield from _json_places(file)
-
-
-def _json_places(file: Path) -> Iterator[str]:
-    with file.open("rb") as stream:
-        begins = stream.read(4096).lstrip()[:1]
-    elements = _num_elements(file) if begins == b"[" else None
-    if elements is not None:
-        yield from (f"element {number}" for number in range(elements))
-        return
-    with file.open("rb") as stream:
-        yield from (f"line {number}" for number, line in enumerate(stream, 1) if line.strip())
-
-
-def _num_elements(file: Path) -> int | None:
-    """Count the elements of a file that is one list; None for any other, e.g. lines the first of which is a list."""
-    try:
-        value = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        return None
-    return len(value) if isinstance(value, list) else None
+        yield from row_names(file)

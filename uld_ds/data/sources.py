@@ -15,9 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset, load_from_disk
+import datasets
+from datasets import Dataset
 
-from uld_ds.data.json_rows import are_closed, closed_rows, is_utf8, opened
+from uld_ds.data.hub_rows import read_hub
+from uld_ds.data.json_rows import are_closed, opened
+from uld_ds.data.json_tables import read_json
+from uld_ds.data.table_files import read_tables
 from uld_ds.errors import UserError, one_line
 from uld_ds.recipe import ColumnSettings, DataSettings, DataSource, FilesSource, GeneratorSource, HubSource
 from uld_ds.tasks.registry import get_task
@@ -129,26 +133,43 @@ def _from_files(source: FilesSource, key: str) -> Dataset:
     kinds = {str(reader) for reader in readers.values()}
     if len(kinds) > 1:
         raise UserError(f"{key}.path", f"files of several kinds: {', '.join(sorted(kinds))}", "give files of one kind")
-    kind = kinds.pop()
-    if kind == "json" and not all(is_utf8(Path(file)) for file in files):
-        return _row_by_row(files, key)
+    return _of_kind(kinds.pop(), [Path(file) for file in files], f"{key}.path", _no_rows(source, key))
+
+
+def _of_kind(kind: str, files: list[Path], key: str, nothing: UserError) -> Dataset:
+    """Read files of one kind; their texts are those of the files, whatever they look like.
+
+    Args:
+        kind: ``json``, ``parquet`` or ``arrow``.
+        files: The files, in order.
+        key: Recipe key that names them.
+        nothing: Raised if there is no row in them.
+    """
+    if kind == "json":
+        try:
+            return read_json(files)
+        except (ValueError, OSError) as error:
+            raise UserError(key, one_line(error), "repair the file") from error
     try:
-        return load_dataset(kind, data_files=[glob.escape(file) for file in files], split="train")
+        return read_tables("parquet" if kind == "parquet" else "arrow", files, key)
+    except UserError:
+        raise
     except Exception as error:
+        _raise_if_no_cache(error)
         # datasets has no exception of its own for files without a row.
         if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
-            raise _no_rows(source, key) from error
-        if kind == "json":
-            return _row_by_row(files, key)
-        raise UserError(f"{key}.path", f"{files[0]!r}: {_first_cause(error)}", "repair the file") from error
+            raise nothing from error
+        raise UserError(key, f"{str(files[0])!r}: {_first_cause(error)}", "repair the file") from error
 
 
-def _row_by_row(files: list[str], key: str) -> Dataset:
-    """Read JSON files that no table can be made of: each row has its own problem, or none."""
-    try:
-        return closed_rows([Path(file) for file in files])
-    except ValueError as error:
-        raise UserError(f"{key}.path", f"{files[0]!r}: {error}", "repair the file") from error
+def _raise_if_no_cache(error: BaseException) -> None:
+    """Raise an error about the cache of ``datasets``, where it is that which failed: nothing is wrong with the data."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    for cause in _causes(error):
+        place = cause.filename if isinstance(cause, OSError) else None
+        if isinstance(place, str) and (cache.is_relative_to(place) or Path(place).is_relative_to(cache)):
+            problem = f"the cache of data sets at {str(cache)!r} cannot be written ({cause})"
+            raise UserError("HF_HOME", problem, "set it to a folder that can be written") from error
 
 
 def _matching(pattern: str) -> list[str]:
@@ -159,15 +180,10 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _from_hub(source: HubSource, key: str) -> Dataset:
-    folder = in_home(source.dataset)
     try:
-        if (folder / "state.json").is_file():
-            return load_from_disk(str(folder))
-        if (folder / "dataset_dict.json").is_file():
-            return load_from_disk(str(folder))[source.split]
-        place = str(folder) if folder.is_dir() else source.dataset
-        return load_dataset(place, source.config, split=source.split, revision=source.revision)
+        return read_hub(source)
     except Exception as error:
+        _raise_if_no_cache(error)
         raise UserError(
             f"{key}.dataset",
             f"cannot load {source.dataset!r} split {source.split!r} ({_first_cause(error)})",
@@ -182,7 +198,10 @@ def _from_generator(source: GeneratorSource, key: str) -> Dataset:
     except TypeError as error:
         raise UserError(f"{key}.arguments", f"{source.function}: {error}", "match the function's parameters") from error
     try:
-        return Dataset.from_list([dict(row) for row in function(**source.arguments)])
+        rows = [dict(row) for row in function(**source.arguments)]
+        # datasets 5.2 takes the columns of the first row for those of all.
+        columns = dict.fromkeys(name for row in rows for name in row)
+        return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows])
     except Exception as error:  # the function is the user's own
         problem = f"{source.function!r} failed with {_first_cause(error)} ({_place_of(error)})"
         raise UserError(f"{key}.function", problem, "correct the function or its arguments") from error
@@ -367,9 +386,14 @@ def _text(value: Any, column: str) -> str:
 
 
 def _first_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
+    *_, first = _causes(error)
+    return f"{type(first).__name__}: {one_line(first)}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
         error = error.__cause__
-    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _place_of(error: BaseException) -> str:

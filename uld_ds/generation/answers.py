@@ -46,7 +46,7 @@ class AnswerFolder:
         self.parts.mkdir(parents=True, exist_ok=True)
         known = folder / "generation.json"
         if known.is_file():
-            there = json.loads(known.read_text())
+            there = json.loads(known.read_text(encoding="utf-8"))
             for key in identity | there:
                 if identity.get(key) != there.get(key):
                     problem = f"{str(folder)!r} holds answers with {key} {there.get(key)!r}, not {identity.get(key)!r}"

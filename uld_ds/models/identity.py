@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from transformers.utils.hub import cached_file, extract_commit_hash
@@ -49,8 +50,9 @@ def _remembered_digest(file: Path) -> str:
     key = hashlib.sha256(json.dumps([str(file), stat.st_size, stat.st_mtime_ns]).encode()).hexdigest()
     note = cache_dir() / "digests" / key
     if note.is_file():
-        return note.read_text()
+        return note.read_text(encoding="utf-8")
     digest = file_digest(file)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(note, digest, sync=True)  # believed without a second look
+    with suppress(OSError):  # a cache that cannot be written costs time alone
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(note, digest, sync=True)  # believed without a second look
     return digest

@@ -10,6 +10,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 
 from uld_ds.errors import UserError
 from uld_ds.models.architectures import SAFE_WEIGHTS, auto_class, is_encoder_decoder, named_start
+from uld_ds.models.generation_options import check_options
 from uld_ds.models.locate import locate_model
 from uld_ds.models.parts import embedding_rows
 from uld_ds.recipe import ModelSettings
@@ -44,9 +45,11 @@ class Pretrained:
 
         Raises:
             UserError: as ``locate_model``: there is no such model, it cannot be used, or it needs code that the recipe
-                does not trust.
+                does not trust, or its generation options are refused.
         """
-        return cls.at(locate_model(settings, section), settings, section)
+        found = cls.at(locate_model(settings, section), settings, section)
+        check_options(found.place, found.revision, found.key)
+        return found
 
     @classmethod
     def at(cls, place: str, settings: ModelSettings, section: str) -> Pretrained:

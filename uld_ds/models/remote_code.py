@@ -82,7 +82,7 @@ def _content(place: str, name: str, revision: str | None) -> Mapping[str, Any]:
     file = cached_file(place, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     if file is None:
         return {}
-    content = json.loads(Path(file).read_text())
+    content = json.loads(Path(file).read_text(encoding="utf-8"))
     return content if isinstance(content, Mapping) else {}
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, s
 from uld_ds.errors import UserError, one_line
 from uld_ds.models.architectures import auto_class
 from uld_ds.models.embeddings import remake_embeddings
+from uld_ds.models.generation_options import writable
 from uld_ds.models.layer_pruning import with_layers
 from uld_ds.models.parts import embedding_rows_of, rows_needed
 from uld_ds.models.pretrained import Pretrained
@@ -37,7 +38,9 @@ def make_student(settings: StudentSettings, texts: Callable[[], Iterable[str]], 
     def build(aside: Path) -> None:
         tokenizer = _student_tokenizer(settings, texts)
         tokenizer.save_pretrained(aside)
-        _initial_student(settings, tokenizer, seed).save_pretrained(aside)
+        model: Any = _initial_student(settings, tokenizer, seed)
+        model.generation_config = writable(model.generation_config)
+        model.save_pretrained(aside)
 
     return build_once(target, build)
 

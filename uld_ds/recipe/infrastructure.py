@@ -57,7 +57,7 @@ class ClusterSettings(Strict):
 class TrackingSettings(Strict):
     uri: str | None = None
     """MLflow tracking URI. Default: MLFLOW_TRACKING_URI, else sqlite in ``run.storage``."""
-    experiment: str = "uld-ds"
+    experiment: Annotated[str, Field(min_length=1, max_length=500)] = "uld-ds"
     patience: Annotated[float, Field(ge=0)] = 600.0
     """Seconds that a trained student waits for a server that does not answer, before the command gives up."""
     system_metrics: bool = True

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from uld_ds.errors import UserError, message_lines, one_line
+from uld_ds.recipe.overrides import check_numbers, layer_of
 from uld_ds.recipe.renamed_keys import with_current_names
 from uld_ds.recipe.schema import Recipe
 from uld_ds.recipe.validation_errors import as_user_error
@@ -28,18 +29,18 @@ def load_recipe(
 
     Args:
         path: a YAML file.
-        overrides: ``a.b=c`` strings; values are YAML.
+        overrides: ``a.b=c`` strings; values are YAML, and text where the key takes text (see ``overrides``).
         environment: variables whose names begin with ``ULD_DS__`` override the file. Default: this process's.
 
     Raises:
         UserError: no such file, not YAML, a malformed override, an unknown key, a bad value.
     """
     variables = os.environ if environment is None else environment
-    of_environment = [_layer(name, *item) for name, *item in _environment_overrides(variables)]
+    of_environment = [layer_of(name, *item) for name, *item in _environment_overrides(variables)]
     layers = [
         _file_layer(Path(path)),
         *of_environment,
-        *(_layer("--set", *_split(override)) for override in overrides),
+        *(layer_of("--set", *_split(override)) for override in overrides),
     ]
     try:
         # Variables have no order: in them, both names of one key contradict each other.
@@ -89,6 +90,7 @@ def _file_layer(file: Path) -> DictConfig:
         raise UserError("recipe", f"{str(file)!r} is not YAML ({one_line(error, None)})", "correct the file") from error
     if not isinstance(layer, DictConfig):
         raise UserError("recipe", f"{str(file)!r} holds a list", "a recipe is a mapping of sections")
+    check_numbers(file.read_text(encoding="utf-8"))
     return layer
 
 
@@ -97,13 +99,6 @@ def _split(override: str) -> tuple[str, str]:
     if not equals or not all(key.split(".")):
         raise UserError("--set", f"{override!r} is not KEY=VALUE", "write e.g. --set training.steps=100")
     return key, value
-
-
-def _layer(origin: str, key: str, value: str) -> DictConfig:
-    try:
-        return OmegaConf.from_dotlist([f"{key}={value}"])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(origin, f"{value!r} for {key} is not YAML ({one_line(error, None)})", "quote it") from error
 
 
 def _environment_overrides(variables: Mapping[str, str]) -> list[tuple[str, str, str]]:

@@ -56,6 +56,8 @@ def _problem_and_fix(key: str, detail: ErrorDetails, model: type[BaseModel]) -> 
             return f"{context['tag']!r} is not known", f"choose one of {context['expected_tags']}"
         case "model_type":
             return f"{value} is not a section", "write its keys below it"
+        case "string_type":
+            return f"{detail['msg']} (value {value})", f"put text in quotes: without them YAML reads {_kind(detail)}"
         case _:
             return f"{detail['msg']} (value {value})", "give a value of that kind"
 
@@ -121,6 +123,15 @@ def _nearest(key: str, known: Sequence[str]) -> str:
         if near:
             return f"did you mean {candidates[names.index(near[0])]}?"
     return f"remove it; known here: {', '.join(dict.fromkeys(key.rpartition('.')[2] for key in siblings))}"
+
+
+def _kind(detail: ErrorDetails) -> str:
+    """Name what YAML made of something that should be text."""
+    found = detail["input"]
+    if found is None:
+        return "nothing"
+    kinds: dict[type, str] = {bool: "true or false", int: "a number", float: "a number", dict: "a mapping"}
+    return kinds.get(type(found), "a list")
 
 
 def _shown(value: Any) -> str:

@@ -129,7 +129,7 @@ def is_evaluation(folder: Path) -> bool:
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / EVALUATION).read_text()) if is_evaluation(folder) else {}
+    return json.loads((folder / EVALUATION).read_text(encoding="utf-8")) if is_evaluation(folder) else {}
 
 
 def _identity(source: dict[str, Any] | None) -> str:

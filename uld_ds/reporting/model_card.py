@@ -152,7 +152,10 @@ def teacher_license(folder: str | None) -> str | None:
         if terms:
             return str(terms)
     for file in sorted(Path(folder).glob("LICENSE*")):
-        first = next((line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()), None)
+        first = next(
+            (line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()),
+            None,
+        )
         if first:
             return first[:80]
     return None

@@ -104,4 +104,4 @@ class RunReport:
 
 
 def _read(file: Path) -> Any:
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -14,7 +14,9 @@ from markupsafe import Markup
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template as a whole file.
+    """Render a template as a whole file, which can be written in UTF-8.
+
+    Bytes of a folder's name that are not UTF-8, lone surrogates in Python, are spelled.
 
     Args:
         template: name of a file in ``templates/``.
@@ -23,7 +25,8 @@ def render(template: str, **values: Any) -> str:
     Raises:
         jinja2.UndefinedError: the template asks for a value that is not among them.
     """
-    return _environment().get_template(template).render(values)
+    text = _environment().get_template(template).render(values)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def fragment(template: str, **values: Any) -> Markup:

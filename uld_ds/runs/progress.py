@@ -58,7 +58,7 @@ class ProgressWriter:
         self._write({"event": "warning", "text": text})
 
     def _write(self, event: dict[str, Any]) -> None:
-        with self._file.open("a") as file:
+        with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
 
 
@@ -85,7 +85,7 @@ class ProgressReader:
         """Yield the events since the last call, in order."""
         if not self._file.is_file():
             return
-        with self._file.open() as file:
+        with self._file.open(encoding="utf-8") as file:
             file.seek(self._position)
             text = self._rest + file.read()
             self._position = file.tell()

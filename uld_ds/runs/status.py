@@ -195,4 +195,4 @@ def runs_in(folder: Path) -> list[str]:
 def result_of(folder: Path) -> dict[str, Any] | None:
     """Read the facts of a finished run; None for a run that has not finished."""
     file = RunFolder(folder).result
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -98,7 +98,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         digest = hashlib.sha256()
         for file in sorted(item for item in Path(folder).rglob("*") if item.is_file()):
             if file.name == "tokenizer_config.json":
-                settings = json.loads(file.read_text())
+                settings = json.loads(file.read_text(encoding="utf-8"))
                 content = json.dumps({k: v for k, v in settings.items() if k not in _WHERE_A_TOKENIZER_WAS}).encode()
             else:
                 content = file.read_bytes()

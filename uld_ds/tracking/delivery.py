@@ -102,7 +102,7 @@ def _batches(file: Path, position: int) -> Iterator[tuple[list[Metric], int]]:
 
 def _position(note: Path) -> int:
     with suppress(FileNotFoundError, ValueError):
-        return int(note.read_text())
+        return int(note.read_text(encoding="utf-8"))
     return 0
 
 

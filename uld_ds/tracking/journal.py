@@ -65,7 +65,7 @@ class Journal:
         if not new:
             return
         # One write: a line is whole or is not there.
-        with self._file.open("a") as file:
+        with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "time": int(time.time() * 1000), "metrics": new}) + "\n")
         self._note(step, new)
 

@@ -21,10 +21,11 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
-from mlflow.entities import Param, RunTag
+from mlflow.entities import LifecycleStage, Param, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import URL, make_url
 
-from uld_ds.errors import UserError, one_line
+from uld_ds.errors import RunError, UserError, one_line
 from uld_ds.recipe import Recipe
 from uld_ds.runs.folder import RunFolder
 from uld_ds.utils.files import in_home, write_whole
@@ -37,13 +38,43 @@ _PARAMS_PER_REQUEST = 100
 _KEY_LIMIT = 250
 _IDENTITY_TAG = "uld_ds.identity"
 _RUN_TAG = "uld_ds.run_dir"
+# What a run that was deleted, by itself or with its experiment, answers to any change.
+_DELETED = "INVALID_PARAMETER_VALUE"
 _GONE = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 
 
 def tracking_uri(recipe: Recipe) -> str:
     """Choose where runs are recorded: ``tracking.uri``, else MLFLOW_TRACKING_URI, else sqlite in ``run.storage``."""
     chosen = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return chosen or f"sqlite:///{in_home(recipe.run.storage).resolve() / 'mlflow.db'}"
+    return chosen or sqlite_uri(in_home(recipe.run.storage).resolve() / "mlflow.db", "run.storage")
+
+
+def sqlite_uri(file: Path, key: str) -> str:
+    """Write a data base's file as an address that leads to it, whatever is in its name.
+
+    Args:
+        file: its absolute path.
+        key: what names it, for the error.
+
+    Raises:
+        UserError: no address does.
+    """
+    plain = f"sqlite:///{file}"
+    # SQLAlchemy reads %20 as a space and a question mark as the beginning of options. 2.1 can write them, too. (MLflow
+    # 3.17 then makes an empty folder besides, by the address as it is written.)
+    for uri in (plain, URL.create("sqlite", database=str(file)).render_as_string()):
+        if _file_of(uri) == file:
+            return uri
+    problem = f"{str(file.parent)!r} has a character in it that an address of sqlite cannot have"
+    raise UserError(key, problem, "name another folder, or set tracking.uri")
+
+
+def _file_of(uri: str) -> Path | None:
+    """Find the file that an address of sqlite leads to; None if it is another address, or has options."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    url = make_url(uri)
+    return Path(url.database) if url.database and not url.query else None
 
 
 def shown(uri: str) -> str:
@@ -69,9 +100,10 @@ def open_client(uri: str, key: str = "tracking.uri") -> mlflow.MlflowClient:
         UserError: nobody answers at ``uri``.
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    file = _file_of(uri)
     try:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
         with _impatient():
             client = mlflow.MlflowClient(uri, registry_uri=uri)
             client.search_experiments(max_results=1)
@@ -118,31 +150,71 @@ def open_run(client: mlflow.MlflowClient, recipe: Recipe, run_dir: Path) -> str:
     hears of it.
 
     Raises:
-        UserError: the server does not know a run that has begun.
+        UserError: the server does not know a run that has begun, or it or its experiment was deleted.
+        RunError: the server takes no new run.
     """
     id_file = RunFolder(run_dir).run_id
     if id_file.is_file():
         return _reopened(client, id_file)
+    try:
+        run_id = _created(client, recipe, run_dir)
+    except MlflowException as error:  # what its server allows, and whether it answers now, is its own affair
+        reason = one_line(redacted(one_line(error, None)))
+        raise RunError(f"MLflow does not take a run {recipe.run.name!r} ({reason})") from error
+    write_whole(id_file, run_id, sync=True)
+    return run_id
+
+
+def _created(client: mlflow.MlflowClient, recipe: Recipe, run_dir: Path) -> str:
     experiment = _experiment(client, recipe, run_dir)
     # Written first: a creation that was interrupted before its id was known is found by it. Both are on the disk when
     # the server hears of the run: without them it would be recorded twice.
     identity_file = RunFolder(run_dir).run_identity
     known = identity_file.is_file()
-    identity = identity_file.read_text() if known else uuid.uuid4().hex
+    identity = identity_file.read_text(encoding="utf-8") if known else uuid.uuid4().hex
     write_whole(identity_file, identity, sync=True)
     run_id = _run_of(client, experiment, identity) if known else None
     if run_id is None:
         tags = {_RUN_TAG: str(run_dir), _IDENTITY_TAG: identity}
         run_id = client.create_run(experiment, tags=tags, run_name=recipe.run.name).info.run_id
-    write_whole(id_file, run_id, sync=True)
     return run_id
 
 
+def check_not_deleted(client: mlflow.MlflowClient, recipe: Recipe, run_dir: Path) -> None:
+    """Check that MLflow takes what this training run will record, before anything is started for it.
+
+    Raises:
+        UserError: the run of one that has begun was deleted there, or the experiment of one that has not.
+    """
+    id_file = RunFolder(run_dir).run_id
+    with _impatient():
+        try:
+            if not id_file.is_file():
+                _experiment_id(client, recipe)
+            elif client.get_run(_id_in(id_file)).info.lifecycle_stage == LifecycleStage.DELETED:
+                raise _deleted(id_file)
+        except MlflowException:
+            return  # open_run says what to make of it
+
+
+def _id_in(id_file: Path) -> str:
+    return id_file.read_text(encoding="utf-8").strip()
+
+
+def _deleted(id_file: Path) -> UserError:
+    run_id = _id_in(id_file)
+    restore = f"mlflow runs restore --run-id {run_id}, and its experiment, if that was deleted"
+    problem = f"run {run_id} of {str(id_file.parent)!r} was deleted in MLflow"
+    return UserError("run.name", problem, f"take another name, or restore it: {restore}")
+
+
 def _reopened(client: mlflow.MlflowClient, id_file: Path) -> str:
-    run_id = id_file.read_text().strip()
+    run_id = _id_in(id_file)
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
+        if error.error_code == _DELETED:
+            raise _deleted(id_file) from error
         if error.error_code not in _GONE:
             log.warning("MLflow does not answer: run %s goes on without it for now", run_id)
             return run_id
@@ -182,14 +254,30 @@ def log_tags(client: mlflow.MlflowClient, run_id: str, tags: Mapping[str, Any]) 
 
 
 def _experiment(client: mlflow.MlflowClient, recipe: Recipe, run_dir: Path) -> str:
-    found = client.get_experiment_by_name(recipe.tracking.experiment)
-    if found is not None:
-        return found.experiment_id
+    known = _experiment_id(client, recipe)
+    if known is not None:
+        return known
     uri = tracking_uri(recipe)
     # Without a server, artifacts would land in the current folder's mlruns.
     local = uri.startswith("sqlite:")
     location = (run_dir.resolve().parent / "mlartifacts").as_uri() if local else None
     return client.create_experiment(recipe.tracking.experiment, artifact_location=location)
+
+
+def _experiment_id(client: mlflow.MlflowClient, recipe: Recipe) -> str | None:
+    """Find the recipe's experiment; None if it is still to be made.
+
+    Raises:
+        UserError: it was deleted.
+    """
+    found = client.get_experiment_by_name(recipe.tracking.experiment)
+    if found is None or found.lifecycle_stage != LifecycleStage.DELETED:
+        return None if found is None else found.experiment_id
+    raise UserError(
+        "tracking.experiment",
+        f"{found.name!r} was deleted in MLflow",
+        f"name another, or restore it: mlflow experiments restore --experiment-id {found.experiment_id}",
+    )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -181,7 +181,7 @@ def settle(uri: str, run_id: str, run_dir: Path, patience: float = 0.0) -> None:
     note = RunFolder(run_dir).run_status
     if not note.is_file():
         return
-    status = note.read_text()
+    status = note.read_text(encoding="utf-8")
     end = time.monotonic() + patience
     if not Delivery(RunFolder(run_dir).metrics, run_id, lambda: mlflow_runs.client_for(uri)).drain(patience):
         return
@@ -203,4 +203,4 @@ def settle(uri: str, run_id: str, run_dir: Path, patience: float = 0.0) -> None:
 def begun_run(run_dir: Path) -> str | None:
     """Read the id of a run's MLflow run, or None before training has begun."""
     file = RunFolder(run_dir).run_id
-    return file.read_text().strip() if file.is_file() else None
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None

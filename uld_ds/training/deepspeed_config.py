@@ -71,7 +71,7 @@ def read_config(name: str | None, role: Role, *, on_gpu: bool) -> dict[str, Any]
     if not path.is_file() and not (path.name == name and shipped.is_file()):
         raise UserError(key, f"no file {name!r}", f"give a path or one of {', '.join(shipped_configs())}")
     try:
-        config = json.loads((path if path.is_file() else shipped).read_text())
+        config = json.loads((path if path.is_file() else shipped).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(key, f"{name}: not JSON ({error})", "repair the file") from error
     _check(config, name, role)

@@ -41,7 +41,7 @@ class SkippedSteps:
         }
         if step not in self._known:
             self._known.add(step)
-            with self._file.open("a") as file:
+            with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         return line
 
@@ -50,4 +50,6 @@ def read_skipped(file: Path) -> list[dict[str, Any]]:
     """Read all whole lines of a file of skipped steps."""
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line) for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+    ]

@@ -63,7 +63,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
         done = subprocess.run(  # noqa: S603 (fixed arguments)
             ["git", "-C", str(folder), *arguments],  # noqa: S607 (whichever git the user has)
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_GIT_SECONDS,
             check=True,
             env=variables,

@@ -63,5 +63,5 @@ def _usable_cores(quota: str) -> float:
 
 def _read(file: Path) -> str:
     with suppress(OSError):
-        return file.read_text(errors="replace")
+        return file.read_text(encoding="utf-8", errors="replace")
     return ""

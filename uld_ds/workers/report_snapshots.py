@@ -121,7 +121,7 @@ def write_answers(job: Job, student: PreTrainedTokenizerBase, said: dict[str, li
     """
     job.folder.report.mkdir(exist_ok=True)
     kept = job.folder.report_snapshot("teacher")
-    teacher = json.loads(kept.read_text()).get("answers") if kept.is_file() else None
+    teacher = json.loads(kept.read_text(encoding="utf-8")).get("answers") if kept.is_file() else None
     everybody = {"teacher": teacher or [], **said}
     rows = shown_rows(job)
     items = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from launcher.cluster import connect
 from launcher.cluster.connect import accelerator_for, connected
 from launcher.cluster.placement import Node
 from tests.helpers.ray_nodes import free_port
@@ -56,3 +58,18 @@ def test_the_dashboard_listens_on_loopback(tmp_path: Path) -> None:
             if found.status == psutil.CONN_LISTEN and found.laddr.port == port
         }
     assert listening == {"127.0.0.1"}
+
+
+def test_a_token_where_ray_cannot_keep_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # noted, so that it is as before afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    connect._have_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ, "Ray keeps one by itself"
+    monkeypatch.setenv("HOME", "/dev/null/nobody")
+    connect._have_token()
+    first = os.environ["RAY_AUTH_TOKEN"]
+    assert len(first) == 64
+    connect._have_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == first

@@ -82,6 +82,22 @@ def test_a_template_that_refuses_a_conversation() -> None:
         render(asked("abc"))
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0]['content'] + 1 }}", 'TypeError: can only concatenate str (not "int") to str'),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ messages[0]['content'].nothing() }}", "'str object' has no attribute 'nothing'"),
+        ("{{ messages[0]['content'] | int | length }}", "TypeError: object of type 'int' has no len()"),
+        ("{% if %}", "Expected an expression, got 'end of statement block'"),
+    ],
+)
+def test_a_template_that_fails_refuses_the_conversation(template: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        renderer(template)(asked("abc"))
+    assert str(caught.value) == f"the chat template refuses the conversation: {reason}"
+
+
 def test_a_template_without_an_end_of_turn() -> None:
     template = CHAT_TEMPLATE.replace("</s>", "")
     assert parts(renderer(template)(asked("abc"))) == ("<user>q\n<assistant>", "abc", "")

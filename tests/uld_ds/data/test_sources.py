@@ -94,6 +94,22 @@ def test_files_that_are_not_there_or_not_readable(tmp_path: Path) -> None:
     assert "\n" not in text
 
 
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "rows.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    line = f"HF_HOME: the cache of data sets at '{tmp_path}/file/cache' cannot be written ([Errno 20] Not a directory: "
+    assert message(files, tmp_path / "a.parquet").startswith(line)
+    hub = HubSource(source="hub", dataset=str(tmp_path / "folder"))
+    assert message(load_rows, hub, "data.train").startswith(line)
+    # JSON needs none.
+    assert files(write_jsonl(tmp_path / "a.jsonl", ROWS)) == ROWS
+
+
 def test_a_file_without_rows(tmp_path: Path) -> None:
     Dataset.from_list(ROWS).select([]).to_parquet(tmp_path / "a.parquet")
     (tmp_path / "b.json").write_text("[]")
@@ -134,6 +150,10 @@ def some_rows(count: int, broken: bool = False) -> Iterator[dict[str, str]]:
         raise RuntimeError("out of\nideas")
 
 
+def unlike_rows() -> list[dict[str, str]]:
+    return [{"prompt": "p"}, {"prompt": "q", "id": "007"}]
+
+
 def no_rows() -> list[dict[str, str]]:
     return []
 
@@ -145,6 +165,10 @@ class Factory:
 def test_generators_get_their_arguments() -> None:
     assert generator(f"{__name__}:some_rows", arguments={"count": 2}) == ROWS[:2]
     assert generator(f"{__name__}:Factory.rows", arguments={"count": 3}, limit=1) == ROWS[:1]
+
+
+def test_rows_of_a_generator_may_have_columns_that_the_first_one_lacks() -> None:
+    assert generator(f"{__name__}:unlike_rows") == [{"prompt": "p", "id": None}, {"prompt": "q", "id": "007"}]
 
 
 def test_generators_of_the_current_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,11 +75,15 @@ def test_malformed_override(file: Path, override: str) -> None:
 
 
 def test_override_that_is_not_yaml_is_blamed_on_its_origin(file: Path) -> None:
-    assert message(load_recipe, file, ["run.name=[1,"]).startswith("--set: '[1,' for run.name is not YAML (")
+    assert message(load_recipe, file, ["training.steps=[1,"]).startswith(
+        "--set: '[1,' for training.steps is not YAML ("
+    )
     assert message(load_recipe, file, ["run.name=${x"]).startswith("--set: '${x' for run.name is not YAML (")
-    environment = {"ULD_DS__RUN__NAME": "[1,"}
+    environment = {"ULD_DS__TRAINING__STEPS": "[1,"}
     text = message(load_recipe, file, environment=environment)
-    assert text.startswith("ULD_DS__RUN__NAME: '[1,' for run.name is not YAML (") and text.endswith("; quote it")
+    assert text.startswith("ULD_DS__TRAINING__STEPS: '[1,' for training.steps is not YAML (") and text.endswith(
+        "; quote it"
+    )
     assert message(load_recipe, file, environment={"ULD_DS__": "1"}) == (
         "ULD_DS__: names no key of a recipe; write e.g. ULD_DS__TRAINING__STEPS"
     )
@@ -197,7 +201,12 @@ def test_missing_and_unknown_choices(changes: dict[str, Any], expected: str) -> 
 )
 def test_types_are_strict(changes: dict[str, Any], expected: str) -> None:
     text = refused(**changes)
-    assert text.startswith(expected) and text.endswith("; give a value of that kind")
+    fix = (
+        "put text in quotes: without them YAML reads a number"
+        if "string (" in expected
+        else "give a value of that kind"
+    )
+    assert text.startswith(expected) and text.endswith(f"; {fix}")
 
 
 def test_a_long_value_is_shown_in_part() -> None:
