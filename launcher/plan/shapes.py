@@ -13,7 +13,7 @@ from uld_ds.models.layer_pruning import keep_in_config
 from uld_ds.models.locate import model_folder, read_config
 from uld_ds.models.parts import check_config, check_vocabulary, rows_needed
 from uld_ds.models.pretrained import Pretrained
-from uld_ds.models.trial import try_student, unmade_model
+from uld_ds.models.trial import try_student, unmade_model, with_own_head
 from uld_ds.models.weight_files import tensor_bytes, weight_files
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.recipe.models import code_options
@@ -176,6 +176,8 @@ def _existing(settings: ModelSettings, role: str, student: StudentSettings | Non
     config = read_config(source, settings, role) if gguf is None else _gguf_config(model, gguf)
     check_config(config, place, settings.max_length, role)
     file_bytes = None if gguf is not None else _checked_bytes(model, config, student)
+    if file_bytes is not None:
+        config = with_own_head(config, Path(model.place), key, **code_options(settings))
     if student is not None and student.keep_layers is not None:
         # Layers that are not there, or that it cannot go without, are what `uld-ds train` says.
         keep_in_config(config.get_text_config(), student.keep_layers)
