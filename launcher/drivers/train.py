@@ -28,7 +28,7 @@ from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import Side, TextSide
 from uld_ds.errors import StoppedError, UserError, one_line
 from uld_ds.models.pretrained import Pretrained
-from uld_ds.models.trial import TrialStudent, try_student
+from uld_ds.models.trial import TrialStudent, try_student, with_own_head
 from uld_ds.recipe import Recipe, StudentSettings
 from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.registry.provenance import teacher_facts
@@ -125,7 +125,8 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     """Find or make models, tokenizers and paired data: the fields of a Job that are known before it has a run."""
     view.note("looking at models and data")
     student = Pretrained.at(student_place(recipe, RunFolder(run_dir).student), recipe.student, "student")
-    trial = try_student(student.config(), recipe.student, student.place)
+    config = with_own_head(student.config(), Path(student.place), student.key)
+    trial = try_student(config, recipe.student, student.place)
     if trial.adapters is not None:
         view.note(trial.adapters)
     check_free_disk(run_dir, recipe, _checkpoint_parameters(trial, recipe.student))

@@ -10,16 +10,15 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError, one_line
 from uld_ds.models.layer_pruning import keep_in_config
-from uld_ds.models.parts import check_config, check_vocabulary
+from uld_ds.models.locate import model_folder, read_config
+from uld_ds.models.parts import check_config, check_vocabulary, rows_needed
 from uld_ds.models.pretrained import Pretrained
-from uld_ds.models.remote_code import check_remote_code
-from uld_ds.models.trial import try_student, unmade_model
-from uld_ds.models.weight_files import check_no_pointers, tensor_bytes, weight_files
+from uld_ds.models.trial import try_student, unmade_model, with_own_head
+from uld_ds.models.weight_files import tensor_bytes, weight_files
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.recipe.models import code_options
 from uld_ds.tokenization.loading import load_tokenizer
-from uld_ds.utils.cache import PACKAGE, converted_gguf, package_folder
-from uld_ds.utils.files import in_home
+from uld_ds.utils.cache import converted_gguf
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -155,7 +154,7 @@ def student_shape(settings: StudentSettings) -> Shape:
         vocab = tokenizer.vocab_size
     else:
         assert tokenizer is not None
-        vocab = len(load_tokenizer(tokenizer, None, "student.tokenizer"))
+        vocab = rows_needed(load_tokenizer(tokenizer, None, "student.tokenizer"))
     options = settings.from_config
     try:
         config = AutoConfig.for_model(**options, vocab_size=vocab)
@@ -166,32 +165,32 @@ def student_shape(settings: StudentSettings) -> Shape:
 
 
 def _existing(settings: ModelSettings, role: str, student: StudentSettings | None = None) -> Shape:
-    place = str(settings.model)
-    folder = package_folder(place, f"{role}.model") if place.startswith(PACKAGE) else in_home(place)
-    gguf = settings.gguf_file
+    place, key = str(settings.model), f"{role}.model"
+    folder, gguf = model_folder(settings, role), settings.gguf_file
     if gguf is not None and (folder / gguf).is_file():
         converted = converted_gguf(folder / gguf, "models")
         if (converted / "config.json").is_file():
             folder, gguf = converted, None
-    key = f"{role}.model"
-    if folder.is_dir():
-        check_no_pointers(folder, key)
-    source = str(folder) if folder.is_dir() else place
-    options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
-    check_remote_code(settings, source, role)
+    source = str(folder.resolve()) if folder.is_dir() else place
     model = Pretrained.at(source, settings, role)
-    try:
-        config = model.config(**options)
-    except Exception as error:  # the hub, its client and transformers raise whatever they ran into
-        problem = f"no configuration of {place!r} ({one_line(error, kind=True)})"
-        raise UserError(key, problem, "correct it, or name a folder that holds its config.json") from error
+    config = read_config(source, settings, role) if gguf is None else _gguf_config(model, gguf)
     check_config(config, place, settings.max_length, role)
     file_bytes = None if gguf is not None else _checked_bytes(model, config, student)
+    if file_bytes is not None:
+        config = with_own_head(config, Path(model.place), key, **code_options(settings))
     if student is not None and student.keep_layers is not None:
         # Layers that are not there, or that it cannot go without, are what `uld-ds train` says.
         keep_in_config(config.get_text_config(), student.keep_layers)
         file_bytes = None
     return shape_of(config, place, file_bytes, student, key=key, **code_options(settings))
+
+
+def _gguf_config(model: Pretrained, gguf_file: str) -> PreTrainedConfig:
+    try:
+        return model.config(gguf_file=gguf_file)
+    except Exception as error:  # transformers raises whatever its parsing ran into
+        problem = f"no configuration of {model.place!r} ({one_line(error, kind=True)})"
+        raise UserError(model.key, problem, "name a folder with a GGUF file that transformers supports") from error
 
 
 def _checked_bytes(model: Pretrained, config: PreTrainedConfig, student: StudentSettings | None) -> int | None:

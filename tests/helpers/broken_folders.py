@@ -40,6 +40,14 @@ def missing_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
 
 
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def unknown_architecture(folder: Path) -> None:
+    edit_json(folder / "config.json", model_type="nonesuch")
+
+
 def quantized(folder: Path) -> None:
     edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
 

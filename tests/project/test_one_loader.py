@@ -8,8 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LOADS = re.compile(r"\b(?:Auto|PreTrained|Llama|GPT2)Tokenizer(?:Fast)?\b\s*(?:\.from_pretrained)?\(|AutoTokenizer")
 # served_student.py travels with every registered student and imports nothing of this package; what it loads was saved
-# by what the others have loaded, in a folder without a config.json that would have it rebuilt.
+# by what the others have loaded, in a folder without a config.json that would have it rebuilt. older_readers.py looks
+# at what other programs make of a folder, and cuts no text with it.
 MAY = {
+    "uld_ds/models/older_readers.py",
     "uld_ds/registry/served_student.py",
     "uld_ds/tokenization/faithful.py",
     "uld_ds/tokenization/gguf.py",

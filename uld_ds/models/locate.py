@@ -35,28 +35,54 @@ def locate_model(settings: ModelSettings, key: str) -> str:
             that are not safetensors or not whole, code that the recipe does not trust, a ``max_length`` beyond its
             positions, or weights that are quantized in a way that nothing installed can read.
     """
-    place = settings.model
-    is_package = place.startswith(PACKAGE)
-    folder = package_folder(place, model_key(key)) if is_package else in_home(place)
+    folder = model_folder(settings, key)
+    if settings.gguf_file is not None:
+        folder = dequantized_folder(folder, settings.gguf_file, key)
+    place = str(folder.resolve()) if folder.is_dir() else settings.model
+    config = read_config(place, settings, key)
+    if folder.is_dir():
+        _check_weights(folder, model_key(key), config)
+    else:
+        _check_cached(place, settings, key, config)
+    check_config(config, settings.model, settings.max_length, key)
+    return place
+
+
+def model_folder(settings: ModelSettings, key: str) -> Path:
+    """Find the folder that a recipe means by a model; one that is not there can only be a hub id.
+
+    Args:
+        settings: Teacher or student section of a recipe, with ``model`` set.
+        key: Name of that section, or of an argument of the command line in capitals, for messages.
+
+    Raises:
+        UserError: a package that is not installed, a path that does not exist, or a pointer of Git LFS in the folder.
+    """
+    place = str(settings.model)
+    folder = package_folder(place, model_key(key)) if place.startswith(PACKAGE) else in_home(place)
     if not folder.is_dir() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
         raise UserError(model_key(key), f"no folder {place!r}", "correct the path, or give a hub id like org/name")
     if folder.is_dir():
         check_no_pointers(folder, model_key(key))
-    if settings.gguf_file is not None:
-        folder = dequantized_folder(folder, settings.gguf_file, key)
-    if not folder.is_dir():
-        check_remote_code(settings, place, key)
-        config = _hub_config(place, settings, key)
-        _check_cached(place, settings, key, config)
-    elif (folder / "config.json").is_file():
-        place = str(folder.resolve())
-        check_remote_code(settings, place, key)
-        config = _folder_config(place, settings, key)
-        _check_weights(folder, model_key(key), config)
-    else:
-        raise UserError(model_key(key), f"{place!r} has no config.json", "name a folder in Hugging Face layout")
-    check_config(config, settings.model, settings.max_length, key)
-    return place
+    return folder
+
+
+def read_config(place: str, settings: ModelSettings, key: str) -> PreTrainedConfig:
+    """Read the configuration of a model.
+
+    Args:
+        place: Directory or hub id of the model.
+        settings: Teacher or student section of a recipe.
+        key: Name of that section, or of an argument of the command line in capitals, for messages.
+
+    Raises:
+        UserError: there is none, it describes no model, the hub does not give it, or it needs code that the recipe does
+            not trust.
+    """
+    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+        raise UserError(model_key(key), f"{settings.model!r} has no config.json", "name a folder in Hugging Face layout")
+    check_remote_code(settings, place, key)
+    return _folder_config(place, settings, key) if Path(place).is_dir() else _hub_config(place, settings, key)
 
 
 def _folder_config(place: str, settings: ModelSettings, key: str) -> PreTrainedConfig:
@@ -72,7 +98,7 @@ def _folder_config(place: str, settings: ModelSettings, key: str) -> PreTrainedC
 def _hub_config(name: str, settings: ModelSettings, key: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name, revision=settings.revision, **code_options(settings))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the hub, its client and transformers raise whatever they ran into
         if "trust_remote_code" in str(error):
             raise needs_code(name, model_key(key)) from error
         raise UserError(

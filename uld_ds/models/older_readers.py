@@ -17,6 +17,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from uld_ds.models.weight_files import tensors, weight_files
+from uld_ds.tokenization.faithful import what_others_make
 from uld_ds.utils.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,11 @@ def readers_of(folder: Path) -> str:
     named = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") if file.is_file() else GENERIC
     if named != GENERIC:
         said += f" Its tokenizer is a `{named}`, of which transformers 4 may make other tokens, or which it may lack."
+    if others := what_others_make(folder):
+        said += (
+            f" Load its tokenizer with `{GENERIC}.from_pretrained`: for `{kind}` models, `AutoTokenizer` of transformers "
+            f"5 makes {others}, and other tokens."
+        )
     return said
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from uld_ds.errors import UserError, one_line
-from uld_ds.models.adapters import describe_adapters, is_adapted, merged, shaped
-from uld_ds.models.architectures import auto_class
+from uld_ds.models.adapters import describe_adapters, is_adapted, merged, output_head_name, shaped
+from uld_ds.models.architectures import auto_class, is_encoder_decoder
 from uld_ds.models.quantization import check_installed, check_quantizable, quantization_method, quantized_linears
+from uld_ds.models.weight_files import tensors, weight_files
 from uld_ds.recipe import StudentSettings
 from uld_ds.recipe.models import NO_CODE
 
@@ -50,6 +54,45 @@ def unmade_model(config: PreTrainedConfig, key: str, name: str, **code: Any) -> 
         fix = "install what it needs, on every node" if isinstance(error, ImportError) else _OTHER
         raise UserError(key, problem, fix) from error
     return model
+
+
+def with_own_head(config: PreTrainedConfig, folder: Path, key: str, **code: Any) -> PreTrainedConfig:
+    """Return a configuration that says of the output head what transformers makes of the files.
+
+    A head that the files hold beside the embeddings, and that differs from them, is one of its own, whatever
+    ``tie_word_embeddings`` says. Models with an encoder keep theirs (``Pretrained.load`` leaves it, too).
+
+    Args:
+        config: of the model.
+        folder: of the model; a hub id's is not here, and its configuration is taken at its word.
+        key: where the user gave it, for messages.
+        **code: options of ``remote_code_options``.
+
+    Raises:
+        UserError: no model can be made of it, or its files are damaged.
+    """
+    if is_encoder_decoder(config) or not folder.is_dir() or quantization_method(config) is not None:
+        return config
+    model = unmade_model(config, key, str(folder), **code)
+    named: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    head = f"{output_head_name(model)}.weight"
+    files = weight_files(folder, key, getattr(config, "transformers_weights", None)) if head in named else []
+    places = {name: file for file in files for name in tensors(file, key)}
+    if not {head, named.get(head)} <= places.keys():
+        return config
+    own, embeddings = (_read(places[name], name) for name in (head, named[head]))
+    if torch.equal(own, embeddings):
+        return config
+    config = copy.deepcopy(config)
+    for part in (config, config.get_text_config()):
+        part.tie_word_embeddings = False
+    return config
+
+
+def _read(file: Path, name: str) -> torch.Tensor:
+    with safe_open(file, framework="pt") as opened:
+        tensor: torch.Tensor = opened.get_tensor(name)
+    return tensor
 
 
 def try_student(config: PreTrainedConfig, settings: StudentSettings, name: str) -> TrialStudent:

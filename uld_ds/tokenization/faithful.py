@@ -62,6 +62,26 @@ def as_the_files_say(
     return _as_it_stands(place, options, made)
 
 
+def what_others_make(folder: Path) -> str:
+    """Say what ``AutoTokenizer`` makes of a folder otherwise than its tokenizer.json has it; nothing where it does not.
+
+    For ``model_type: qwen2`` and the like, whatever class the folder names.
+    """
+    from transformers import AutoTokenizer
+
+    def find(name: str) -> Path | None:
+        return folder / name if (folder / name).is_file() else None
+
+    if (file := find("tokenizer.json")) is None:
+        return ""
+    try:
+        made = AutoTokenizer.from_pretrained(folder, mistral_format=False)
+    except Exception:  # of a package that is missing here, e.g.: as_the_files_say tells whoever loads it
+        return ""
+    differing = _differences(made, file, find) if _is_rebuilt(made) else []
+    return f"a `{type(made).__name__}` with another {', '.join(differing)}" if differing else ""
+
+
 def _without_its_class(
     place: str, options: Mapping[str, Any], find: Callable[[str], Path | None], error: Exception
 ) -> PreTrainedTokenizerBase:

@@ -17,7 +17,7 @@ from uld_ds.data.sources import source_files
 from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import check_installed
-from uld_ds.models.trial import try_student
+from uld_ds.models.trial import try_student, with_own_head
 from uld_ds.recipe import Recipe, TrainedTokenizerSettings
 from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.runs.job import Job
@@ -79,7 +79,7 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
     check_installed(recipe.student)
     place = student_place(recipe, folder.parent / NEW_STUDENTS / _student_digest(recipe))
     student = Pretrained.at(place, recipe.student, "student")
-    try_student(student.config(), recipe.student, place)
+    try_student(with_own_head(student.config(), Path(place), student.key), recipe.student, place)
     own = TextSide.of_model(student, recipe.student, "student")
     teacher, sides = teacher_sides(recipe, own)
     check_identities(recipe, sides["train"], shared=share_a_tokenizer(own, sides["train"]))

@@ -11,6 +11,7 @@ from json import JSONDecodeError
 from pathlib import Path
 
 import ray.exceptions
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from uld_ds.errors import FinalError, UserError, one_line
 from uld_ds.utils.files import write_whole
@@ -37,6 +38,8 @@ _SAME_AGAIN = (
 )
 # Storage and network, among them HTTP's own ValueErrors, files that another process is writing, and other workers.
 _PASSING = (OSError, JSONDecodeError, UnicodeError, ray.exceptions.RayError)
+# What storage says of something that is not there or not to be had, next time as well.
+_LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM}
 
 
 @contextmanager
@@ -72,12 +75,29 @@ def note_if_final(stopped_file: Path, error: BaseException) -> None:
 def _of_same_again(error: BaseException) -> str | None:
     if isinstance(error, _PASSING) or not isinstance(error, _SAME_AGAIN):
         return None
+    if isinstance(error, UserError) and _is_of_storage_or_network(error):
+        return None
     if isinstance(error, UserError | FinalError):
         return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f", in {Path(frame.filename).name}, line {frame.lineno}" for frame in place)
     kind = type(error).__name__
     return f"{kind}: {one_line(error)}{where}: it would be the same after a restart (the whole of it is in logs)"
+
+
+def _is_of_storage_or_network(error: BaseException) -> bool:
+    """Tell whether a mistake of the user's may be none: it was concluded from storage or a hub that did not answer."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # transformers' own OSErrors have no number: of a hub that did not answer they are raised while handling one.
+        if isinstance(cause, OfflineModeIsEnabled):
+            return False
+        if isinstance(cause, ConnectionError | TimeoutError):
+            return True
+        if isinstance(cause, OSError) and cause.errno is not None and cause.errno not in _LASTING:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _of_full_disk(error: BaseException, run_dir: Path) -> str | None:

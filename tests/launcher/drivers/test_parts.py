@@ -50,6 +50,8 @@ TEACHERS: dict[str, tuple[Callable[[Path], None], str]] = {
         broken.missing_shard,
         "'{folder}' lacks 1 of 2 files of weights, e.g. model-00002-of-00002.safetensors; ",
     ),
+    "nothing": (broken.no_config, "'{folder}' has no config.json; name a folder in Hugging Face layout"),
+    "architecture": (broken.unknown_architecture, "'{folder}': config.json describes no model ("),
     "quantized": (
         broken.quantized,
         "the weights of '{folder}' are quantized (gptq), which needs optimum and gptqmodel",

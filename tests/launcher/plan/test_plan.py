@@ -230,6 +230,6 @@ def test_what_cannot_be_planned(folder: Path, tmp_path: Path) -> None:
     words = ["plan", str(folder / "recipe.yaml"), "--set", f"teacher.model={tmp_path}"]
     error = CliRunner().invoke(app, [*words, "--set", f"student.model={folder / 'student'}"]).exception
     assert isinstance(error, UserError)
-    assert str(error).startswith(f"teacher.model: no configuration of '{tmp_path}' (")
+    assert str(error) == f"teacher.model: '{tmp_path}' has no config.json; name a folder in Hugging Face layout"
     error = CliRunner().invoke(app, [*words, "--on", "tpu"]).exception
     assert str(error) == "--on: 'tpu' is no kind of device; write gpu or cpu"

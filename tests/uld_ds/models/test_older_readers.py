@@ -165,6 +165,24 @@ def test_what_only_transformers_5_knows_is_said(tmp_path: Path) -> None:
     assert readers_of(tmp_path).endswith(said)
 
 
+def test_the_card_says_where_transformers_5_makes_another_tokenizer(tmp_path: Path) -> None:
+    for kind, found in (("llama", ""), ("qwen2", "Qwen2Tokenizer")):
+        AutoConfig.for_model(kind, **ROPE).save_pretrained(tmp_path)
+        adapt_config(tmp_path)
+        tokenizer = zoo.unigram()
+        save_tokenizer(tokenizer, tmp_path)
+        is_same = AutoTokenizer.from_pretrained(tmp_path)("a word").input_ids == tokenizer("a word").input_ids
+        assert is_same is not bool(found)
+        said = readers_of(tmp_path).partition("with the same logits.")[2]
+        assert said.startswith(
+            " Load its tokenizer with `PreTrainedTokenizerFast.from_pretrained`: for `qwen2` models, `AutoTokenizer` of "
+            "transformers 5 makes a `Qwen2Tokenizer` with another normalizer, pre-tokenizer, "
+            if found
+            else ""
+        )
+        assert bool(said) is bool(found)
+
+
 @pytest.mark.parametrize("name", ["unigram", "llama2_style", "gpt2_nfc", "mistral", "byt5"])
 def test_a_tokenizer_is_read_as_before(name: str, tmp_path: Path) -> None:
     tokenizer = getattr(zoo, name)()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray.exceptions
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 from requests.exceptions import JSONDecodeError as HttpJSONDecodeError
 
 from uld_ds.errors import FinalError, RunError, UserError
@@ -76,3 +77,26 @@ def lost_worker() -> Any:
 def test_what_a_restart_may_cure_is_not(tmp_path: Path, error: Exception) -> None:
     assert noted(tmp_path, error) is None
     assert not list(tmp_path.iterdir())
+
+
+def concluded_from(reason: Exception) -> UserError:
+    """What the loading of a tokenizer raises, where transformers raised something of its own in between."""
+    try:
+        try:
+            raise reason
+        except Exception as error:
+            raise OSError("Can't load the tokenizer of 'org/name'") from error
+    except OSError as error:
+        mistake = UserError("teacher.model", "no tokenizer at 'org/name'", "name a folder or hub id that has one")
+        mistake.__cause__ = error
+        return mistake
+
+
+def test_a_mistake_that_a_silent_hub_or_storage_was_taken_for_is_tried_again(tmp_path: Path) -> None:
+    assert noted(tmp_path, concluded_from(ConnectionError("no route"))) is None
+    assert noted(tmp_path, concluded_from(TimeoutError())) is None
+    assert noted(tmp_path, concluded_from(OSError(errno.EIO, "a disk that hiccups"))) is None
+    for lasting in (FileNotFoundError(errno.ENOENT, "no such file"), OfflineModeIsEnabled("offline"), ValueError("{")):
+        assert noted(tmp_path, concluded_from(lasting)) == (
+            "teacher.model: no tokenizer at 'org/name'; name a folder or hub id that has one"
+        )
