@@ -113,7 +113,7 @@ def _differences(made: PreTrainedTokenizerBase, file: Path, find: Callable[[str]
         text
         for name in _NAMES_TOKENS
         if (beside := find(name))
-        for text in _texts(json.loads(beside.read_text("utf-8")))
+        for text in _texts(json.loads(beside.read_text(encoding="utf-8")))
     }
     return differences(Tokenizer.from_file(str(file)), made.backend_tokenizer, named)
 
