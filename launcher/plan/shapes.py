@@ -95,8 +95,8 @@ def shape_of(
     text: Any = config.get_text_config()
     sizes = [parameter.numel() for parameter in model.parameters()]
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    heads = text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    heads = getattr(text, "num_attention_heads", None) or 0  # none in a state-space model
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // max(heads, 1)
     return Shape(
         name=name,
         parameters=sum(sizes),

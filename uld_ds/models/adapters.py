@@ -18,6 +18,7 @@ ADAPTER = "default"
 # What PEFT's wrapper puts before the names of the model it wraps.
 _WRAPPED = "base_model.model."
 _TARGETS = "student.lora.targets"
+_READ_PAST_THEM = {"dt_proj", "out_proj"}
 
 
 def shaped(model: Any, settings: StudentSettings) -> Any:
@@ -78,7 +79,7 @@ def with_adapters(model: Any, settings: LoraSettings) -> Any:
     try:
         with _names_taken_as_they_are(model.config):
             wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
-    except ValueError as error:  # layers that PEFT knows it cannot adapt, e.g. those that Mamba reads the weights of
+    except ValueError as error:  # layers that PEFT knows it cannot adapt
         problem = f"{settings.targets!r} cannot be adapted ({one_line(error)})"
         raise UserError(_TARGETS, problem, f"choose among {_names(adaptable_layers(model))}") from error
     adapted = [name for name, part in wrapped.get_base_model().named_modules() if hasattr(part, "lora_A")]
@@ -116,11 +117,17 @@ def adapted_layers(model: Any, settings: LoraSettings) -> list[str]:
 
 
 def adaptable_layers(model: nn.Module) -> list[str]:
-    """List the names of the linear layers, the output head included: those whose adapters can be merged.
+    """List the names of the linear layers, the output head included: those whose adapters learn and can be merged.
 
-    Not those that compute something else than a product: what a router adds to it, PEFT does not know.
+    Not those that compute something else than a product: what a router adds to it, PEFT does not know. Nor those of
+    state-space layers whose weights are read past them (``dt_proj`` and ``out_proj`` in transformers 5.23).
     """
-    return [name for name, part in model.named_modules() if is_linear(part)]
+    return [name for name, part in model.named_modules() if is_linear(part) and not _is_read_past(model, name)]
+
+
+def _is_read_past(model: nn.Module, name: str) -> bool:
+    owner, _, own = name.rpartition(".")
+    return own in _READ_PAST_THEM and hasattr(model.get_submodule(owner), "A_log")
 
 
 def output_head_name(model: Any) -> str | None:
@@ -159,6 +166,8 @@ def _no_layer(model: nn.Module, target: str) -> str:
     """Say what a name is that is not that of a linear layer."""
     for name, part in model.named_modules():
         if _is_called(name, target):
+            if _is_read_past(model, name):
+                return "is a layer whose weight is read past it, and so past an adapter"
             kind = type(part).__name__
             return f"is a layer of kind {kind}, and only adapters of linear layers can be merged at export"
     for name, parameter in model.named_parameters():

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from launcher.cli import app
 from launcher.commands.recipes import shipped_recipes
 from launcher.plan.memory import BYTES, Role, checkpoint_bytes
 from launcher.plan.plan import Plan
-from launcher.plan.shapes import student_shape, teacher_shape
+from launcher.plan.shapes import shape_of, student_shape, teacher_shape
 from launcher.plan.speed import Hardware, student_traffic
 from tests.helpers.known_models import stand_in
 from uld_ds.errors import UserError
@@ -224,6 +225,13 @@ def test_the_command(folder: Path) -> None:
     assert sum(line["bytes"] for line in facts["lines"] if line["moment"] == "always") > 0
     assert facts["moments"]["device"]["teacher"] <= facts["device_peak_bytes"]
     assert BYTES["bf16"] * STUDENT // 16 in [line["bytes"] for line in facts["lines"]]
+
+
+def test_a_model_without_attention_is_planned() -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4)
+    shape = shape_of(config, "mamba")
+    assert (shape.heads, shape.queries, shape.keys, shape.layers) == (0, 0, 0, 2)
+    assert shape.parameters == sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
 
 def test_what_cannot_be_planned(folder: Path, tmp_path: Path) -> None:

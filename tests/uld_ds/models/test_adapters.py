@@ -242,6 +242,22 @@ def test_experts_are_refused_by_name() -> None:
     assert adapted_layers(mixture(), LoraSettings(targets=["up_proj"])) == ["model.layers.0.mlp.up_proj"]
 
 
+def test_layers_whose_weights_are_read_past_them_get_no_adapter() -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4)
+    model = AutoModelForCausalLM.from_config(config)
+    fix = LINEAR.format("in_proj, x_proj")
+    problem = "is a layer whose weight is read past it, and so past an adapter"
+    assert refusal(model, "dt_proj") == f"student.lora.targets: 'dt_proj' {problem}; {fix}"
+    wrapped = with_adapters(model, LoraSettings(targets="all-linear", rank=2))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    wrapped(input_ids=IDS, use_cache=False).logits.square().mean().backward()
+    learning = {name: p.grad for name, p in wrapped.named_parameters() if p.requires_grad}
+    assert len(learning) == 2 * 2 * 2
+    assert all(gradient is not None and bool(gradient.any()) for gradient in learning.values())
+
+
 def test_a_linear_layer_is_known_by_what_it_computes() -> None:
     before = torch.get_rng_state()
     assert is_linear(FalconLinear(4, 4)) and is_linear(torch.nn.Linear(4, 4, bias=False)) and is_linear(Conv1D(4, 4))
