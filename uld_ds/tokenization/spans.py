@@ -276,7 +276,7 @@ def _is_token(tokenizer: PreTrainedTokenizerBase, token: str, index: int | None 
     """Tell whether ``token`` is one of a slow tokenizer's, with the number ``index`` if that is given."""
     try:
         found = tokenizer.convert_tokens_to_ids(token)
-    except (TypeError, ValueError):  # CANINE, ByT5: more than one character
+    except (TypeError, ValueError, KeyError):  # CANINE, ByT5: more than one character; others: not in their table
         return False
     return found not in (None, tokenizer.unk_token_id) and index in (None, found)
 
