@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tokenizers_zoo as zoo
+from tests.helpers.span_texts import tokenizer_named
 from uld_ds.alignment import vocabulary_mapping
 from uld_ds.alignment.vocabulary_mapping import NONE, relate, relations_of
 from uld_ds.tokenization.vocabulary import Vocabulary
@@ -52,7 +53,7 @@ def test_equal_vocabularies_are_related_token_by_token() -> None:
 
 @pytest.mark.parametrize("name", [*zoo.REAL, *zoo.TRAINED, "slow_wordpiece", "byt5"])
 def test_spellings_are_what_the_tokenizer_decodes_in_running_text(name: str) -> None:
-    tokenizer, found = zoo.ALL[name](), vocabulary_of(name)
+    tokenizer, found = tokenizer_named(name), vocabulary_of(name)
     assert len(found) >= len(set(tokenizer.get_vocab().values()))
     text = "said the cat, while 12 others (none of them) jumped over it"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
