@@ -9,12 +9,13 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError, one_line
+from uld_ds.models.gguf import gguf_path
 from uld_ds.models.layer_pruning import keep_in_config
-from uld_ds.models.locate import model_folder, read_config
+from uld_ds.models.locate import check_cached, model_folder, read_config
 from uld_ds.models.parts import check_config, check_vocabulary, rows_needed
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.trial import try_student, unmade_model, with_own_head
-from uld_ds.models.weight_files import tensor_bytes, weight_files
+from uld_ds.models.weight_files import cached_folder, tensor_bytes, weight_files
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.recipe.models import code_options
 from uld_ds.tokenization.loading import load_tokenizer
@@ -167,8 +168,8 @@ def student_shape(settings: StudentSettings) -> Shape:
 def _existing(settings: ModelSettings, role: str, student: StudentSettings | None = None) -> Shape:
     place, key = str(settings.model), f"{role}.model"
     folder, gguf = model_folder(settings, role), settings.gguf_file
-    if gguf is not None and (folder / gguf).is_file():
-        converted = converted_gguf(folder / gguf, "models")
+    if gguf is not None:
+        converted = converted_gguf(gguf_path(folder, gguf, role), "models")
         if (converted / "config.json").is_file():
             folder, gguf = converted, None
     source = str(folder.resolve()) if folder.is_dir() else place
@@ -199,10 +200,15 @@ def _checked_bytes(model: Pretrained, config: PreTrainedConfig, student: Student
     Raises:
         UserError: its files are damaged, or its tokenizer is not that of its weights.
     """
-    folder = Path(model.place)
-    if not folder.is_dir():
-        return None
-    files = weight_files(folder, model.key, getattr(config, "transformers_weights", None))
+    folder, files = Path(model.place), []
+    if folder.is_dir():
+        files = weight_files(folder, model.key, getattr(config, "transformers_weights", None))
+    else:
+        cached = cached_folder(model.place, model.revision)
+        if cached is None:
+            return None
+        folder = cached
+        check_cached(folder, model.key)
     has_own_tokenizer = student is None or student.tokenizer is None
     if has_own_tokenizer and any((folder / name).is_file() for name in _TOKENIZERS):
         check_vocabulary(model.tokenizer(), model.embedding_rows(), model.key)
