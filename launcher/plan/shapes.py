@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError, one_line
-from uld_ds.models.gguf import gguf_path
+from uld_ds.models.gguf import gguf_path, unreadable
 from uld_ds.models.layer_pruning import keep_in_config
 from uld_ds.models.locate import check_cached, model_folder, read_config
 from uld_ds.models.parts import check_config, check_vocabulary, rows_needed
@@ -19,9 +19,10 @@ from uld_ds.models.weight_files import cached_folder, tensor_bytes, weight_files
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.recipe.models import code_options
 from uld_ds.tokenization.loading import load_tokenizer
+from uld_ds.tokenization.sentencepiece_files import SENTENCEPIECE_FILES
 from uld_ds.utils.cache import converted_gguf
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", *SENTENCEPIECE_FILES)
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def _existing(settings: ModelSettings, role: str, student: StudentSettings | Non
             folder, gguf = converted, None
     source = str(folder.resolve()) if folder.is_dir() else place
     model = Pretrained.at(source, settings, role)
-    config = read_config(source, settings, role) if gguf is None else _gguf_config(model, gguf)
+    config = read_config(source, settings, role) if gguf is None else _gguf_config(model, gguf, role)
     check_config(config, place, settings.max_length, role)
     file_bytes = None if gguf is not None else _checked_bytes(model, config, student)
     if file_bytes is not None:
@@ -186,12 +187,11 @@ def _existing(settings: ModelSettings, role: str, student: StudentSettings | Non
     return shape_of(config, place, file_bytes, student, key=key, **code_options(settings))
 
 
-def _gguf_config(model: Pretrained, gguf_file: str) -> PreTrainedConfig:
+def _gguf_config(model: Pretrained, gguf_file: str, role: str) -> PreTrainedConfig:
     try:
         return model.config(gguf_file=gguf_file)
     except Exception as error:  # transformers raises whatever its parsing ran into
-        problem = f"no configuration of {model.place!r} ({one_line(error, kind=True)})"
-        raise UserError(model.key, problem, "name a folder with a GGUF file that transformers supports") from error
+        raise unreadable(gguf_file, role, error) from error
 
 
 def _checked_bytes(model: Pretrained, config: PreTrainedConfig, student: StudentSettings | None) -> int | None:

@@ -47,11 +47,16 @@ def dequantized_folder(folder: Path, gguf_file: str, key: str) -> Path:
                 )
             save_gguf_tokenizer(source, aside)
         except Exception as error:  # transformers raises whatever its parsing ran into
-            problem = f"{gguf_file!r} cannot be read ({one_line(error, kind=True)})"
-            raise UserError(f"{key}.gguf_file", problem, "name a GGUF file that transformers supports") from error
+            raise unreadable(gguf_file, key, error) from error
         model.save_pretrained(aside)
 
     return build_once(target, convert)
+
+
+def unreadable(gguf_file: str, key: str, error: Exception) -> UserError:
+    """Make the error of a GGUF file that transformers does not read: one that it does not support, or a damaged one."""
+    problem = f"{gguf_file!r} cannot be read ({one_line(error, kind=True)})"
+    return UserError(f"{key}.gguf_file", problem, "name a GGUF file that transformers supports, or download it again")
 
 
 def gguf_path(folder: Path, gguf_file: str, key: str) -> Path:

@@ -14,6 +14,7 @@ import yaml
 
 from launcher import cli
 from tests.helpers import broken_folders as broken
+from tests.helpers.gguf_files import write_gguf
 
 Outcome = tuple[int, str]
 Call = Callable[..., Outcome]
@@ -155,3 +156,15 @@ def test_a_gguf_file_that_is_not_there(
     file = recipe_file(tiny_recipe, tmp_path)
     expected = f"error: teacher.gguf_file: no file 'x.gguf' in '{tiny_teacher}'; correct the file's name"
     assert call("plan", file) == call("train", file) == (2, expected)
+
+
+def test_a_gguf_file_that_is_cut_off(call: Call, tiny_recipe: dict[str, Any], tiny_teacher: Path, tmp_path: Path) -> None:
+    tokens = [*map(chr, range(33, 97)), "<s>"]
+    file = write_gguf(tmp_path / "x.gguf", tokens, [1] * len(tokens), merges=[], pre="gpt-2", weights=True)
+    file.write_bytes(file.read_bytes()[:-2000])
+    tiny_recipe["teacher"] |= {"model": str(tmp_path), "gguf_file": "x.gguf"}
+    recipe = recipe_file(tiny_recipe, tmp_path)
+    status, line = call("plan", recipe)
+    assert (status, line) == call("train", recipe)
+    assert status == 2 and line.startswith("error: teacher.gguf_file: 'x.gguf' cannot be read (")
+    assert line.endswith("); name a GGUF file that transformers supports, or download it again")
