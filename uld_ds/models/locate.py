@@ -84,7 +84,8 @@ def read_config(place: str, settings: ModelSettings, key: str) -> PreTrainedConf
             not trust.
     """
     if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
-        raise UserError(model_key(key), f"{settings.model!r} has no config.json", "name a folder in Hugging Face layout")
+        problem = f"{settings.model!r} has no config.json"
+        raise UserError(model_key(key), problem, "name a folder in Hugging Face layout")
     check_remote_code(settings, place, key)
     return _folder_config(place, settings, key) if Path(place).is_dir() else _hub_config(place, settings, key)
 

@@ -142,8 +142,8 @@ def readers_of(folder: Path) -> str:
         said += f" Its tokenizer is a `{named}`, of which transformers 4 may make other tokens, or which it may lack."
     if others := what_others_make(folder):
         said += (
-            f" Load its tokenizer with `{GENERIC}.from_pretrained`: for `{kind}` models, `AutoTokenizer` of transformers "
-            f"5 makes {others}, and other tokens."
+            f" Load its tokenizer with `{GENERIC}.from_pretrained`: for `{kind}` models, `AutoTokenizer` of "
+            f"transformers 5 makes {others}, and other tokens."
         )
     return said
 

@@ -158,7 +158,9 @@ def test_a_gguf_file_that_is_not_there(
     assert call("plan", file) == call("train", file) == (2, expected)
 
 
-def test_a_gguf_file_that_is_cut_off(call: Call, tiny_recipe: dict[str, Any], tiny_teacher: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_that_is_cut_off(
+    call: Call, tiny_recipe: dict[str, Any], tiny_teacher: Path, tmp_path: Path
+) -> None:
     tokens = [*map(chr, range(33, 97)), "<s>"]
     file = write_gguf(tmp_path / "x.gguf", tokens, [1] * len(tokens), merges=[], pre="gpt-2", weights=True)
     file.write_bytes(file.read_bytes()[:-2000])
