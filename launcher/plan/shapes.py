@@ -9,18 +9,20 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError, one_line
+from uld_ds.models.gguf import gguf_path, unreadable
 from uld_ds.models.layer_pruning import keep_in_config
-from uld_ds.models.locate import model_folder, read_config
+from uld_ds.models.locate import check_cached, model_folder, read_config
 from uld_ds.models.parts import check_config, check_vocabulary, rows_needed
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.trial import try_student, unmade_model, with_own_head
-from uld_ds.models.weight_files import tensor_bytes, weight_files
+from uld_ds.models.weight_files import cached_folder, tensor_bytes, weight_files
 from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.recipe.models import code_options
 from uld_ds.tokenization.loading import load_tokenizer
+from uld_ds.tokenization.sentencepiece_files import SENTENCEPIECE_FILES
 from uld_ds.utils.cache import converted_gguf
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", *SENTENCEPIECE_FILES)
 
 
 @dataclass(frozen=True)
@@ -167,13 +169,13 @@ def student_shape(settings: StudentSettings) -> Shape:
 def _existing(settings: ModelSettings, role: str, student: StudentSettings | None = None) -> Shape:
     place, key = str(settings.model), f"{role}.model"
     folder, gguf = model_folder(settings, role), settings.gguf_file
-    if gguf is not None and (folder / gguf).is_file():
-        converted = converted_gguf(folder / gguf, "models")
+    if gguf is not None:
+        converted = converted_gguf(gguf_path(folder, gguf, role), "models")
         if (converted / "config.json").is_file():
             folder, gguf = converted, None
     source = str(folder.resolve()) if folder.is_dir() else place
     model = Pretrained.at(source, settings, role)
-    config = read_config(source, settings, role) if gguf is None else _gguf_config(model, gguf)
+    config = read_config(source, settings, role) if gguf is None else _gguf_config(model, gguf, role)
     check_config(config, place, settings.max_length, role)
     file_bytes = None if gguf is not None else _checked_bytes(model, config, student)
     if file_bytes is not None:
@@ -185,12 +187,11 @@ def _existing(settings: ModelSettings, role: str, student: StudentSettings | Non
     return shape_of(config, place, file_bytes, student, key=key, **code_options(settings))
 
 
-def _gguf_config(model: Pretrained, gguf_file: str) -> PreTrainedConfig:
+def _gguf_config(model: Pretrained, gguf_file: str, role: str) -> PreTrainedConfig:
     try:
         return model.config(gguf_file=gguf_file)
     except Exception as error:  # transformers raises whatever its parsing ran into
-        problem = f"no configuration of {model.place!r} ({one_line(error, kind=True)})"
-        raise UserError(model.key, problem, "name a folder with a GGUF file that transformers supports") from error
+        raise unreadable(gguf_file, role, error) from error
 
 
 def _checked_bytes(model: Pretrained, config: PreTrainedConfig, student: StudentSettings | None) -> int | None:
@@ -199,10 +200,15 @@ def _checked_bytes(model: Pretrained, config: PreTrainedConfig, student: Student
     Raises:
         UserError: its files are damaged, or its tokenizer is not that of its weights.
     """
-    folder = Path(model.place)
-    if not folder.is_dir():
-        return None
-    files = weight_files(folder, model.key, getattr(config, "transformers_weights", None))
+    folder, files = Path(model.place), []
+    if folder.is_dir():
+        files = weight_files(folder, model.key, getattr(config, "transformers_weights", None))
+    else:
+        cached = cached_folder(model.place, model.revision)
+        if cached is None:
+            return None
+        folder = cached
+        check_cached(folder, model.key)
     has_own_tokenizer = student is None or student.tokenizer is None
     if has_own_tokenizer and any((folder / name).is_file() for name in _TOKENIZERS):
         check_vocabulary(model.tokenizer(), model.embedding_rows(), model.key)

@@ -31,16 +31,9 @@ def dequantized_folder(folder: Path, gguf_file: str, key: str) -> Path:
         The directory; one that is there already is not made again.
 
     Raises:
-        UserError: no such folder or file, a path that leads out of the folder, or one that transformers cannot read.
+        UserError: as ``gguf_path``, or a file that transformers cannot read.
     """
-    if not folder.is_dir():
-        problem = f"no folder {str(folder)!r} that could hold {gguf_file!r}"
-        raise UserError(f"{key}.model", problem, "download the file and name its folder")
-    if Path(gguf_file).is_absolute() or ".." in Path(gguf_file).parts:
-        raise UserError(f"{key}.gguf_file", f"{gguf_file!r} leads out of {str(folder)!r}", "name a file inside it")
-    source = folder / gguf_file
-    if not source.is_file():
-        raise UserError(f"{key}.gguf_file", f"no file {gguf_file!r} in {str(folder)!r}", "correct the file's name")
+    source = gguf_path(folder, gguf_file, key)
     target = converted_gguf(source, "models")
 
     def convert(aside: Path) -> None:
@@ -54,11 +47,38 @@ def dequantized_folder(folder: Path, gguf_file: str, key: str) -> Path:
                 )
             save_gguf_tokenizer(source, aside)
         except Exception as error:  # transformers raises whatever its parsing ran into
-            problem = f"{gguf_file!r} cannot be read ({one_line(error, kind=True)})"
-            raise UserError(f"{key}.gguf_file", problem, "name a GGUF file that transformers supports") from error
+            raise unreadable(gguf_file, key, error) from error
         model.save_pretrained(aside)
 
     return build_once(target, convert)
+
+
+def unreadable(gguf_file: str, key: str, error: Exception) -> UserError:
+    """Make the error of a GGUF file that transformers does not read: one that it does not support, or a damaged one."""
+    problem = f"{gguf_file!r} cannot be read ({one_line(error, kind=True)})"
+    return UserError(f"{key}.gguf_file", problem, "name a GGUF file that transformers supports, or download it again")
+
+
+def gguf_path(folder: Path, gguf_file: str, key: str) -> Path:
+    """Find a GGUF file in its folder.
+
+    Args:
+        folder: Folder that holds the file.
+        gguf_file: Path of the file inside the folder.
+        key: Section of the model in the recipe, for messages.
+
+    Raises:
+        UserError: no such folder or file, or a path that leads out of the folder.
+    """
+    if not folder.is_dir():
+        problem = f"no folder {str(folder)!r} that could hold {gguf_file!r}"
+        raise UserError(f"{key}.model", problem, "download the file and name its folder")
+    if Path(gguf_file).is_absolute() or ".." in Path(gguf_file).parts:
+        raise UserError(f"{key}.gguf_file", f"{gguf_file!r} leads out of {str(folder)!r}", "name a file inside it")
+    source = folder / gguf_file
+    if not source.is_file():
+        raise UserError(f"{key}.gguf_file", f"no file {gguf_file!r} in {str(folder)!r}", "correct the file's name")
+    return source
 
 
 def _bars_only_on_a_terminal() -> AbstractContextManager[Any]:

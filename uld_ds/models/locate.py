@@ -43,7 +43,11 @@ def locate_model(settings: ModelSettings, key: str) -> str:
     if folder.is_dir():
         _check_weights(folder, model_key(key), config)
     else:
-        _check_cached(place, settings, key, config)
+        cached = cached_folder(place, settings.revision)
+        if cached is not None:
+            check_cached(cached, model_key(key))
+            if is_offline_mode():
+                _check_weights(cached, model_key(key), config)
     check_config(config, settings.model, settings.max_length, key)
     return place
 
@@ -109,16 +113,22 @@ def _hub_config(name: str, settings: ModelSettings, key: str) -> PreTrainedConfi
         ) from error
 
 
-def _check_cached(place: str, settings: ModelSettings, key: str, config: PreTrainedConfig) -> None:
-    """Check what the hub's local cache holds of a model; without the hub, that is all there is."""
-    folder = cached_folder(place, settings.revision)
-    if folder is None:
-        return
-    check_no_pointers(folder, model_key(key))
-    if is_offline_mode():
-        _check_weights(folder, model_key(key), config)
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors(file, model_key(key))
+def check_cached(folder: Path, key: str) -> None:
+    """Check what the hub's local cache holds of a model; what it lacks may be there to download.
+
+    Args:
+        folder: of ``cached_folder``.
+        key: recipe key of the model, for messages.
+
+    Raises:
+        UserError: a file is damaged, cut off, or a pointer of Git LFS; without the hub, also one that is missing.
+    """
+    check_no_pointers(folder, key)
+    weights = sorted(folder.glob("*.safetensors"))
+    for file in weights:
+        tensors(file, key)
+    if weights and is_offline_mode():
+        weight_files(folder, key)
 
 
 def _check_weights(folder: Path, key: str, config: PreTrainedConfig) -> None:

@@ -143,7 +143,7 @@ def readers_of(folder: Path) -> str:
     if others := what_others_make(folder):
         said += (
             f" Load its tokenizer with `{GENERIC}.from_pretrained`: for `{kind}` models, `AutoTokenizer` of "
-            f"transformers 5 makes {others}, and other tokens."
+            f"transformers 5 makes {others}, and so other tokens."
         )
     return said
 

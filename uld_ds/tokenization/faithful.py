@@ -79,7 +79,7 @@ def what_others_make(folder: Path) -> str:
     except Exception:  # of a package that is missing here, e.g.: as_the_files_say tells whoever loads it
         return ""
     differing = _differences(made, file, find) if _is_rebuilt(made) else []
-    return f"a `{type(made).__name__}` with another {', '.join(differing)}" if differing else ""
+    return f"a `{type(made).__name__}` of it (`{', '.join(differing)}`)" if differing else ""
 
 
 def _without_its_class(

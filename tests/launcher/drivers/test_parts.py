@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import ray
 import yaml
 
 from launcher import cli
 from tests.helpers import broken_folders as broken
+from tests.helpers.gguf_files import write_gguf
 
 Outcome = tuple[int, str]
 Call = Callable[..., Outcome]
@@ -114,3 +116,57 @@ def test_a_student_whose_parts_do_not_fit(
     status, line = call("plan", file)
     assert (status, line) == call("train", file)
     assert status == 2 and line.startswith(f"error: {problem.format(folder=folder)}")
+
+
+HUB: dict[str, tuple[Callable[[Path], None], str]] = {
+    "cut": (broken.cut_weights, "model.safetensors in '{folder}' is cut off: "),
+    "pointer": (broken.pointer_to_weights, "model.safetensors in '{folder}' is a pointer of Git LFS, not the file "),
+    "shard": (broken.missing_shard, "'{folder}' lacks 1 of 2 files of weights, e.g. "),
+    "vocabulary": (broken.another_vocabulary, "its tokenizer has "),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_a_model_in_the_hubs_cache_whose_parts_do_not_fit(
+    call: Call,
+    tiny_recipe: dict[str, Any],
+    tiny_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    fault, problem = HUB[name]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    place = tmp_path / "hub" / "models--org--broken"
+    folder = broken.broken_copy(tiny_teacher, place / "snapshots" / ("a" * 40), fault)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("a" * 40)
+    tiny_recipe["teacher"] |= {"model": "org/broken", "prompt_template": "{prompt}"}
+    tiny_recipe["student"]["prompt_template"] = "{prompt}"
+    file = recipe_file(tiny_recipe, tmp_path)
+    status, line = call("plan", file)
+    assert (status, line) == call("train", file)
+    assert status == 2 and line.startswith(f"error: teacher.model: {problem.format(folder=folder)}")
+
+
+def test_a_gguf_file_that_is_not_there(
+    call: Call, tiny_recipe: dict[str, Any], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    tiny_recipe["teacher"]["gguf_file"] = "x.gguf"
+    file = recipe_file(tiny_recipe, tmp_path)
+    expected = f"error: teacher.gguf_file: no file 'x.gguf' in '{tiny_teacher}'; correct the file's name"
+    assert call("plan", file) == call("train", file) == (2, expected)
+
+
+def test_a_gguf_file_that_is_cut_off(
+    call: Call, tiny_recipe: dict[str, Any], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    tokens = [*map(chr, range(33, 97)), "<s>"]
+    file = write_gguf(tmp_path / "x.gguf", tokens, [1] * len(tokens), merges=[], pre="gpt-2", weights=True)
+    file.write_bytes(file.read_bytes()[:-2000])
+    tiny_recipe["teacher"] |= {"model": str(tmp_path), "gguf_file": "x.gguf"}
+    recipe = recipe_file(tiny_recipe, tmp_path)
+    status, line = call("plan", recipe)
+    assert (status, line) == call("train", recipe)
+    assert status == 2 and line.startswith("error: teacher.gguf_file: 'x.gguf' cannot be read (")
+    assert line.endswith("); name a GGUF file that transformers supports, or download it again")

@@ -176,7 +176,7 @@ def test_the_card_says_where_transformers_5_makes_another_tokenizer(tmp_path: Pa
         said = readers_of(tmp_path).partition("with the same logits.")[2]
         assert said.startswith(
             " Load its tokenizer with `PreTrainedTokenizerFast.from_pretrained`: for `qwen2` models, `AutoTokenizer` "
-            "of transformers 5 makes a `Qwen2Tokenizer` with another normalizer, pre-tokenizer, "
+            "of transformers 5 makes a `Qwen2Tokenizer` of it (`normalizer, pre-tokenizer, "
             if found
             else ""
         )
