@@ -21,10 +21,11 @@ from transformers import set_seed
 from uld_ds.alignment.vocabulary_mapping import relations_of
 from uld_ds.checkpointing.export import export_student
 from uld_ds.data.batching import Batcher, padding_id
+from uld_ds.data.examples import Example
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.sampling import deal, step_examples
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import Example, training_texts
+from uld_ds.data.sources import training_texts
 from uld_ds.evaluation.metrics import score
 from uld_ds.evaluation.predictions import Prediction
 from uld_ds.generation.decoding import Decoding, Model

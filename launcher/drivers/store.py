@@ -61,7 +61,8 @@ def build_store(recipe: Recipe) -> StoreManifest:
     with ProgressView(RunFolder(folder).progress) as view:
         view.note("looking at the teacher and the data")
         teacher = Pretrained.from_settings(settings, "teacher")
-        side = TextSide.of_model(teacher, settings, "teacher")
+        special_tokens = recipe.data.special_tokens
+        side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
         # Held-out examples first: whoever finds the main store finds all.
         parts = [part_of("data.train", recipe.data.train, settings.path, recipe, side, folder)]
         if recipe.data.eval is not None:
@@ -91,6 +92,8 @@ def part_of(key: str, source: DataSource, url: str, recipe: Recipe, side: TextSi
         tokenizer_digest=side.tokenizer_digest,
         prompt_template=settings.prompt_template,
         system_prompt=settings.system_prompt,
+        template_arguments=settings.template_arguments,
+        special_tokens=recipe.data.special_tokens,
         max_length=settings.max_length,
         temperature=recipe.objective.teacher_temperature,
         codec=CodecFacts.of(settings.codec.to_precision()),

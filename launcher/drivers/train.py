@@ -130,7 +130,7 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     if trial.adapters is not None:
         view.note(trial.adapters)
     check_free_disk(run_dir, recipe, _checkpoint_parameters(trial, recipe.student))
-    own = TextSide.of_model(student, recipe.student, "student")
+    own = TextSide.of_model(student, recipe.student, "student", special_tokens=recipe.data.special_tokens)
     teacher, sides = teacher_sides(recipe, own)
     shared = share_a_tokenizer(own, sides["train"])
     check_identities(recipe, sides["train"], shared=shared)

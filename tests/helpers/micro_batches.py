@@ -31,7 +31,7 @@ def row(number: int, student: list[Any], teacher: list[Any]) -> dict[str, Any]:
         student: length, places of the answer tokens, how many spell the answer, segments among them.
         teacher: the same.
     """
-    row: dict[str, Any] = {"answer_bytes": 10 * number, "prompt": "", "digest": ""}
+    row: dict[str, Any] = {"answer_bytes": 10 * number, "prompt": "", "digest": "", "notes": []}
     for name, (length, answers, num_in_text, segments), base in (("student", student, 0), ("teacher", teacher, 1000)):
         row |= {
             f"{name}_ids": np.arange(length) + 100 * number + base,
@@ -41,6 +41,7 @@ def row(number: int, student: list[Any], teacher: list[Any]) -> dict[str, Any]:
             f"{name}_in_text": [i < num_in_text for i in range(len(answers))],
             f"{name}_segments": [start for start, _ in segments],
             f"{name}_segment_stops": [stop for _, stop in segments],
+            f"{name}_last_turn": answers[0],
         }
     return row
 

@@ -78,7 +78,16 @@ def finished_run(tmp_path: Path) -> Path:
         **{who: {"spectra": [distribution(p)], "calibration": calibration} for who, p in MODELS.items()},
         "places": [{"prompt": "Q", "before": "the long\n\n <i>", "text": "er"}],
         "alignment": [view_alignment(zoo.characters(), zoo.plain_bytes(), "aé", teacher_name="org/large").to_json()],
-        "answers": [{"prompt": "What?", "given": "That.", "before": "zz", "after": " ", "teacher": "That & more."}],
+        "answers": [
+            {
+                "prompt": "What?",
+                "given": "That.",
+                "before": "zz",
+                "after": " ",
+                "teacher": "That & more.",
+                "teacher_reasoning": "So <it> is.",
+            }
+        ],
         "lineage": {
             "teacher": "org/large",
             "same_tokenizer": False,

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from uld_ds.data.examples import Example
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import Example
 from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.recipe import ModelSettings
 from uld_ds.spectrum.spectrum import Spectrum
@@ -17,6 +17,7 @@ from uld_ds.teachers.store.manifest import CodecFacts, StoreIdentity
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.store.shard import StoredExample, spans_of
 from uld_ds.teachers.store.writer import StoreWriter
+from uld_ds.workers.store import pieces_of
 
 
 def side(tokenizer: Any, max_length: int = 99, **settings: Any) -> TextSide:
@@ -43,7 +44,7 @@ def store_of(folder: Path, teacher: TextSide, examples: list[Example], turns: st
         tokens = TeacherTokens(Spectrum.from_logits(torch.randn(count, 70)), torch.arange(count).float() - 1000)
         shape = row["turns"].reshape(-1, 3)
         spans = spans_of(shape, row["token_bytes"])
-        stored.append(StoredExample(str(number), row["digest"], shape, spans, tokens))
+        stored.append(StoredExample(str(number), row["digest"], shape, spans, tokens, pieces=pieces_of(row)))
     for shard in range(writer.num_shards):
         writer.write_shard(shard, [stored[i] for i in writer.examples_of_shard(shard)])
     writer.finish()

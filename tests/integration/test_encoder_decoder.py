@@ -26,8 +26,8 @@ from tests.helpers.ranks import run_on_ranks
 from tests.helpers.tiny import save_tiny_t5
 from uld_ds.batches import SideBatch
 from uld_ds.checkpointing.export import export_student
+from uld_ds.data.examples import Example, ExampleReader
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import Example, ExampleReader
 from uld_ds.data.teacher_batching import TeacherBatcher
 from uld_ds.data.teacher_rows import TEACHER_FEATURES, TeacherEncoding
 from uld_ds.errors import UserError
@@ -77,8 +77,8 @@ def test_the_encoder_reads_the_prompt_and_the_decoder_the_answer(t5: dict[str, P
     assert encoded.ids[:-1].tolist() == model._shift_right(torch.tensor([labels]))[0].tolist()
     assert encoded.ids[1:].tolist() == labels
     (turn,) = encoded.turns
-    assert (turn.first, turn.stop, turn.end) == (1, len(labels), len(labels) + 1)
-    assert (turn.spans[0, 0], turn.spans[-1, 1]) == (0, len(b"It joins paths."))
+    assert (turn.parts[0].first, turn.parts[0].stop, turn.end) == (1, len(labels), len(labels) + 1)
+    assert (turn.parts[0].spans[0, 0], turn.parts[0].spans[-1, 1]) == (0, len(b"It joins paths."))
 
 
 def test_of_a_conversation_the_last_answer_is_learned(t5: dict[str, Path]) -> None:

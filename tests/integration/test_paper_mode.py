@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.helpers.segments import teacher_of
+from tests.helpers.turns import text_turn
 from uld_ds.batches import MicroBatch
 from uld_ds.data.batching import segment_rows, side_batch
-from uld_ds.data.encoding import EncodedSide, EncodedTurn
+from uld_ds.data.encoding import EncodedSide
 from uld_ds.data.pairing import pair
 from uld_ds.losses.normalization import step_weights
 from uld_ds.losses.objective import Objective
@@ -34,7 +35,7 @@ def encoded(num_tokens: int, num_bytes: int, vocab_size: int, rng: np.random.Gen
     """An answer of so many tokens after a prompt of two; nothing ends its turn."""
     ends = np.sort(rng.choice(np.arange(1, num_bytes), num_tokens - 1, replace=False))
     bounds = np.concatenate([[0], ends, [num_bytes]])
-    turn = EncodedTurn(2, 2 + num_tokens, 2 + num_tokens, np.stack([bounds[:-1], bounds[1:]], axis=1))
+    turn = text_turn(2, 2 + num_tokens, 2 + num_tokens, np.stack([bounds[:-1], bounds[1:]], axis=1))
     return EncodedSide(rng.integers(0, vocab_size, 2 + num_tokens).astype(np.int32), (turn,))
 
 

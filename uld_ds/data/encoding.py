@@ -3,28 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from uld_ds.data.rendering import Rendered, RenderedTurn
+from uld_ds.data.control_tokens import ControlTokens, TypedTokens
+from uld_ds.data.rendering import Rendered
 from uld_ds.tokenization.spans import batch_token_spans
+
+
+@dataclass(frozen=True)
+class EncodedPart:
+    """The tokens of one part of an answer: ``ids[first:stop]`` spells it.
+
+    ``spans`` [stop - first, 2] holds the bytes of the *part* that each of its tokens covers; a token that straddles the
+    part's first byte covers the bytes from there on. Where a part begins within a token of the part before it, spans
+    do not begin at 0.
+    """
+
+    part: int
+    first: int
+    stop: int
+    spans: np.ndarray
+    size: int
+    """Bytes of the part."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its own tokens spell all of it."""
+        return len(self.spans) > 0 and self.spans[0, 0] == 0 and self.spans[-1, 1] == self.size
 
 
 @dataclass(frozen=True)
 class EncodedTurn:
     """The tokens of one answer, as ranges of a side's ``ids``.
 
-    ``ids[first:stop]`` spells the answer, ``ids[stop:end]`` is how this side ends a turn (several tokens, or none).
-    ``spans`` [stop - first, 2] holds the bytes of the *answer* that each of its tokens covers; a token that
-    straddles the answer's first byte covers the bytes from there on.
+    ``ids[lead:parts[0].first]``, and what stands between parts, are markers of this side; ``ids[parts[-1].stop:end]``
+    is how it ends a turn. Each of them is several tokens, or none.
     """
 
-    first: int
-    stop: int
+    lead: int
+    parts: tuple[EncodedPart, ...]
     end: int
-    spans: np.ndarray
+    gaps: tuple[bool, ...]
+    """Whether the tokens before each part, and those after the last one, carry loss."""
+
+    def shifted(self, by: int) -> EncodedTurn:
+        """Return the same turn so many tokens later."""
+        if by == 0:
+            return self
+        parts = tuple(replace(part, first=part.first + by, stop=part.stop + by) for part in self.parts)
+        return replace(self, lead=self.lead + by, parts=parts, end=self.end + by)
 
 
 @dataclass(frozen=True)
@@ -38,19 +68,38 @@ class EncodedSide:
 
 
 class Encoder:
-    """An encoder of rendered text into tokens with byte spans, for one tokenizer."""
+    """An encoder of rendered text into tokens with byte spans, for one tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, uses_chat_template: bool) -> None:
+    Args:
+        tokenizer: The tokenizer.
+        uses_chat_template: Whether texts come from its chat template, which writes its own BOS.
+        typed_as_text: Whether control tokens that were typed become text.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, uses_chat_template: bool, typed_as_text: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
+        self._control = ControlTokens(tokenizer).ids
         self._prefix = [] if uses_chat_template else leading_special_ids(tokenizer)
+        self._typed = TypedTokens(tokenizer) if typed_as_text else None
         # An answer with nothing before it: its first token still needs a position that predicts it.
         start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self._start = [] if start is None else [start]
 
-    def prompt(self, text: str) -> list[int]:
-        """Encode a prompt that an answer is to follow; never to no tokens, if the tokenizer has a BOS or EOS."""
-        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        return [*self._prefix, *ids] or list(self._start)
+    def prompt(self, text: str, typed: Sequence[tuple[int, int]] = ()) -> list[int]:
+        """Encode a prompt that an answer is to follow; never to no tokens, if the tokenizer has a BOS or EOS.
+
+        Args:
+            text: Text of the prompt.
+            typed: Characters of control tokens in it that were typed.
+        """
+        if typed and self._typed is not None:
+            ids_of, spans_of = batch_token_spans(self._tokenizer, [text])
+            ids = self._typed.as_text(text, typed, ids_of[0], spans_of[0])[0].tolist()
+        else:
+            ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return [*self._prefix_before(ids), *ids] or list(self._start)
 
     def __call__(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
         """Encode rendered conversations.
@@ -63,23 +112,29 @@ class Encoder:
         return [self._one_side(*item) for item in zip(rendered, ids_of, spans_of, strict=True)]
 
     def _one_side(self, rendered: Rendered, ids: np.ndarray, spans: np.ndarray) -> EncodedSide:
-        turns: list[EncodedTurn] = []
-        for turn in rendered.turns:
-            turns.append(encoded_turn(rendered.text, turn, spans, turns[-1].end if turns else 0))
-        last = turns[-1]
+        if rendered.typed and self._typed is not None:
+            ids, spans = self._typed.as_text(rendered.text, rendered.typed, ids, spans)
+        turns = encoded_turns(rendered, spans)
         tail: list[int] = []
-        if last.stop == len(ids) and self._tokenizer.eos_token_id is not None:
+        ends = ids[turns[-1].parts[-1].stop :].tolist()
+        if self._tokenizer.eos_token_id is not None and self._control.isdisjoint(ends):
             tail = [self._tokenizer.eos_token_id]
-        prefix = self._prefix or (self._start if turns[0].first == 0 else [])
-        if turns[0].first + len(prefix) == 0:
+        prefix = self._prefix_before(ids) or (self._start if turns[0].parts[0].first == 0 else [])
+        if turns[0].parts[0].first + len(prefix) == 0:
             raise ValueError("nothing stands before the answer, and the tokenizer has no BOS or EOS to put there")
         whole = np.concatenate([prefix, ids, tail]).astype(np.int32)
-        shifted = [
-            EncodedTurn(turn.first + len(prefix), turn.stop + len(prefix), turn.end + len(prefix), turn.spans)
-            for turn in turns[:-1]
-        ]
-        shifted.append(EncodedTurn(last.first + len(prefix), last.stop + len(prefix), len(whole), last.spans))
+        # Without a token before it, not even a marker could be predicted.
+        if turns[0].lead + len(prefix) == 0:
+            turns[0] = replace(turns[0], lead=1)
+        shifted = [turn.shifted(len(prefix)) for turn in turns]
+        if tail or shifted[-1].end != len(whole):
+            shifted[-1] = replace(shifted[-1], end=len(whole))
         return EncodedSide(whole, tuple(shifted))
+
+    def _prefix_before(self, ids: Sequence[int] | np.ndarray) -> list[int]:
+        """Return what the tokenizer puts before a text, unless a template has written it already."""
+        number = len(self._prefix)
+        return [] if list(ids[:number]) == self._prefix else self._prefix
 
 
 class SplitEncoder:
@@ -91,15 +146,23 @@ class SplitEncoder:
     Args:
         tokenizer: Tokenizer of both.
         start: Token id that the decoder begins with.
+        typed_as_text: Whether control tokens that were typed become text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int, *, typed_as_text: bool = False) -> None:
         self._tokenizer = tokenizer
         self._start = start
+        self._typed = TypedTokens(tokenizer) if typed_as_text else None
 
-    def prompt(self, text: str) -> list[int]:
+    def prompt(self, text: str, typed: Sequence[tuple[int, int]] = ()) -> list[int]:
         """Encode a prompt for the encoder; never to no tokens, because attention needs something to look at."""
-        return list(self._tokenizer(text)["input_ids"]) or [self._start]
+        ids = list(self._tokenizer(text)["input_ids"])
+        if typed and self._typed is not None:
+            ids_of, spans_of = batch_token_spans(self._tokenizer, [text])
+            first = len(leading_special_ids(self._tokenizer))
+            as_text = self._typed.as_text(text, typed, ids_of[0], spans_of[0])[0].tolist()
+            ids[first : first + len(ids_of[0])] = as_text
+        return ids or [self._start]
 
     def __call__(self, rendered: Sequence[Rendered]) -> list[EncodedSide]:
         """Encode the last answer of rendered conversations, with the prompts that the encoder reads.
@@ -107,35 +170,66 @@ class SplitEncoder:
         Raises:
             AlignmentError: the bytes of an answer's tokens cannot be told.
         """
-        answers = [item.shown()[-1] for item in rendered]
+        answers = [item.text for item in rendered]
         sides = []
         for item, ids, spans in zip(rendered, *batch_token_spans(self._tokenizer, answers), strict=True):
             assert item.context is not None
+            if item.typed and self._typed is not None:
+                ids, spans = self._typed.as_text(item.text, item.typed, ids, spans)
             end = self._tokenizer.eos_token_id
             whole = np.concatenate([[self._start], ids, [] if end is None else [end]]).astype(np.int32)
-            turn = EncodedTurn(1, 1 + len(ids), len(whole), spans)
-            sides.append(EncodedSide(whole, (turn,), encoder_ids=np.asarray(self.prompt(item.context), np.int32)))
+            (turn,) = encoded_turns(item, spans)
+            if not item.turns[0].has_lead:
+                # The decoder says all of it, also a token without bytes that stands at its beginning.
+                part = turn.parts[0]
+                begun = replace(part, first=0, spans=np.clip(spans[: part.stop], 0, part.size))
+                turn = replace(turn, lead=0, parts=(begun, *turn.parts[1:]))
+            turn = replace(turn.shifted(1), end=len(whole))
+            asked = self.prompt(item.context, item.context_typed)
+            sides.append(EncodedSide(whole, (turn,), encoder_ids=np.asarray(asked, np.int32)))
         return sides
 
 
-def encoded_turn(text: str, turn: RenderedTurn, spans: np.ndarray, earliest: int) -> EncodedTurn:
-    """Find the tokens of one answer.
+def encoded_turns(rendered: Rendered, spans: np.ndarray) -> list[EncodedTurn]:
+    """Find the tokens of the answers in a rendered conversation.
 
     Args:
-        text: Text of the whole side.
-        turn: Where the answer is in it.
-        spans: [n, 2] bytes of ``text`` that each token covers.
-        earliest: First token that may belong to the answer; those before it belong to another turn.
+        rendered: The conversation, whose turns and their parts are in order.
+        spans: [n, 2] bytes of its text that each token covers.
     """
-    begin = len(text[: turn.start].encode())
-    length = len(text[turn.start : turn.stop].encode())
-    mark = len(text[turn.stop : turn.end].encode())
-    # Tokens are in order, so all searches are bisections: the first token that ends after the answer's first byte,
-    # the first one that starts at or after its last, and the same for what ends the turn.
-    first = max(int(np.searchsorted(spans[:, 1], begin, side="right")), earliest)
-    stop = max(int(np.searchsorted(spans[:, 0], begin + length, side="left")), first)
-    end = max(int(np.searchsorted(spans[:, 0], begin + length + mark, side="left")), stop) if mark else stop
-    return EncodedTurn(first, stop, end, np.clip(spans[first:stop] - begin, 0, length))
+    text, taken = rendered.text, 0
+    is_ascii = text.isascii()
+    character = byte = 0
+
+    def bytes_before(place: int) -> int:
+        nonlocal character, byte
+        if is_ascii:
+            return place
+        byte += len(text[character:place].encode())
+        character = place
+        return byte
+
+    turns: list[EncodedTurn] = []
+    # Tokens are in order, so all searches are bisections.
+    for turn in rendered.turns:
+        marker = int(np.searchsorted(spans[:, 0], bytes_before(turn.lead), side="left")) if turn.has_lead else 0
+        lead = -1
+        parts: list[EncodedPart] = []
+        for place in turn.parts:
+            begin = bytes_before(place.start)
+            length = bytes_before(place.stop) - begin
+            # The first token that ends after the part's first byte, and the first that starts at or after its last.
+            first = max(int(np.searchsorted(spans[:, 1], begin, side="right")), taken)
+            if lead < 0:
+                lead = min(max(marker, taken), first) if turn.has_lead else first
+            taken = max(int(np.searchsorted(spans[:, 0], begin + length, side="left")), first)
+            own = np.clip(spans[first:taken] - begin, 0, length)
+            parts.append(EncodedPart(place.part, first, taken, own, length))
+        if turn.end > turn.stop:
+            taken = max(int(np.searchsorted(spans[:, 0], bytes_before(turn.end), side="left")), taken)
+        gaps = turn.gaps or (True,) * (len(parts) + 1)
+        turns.append(EncodedTurn(lead, tuple(parts), taken, gaps))
+    return turns
 
 
 def leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -19,11 +19,13 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.data.bad_examples import note_bad_examples
+from uld_ds.data.examples import Example, ExampleReader
+from uld_ds.data.notes import counted, lines_of
 from uld_ds.data.pairing import Pairing
 from uld_ds.data.prepared import Split
 from uld_ds.data.row_locations import row_places
 from uld_ds.data.sides import Side, TextSide
-from uld_ds.data.sources import Example, ExampleReader, load_rows, source_files
+from uld_ds.data.sources import load_rows, source_files
 from uld_ds.data.statistics import content_digest, digest_of, facts_of
 from uld_ds.errors import UserError
 from uld_ds.recipe import DataSettings, DataSource, Recipe
@@ -32,7 +34,8 @@ from uld_ds.utils.cache import build_once
 log = logging.getLogger(__name__)
 
 # Changes whenever the same rows would be prepared otherwise.
-PREPARED_FORMAT = 6
+PREPARED_FORMAT = 8
+_NOTES = "notes.json"
 ROWS_PER_PROCESS = 2_000
 
 
@@ -63,15 +66,16 @@ class Preparer:
         self, recipe: Recipe, student: PreTrainedTokenizerBase | TextSide, teacher: PreTrainedTokenizerBase | Side
     ) -> None:
         if isinstance(student, PreTrainedTokenizerBase):
-            student = TextSide(student, recipe.student, "student")
+            student = TextSide(student, recipe.student, "student", special_tokens=recipe.data.special_tokens)
         if isinstance(teacher, PreTrainedTokenizerBase):
-            teacher = TextSide(teacher, recipe.teacher, "teacher")
+            teacher = TextSide(teacher, recipe.teacher, "teacher", special_tokens=recipe.data.special_tokens)
         self._data = recipe.data
         self._work = Pairing(
             student,
             teacher,
             alignment=recipe.objective.alignment,
             turns=recipe.data.turns,
+            learn=recipe.data.learn,
             skip_ends=(recipe.objective.skip_student_end, recipe.objective.skip_teacher_end),
         )
 
@@ -139,10 +143,17 @@ def prepare_rows(
         usable.save_to_disk(aside / "rows")
         shutil.rmtree(working)
         note_bad_examples(aside, problems, places)
+        noticed = {"examples": len(usable), "counts": counted(usable["notes"])}
+        (aside / _NOTES).write_text(json.dumps(noticed), encoding="utf-8")
         if note_facts is not None:
             note_facts(usable, len(problems), aside)
 
-    return build_once(cache / name, build)
+    folder = build_once(cache / name, build)
+    # Prepared once or found: whoever uses them is to know.
+    noticed = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
+    for line in lines_of(noticed["counts"], noticed["examples"]):
+        log.warning("%s: %s", key, line)
+    return folder
 
 
 class _Batches:
@@ -232,6 +243,8 @@ def _num_processes(num_rows: int, chosen: int | None) -> int | None:
 
 def _blank(feature: Any) -> Any:
     if isinstance(feature, List):
+        if feature.feature.dtype == "string":
+            return []
         return np.zeros(0, feature.feature.dtype)  # of the same type as the lists beside it
     return "" if feature.dtype == "string" else 0
 

@@ -3,79 +3,28 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import importlib
 import inspect
-import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset
 
+from uld_ds.conversations.parts import texts_of
+from uld_ds.data.examples import ExampleReader
 from uld_ds.data.hub_rows import read_hub
-from uld_ds.data.json_rows import are_closed, opened
 from uld_ds.data.json_tables import read_json
 from uld_ds.data.table_files import read_tables
 from uld_ds.errors import UserError, one_line
-from uld_ds.recipe import ColumnSettings, DataSettings, DataSource, FilesSource, GeneratorSource, HubSource
-from uld_ds.tasks.registry import get_task
-from uld_ds.tasks.task import TEACHER_ANSWER, Question, Task
+from uld_ds.recipe import DataSettings, DataSource, FilesSource, GeneratorSource, HubSource
 from uld_ds.utils.files import in_home
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
-
-
-@dataclass(frozen=True)
-class Example:
-    """One conversation, which ends with an assistant turn, and which of its messages are answers to distil."""
-
-    messages: tuple[dict[str, str], ...]
-    answers: tuple[int, ...]
-    """Indices of messages, in order; the last message is always one of them."""
-    teacher: tuple[dict[str, str], ...] | None = None
-    """Messages that the teacher reads before the last answer; None: those that the student reads."""
-
-    @classmethod
-    def of(cls, prompt: str, answer: str) -> Example:
-        """Make an Example of one question and its answer."""
-        return cls(({"role": "user", "content": prompt}, {"role": "assistant", "content": answer}), (1,))
-
-    @property
-    def prompt(self) -> tuple[dict[str, str], ...]:
-        """The messages before the last answer."""
-        return self.messages[:-1]
-
-    @property
-    def answer(self) -> str:
-        """The last answer."""
-        return self.messages[-1]["content"]
-
-    def digest(self) -> str:
-        """Compute the sha256 over all messages and which of them are answers: 64 hexadecimal digits."""
-        said = [self.messages, self.answers, *([] if self.teacher is None else [self.teacher])]
-        content = json.dumps(said, ensure_ascii=False, sort_keys=True)
-        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
-
-    def only_last(self) -> Example:
-        """Return the same conversation with its last turn as the only answer."""
-        return replace(self, answers=self.answers[-1:])
-
-    def for_teacher(self, *, own_system: bool = True) -> Example:
-        """Return the last answer after the messages that the teacher reads before it, itself if it has none.
-
-        Args:
-            own_system: Whether system messages among these stay.
-        """
-        if self.teacher is None:
-            return self
-        before = [message for message in self.teacher if own_system or message["role"] != "system"]
-        return Example((*before, self.messages[-1]), (len(before),))
 
 
 def load_rows(source: DataSource, key: str) -> Dataset:
@@ -224,116 +173,6 @@ def _named_function(name: str, key: str) -> Callable[..., Iterator[dict[str, Any
     return target
 
 
-def check_columns(rows: Dataset, columns: ColumnSettings, key: str) -> None:
-    """Check that the columns that a recipe names are in the rows.
-
-    Raises:
-        UserError: one is not; names it and the columns that are there.
-    """
-    if columns.messages is not None:
-        wanted = {"messages": columns.messages}
-    else:
-        wanted = {"prompt": columns.prompt, "answer": columns.answer}
-    for role, name in wanted.items():
-        if name not in rows.column_names:
-            there = ", ".join(rows.column_names)
-            raise UserError(
-                f"data.columns.{role}",
-                f"{key} has no column {name!r}",
-                f"set it to one of the columns there: {there}",
-            )
-
-
-def as_example(row: dict[str, Any], columns: ColumnSettings) -> Example:
-    """Read one row as an Example; of a conversation, every assistant turn that says something is an answer.
-
-    Raises:
-        ValueError: no answer, or messages that do not hold an assistant turn.
-    """
-    if columns.messages is None:
-        example = Example.of(_text_of(row, columns.prompt), _text_of(row, columns.answer))
-    else:
-        turns = _turns(_value_of(row, columns.messages), columns.messages)
-        spoken = (i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"].strip())
-        example = Example(tuple(turns), tuple(spoken))
-    if not example.answer.strip():
-        raise ValueError("the answer is empty")
-    return example
-
-
-class ExampleReader:
-    """A reader of rows as Examples, by the recipe's task; where it names none, by its columns alone."""
-
-    def __init__(self, data: DataSettings) -> None:
-        self.task = task_of(data)
-        self._named = data.task is not None
-        self._shots = data.shots
-        columns = data.columns
-        if data.task == "messages" and columns.messages is None:
-            columns = columns.model_copy(update={"messages": "messages"})
-        self._columns = columns
-
-    def identity(self) -> dict[str, Any]:
-        """Return all that decides what rows become, as plain values.
-
-        (A task's own texts are in the rows it makes.)
-        """
-        named = {"task": self.task.name, "shots": self._shots} if self._named else {}
-        return {"columns": self._columns.model_dump(mode="json"), **named}
-
-    def check(self, rows: Dataset, key: str, *, answered: bool = True) -> None:
-        """Check that rows have the columns that they need.
-
-        Args:
-            rows: Rows of a source.
-            key: Recipe key of the source, for messages.
-            answered: Whether the rows must have answers.
-
-        Raises:
-            UserError: a column is missing.
-        """
-        if are_closed(rows):
-            return  # each row has columns of its own
-        if not self._named and answered:
-            check_columns(rows, self._columns, key)
-        missing = self.task.missing_column(rows.column_names, answered=answered)
-        if missing is not None:
-            wanted = " or ".join(map(repr, missing.split("|")))
-            there = ", ".join(rows.column_names)
-            raise UserError(
-                "data.task", f"{self.task.name!r} needs column {wanted}, {key} has {there}", "correct the task or data"
-            )
-
-    def question(self, row: dict[str, Any]) -> Question:
-        """Read what a row asks, whether it has an answer or not.
-
-        Raises:
-            ValueError: the row cannot be used.
-        """
-        return self.task.question(opened(row), self._shots)
-
-    def __call__(self, row: dict[str, Any]) -> Example:
-        """Read a row as an Example.
-
-        Raises:
-            ValueError: the row cannot be used.
-        """
-        row = dict(opened(row))
-        if not self._named or (self.task.reads_columns_of_recipe and row.get(TEACHER_ANSWER) is None):
-            return as_example(row, self._columns)
-        question = self.question(row)
-        if question.answer is None or not question.answer.strip():
-            raise ValueError("the answer is empty")
-        answer = {"role": "assistant", "content": question.answer}
-        return Example((*question.messages, answer), (len(question.messages),), question.teacher)
-
-
-def task_of(data: DataSettings) -> Task:
-    """Return the recipe's task; where it names none, the one that its columns suggest."""
-    name = data.task or ("messages" if data.columns.messages is not None else "prompt_answer")
-    return get_task(name).with_columns(data.columns.model_dump())
-
-
 def training_texts(data: DataSettings) -> Iterator[str]:
     """Yield every message of every usable training example, for a tokenizer to learn from.
 
@@ -346,43 +185,8 @@ def training_texts(data: DataSettings) -> Iterator[str]:
     for row in rows:
         # Unusable rows are for the preparation to report, or to leave out.
         with suppress(ValueError):
-            yield from [message["content"] for message in reader(row).messages]
-
-
-def _turns(value: Any, column: str) -> list[dict[str, str]]:
-    """Read a column's value as a conversation, up to its last assistant turn."""
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise ValueError(f"column {column!r} does not hold a list of messages")
-    turns = [
-        {name: _text(turn.get(name), f"{column}[{i}].{name}") for name in ("role", "content")}
-        for i, turn in enumerate(value)
-    ]
-    while turns and turns[-1]["role"] != "assistant":
-        turns.pop()
-    if not turns:
-        raise ValueError(f"column {column!r} has no assistant turn")
-    return turns
-
-
-def _value_of(row: dict[str, Any], column: str) -> Any:
-    if column not in row:
-        raise ValueError(f"there is no column {column!r}")
-    return row[column]
-
-
-def _text_of(row: dict[str, Any], column: str) -> str:
-    return _text(_value_of(row, column), column)
-
-
-def _text(value: Any, column: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"column {column!r} holds {type(value).__name__}, not text")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # half of a character, which JSON can spell
-            raise ValueError(f"column {column!r} holds a lone surrogate, which is no text") from error
-    return value
+            for message in reader(row).messages:
+                yield from texts_of(message)
 
 
 def _first_cause(error: BaseException) -> str:

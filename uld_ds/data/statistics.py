@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, load_from_disk
+
+from uld_ds.data.notes import counted
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class DataFacts:
     """Segments of answers' text; those that end a turn are not counted."""
     digest: str
     """``digest_of`` the examples in order."""
+    notes: dict[str, int] = field(default_factory=dict)
+    """Number of examples of each of ``uld_ds.data.notes.NOTES``."""
 
     @property
     def alignment_rate(self) -> float:
@@ -67,6 +71,7 @@ def facts_of(rows: Dataset, skipped: int) -> DataFacts:
         teacher_tokens=teacher_tokens,
         segments=segments,
         digest=digest_of(rows["digest"]),
+        notes=counted(rows["notes"]),
     )
 
 

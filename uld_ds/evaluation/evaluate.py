@@ -10,8 +10,8 @@ import torch
 from datasets import Dataset
 
 from uld_ds.data.batching import padding_id
+from uld_ds.data.examples import ExampleReader
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import ExampleReader
 from uld_ds.data.teacher_batching import TeacherBatcher
 from uld_ds.data.teacher_rows import TEACHER_FEATURES, TeacherEncoding
 from uld_ds.evaluation.metrics import percentile_interval, resampled

@@ -1,7 +1,15 @@
 """Recipes: the whole configuration of a run, as strict typed models."""
 
 from uld_ds.recipe.base import DType
-from uld_ds.recipe.data import ColumnSettings, DataSettings, DataSource, FilesSource, GeneratorSource, HubSource
+from uld_ds.recipe.data import (
+    ColumnSettings,
+    DataSettings,
+    DataSource,
+    FilesSource,
+    GeneratorSource,
+    HubSource,
+    SpecialTokens,
+)
 from uld_ds.recipe.infrastructure import (
     ClusterSettings,
     ProfileSettings,
@@ -54,6 +62,7 @@ __all__ = [
     "RemoteCodeSettings",
     "RunSettings",
     "ScheduleSettings",
+    "SpecialTokens",
     "StoreSettings",
     "StudentSettings",
     "TeacherSettings",

@@ -30,6 +30,8 @@ class ModelSettings(Strict):
     """``chat`` for the tokenizer's own chat template, or text with ``{prompt}`` in it."""
     system_prompt: str | None = None
     """Put before the conversation when it has no system message of its own."""
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
+    """Variables of the chat template, e.g. ``{enable_thinking: true}``; those of a row count more."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Tokens per example. Longer ones are cut where both tokenizers have a boundary."""
 

@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from pydantic import model_validator
 
+from uld_ds.conversations import KINDS
 from uld_ds.recipe.base import Strict
 from uld_ds.recipe.data import DataSettings
 from uld_ds.recipe.infrastructure import (
@@ -89,7 +90,7 @@ class Recipe(Strict):
         """Compute the sha256 of all that shapes the student (not where the run is, or what things are called)."""
         exclude = {**_MAY_CHANGE_ON_RESUME, "run": {"name", "storage"}, "registry": True}
         # Tags of older runs and versions hold digests: keys count by the names that they had then.
-        shaping = with_former_names(self.model_dump(mode="json", exclude=exclude))
+        shaping = with_former_names(_without_later(self.model_dump(mode="json", exclude=exclude)))
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
     def first_difference(self, other: Recipe) -> str | None:
@@ -100,6 +101,28 @@ class Recipe(Strict):
             if mine.get(key) != theirs.get(key):
                 return f"{key}: {mine.get(key)!r} -> {theirs.get(key)!r}"
         return None
+
+
+# Keys that came later, by section: where they say nothing, digests of runs and versions are those of before.
+_LATER: dict[str, dict[str, Any]] = {
+    "data": {"learn": list(KINDS), "special_tokens": "control"},
+    "teacher": {"template_arguments": {}},
+    "student": {"template_arguments": {}},
+}
+_LATER_COLUMNS = {"tools": "tools", "template_arguments": "chat_template_kwargs"}
+
+
+def _without_later(plain: dict[str, Any]) -> dict[str, Any]:
+    """Leave out keys that came later, where they have their defaults."""
+    kept = {
+        name: {key: value for key, value in section.items() if _LATER[name].get(key, ...) != value}
+        if name in _LATER
+        else section
+        for name, section in plain.items()
+    }
+    columns = plain["data"]["columns"]
+    kept["data"]["columns"] = {key: value for key, value in columns.items() if _LATER_COLUMNS.get(key, ...) != value}
+    return kept
 
 
 # Where and how fast a run computes, and how much memory that takes, but not what.

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from uld_ds.conversations import read_messages
 from uld_ds.tasks.prompt_answer import references_of
 from uld_ds.tasks.registry import register
-from uld_ds.tasks.task import TEACHER_ANSWER, Message, Question, Row, Task, text
+from uld_ds.tasks.task import TEACHER_ANSWER, Question, Row, Task, text
 
 
 @dataclass(frozen=True)
@@ -39,29 +40,12 @@ class Messages(Task):
         Raises:
             ValueError: no messages, none before the answer, or an answer or reference that is no text.
         """
-        said = messages_of(row, self.column)
+        said = read_messages(row.get(self.column), self.column)
         own = said.pop()["content"] if said and said[-1]["role"] == "assistant" else None
         if not said:
             raise ValueError(f"column {self.column!r} asks nothing")
         taught = text(row, TEACHER_ANSWER) if row.get(TEACHER_ANSWER) is not None else own
         return Question(tuple(said), None, taught, references_of(row, own))
-
-
-def messages_of(row: Row, column: str) -> list[Message]:
-    """Read the messages of a row, their roles and contents alone.
-
-    Raises:
-        ValueError: the column holds something else than messages.
-    """
-    value = row.get(column)
-    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
-        raise ValueError(f"column {column!r} does not hold a list of messages")
-    for place, turn in enumerate(value):
-        for name in ("role", "content"):
-            if not isinstance(turn.get(name), str):
-                problem = f"{column}[{place}].{name}"
-                raise ValueError(f"column {problem!r} holds {type(turn.get(name)).__name__}, not text")
-    return [{"role": turn["role"], "content": turn["content"]} for turn in value]
 
 
 TASK = register(Messages())

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-Message = dict[str, str]
+from uld_ds.conversations import Message
+
 Row = Mapping[str, Any]
 Words = Literal["published", "unicode"]
 """How scores read answers: as those published with ULD do, which know English alone, or as words of any script."""
 
 TEACHER_ANSWER = "teacher_answer"
 """Column of a teacher's own answer, as ``uld-ds generate`` writes it; where it is, that answer is distilled."""
+TEACHER_REASONING = "teacher_reasoning"
+"""Column of the reasoning before that answer."""
 NO_RESPONSE = "no response"
 """Answer where the text does not hold one."""
 
@@ -30,6 +33,10 @@ class Question:
     """Answer to be distilled; None in a row without an answer."""
     references: tuple[str, ...]
     """Answers that count as right; none where the text does not hold one."""
+    tools: tuple[dict[str, Any], ...] | None = None
+    """JSON schemas of the tools that may be called."""
+    template_arguments: dict[str, Any] | None = None
+    """Variables of this question for chat templates."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ def check_store(recipe: Recipe, store: SpectrumStore) -> None:
         "revision": ("revision", settings.revision),
         "prompt_template": ("prompt_template", settings.prompt_template),
         "system_prompt": ("system_prompt", settings.system_prompt),
+        "template_arguments": ("template_arguments", settings.template_arguments),
         "max_length": ("max_length", settings.max_length),
     }
     for field, (key, value) in said.items():
@@ -93,6 +94,9 @@ def check_store(recipe: Recipe, store: SpectrumStore) -> None:
         named = value is not None or key == "system_prompt"
         if key in settings.model_fields_set and named and value != there:
             raise _differs(recipe, f"teacher.{key}", field, value, there)
+    chosen = recipe.data.special_tokens
+    if "special_tokens" in recipe.data.model_fields_set and chosen != manifest.special_tokens:
+        raise _differs(recipe, "data.special_tokens", "special_tokens", chosen, manifest.special_tokens)
     if "codec" in settings.model_fields_set:
         ours, theirs = settings.codec.model_dump(), manifest.codec.precision
         for name in settings.codec.model_fields_set:

@@ -80,7 +80,7 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
     place = student_place(recipe, folder.parent / NEW_STUDENTS / _student_digest(recipe))
     student = Pretrained.at(place, recipe.student, "student")
     try_student(with_own_head(student.config(), Path(place), student.key), recipe.student, place)
-    own = TextSide.of_model(student, recipe.student, "student")
+    own = TextSide.of_model(student, recipe.student, "student", special_tokens=recipe.data.special_tokens)
     teacher, sides = teacher_sides(recipe, own)
     check_identities(recipe, sides["train"], shared=share_a_tokenizer(own, sides["train"]))
     splits = prepared_splits(recipe, own, sides, folder.parent / PREPARED_DATA)

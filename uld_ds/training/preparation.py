@@ -51,7 +51,8 @@ def teacher_sides(recipe: Recipe, student: TextSide) -> tuple[str, dict[str, Sid
     settings = recipe.teacher
     if settings.source == "online":
         teacher = Pretrained.from_settings(settings, "teacher")
-        side = TextSide.of_model(teacher, settings, "teacher")
+        special_tokens = recipe.data.special_tokens
+        side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
         return teacher.place, {"train": side, "eval": side}
     assert settings.path is not None
     store = SpectrumStore.open(settings.path, key="teacher.path")

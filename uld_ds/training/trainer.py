@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from uld_ds.batches import MicroBatch
-from uld_ds.checkpointing.export import export_student
+from uld_ds.checkpointing.export import export_trained
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.recipe import Recipe, parse_recipe
 from uld_ds.runs.phases import with_other
@@ -146,7 +146,7 @@ class Trainer:
         """
         if self._tokenizer is None:
             raise ValueError("a trainer that was not made by from_recipe knows no tokenizer: call export_student")
-        export_student(self.engine.student, self._tokenizer, Path(folder), self.engine.ranks)
+        export_trained(self.engine.student, self._tokenizer, self.recipe.student, Path(folder), self.engine.ranks)
         return Path(folder)
 
     def run(self) -> TrainResult:

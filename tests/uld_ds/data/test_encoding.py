@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 
 from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, texts, toy
-from uld_ds.data.encoding import EncodedSide, EncodedTurn, Encoder
+from uld_ds.conversations import Part
+from uld_ds.data.encoding import EncodedPart, EncodedSide, Encoder
+from uld_ds.data.examples import Example
+from uld_ds.data.placeholders import Place
 from uld_ds.data.rendering import Rendered, RenderedTurn, Renderer
-from uld_ds.data.sources import Example
 from uld_ds.recipe import ModelSettings
 
 
 def plain(prompt: str, answer: str, after: str = "") -> Rendered:
     text = prompt + answer + after
-    return Rendered(text, (RenderedTurn(len(prompt), len(prompt + answer), len(text)),))
+    place = Place(0, len(prompt), len(prompt + answer))
+    return Rendered(text, (RenderedTurn(len(prompt), (place,), len(text)),), (Part("text", answer, 1),))
 
 
 @dataclass
@@ -32,14 +35,15 @@ class OneTurn:
 def flat(side: EncodedSide) -> OneTurn:
     (turn,) = side.turns
     assert turn.end == len(side.ids)
-    return OneTurn(side.ids, turn.first, turn.stop, turn.spans)
+    (part,) = turn.parts
+    return OneTurn(side.ids, part.first, part.stop, part.spans)
 
 
 def encode(tokenizer, rendered: Rendered, *, chat: bool = False) -> OneTurn:  # type: ignore[no-untyped-def]
     return flat(Encoder(tokenizer, uses_chat_template=chat)([rendered])[0])
 
 
-def spans(side: OneTurn | EncodedTurn) -> list[tuple[int, int]]:
+def spans(side: OneTurn | EncodedPart) -> list[tuple[int, int]]:
     assert len(side.spans) == side.stop - side.first
     return [(int(start), int(stop)) for start, stop in side.spans]
 
@@ -96,7 +100,7 @@ def test_an_answer_that_nothing_can_predict() -> None:
 
 def test_the_end_of_a_turn_in_a_chat_template() -> None:
     settings = ModelSettings(model="x")
-    for template, tail in ((CHAT_TEMPLATE, ["</s>"]), (CHAT_TEMPLATE.replace("</s>", "!?"), ["!", "?"])):
+    for template, tail in ((CHAT_TEMPLATE, ["</s>"]), (CHAT_TEMPLATE.replace("</s>", "!?"), ["!", "?", "</s>"])):
         tokenizer = toy("cd", chat_template=template)
         rendered = Renderer(tokenizer, settings, "student")(Example.of("cd", "cde"))
         side = encode(tokenizer, rendered, chat=True)
@@ -122,10 +126,12 @@ def test_every_answer_of_a_conversation_ends_as_the_last_one_does() -> None:
     example = Example(tuple({"role": role, "content": content} for role, content in messages), (1, 3))
     rendered = Renderer(tokenizer, ModelSettings(model="x"), "student")(example)
     (side,) = Encoder(tokenizer, uses_chat_template=True)([rendered])
-    one, two = side.turns
+    (one,), (two,) = (turn.parts for turn in side.turns)
+    ends = [turn.end for turn in side.turns]
     assert texts(tokenizer, side.ids[one.first : one.stop]) == ["ab", "c"]
-    assert texts(tokenizer, side.ids[one.stop : one.end]) == ["!", "?"]
-    assert texts(tokenizer, side.ids[two.stop : two.end]) == ["!", "?"]
-    assert (spans(one), spans(two), two.end) == ([(0, 2), (2, 3)], [(0, 1), (1, 2)], len(side.ids))
+    assert texts(tokenizer, side.ids[one.stop : ends[0]]) == ["!", "?"]
+    # No token of these ends a conversation: only with one more does generation know where to stop.
+    assert texts(tokenizer, side.ids[two.stop : ends[1]]) == ["!", "?", "</s>"]
+    assert (spans(one), spans(two), ends[1]) == ([(0, 2), (2, 3)], [(0, 1), (1, 2)], len(side.ids))
     # <user> x ! ? \n <assistant> ab c ! ? \n <user> ab ! ? \n <assistant> 2 bytes ! ?
-    assert (one.first, one.stop, one.end, two.first, two.stop) == (6, 8, 10, 17, 19)
+    assert (one.first, one.stop, ends[0], two.first, two.stop) == (6, 8, 10, 17, 19)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uld_ds.data.encoding import EncodedSide, EncodedTurn
+from tests.helpers.turns import text_turn
+from uld_ds.data.encoding import EncodedSide
 from uld_ds.data.pairing import Alignment, PairRow, pair
 
 
@@ -17,7 +18,7 @@ def side(*ends: int, prompt: int = 2, tail: int = 1) -> EncodedSide:
     """Answer tokens that end at the given bytes, after ``prompt`` tokens and before ``tail`` that end the turn."""
     spans = np.array(list(pairwise((0, *ends))), dtype=np.int64).reshape(-1, 2)
     total = prompt + len(ends) + tail
-    turn = EncodedTurn(prompt, prompt + len(ends), total, spans)
+    turn = text_turn(prompt, prompt + len(ends), total, spans)
     return EncodedSide(np.arange(100, 100 + total, dtype=np.int32), (turn,))
 
 
@@ -142,7 +143,7 @@ def turns(*parts: tuple[tuple[int, ...], int], gap: int = 3) -> EncodedSide:
         first = position + gap
         position = first + len(ends) + tail
         spans = np.array(list(pairwise((0, *ends))), dtype=np.int64).reshape(-1, 2)
-        encoded.append(EncodedTurn(first, first + len(ends), position, spans))
+        encoded.append(text_turn(first, first + len(ends), position, spans))
     return EncodedSide(np.arange(position, dtype=np.int32), tuple(encoded))
 
 
@@ -185,14 +186,14 @@ def test_whatever_the_limits_a_row_is_sound(
     student: EncodedSide, teacher: EncodedSide, student_max: int, teacher_max: int
 ) -> None:
     student_ends, teacher_ends = (
-        {int(end): i + 1 for i, end in enumerate(each.turns[0].spans[:, 1])} for each in (student, teacher)
+        {int(end): i + 1 for i, end in enumerate(each.turns[0].parts[0].spans[:, 1])} for each in (student, teacher)
     )
     shared = [0, *sorted(student_ends.keys() & teacher_ends.keys())]
     fitting = [
         end
         for end in shared[1:]
-        if student.turns[0].first + student_ends[end] <= student_max
-        and teacher.turns[0].first + teacher_ends[end] <= teacher_max
+        if student.turns[0].parts[0].first + student_ends[end] <= student_max
+        and teacher.turns[0].parts[0].first + teacher_ends[end] <= teacher_max
     ]
     if not fitting:
         with pytest.raises(ValueError, match="nothing of the answer fits"):
@@ -207,8 +208,12 @@ def test_whatever_the_limits_a_row_is_sound(
     assert stop(row, "teacher") - first(row, "teacher") == teacher_ends[fitting[-1]]
     # Whole, with its end of turn, whenever that fits on both sides; else neither has an end of turn.
     whole = len(student.ids) <= student_max and len(teacher.ids) <= teacher_max
-    assert row["student_length"] - stop(row, "student") == (len(student.ids) - student.turns[0].stop if whole else 0)
-    assert row["teacher_length"] - stop(row, "teacher") == (len(teacher.ids) - teacher.turns[0].stop if whole else 0)
+    assert row["student_length"] - stop(row, "student") == (
+        len(student.ids) - student.turns[0].parts[0].stop if whole else 0
+    )
+    assert row["teacher_length"] - stop(row, "teacher") == (
+        len(teacher.ids) - teacher.turns[0].parts[0].stop if whole else 0
+    )
     # Every shared boundary before the cut begins a segment, and the cut itself when both sides go on there.
     starts = [end for end in shared if end < fitting[-1]]
     for name in ("student", "teacher"):
@@ -218,9 +223,16 @@ def test_whatever_the_limits_a_row_is_sound(
         num_held = ranges[-1][1]
         assert not row[f"{name}_in_text"][num_held:].any()  # type: ignore[literal-required]
     expected = [
-        (student.turns[0].first + student_ends.get(b, 0), teacher.turns[0].first + teacher_ends.get(b, 0))
+        (
+            student.turns[0].parts[0].first + student_ends.get(b, 0),
+            teacher.turns[0].parts[0].first + teacher_ends.get(b, 0),
+        )
         for b in starts
     ]
-    if whole and len(student.ids) > student.turns[0].stop and len(teacher.ids) > teacher.turns[0].stop:
-        expected.append((student.turns[0].stop, teacher.turns[0].stop))
+    if (
+        whole
+        and len(student.ids) > student.turns[0].parts[0].stop
+        and len(teacher.ids) > teacher.turns[0].parts[0].stop
+    ):
+        expected.append((student.turns[0].parts[0].stop, teacher.turns[0].parts[0].stop))
     assert segments(row) == expected

@@ -52,6 +52,9 @@ def refusal(tmp_path: Path, rows: list[dict[str, Any]], **changes: Any) -> str:
     return str(caught.value)
 
 
+PREPARED = ["bad_examples.json", "facts.json", "notes.json", "rows"]
+
+
 def test_a_row_by_hand(tmp_path: Path) -> None:
     split = prepare(tmp_path, [GOOD])
     row = split.rows[0]
@@ -88,7 +91,7 @@ def test_a_template_that_trims_on_one_side_narrows_both(tmp_path: Path) -> None:
 
 def test_what_is_prepared_is_not_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare(tmp_path, [GOOD])
-    assert sorted(item.name for item in first.folder.iterdir()) == ["bad_examples.json", "facts.json", "rows"]
+    assert sorted(item.name for item in first.folder.iterdir()) == PREPARED
     other = prepare(tmp_path, [GOOD, GOOD])
     assert (other.facts.examples, first.folder == other.folder) == (2, False)
     # The same content is found again, from wherever it comes and whatever else the recipe says.
@@ -134,7 +137,7 @@ def test_several_processes_prepare_the_same(tmp_path: Path) -> None:
     assert together.folder == alone.folder
     assert together.rows.to_list() == alone.rows.to_list()
     assert together.facts == alone.facts
-    assert sorted(item.name for item in together.folder.iterdir()) == ["bad_examples.json", "facts.json", "rows"]
+    assert sorted(item.name for item in together.folder.iterdir()) == PREPARED
 
 
 def test_content_digest_sees_values_and_nothing_else() -> None:
@@ -223,3 +226,17 @@ def test_messages_with_several_turns(tmp_path: Path) -> None:
     plain = prepare(tmp_path, rows, data__columns=columns, teacher__prompt_template="{prompt}:").rows[0]
     assert (answered(plain), plain["answer_bytes"]) == (["ab", "</s>"], 2)
     assert texts(TEACHER, plain["teacher_ids"])[-4:] == [":", "a", "b", "</s>"]
+
+
+def test_what_was_noticed_is_said_by_every_run_of_the_same_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        caplog.clear()
+        split = prepare(tmp_path, [GOOD, {"prompt": "say </s>", "answer": "ab"}])
+        assert [record.message for record in caplog.records if "special tokens" in record.message] == [
+            f"data.train: 1 of 2 examples hold special tokens of the {side}'s tokenizer in the text of messages, which "
+            "become control tokens (data.special_tokens: text makes text of them)"
+            for side in ("student", "teacher")
+        ]
+        assert split.facts.notes == {"student_typed": 1, "teacher_typed": 1}

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from uld_ds.data.sources import as_example, check_columns, load_rows, training_texts
+from uld_ds.data.examples import as_example, check_columns
+from uld_ds.data.sources import load_rows, training_texts
 from uld_ds.errors import UserError
 from uld_ds.recipe import ColumnSettings, DataSettings, FilesSource, GeneratorSource, HubSource
 
@@ -219,6 +220,12 @@ def test_missing_columns_are_named_with_those_there() -> None:
         "data.columns.messages: data.eval has no column 'chat'; "
     )
     check_columns(rows, ColumnSettings(prompt="question"), "data.eval")
+    # A recipe that a run wrote mentions every key: the columns beside messages may be missing all the same.
+    written = ColumnSettings.model_validate(ColumnSettings(messages="answer").model_dump())
+    check_columns(rows, written, "data.eval")
+    assert message(check_columns, rows, ColumnSettings(messages="answer", tools="own"), "data.eval").startswith(
+        "data.columns.tools: data.eval has no column 'own'"
+    )
 
 
 def test_prompt_and_answer_columns() -> None:
@@ -252,15 +259,17 @@ def test_assistant_turns_that_say_something_are_answers() -> None:
         (["hello"], "column 'chat' does not hold a list of messages"),
         ([], "column 'chat' has no assistant turn"),
         ([turn("user", "x")], "column 'chat' has no assistant turn"),
-        ([{"role": "assistant"}], "column 'chat[0].content' holds NoneType, not text"),
-        ([turn("user", ["part"]), turn("assistant", "x")], "column 'chat[0].content' holds list, not text"),
+        ([{"role": "assistant"}], "the answer is empty"),
+        ([turn("user", [7]), turn("assistant", "x")], "column 'chat[0].content[0]' holds int, not text"),
+        ([turn("user", [{"type": "image"}])], "column 'chat[0].content[0]' holds a part of type 'image'"),
+        ([{"role": "assistant", "tool_calls": [{}]}], "column 'chat[0].tool_calls[0]' is no tool call"),
         ([turn("assistant", " \n")], "the answer is empty"),
     ],
 )
 def test_unusable_messages(value: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         as_example({"chat": value}, ColumnSettings(messages="chat"))
-    assert str(caught.value) == problem
+    assert str(caught.value).startswith(problem)
 
 
 @pytest.mark.parametrize(
@@ -284,3 +293,28 @@ def test_training_texts_are_those_of_usable_rows(tmp_path: Path) -> None:
     assert list(training_texts(DataSettings(train=source))) == ["one?", "1", "ü?", "ü\n"]
     data = DataSettings(train=source, columns=ColumnSettings(answer="reply"))
     assert message(list, training_texts(data)).startswith("data.columns.answer: data.train has no column 'reply'; ")
+
+
+def test_a_resolved_recipe_asks_for_no_more_columns() -> None:
+    """It names every key; only a column that has another name than by default has to be there."""
+    rows = Dataset.from_list([{"messages": [turn("user", "a"), turn("assistant", "b")]}])
+    columns = ColumnSettings(messages="messages")
+    check_columns(rows, ColumnSettings.model_validate(columns.model_dump()), "data.train")
+    with pytest.raises(UserError, match=r"^data.columns.tools: data.train has no column 'functions'; set it to "):
+        check_columns(rows, ColumnSettings(messages="messages", tools="functions"), "data.train")
+
+
+def test_columns_beside_messages_need_messages() -> None:
+    source = FilesSource(source="files", path="rows.jsonl")
+    with pytest.raises(ValueError, match=r"data\.columns\.tools has no effect without messages"):
+        DataSettings(train=source, columns=ColumnSettings(tools="own"))
+    DataSettings.model_validate(DataSettings(train=source).model_dump())
+    DataSettings(train=source, task="messages", columns=ColumnSettings(tools="own"))
+
+
+def test_the_order_of_arguments_is_part_of_an_example() -> None:
+    def digest(arguments: dict[str, int]) -> str:
+        called = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+        return as_example({"m": [{"role": "user", "content": "a"}, called]}, ColumnSettings(messages="m")).digest()
+
+    assert digest({"a": 1, "b": 2}) != digest({"b": 2, "a": 1})

@@ -10,8 +10,8 @@ import torch
 from datasets import Dataset
 
 from tests.helpers.special_tokens import HABITS, TEXTS, log_likelihood, save_model
+from uld_ds.data.examples import ExampleReader
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import ExampleReader
 from uld_ds.evaluation.evaluate import bits_per_byte_of
 from uld_ds.generation.decoding import Model
 from uld_ds.models.pretrained import Pretrained

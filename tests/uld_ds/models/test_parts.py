@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedToken
 
 from tests.helpers import broken_folders as broken
 from tests.helpers.tiny import save_tiny_t5
+from uld_ds.data.examples import Example
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import Example
 from uld_ds.errors import UserError
 from uld_ds.models.locate import locate_model
 from uld_ds.models.parts import check_config, check_vocabulary, embedding_rows, rows_needed

@@ -137,7 +137,8 @@ def test_file_that_is_no_recipe(tmp_path: Path, content: bytes, start: str) -> N
         ),
         (
             {"data__columns__zzzzzz": 1},
-            "data.columns.zzzzzz: unknown key (value 1); remove it; known here: prompt, answer, messages",
+            "data.columns.zzzzzz: unknown key (value 1); remove it; known here: prompt, answer, messages, "
+            "tools, template_arguments",
         ),
     ],
 )

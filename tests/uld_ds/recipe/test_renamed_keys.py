@@ -13,8 +13,8 @@ import yaml
 
 from tests.helpers import tokenizers_zoo as zoo
 from tests.helpers.recipe_trees import TREE, message, tree_with
+from uld_ds.data.examples import ExampleReader
 from uld_ds.data.prepare import Preparer
-from uld_ds.data.sources import ExampleReader
 from uld_ds.recipe import Recipe, load_recipe, parse_recipe
 from uld_ds.recipe.renamed_keys import RENAMED_KEYS, RENAMED_VALUES, _notice, with_current_names, with_former_names
 from uld_ds.recipe.validation_errors import known_keys

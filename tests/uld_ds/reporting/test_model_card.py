@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from tests.helpers import tokenizers_zoo as zoo
 from uld_ds.data.chat_templates import chat_template_of
+from uld_ds.data.examples import Example
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import Example
 from uld_ds.recipe import parse_recipe
 from uld_ds.reporting.model_card import DESCRIPTION_LIMIT, description, model_card, teacher_license
 

@@ -83,7 +83,7 @@ def test_everything_is_there_and_nothing_is_loaded(run: Path) -> None:
         "…the long ↵ <i> er",
         "student, after 40.00% <b> 40% ·x↵ 0.07%",
         "student, after: off by 12.5%",
-        "student, after nothing teacher That & more. given answer That.",
+        "student, after nothing teacher: reasoning So <it> is. teacher That & more. given answer That.",
         "teacher 40.0% teacher's forward",
         "same tokenizer no uld weight 0.3 data digest",
         f"code revision {COMMIT}-dirty",

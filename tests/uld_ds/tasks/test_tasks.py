@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, toy
+from uld_ds.data.examples import Example, ExampleReader
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.rendering import Renderer
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import Example, ExampleReader, load_rows
+from uld_ds.data.sources import load_rows
 from uld_ds.errors import UserError
 from uld_ds.evaluation.metrics import METRICS
 from uld_ds.recipe import DataSettings, FilesSource, ModelSettings, Recipe, parse_recipe
@@ -217,7 +218,7 @@ def test_what_is_generated_after_is_what_is_trained_after(
         for row in rows_of("squad")[:4]:
             example = ExampleReader(data("squad"))({**row, "teacher_answer": "the third"})
             (encoded,) = side.encode([side.render(example)])
-            assert side.prompt_ids(example) == encoded.ids[: encoded.turns[0].first].tolist()
+            assert side.prompt_ids(example) == encoded.ids[: encoded.turns[0].parts[0].first].tolist()
 
 
 def test_a_space_that_ends_the_template_belongs_to_the_answer(tiny_teacher: Path) -> None:

@@ -20,10 +20,10 @@ from tests.helpers.ranks import run_on_ranks
 from tests.helpers.stored_talks import TALKS, side, store_of
 from tests.helpers.tiny import save_tiny_model
 from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, TRIMMING_TEMPLATE, toy
+from uld_ds.data.examples import Example
 from uld_ds.data.pairing import Pairing
 from uld_ds.data.prepare import Preparer
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import Example
 from uld_ds.data.teacher_batching import TeacherBatcher
 from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.errors import UserError

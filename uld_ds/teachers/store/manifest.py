@@ -17,6 +17,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PARTIAL_MANIFEST = "manifest.partial.json"
 
+_LATER = ("template_arguments", "special_tokens")
+
 _REBUILD = "build a store for this recipe elsewhere, or"
 _FIXES = {
     "data_digest": f"{_REBUILD} train on the data it was built from",
@@ -62,6 +64,10 @@ class StoreIdentity(_Strict):
     prompt_template: str
     """``chat`` or the template's text."""
     system_prompt: str | None = None
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
+    """Variables of the chat template."""
+    special_tokens: Literal["control", "text"] = "control"
+    """What special tokens became that were typed into messages."""
     max_length: int
     """Most tokens of an example; a longer one was cut."""
     temperature: float
@@ -151,7 +157,10 @@ M = TypeVar("M", bound=PartialManifest)
 
 def to_json(manifest: PartialManifest) -> bytes:
     """Write a manifest as JSON: deterministic, indented for humans."""
-    return (manifest.model_dump_json(indent=2) + "\n").encode()
+    # Fields that came later are left out where they say nothing: earlier releases read the store as before.
+    fields = type(manifest).model_fields
+    later = {name for name in _LATER if getattr(manifest, name) == fields[name].get_default(call_default_factory=True)}
+    return (manifest.model_dump_json(indent=2, exclude=later) + "\n").encode()
 
 
 def manifest_from_json(data: bytes, place: str, key: str) -> StoreManifest:

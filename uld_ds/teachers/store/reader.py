@@ -32,7 +32,9 @@ from uld_ds.teachers.store.manifest import (
 )
 from uld_ds.teachers.store.shard import (
     LAYOUT_COLUMNS,
-    Ints,
+    PIECES_COLUMN,
+    Layout,
+    PieceLayout,
     Record,
     StoredExample,
     examples_of,
@@ -44,7 +46,9 @@ from uld_ds.teachers.store.writer import StoreWriter
 
 __all__ = [
     "CodecFacts",
+    "Layout",
     "Measured",
+    "PieceLayout",
     "ShardFacts",
     "SpectrumStore",
     "StoreIdentity",
@@ -119,11 +123,11 @@ class SpectrumStore:
                 found += [digest.hex() for digest in self._shard(index).column("digest")]
         return found
 
-    def layouts(self) -> Iterator[tuple[str, Ints, Ints]]:
-        """Yield digest, turns and spans (as in ``StoredExample``) of every example, in order, without its spectra."""
+    def layouts(self) -> Iterator[Layout]:
+        """Yield the layout of every example, in order, without its spectra."""
         for index in range(len(self.manifest.shards)):
             with _naming(self._name(index)):
-                layouts = layouts_of(self._shard(index).columns(LAYOUT_COLUMNS))
+                layouts = layouts_of(self._shard(index).columns((*LAYOUT_COLUMNS, PIECES_COLUMN)))
             yield from layouts
 
     def read(self, indices: Sequence[int]) -> list[StoredExample]:
@@ -209,7 +213,7 @@ class _Shard:
         self._wanted = wanted
         # Columns of a row group lie side by side: one request to an object store instead of seven.
         self._parquet = pq.ParquetFile(file, pre_buffer=True)
-        if (there := self._parquet.schema_arrow.names) != names:
+        if (there := self._parquet.schema_arrow.names) not in (names, [*names, PIECES_COLUMN]):
             raise ValueError(f"has the columns {', '.join(there)}")
         metadata = self._parquet.metadata
         sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
@@ -231,7 +235,8 @@ class _Shard:
         return list(self._parquet.read([name], use_threads=False).column(name).to_pylist())
 
     def columns(self, names: Sequence[str]) -> pa.Table:
-        return self._parquet.read(list(names), use_threads=False)
+        there = self._parquet.schema_arrow.names
+        return self._parquet.read([name for name in names if name in there], use_threads=False)
 
     def close(self) -> None:
         self._parquet.close()

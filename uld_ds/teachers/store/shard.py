@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,9 +36,42 @@ SCHEMA = pa.schema(
 TOP_COLUMN = "top_tokens"
 """Column after the others where a store has top-k tokens. Read only where wanted, so with a checksum of its own."""
 _SCHEMA_WITH_TOP = SCHEMA.append(pa.field(TOP_COLUMN, pa.binary(), nullable=False))
+PIECES_COLUMN = "pieces"
+"""Last column where answers are made of more than their text: ``PieceLayout`` as JSON, after the crc32 of it."""
 # A random read decompresses one row group: few enough tokens to be quick, enough to share the overhead of columns.
 _GROUP_TOKENS = 1024
 _GROUP_EXAMPLES = 16
+
+
+@dataclass(frozen=True)
+class PieceLayout:
+    """The pieces of answers that have reasoning, tool calls, or markers before their text: a row of ``turns`` each."""
+
+    parts: tuple[int, ...]
+    """[k] number of each piece's part among all parts of the example's answers; -1 for a marker before any part."""
+    texts: tuple[str, ...]
+    """[k] text of each piece; empty where it is that of its part."""
+    leaves: tuple[tuple[int, int, int, int], ...]
+    """For each part of a tool call: piece, number of the part, and its first and last character within the piece."""
+
+    def to_bytes(self) -> bytes:
+        """Write the layout as JSON, after its checksum."""
+        data = json.dumps([self.parts, self.texts, self.leaves], ensure_ascii=False).encode()
+        return zlib.crc32(data).to_bytes(4, "little") + data
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> PieceLayout | None:
+        """Read the layout; None where there is none, in a row whose answers are text alone.
+
+        Raises:
+            ValueError: the bytes are not what was written.
+        """
+        if not data:
+            return None
+        if zlib.crc32(data[4:]).to_bytes(4, "little") != data[:4]:
+            raise ValueError("the pieces of an example are damaged (crc32 differs)")
+        parts, texts, leaves = json.loads(data[4:])
+        return cls(tuple(parts), tuple(texts), tuple((a, b, c, d) for a, b, c, d in leaves))
 
 
 @dataclass(frozen=True)
@@ -49,7 +83,8 @@ class StoredExample:
     digest: str
     """sha256 of the example's content, 64 hexadecimal digits."""
     turns: Ints
-    """[k, 3] int32, a row for each answer: tokens that spell it, tokens that end its turn, bytes of its text."""
+    """[k, 3] int32, a row for each piece of an answer: tokens that spell it, tokens after it that spell no text (those
+    that end a turn, or a marker of the chat template), bytes of its text. A plain answer is one piece."""
     spans: Ints
     """[T_text, 2] int64: the bytes of its own turn's answer that each spelling token covers.
 
@@ -58,6 +93,8 @@ class StoredExample:
     """
     tokens: TeacherTokens
     """Teacher outputs of all answer tokens in order, T_text that spell and those that end a turn."""
+    pieces: PieceLayout | None = None
+    """What the pieces are; None where each is the text of one answer. Read with the layouts alone."""
 
     def __post_init__(self) -> None:
         if self.turns.ndim != 2 or self.turns.shape[1] != 3:
@@ -85,9 +122,15 @@ def spans_of(turns: Ints, token_bytes: Ints) -> Ints:
     return np.stack([stops - token_bytes, stops], axis=1)
 
 
-def schema(top_ids: int) -> pa.Schema:
-    """Return the Parquet schema of a store that keeps ``top_ids`` top-k tokens; 0 for none."""
-    return _SCHEMA_WITH_TOP if top_ids else SCHEMA
+def schema(top_ids: int, *, with_pieces: bool = False) -> pa.Schema:
+    """Return the Parquet schema of a shard.
+
+    Args:
+        top_ids: Number of top-k tokens that its store keeps; 0 for none.
+        with_pieces: Whether any of its answers is more than text.
+    """
+    chosen = _SCHEMA_WITH_TOP if top_ids else SCHEMA
+    return chosen.append(pa.field(PIECES_COLUMN, pa.binary(), nullable=False)) if with_pieces else chosen
 
 
 def shard_to_bytes(examples: Iterable[StoredExample], precision: Precision, top_ids: int = 0) -> bytes:
@@ -96,10 +139,12 @@ def shard_to_bytes(examples: Iterable[StoredExample], precision: Precision, top_
     Raises:
         ValueError: an example does not have the top-k tokens that are to be kept.
     """
+    examples = list(examples)
+    with_pieces = any(example.pieces is not None for example in examples)
     sink = io.BytesIO()
     with pq.ParquetWriter(
         sink,
-        schema(top_ids),
+        schema(top_ids, with_pieces=with_pieces),
         compression="zstd",
         compression_level=9,
         use_dictionary=False,
@@ -108,7 +153,7 @@ def shard_to_bytes(examples: Iterable[StoredExample], precision: Precision, top_
         column_encoding={"log_probs.list.element": "BYTE_STREAM_SPLIT"},
     ) as writer:
         for group in _groups(examples):
-            writer.write_table(_table(group, precision, top_ids), row_group_size=len(group))
+            writer.write_table(_table(group, precision, top_ids, with_pieces=with_pieces), row_group_size=len(group))
     return sink.getvalue()
 
 
@@ -125,7 +170,7 @@ def _groups(examples: Iterable[StoredExample]) -> Iterator[list[StoredExample]]:
         yield group
 
 
-def _table(examples: Sequence[StoredExample], precision: Precision, top_ids: int) -> pa.Table:
+def _table(examples: Sequence[StoredExample], precision: Precision, top_ids: int, *, with_pieces: bool) -> pa.Table:
     spectra = encode_spectra([example.tokens.spectrum for example in examples], precision, deflate=False)
     rows = []
     for example, encoded in zip(examples, spectra, strict=True):
@@ -138,8 +183,9 @@ def _table(examples: Sequence[StoredExample], precision: Precision, top_ids: int
             "spectra": encoded,
         }
         top = {TOP_COLUMN: _top_bytes(example, top_ids)} if top_ids else {}
-        rows.append({**row, "crc32": _checksum(row), **top})
-    return pa.Table.from_pylist(rows, schema=schema(top_ids))
+        pieces = {PIECES_COLUMN: b"" if example.pieces is None else example.pieces.to_bytes()}
+        rows.append({**row, "crc32": _checksum(row), **top, **(pieces if with_pieces else {})})
+    return pa.Table.from_pylist(rows, schema=schema(top_ids, with_pieces=with_pieces))
 
 
 def _top_bytes(example: StoredExample, top_ids: int) -> bytes:
@@ -164,13 +210,25 @@ def _checksum(row: Record) -> int:
 LAYOUT_COLUMNS = ("digest", "turns", "token_bytes")
 
 
-def layouts_of(table: pa.Table) -> list[tuple[str, Ints, Ints]]:
-    """Return digest, turns and spans of every row of a table of ``LAYOUT_COLUMNS``."""
+@dataclass(frozen=True)
+class Layout:
+    """The turns and token boundaries of one stored example, without its outputs: fields as in ``StoredExample``."""
+
+    digest: str
+    turns: Ints
+    spans: Ints
+    pieces: PieceLayout | None
+
+
+def layouts_of(table: pa.Table) -> list[Layout]:
+    """Return the layouts of every row of a table of ``LAYOUT_COLUMNS``, and of ``PIECES_COLUMN`` where it is there."""
     columns = [_values(table.column(name)) for name in LAYOUT_COLUMNS]
+    has_pieces = PIECES_COLUMN in table.column_names
+    pieces = _values(table.column(PIECES_COLUMN)) if has_pieces else [b""] * len(table)
     layouts = []
-    for digest, turns, token_bytes in zip(*columns, strict=True):
+    for digest, turns, token_bytes, own in zip(*columns, pieces, strict=True):
         shaped = turns.reshape(-1, 3).astype(np.int32)
-        layouts.append((digest.hex(), shaped, spans_of(shaped, token_bytes)))
+        layouts.append(Layout(digest.hex(), shaped, spans_of(shaped, token_bytes), PieceLayout.from_bytes(own)))
     return layouts
 
 
