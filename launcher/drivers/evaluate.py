@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from launcher.drivers.preflight import writable_folder
 from launcher.terminal.progress import ProgressView
 from launcher.terminal.quiet import quieten_libraries
+from uld_ds.data.examples import ExampleReader
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import ExampleReader, load_rows
+from uld_ds.data.sources import load_rows
 from uld_ds.errors import UserError
 from uld_ds.evaluation.evaluate import answer_rows, bits_per_byte_of
 from uld_ds.evaluation.harness import check_suites, suite_scores
@@ -59,7 +60,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
     with ProgressView(RunFolder(folder).progress) as view:
         view.note("looking at the model and the rows")
         pretrained = Pretrained(locate_model(settings, "MODEL"), settings.revision, "MODEL")
-        side = TextSide.of_model(pretrained, settings, "student")
+        side = TextSide.of_model(pretrained, settings, "student", special_tokens=recipe.data.special_tokens)
         decoding = Decoding.of(recipe.generation.model_copy(update={"temperature": 0.0}), reader.task, 0)
         rows = load_rows(recipe.data.eval, "data.eval")
         reader.check(rows, "data.eval", answered=False)
@@ -68,7 +69,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
             rows, reader, side, max_tokens=most, on_bad_example=recipe.data.on_bad_example, key="data.eval"
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = Model(pretrained, settings.precision, device)
+        model = Model(pretrained, settings.precision, device, ends=side.end_ids, reader=side.reply_reader)
         progress = ProgressWriter(RunFolder(folder).progress)
 
         def note(done: int, total: int) -> None:
@@ -128,7 +129,9 @@ def _run_of(name: str, recipe: Recipe) -> Path:
 
 def _settings_of(name: str, recipe: Recipe) -> ModelSettings:
     """Combine the student's precision, prompt template and length with this model."""
-    fields = recipe.student.model_dump(include={"precision", "prompt_template", "system_prompt", "max_length"})
+    fields = recipe.student.model_dump(
+        include={"precision", "prompt_template", "system_prompt", "template_arguments", "max_length"}
+    )
     try:
         return ModelSettings(**fields, model=name)
     except ValidationError as error:
@@ -144,6 +147,7 @@ def _write(
             "answers": list(prediction.references),
             "prompt_digest": prompt.question,
             "finish": answer.finish,
+            **({"reasoning": answer.reasoning} if answer.reasoning else {}),
         }
         for prompt, (prediction, answer) in zip(prompts, answered, strict=True)
     ]

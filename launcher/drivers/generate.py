@@ -19,12 +19,13 @@ from launcher.cluster.connect import check_dashboard_port, connected, prepare_cl
 from launcher.drivers.preflight import writable_folder
 from launcher.terminal.progress import ProgressView
 from launcher.terminal.quiet import quieten_libraries
+from uld_ds.data.examples import ExampleReader
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import ExampleReader, load_rows
+from uld_ds.data.sources import load_rows
 from uld_ds.data.statistics import content_digest
 from uld_ds.errors import RunError, UserError, message_lines, one_line
 from uld_ds.generation.answers import AnswerFolder
-from uld_ds.generation.decoding import Decoding
+from uld_ds.generation.decoding import Decoding, prompt_end
 from uld_ds.generation.prompts import Prompt, Prompts, batches_by_length, collect_prompts
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import Recipe
@@ -61,7 +62,8 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
         reader = ExampleReader(recipe.data)
         decoding = Decoding.of(recipe.generation, reader.task, recipe.run.seed)
         teacher = Pretrained.from_settings(settings, "teacher")
-        side = TextSide.of_model(teacher, settings, "teacher")
+        special_tokens = recipe.data.special_tokens
+        side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
         key = "data.train" if recipe.generation.prompts is None else "generation.prompts"
         rows = load_rows(recipe.generation.prompts or recipe.data.train, key)
         reader.check(rows, key, answered=False)
@@ -77,7 +79,7 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
             with connected(recipe.cluster, folder):
                 on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
-                _run(recipe, teacher, decoding, missing, folder, on_gpu=on_gpu)
+                _run(recipe, teacher, side, decoding, missing, folder, on_gpu=on_gpu)
         facts = {
             **_identity(recipe, side, decoding),
             "task": reader.task.name,
@@ -116,7 +118,14 @@ def _described(prompts: Prompts, missing: int) -> str:
 
 
 def _run(
-    recipe: Recipe, teacher: Pretrained, decoding: Decoding, missing: Sequence[Prompt], folder: Path, *, on_gpu: bool
+    recipe: Recipe,
+    teacher: Pretrained,
+    side: TextSide,
+    decoding: Decoding,
+    missing: Sequence[Prompt],
+    folder: Path,
+    *,
+    on_gpu: bool,
 ) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -130,9 +139,10 @@ def _run(
     ]
     source = ray.data.from_arrow(tables)  # a block per batch: what is answered together is what was put together
     if recipe.generation.engine == "vllm":
-        done = _with_vllm(source, recipe, teacher, decoding, folder, on_gpu=on_gpu)
+        ends = prompt_ends(side, missing)
+        done = _with_vllm(source, recipe, teacher, side, decoding, folder, ends, on_gpu=on_gpu)
     else:
-        done = _with_transformers(source, recipe, teacher, decoding, folder, on_gpu=on_gpu)
+        done = _with_transformers(source, recipe, teacher, side, decoding, folder, on_gpu=on_gpu)
     progress = ProgressWriter(RunFolder(folder).progress)
     begin, answered, tokens = time.perf_counter(), 0, 0
     try:
@@ -156,7 +166,14 @@ def _cause(error: Exception) -> str:
 
 
 def _with_transformers(
-    source: ray.data.Dataset, recipe: Recipe, teacher: Pretrained, decoding: Decoding, folder: Path, *, on_gpu: bool
+    source: ray.data.Dataset,
+    recipe: Recipe,
+    teacher: Pretrained,
+    side: TextSide,
+    decoding: Decoding,
+    folder: Path,
+    *,
+    on_gpu: bool,
 ) -> ray.data.Dataset:
     cluster = recipe.cluster
     return source.map_batches(
@@ -167,6 +184,8 @@ def _with_transformers(
             "model": teacher,
             "precision": recipe.teacher.precision,
             "decoding": decoding.to_json(),
+            "ends": side.end_ids,
+            "reader": side.reply_reader,
             "parts": str(folder / "parts"),
             "logs": str(RunFolder(folder).logs),
             "on_gpu": on_gpu,
@@ -179,7 +198,15 @@ def _with_transformers(
 
 
 def _with_vllm(
-    source: ray.data.Dataset, recipe: Recipe, teacher: Pretrained, decoding: Decoding, folder: Path, *, on_gpu: bool
+    source: ray.data.Dataset,
+    recipe: Recipe,
+    teacher: Pretrained,
+    side: TextSide,
+    decoding: Decoding,
+    folder: Path,
+    prompt_ends: dict[str, str],
+    *,
+    on_gpu: bool,
 ) -> ray.data.Dataset:
     """Answer through Ray's own integration of vLLM: prompts go in as tokens, answers come out as text."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -197,19 +224,52 @@ def _with_vllm(
         tokenize_stage=False,
         detokenize_stage=False,
     )
-    sampling = {
-        "max_tokens": decoding.max_new_tokens,
-        "temperature": decoding.temperature,
-        "top_p": decoding.top_p,
-        "top_k": decoding.top_k or -1,
-        "stop": list(decoding.stop) or None,
-        "seed": decoding.seed,
-    }
+    sampling = vllm_sampling(side, decoding)
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
         return {"id": row["id"], "tokenized_prompt": row["prompt_ids"], "sampling_params": sampling}
 
     columns = ("id", "generated_text", "num_generated_tokens")
     processor = build_processor(config, preprocess=ask, postprocess=lambda row: {name: row[name] for name in columns})
-    write = partial(write_engine_rows, parts=str(folder / "parts"), max_new_tokens=decoding.max_new_tokens)
+    write = partial(
+        write_engine_rows,
+        parts=str(folder / "parts"),
+        max_new_tokens=decoding.max_new_tokens,
+        reader=side.reply_reader,
+        stop=decoding.stop,
+        prompt_ends=prompt_ends,
+    )
     return processor(source).map_batches(write, batch_size=recipe.generation.batch_size, batch_format="pyarrow")
+
+
+def vllm_sampling(side: TextSide, decoding: Decoding) -> dict[str, Any]:
+    """Write the options of decoding as vLLM's sampling parameters.
+
+    Args:
+        side: side of the teacher.
+        decoding: options of decoding.
+    """
+    may_think = side.reply_reader.may_think
+    return {
+        "max_tokens": decoding.max_new_tokens,
+        "temperature": decoding.temperature,
+        "top_p": decoding.top_p,
+        "top_k": decoding.top_k or -1,
+        # Reasoning may hold what ends an answer; then the answer is cut when it is read.
+        "stop": None if may_think else list(decoding.stop) or None,
+        # vLLM stops at those of the model's generation_config.json, too.
+        "stop_token_ids": list(side.end_ids),
+        "skip_special_tokens": not may_think,
+        "seed": decoding.seed,
+    }
+
+
+def prompt_ends(side: TextSide, prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Return the ends of those prompts that begin the reasoning, by the prompts' ids: the engine tells no prompt.
+
+    Args:
+        side: side of the teacher.
+        prompts: prompts to be answered.
+    """
+    ends = {prompt.id: prompt_end(side.tokenizer, prompt.ids.tolist()) for prompt in prompts}
+    return {name: text for name, text in ends.items() if side.reply_marks.opens(text)}

@@ -21,8 +21,9 @@ def print_summary(facts: dict[str, Any], recipe: Recipe, console: Console | None
     console = console or Console(stderr=True, highlight=False)
     console.print(_table(facts))
     sample = facts["sample"]
-    if sample["answer"]:
-        console.print(Panel(Text(sample["answer"].strip()), title="the student answers", title_align="left"))
+    for said, title in (("reasoning", "the student thinks"), ("answer", "the student answers")):
+        if sample.get(said):
+            console.print(Panel(Text(sample[said].strip()), title=title, title_align="left"))
     console.print("look further:", style="bold")
     console.print(Text(f"  {_looking_command(facts['tracking_uri'])}"), soft_wrap=True)
     console.print(Text(f"  {_loading_command(facts, recipe)}"), soft_wrap=True)

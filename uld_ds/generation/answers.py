@@ -21,11 +21,11 @@ from datasets import Dataset
 from uld_ds.errors import RunError, UserError
 from uld_ds.generation.decoding import Answer
 from uld_ds.generation.prompts import Prompt, Prompts
-from uld_ds.tasks.task import TEACHER_ANSWER
+from uld_ds.tasks.task import TEACHER_ANSWER, TEACHER_REASONING
 from uld_ds.utils.files import whole_file, write_whole
 
 SPLITS = ("train", "held_out")
-COLUMNS = (TEACHER_ANSWER, "teacher_model", "teacher_finish", "teacher_tokens", "prompt_digest")
+COLUMNS = (TEACHER_ANSWER, TEACHER_REASONING, "teacher_model", "teacher_finish", "teacher_tokens", "prompt_digest")
 """Columns that are put beside a row's own."""
 
 
@@ -59,7 +59,7 @@ class AnswerFolder:
         answers: dict[str, Answer] = {}
         for file in sorted(self.parts.glob("*.parquet")):
             for row in pq.read_table(file).to_pylist():
-                answers[row["id"]] = Answer(row["text"], row["tokens"], row["finish"])
+                answers[row["id"]] = Answer(row["text"], row["tokens"], row["finish"], row.get("reasoning") or "")
         return answers
 
     def finish(self, rows: Dataset, prompts: Prompts, drop: Sequence[str], held_out: float, facts: Any) -> Any:
@@ -117,15 +117,17 @@ class AnswerFolder:
             return
         table = rows.select([prompt.row for prompt in members]).with_format("arrow")[:].replace_schema_metadata(None)
         given = [answers[prompt.id] for prompt in members]
-        added = (
+        added: tuple[list[Any], ...] = (
             [answer.text for answer in given],
+            [answer.reasoning or None for answer in given],
             [facts["teacher"]] * len(given),
             [answer.finish for answer in given],
             [answer.tokens for answer in given],
             [prompt.question for prompt in members],
         )
         for name, values in zip(COLUMNS, added, strict=True):
-            table = table.append_column(name, pa.array(values))
+            if name != TEACHER_REASONING or any(values):
+                table = table.append_column(name, pa.array(values))
         with whole_file(file, sync=True) as out:
             pq.write_table(table.replace_schema_metadata({"uld_ds": json.dumps(facts)}), out)
 
@@ -144,6 +146,7 @@ def write_part(parts: Path, ids: Sequence[str], answers: Sequence[Answer]) -> No
             "text": [answer.text for answer in answers],
             "tokens": [answer.tokens for answer in answers],
             "finish": [answer.finish for answer in answers],
+            "reasoning": [answer.reasoning for answer in answers],
         }
     )
     name = hashlib.sha256("".join(ids).encode()).hexdigest()[:24]

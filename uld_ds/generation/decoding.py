@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from uld_ds.data.batching import padding_id
+from uld_ds.data.templates import ReplyReader
 from uld_ds.models.architectures import DTYPES
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DType, GenerationSettings
 from uld_ds.tasks.task import Task
 
 Finish = Literal["stop", "length"]
+_PROMPT_END = 64
+"""Tokens at the end of a prompt among which the beginning of reasoning is looked for."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,13 @@ class Answer:
     """A generated answer of a model."""
 
     text: str
-    """Text of the answer, without white space around it and without what stopped it."""
+    """Text of the answer, without white space around it, without its reasoning and without what stopped it."""
     tokens: int
     """Tokens that were generated, the one that ends the turn included."""
     finish: Finish
     """Why the answer ends: ``stop``, or ``length`` where it was cut off."""
+    reasoning: str = ""
+    """Reasoning before the answer, where the model's chat template has some."""
 
 
 class Model:
@@ -74,17 +79,27 @@ class Model:
         pretrained: Model to load.
         precision: Type of the weights.
         device: Device that it computes on.
+        ends: Token ids that end an answer, besides those that the model itself names.
+        reader: Reader of what it generates, if its template is known.
     """
 
-    def __init__(self, pretrained: Pretrained, precision: DType, device: torch.device) -> None:
+    def __init__(
+        self,
+        pretrained: Pretrained,
+        precision: DType,
+        device: torch.device,
+        *,
+        ends: Sequence[int] = (),
+        reader: ReplyReader | None = None,
+    ) -> None:
+        self._reader = reader
         self._tokenizer = pretrained.tokenizer()
         self.lm: Any = pretrained.load(dtype=DTYPES[precision]).eval().to(device)
         self._start = pretrained.decoder_start()
         self._device = device
-        ends = self.lm.generation_config.eos_token_id
-        named = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         own = self._tokenizer.eos_token_id
-        self._ends = sorted({*named, *([] if own is None else [int(own)])})
+        named = end_ids(self.lm.generation_config.eos_token_id)
+        self._ends = sorted({*named, *end_ids(own), *ends})
         self._padding = padding_id(self._tokenizer)
         # A checkpoint's own sampling options and penalties would be mixed into ours.
         self.lm.generation_config = GenerationConfig()
@@ -110,7 +125,9 @@ class Model:
         processors = LogitsProcessorList()
         if decoding.temperature > 0:
             processors.append(SeededSampling(decoding, ids))
-        stops = {"stop_strings": list(decoding.stop), "tokenizer": self._tokenizer} if decoding.stop else {}
+        # Reasoning may hold what ends an answer.
+        has_stops = decoding.stop and not (self._reader and self._reader.may_think)
+        stops = {"stop_strings": list(decoding.stop), "tokenizer": self._tokenizer} if has_stops else {}
         output = self.lm.generate(
             input_ids=input_ids.to(self._device),
             attention_mask=mask.to(self._device),
@@ -123,25 +140,83 @@ class Model:
             **stops,
         )
         said = output[:, longest if self._start is None else 1 :]
-        return [self._read(row, decoding.stop) for row in said.tolist()]
+        # An encoder's prompt begins nothing that the decoder goes on with.
+        asked = prompts if self._start is None else [()] * len(prompts)
+        return [self._read(row, decoding.stop, prompt) for row, prompt in zip(said.tolist(), asked, strict=True)]
 
-    def _read(self, generated: list[int], stop: Sequence[str]) -> Answer:
-        end = next((place for place, token in enumerate(generated) if token in self._ends), None)
-        said = generated if end is None else generated[:end]
-        text: Any = self._tokenizer.decode(said, skip_special_tokens=True)
-        stops = [place for string in stop if (place := text.find(string)) >= 0]
-        if not stops:
-            return Answer(text.strip(), len(said) + (end is not None), "length" if end is None else "stop")
-        # What was generated after a stop is padding, for other rows of the batch that went on.
-        return Answer(text[: min(stops)].strip(), self._tokens_until_stop(said, stop), "stop")
+    def _read(self, generated: list[int], stop: Sequence[str], prompt: Sequence[int] = ()) -> Answer:
+        return read_generated(self._tokenizer, generated, self._ends, self._reader, prompt, stop)
 
-    def _tokens_until_stop(self, said: list[int], stop: Sequence[str]) -> int:
-        low, high = 1, len(said)
-        while low < high:
-            middle = (low + high) // 2
-            text: Any = self._tokenizer.decode(said[:middle], skip_special_tokens=True)
-            low, high = (low, middle) if any(string in text for string in stop) else (middle + 1, high)
-        return low
+
+def read_generated(
+    tokenizer: PreTrainedTokenizerBase,
+    generated: Sequence[int],
+    ends: Collection[int],
+    reader: ReplyReader | None,
+    prompt: Sequence[int],
+    stop: Sequence[str] = (),
+) -> Answer:
+    """Read generated tokens as an answer, and the reasoning before it where the template knows how.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        generated: Tokens that the model said, and padding after their end.
+        ends: Token ids that end an answer.
+        reader: Reader of what the model generates, if its template is known.
+        prompt: Token ids of the prompt that the decoder itself has read.
+        stop: Texts before the first of which an answer ends.
+    """
+    end = next((place for place, token in enumerate(generated) if token in ends), None)
+    said = list(generated if end is None else generated[:end])
+    tokens = len(said) + (end is not None)
+    if reader is not None:
+        whole, asked = str(tokenizer.decode(said, skip_special_tokens=False)), prompt_end(tokenizer, prompt)
+        if reader.is_marked(whole, asked):
+            return read_reply(reader, whole, stop, tokens, prompt=asked, is_whole=end is not None)
+    text: Any = tokenizer.decode(said, skip_special_tokens=True)
+    stops = [place for string in stop if (place := text.find(string)) >= 0]
+    if not stops:
+        return Answer(text.strip(), tokens, "length" if end is None else "stop")
+    # What was generated after a stop is padding, for other rows of the batch that went on.
+    return Answer(text[: min(stops)].strip(), _tokens_until_stop(tokenizer, said, stop), "stop")
+
+
+def prompt_end(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> str:
+    """Return the end of a prompt as text, long enough to show whether it begins the reasoning."""
+    return str(tokenizer.decode(list(prompt[-_PROMPT_END:]), skip_special_tokens=False))
+
+
+def _tokens_until_stop(tokenizer: PreTrainedTokenizerBase, said: list[int], stop: Sequence[str]) -> int:
+    low, high = 1, len(said)
+    while low < high:
+        middle = (low + high) // 2
+        text: Any = tokenizer.decode(said[:middle], skip_special_tokens=True)
+        low, high = (low, middle) if any(string in text for string in stop) else (middle + 1, high)
+    return low
+
+
+def read_reply(
+    reader: ReplyReader, reply: str, stop: Sequence[str], tokens: int, *, prompt: str, is_whole: bool
+) -> Answer:
+    """Read a generated text with its control tokens as reasoning and an answer, which ends before a stop.
+
+    Args:
+        reader: Reader of the model's template.
+        reply: Generated text.
+        stop: Texts before the first of which the answer ends.
+        tokens: Tokens that were generated.
+        prompt: End of the prompt's text.
+        is_whole: Whether the model itself has ended it.
+    """
+    reasoning, answer = reader.split(reply, prompt)
+    stops = [place for string in stop if (place := answer.find(string)) >= 0]
+    cut = answer[: min(stops)].strip() if stops else answer
+    return Answer(cut, tokens, "stop" if is_whole or stops else "length", reasoning)
+
+
+def end_ids(named: int | Sequence[int] | None) -> list[int]:
+    """List the ids of a configuration's ``eos_token_id``, which may be one, several or none."""
+    return [] if named is None else [named] if isinstance(named, int) else [int(number) for number in named]
 
 
 class SeededSampling(LogitsProcessor):

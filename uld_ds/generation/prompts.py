@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from uld_ds.data.examples import Example, ExampleReader
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import Example, ExampleReader
 from uld_ds.errors import UserError
 from uld_ds.tasks.task import Question
 
@@ -86,7 +86,8 @@ def collect_prompts(
                 raise UserError(key, problem, fix) from error
             found.unusable += 1
             continue
-        name = _digest([question.messages])
+        options = [question.tools, question.template_arguments]
+        name = _digest([question.messages, *(options if any(options) else [])])
         # Of rows that ask the same, the first by content: not by place, which may change.
         content = _digest([question.answer, question.references, json.dumps(row, default=str, sort_keys=True)])
         if name in best:
@@ -110,7 +111,13 @@ def collect_prompts(
 def as_prompt(question: Question) -> Example:
     """Make an Example of a question whose answer may still be missing: it is then empty."""
     answer = {"role": "assistant", "content": question.answer or ""}
-    return Example((*question.messages, answer), (len(question.messages),), question.teacher)
+    return Example(
+        (*question.messages, answer),
+        (len(question.messages),),
+        question.teacher,
+        question.tools,
+        question.template_arguments,
+    )
 
 
 def batches_by_length(prompts: Iterable[Prompt], batch_size: int) -> list[list[Prompt]]:

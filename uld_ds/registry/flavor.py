@@ -5,8 +5,10 @@ MLflow's pyfunc of a text-generation model takes plain prompts, or chat messages
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +18,40 @@ from huggingface_hub import ModelCard
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array, Object, Property
+from mlflow.types.schema import AnyType, Array, Object, Property
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_ds.models.architectures import is_encoder_decoder
 from uld_ds.models.older_readers import adapt_config, adapt_tokenizer, save_tokenizer
 from uld_ds.registry import served_student
-from uld_ds.registry.served_student import GENERATION, MESSAGES, PROMPT
+from uld_ds.registry.served_student import ARGUMENTS, CHAT_FILE, MESSAGES, PARAMETERS, PROMPT, REASONING_NAMES, TOOLS
 
 _CODE = "code"
 _LOADER = "uld_ds_served_student"
 
 
 def signature() -> ModelSignature:
-    """Make the pyfunc's signature: messages or a prompt in each row, text out, and the parameters of generation."""
-    message = Object([Property("role", DataType.string), Property("content", DataType.string)])
+    """Make the pyfunc's signature: messages or a prompt in each row, text out, and the parameters of generation.
+
+    MLflow 3.17 refuses fields of a message that are not named here. It does not check what comes out, which is text
+    unless ``return_reasoning`` is asked for.
+    """
+    texts = [Property(name, DataType.string, required=False) for name in (*REASONING_NAMES, "tool_call_id", "name")]
+    # A content is text, a list of parts or null; a call's arguments are any object, or JSON text.
+    free = [Property(name, AnyType(), required=False) for name in ("content", "tool_calls")]
+    message = Object([Property("role", DataType.string), *free, *texts])
     kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double}
     return ModelSignature(
         inputs=Schema(
             [
                 ColSpec(Array(message), MESSAGES, required=False),
                 ColSpec(DataType.string, PROMPT, required=False),
+                ColSpec(AnyType(), TOOLS, required=False),
+                ColSpec(AnyType(), ARGUMENTS, required=False),
             ]
         ),
         outputs=Schema([ColSpec(DataType.string)]),
-        params=ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in GENERATION.items()]),
+        params=ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in PARAMETERS.items()]),
     )
 
 
@@ -52,6 +63,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     input_example: Any,
     pip_requirements: list[str],
+    chat: Mapping[str, Any] | None = None,
     model_card: str | None = None,
 ) -> None:
     """Write the folder of an MLflow model: transformers' flavor and the pyfunc.
@@ -65,6 +77,7 @@ def save_model(
         tokenizer: the student's.
         input_example: a request to the pyfunc.
         pip_requirements: packages with their versions.
+        chat: what the served student is to know of its chat template (``TextSide.served_chat``).
         model_card: Markdown with metadata. MLflow would ask the hub for one.
     """
     card = ModelCard(model_card or "", ignore_metadata_errors=True)
@@ -75,7 +88,7 @@ def save_model(
         "pip_requirements": pip_requirements,
     }
     if is_encoder_decoder(model.config):
-        _save_with_pyfunc_alone(path, model, tokenizer, card, about)
+        _save_with_pyfunc_alone(path, model, tokenizer, chat, card, about)
         return
     mlflow.transformers.save_model(
         transformers_model={"model": model, "tokenizer": tokenizer},
@@ -87,6 +100,7 @@ def save_model(
     # MLflow saves both once more, as the installed transformers does.
     adapt_config(Path(path) / "model")
     adapt_tokenizer(Path(path) / "components" / "tokenizer", tokenizer)
+    _write_chat(Path(path), chat)
     code = Path(path) / _CODE
     code.mkdir()
     shutil.copy(served_student.__file__, code / f"{_LOADER}.py")
@@ -98,7 +112,12 @@ def save_model(
 
 
 def _save_with_pyfunc_alone(
-    path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: ModelCard, about: dict[str, Any]
+    path: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Mapping[str, Any] | None,
+    card: ModelCard,
+    about: dict[str, Any],
 ) -> None:
     """Write the folder of an MLflow model without transformers' flavor, each file where that one would have it."""
     with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
@@ -106,6 +125,12 @@ def _save_with_pyfunc_alone(
         model.save_pretrained(data / "model")
         adapt_config(data / "model")
         save_tokenizer(tokenizer, data / "components" / "tokenizer")
+        _write_chat(data, chat)
         card.save(data / "model_card.md")
         shutil.copy(served_student.__file__, loader)
         mlflow.pyfunc.save_model(path, loader_module=_LOADER, data_path=str(data), code_paths=[str(loader)], **about)
+
+
+def _write_chat(folder: Path, chat: Mapping[str, Any] | None) -> None:
+    if chat is not None:
+        (folder / CHAT_FILE).write_text(json.dumps(chat, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -55,6 +55,7 @@ def log_student(
     example: Any,
     facts: Mapping[str, Any],
     description: str,
+    chat: Mapping[str, Any] | None = None,
     model_card: str | None = None,
     workspace: Path | None = None,
 ) -> RegisteredModel:
@@ -74,16 +75,17 @@ def log_student(
         example: an input of the pyfunc: messages or a prompt.
         facts: tags of the logged model and of the version.
         description: Markdown shown with the version.
+        chat: what the served student is to know of its chat template (``TextSide.served_chat``).
         model_card: Markdown that goes with the files.
         workspace: folder with room for a copy of the model; default: the system's for temporary files.
     """
     tags = {key: str(value) for key, value in facts.items()}
     if name is None:
-        logged = _logged_model(client, run_id, model, tokenizer, example, tags, model_card, workspace)
+        logged = _logged_model(client, run_id, model, tokenizer, example, tags, chat, model_card, workspace)
         return RegisteredModel(None, None, logged.model_uri)
     version = _version_of_run(client, run_id, name)
     if version is None:
-        logged = _logged_model(client, run_id, model, tokenizer, example, tags, model_card, workspace)
+        logged = _logged_model(client, run_id, model, tokenizer, example, tags, chat, model_card, workspace)
         version = _new_version(client, run_id, name, logged, tags, description)
     link_all(client, version)
     client.set_registered_model_alias(name, alias, version.version)
@@ -102,6 +104,7 @@ def _logged_model(
     tokenizer: PreTrainedTokenizerBase,
     example: Any,
     tags: dict[str, str],
+    chat: Mapping[str, Any] | None,
     model_card: str | None,
     workspace: Path | None,
 ) -> LoggedModel:
@@ -126,6 +129,7 @@ def _logged_model(
             tokenizer=tokenizer,
             input_example=example,
             pip_requirements=pinned_requirements(),
+            chat=chat,
             model_card=model_card,
         )
         client.log_model_artifacts(logged.model_id, str(folder / "model"))

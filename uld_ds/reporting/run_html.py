@@ -146,7 +146,7 @@ def _points(report: RunReport, name: str) -> list[Point]:
 
 
 def _answers(report: RunReport) -> list[Rows]:
-    """List, for each prompt, the prompt itself and everybody's answer to it."""
+    """List, for each prompt, the prompt itself and everybody's answer to it, after the reasoning if there is any."""
     keys = {
         "asked": "prompt",
         "student, before": "before",
@@ -154,7 +154,11 @@ def _answers(report: RunReport) -> list[Rows]:
         "teacher": "teacher",
         "given answer": "given",
     }
-    return [[(who, item[key]) for who, key in keys.items() if item.get(key) is not None] for item in report.answers]
+    rows = []
+    for item in report.answers:
+        said = [((f"{who}: reasoning", f"{key}_reasoning"), (who, key)) for who, key in keys.items()]
+        rows.append([(who, item[key]) for pair in said for who, key in pair if item.get(key) is not None])
+    return rows
 
 
 def _alignments(report: RunReport) -> dict[str, Any]:

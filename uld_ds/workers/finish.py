@@ -12,11 +12,12 @@ from datasets import Dataset
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from uld_ds.checkpointing.state import TrainState
-from uld_ds.data.chat_templates import chat_template_of
+from uld_ds.data.sides import TextSide
 from uld_ds.errors import one_line
+from uld_ds.generation.decoding import Answer
 from uld_ds.generation.samples import sample_answers
 from uld_ds.models.architectures import auto_class, is_encoder_decoder
-from uld_ds.models.older_readers import readers_of, save_tokenizer
+from uld_ds.models.older_readers import readers_of
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe.objective import LOSS_TERMS
 from uld_ds.recipe.renamed_keys import with_former_names
@@ -42,10 +43,11 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Sample:
-    """A held-out prompt and the student's own answer."""
+    """A held-out prompt and the student's own answer, with the reasoning before it if there is any."""
 
     prompt: str
     answer: str
+    reasoning: str = ""
 
 
 def finish(
@@ -78,10 +80,10 @@ def finish(
     model = auto_class(AutoConfig.from_pretrained(job.folder.export)).from_pretrained(job.folder.export)
     tokenizer = load_tokenizer(str(job.folder.export), None, "student")
     rows = shown_rows(job)
-    after = sample_answers(model.eval(), tokenizer, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
-    sample = Sample(rows[0]["prompt"], after[0] if after else "")
-    write_answers(job, tokenizer, {"before": _answers_before(job, tokenizer, rows), "after": after})
-    _with_chat_template(job, tokenizer, for_encoder=is_encoder_decoder(model.config))
+    side = TextSide(tokenizer, job.recipe.student, "student")
+    after = sample_answers(model.eval(), side, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
+    sample = Sample(rows[0]["prompt"], *((after[0].text, after[0].reasoning) if after else ("",)))
+    write_answers(job, side, {"before": _answers_before(job, side, rows), "after": after})
     data = job.split("train").facts
     facts = _facts(job, state, bits_after, tokenizer)
     card = model_card(job.recipe, facts, job.teacher, readers=readers_of(job.folder.export))
@@ -100,6 +102,7 @@ def finish(
         example=example_input(sample.prompt, messages),
         facts=facts,
         description=about,
+        chat=side.served_chat(),
         model_card=Redactor().text(card),
         workspace=job.run_dir,
     )
@@ -133,14 +136,14 @@ def _best(job: Job, state: TrainState) -> dict[str, Any]:
     return {"step": state.best_step, "bits_per_byte": state.best_bits, "folder": str(job.folder.best)}
 
 
-def _answers_before(job: Job, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> list[str]:
+def _answers_before(job: Job, side: TextSide, rows: Dataset) -> list[Answer]:
     """Ask the student as it was before training for its answers; empty where it cannot be loaded any more."""
     try:
         model = Pretrained.at(job.student, job.recipe.student, "student").load()
     except Exception as error:  # its folder may be gone; a report without it is still one
         log.warning("no answers of the student before: %s", one_line(error))
         return []
-    return sample_answers(model.eval(), tokenizer, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
+    return sample_answers(model.eval(), side, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
 
 
 def _report(job: Job, facts: dict[str, Any], result: dict[str, Any]) -> bool:
@@ -190,11 +193,3 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items()),
     }
     return dict(Redactor().tree({key: value for key, value in facts.items() if value is not None}))
-
-
-def _with_chat_template(job: Job, tokenizer: PreTrainedTokenizerBase, *, for_encoder: bool) -> None:
-    """Give a student that was trained on a text template the chat template that says the same."""
-    settings = job.recipe.student
-    if settings.prompt_template != "chat" and not tokenizer.chat_template:
-        tokenizer.chat_template = chat_template_of(settings, tokenizer, for_encoder=for_encoder)
-        save_tokenizer(tokenizer, job.folder.export)

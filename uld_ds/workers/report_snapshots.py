@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.data.batching import Batcher
+from uld_ds.data.sides import TextSide
 from uld_ds.data.teacher_batching import TeacherBatcher
-from uld_ds.generation.samples import NUM_ANSWERS, sample_answers
-from uld_ds.reporting.alignment_examples import answer_text
+from uld_ds.generation.decoding import Answer
+from uld_ds.generation.samples import NUM_ANSWERS, given_answer, sample_answers
 from uld_ds.runs.folder import Who
 from uld_ds.runs.job import Job
 from uld_ds.teacher_outputs import TeacherTokens
@@ -101,8 +103,10 @@ class ReportKeeper:
         assert isinstance(teacher, OnlineTeacher)
         spectra = self._showcase.teacher_distributions(teacher.apply_at, batcher, tokenizer, self._device)
         tokens = self._job.recipe.evaluation.sample_tokens
-        answers = sample_answers(teacher.language_model, tokenizer, self._rows, "teacher", tokens, self._device)
-        self._showcase.write("teacher", spectra=spectra, calibration=calibration, answers=answers)
+        side = TextSide(tokenizer, self._job.recipe.teacher, "teacher")
+        answers = sample_answers(teacher.language_model, side, self._rows, "teacher", tokens, self._device)
+        said = [asdict(answer) for answer in answers]
+        self._showcase.write("teacher", spectra=spectra, calibration=calibration, answers=said)
 
     def _stored_teacher(self, teacher: TeacherSource, calibration: dict[str, Any] | None) -> None:
         """Keep the snapshot of a stored teacher."""
@@ -111,27 +115,30 @@ class ReportKeeper:
         self._showcase.write("teacher", spectra=spectra, calibration=calibration)
 
 
-def write_answers(job: Job, student: PreTrainedTokenizerBase, said: dict[str, list[str]]) -> None:
-    """Keep prompts with the answers of teacher, student and data, for the report.
+def write_answers(job: Job, student: TextSide, said: dict[str, list[Answer]]) -> None:
+    """Keep prompts with the answers of teacher, student and data, for the report; reasoning beside them.
 
     Args:
         job: the run.
-        student: the student's tokenizer.
+        student: the student's side.
         said: answers to the first prompts, by whose they are: ``before``, ``after``.
     """
     job.folder.report.mkdir(exist_ok=True)
     kept = job.folder.report_snapshot("teacher")
     teacher = json.loads(kept.read_text(encoding="utf-8")).get("answers") if kept.is_file() else None
-    everybody = {"teacher": teacher or [], **said}
     rows = shown_rows(job)
-    items = [
-        {
-            "prompt": row["prompt"],
-            "given": answer_text(row, student),
-            **{who: answers[number] for who, answers in everybody.items() if number < len(answers)},
-        }
-        for number, row in enumerate(rows.select(range(min(NUM_ANSWERS, len(rows)))))
-    ]
+    shown = list(rows.select(range(min(NUM_ANSWERS, len(rows)))))
+    # Earlier versions kept a text alone.
+    kept_answers = [Answer(item, 0, "stop") if isinstance(item, str) else Answer(**item) for item in teacher or []]
+    everybody = {"given": [given_answer(student, row) for row in shown], "teacher": kept_answers, **said}
+    items = []
+    for number, row in enumerate(shown):
+        item = {"prompt": row["prompt"]}
+        for who, answers in everybody.items():
+            if number < len(answers):
+                item |= {who: answers[number].text}
+                item |= {f"{who}_reasoning": answers[number].reasoning} if answers[number].reasoning else {}
+        items.append(item)
     write_whole(job.folder.report_answers, json.dumps(Redactor().tree(items)), sync=True)
 
 

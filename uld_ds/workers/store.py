@@ -24,7 +24,7 @@ from uld_ds.runs.progress import ProgressWriter
 from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.store.codec_quality import measure_codec
 from uld_ds.teachers.store.manifest import Measured, StoreIdentity
-from uld_ds.teachers.store.shard import StoredExample, spans_of
+from uld_ds.teachers.store.shard import PieceLayout, StoredExample, spans_of
 from uld_ds.teachers.store.writer import StoreWriter
 from uld_ds.training.engines import init_process_group, load_teacher
 from uld_ds.utils.distributed import Ranks, device_for
@@ -187,7 +187,7 @@ class StoreBuild:
         for number, row, tokens in zip(examples, rows, answers, strict=True):
             turns = row["turns"].reshape(-1, 3)
             spans = spans_of(turns, row["token_bytes"])
-            yield StoredExample(str(number), str(row["digest"]), turns, spans, tokens.to("cpu"))
+            yield StoredExample(str(number), str(row["digest"]), turns, spans, tokens.to("cpu"), pieces=pieces_of(row))
 
     def _sample(self) -> torch.Tensor:
         """Compute [n, V] logits at the first tokens of the corpus, to measure what the codec costs. Collective."""
@@ -202,6 +202,15 @@ class StoreBuild:
         if self._progress is not None:
             text = f"{self._part.name}, {self._teacher.tokens_run:,} tokens of the first worker"
             self._progress.step(done, total, {"seconds/total": seconds / self._ranks.size}, text=text)
+
+
+def pieces_of(row: dict[str, Any]) -> PieceLayout | None:
+    """Return what a prepared row's pieces are; None where each is the text of one answer."""
+    parts = [int(part) for part in row["piece_parts"]]
+    if not parts:
+        return None
+    leaves = np.asarray(row["piece_leaves"], np.int64).reshape(-1, 4).tolist()
+    return PieceLayout(tuple(parts), tuple(map(str, row["piece_texts"])), tuple((a, b, c, d) for a, b, c, d in leaves))
 
 
 def _examples_per_shard(examples: int, tokens: int) -> int:

@@ -10,7 +10,7 @@ import ray.train
 import ray.util
 import torch
 
-from uld_ds.checkpointing.export import export_student
+from uld_ds.checkpointing.export import export_trained
 from uld_ds.checkpointing.manager import Checkpoints
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.runs.job import Job
@@ -122,7 +122,7 @@ class Worker:
         if self.monitor is not None:
             self.monitor.finish()
         self.stages.stage("exporting the student")
-        export_student(parts.engine.student, parts.tokenizer, self.job.export_dir, self.ranks)
+        export_trained(parts.engine.student, parts.tokenizer, self.job.recipe.student, self.job.export_dir, self.ranks)
         peak = int(self.ranks.max(torch.tensor(peak_memory_bytes(self.device), device=self.device)))
         # Nothing needs the engines any more; the exported student must not stand in memory beside them.
         parts.engine.close()

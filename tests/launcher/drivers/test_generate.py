@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from launcher.cli import app
-from launcher.drivers.generate import _cause
+from launcher.drivers.generate import _cause, prompt_ends, vllm_sampling
+from tests.helpers.thinkers import QUESTION, thinking_tokenizer
 from tests.helpers.tiny import save_tiny_model
-from uld_ds.data.sources import ExampleReader, load_rows
+from tests.helpers.toy_tokenizers import toy
+from uld_ds.data.examples import Example, ExampleReader
+from uld_ds.data.sides import TextSide
+from uld_ds.data.sources import load_rows
 from uld_ds.errors import UserError
-from uld_ds.recipe import DataSettings, FilesSource
+from uld_ds.generation.decoding import Decoding
+from uld_ds.generation.prompts import Prompt
+from uld_ds.recipe import DataSettings, FilesSource, ModelSettings
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "tasks"
 PLAIN = "{prompt}\nAnswer:"
@@ -83,6 +91,34 @@ def test_what_actors_raised_is_told_without_advice() -> None:
     assert _cause(RuntimeError(text)) == "RuntimeError: no memory on the device"
     assert _cause(RuntimeError("nothing that looks like one\n")) == "nothing that looks like one"
     assert _cause(RuntimeError()) == "RuntimeError"
+
+
+def test_what_vllm_is_asked_for() -> None:
+    """All ends of a turn; of a teacher that thinks no stops in its reasoning, and its marks left in the text."""
+    question = Example.of(QUESTION, "")
+    thinker = ModelSettings(model="x", template_arguments={"thinking": True})
+    side = TextSide(thinking_tokenizer(), thinker, "teacher")
+    decoding = Decoding(32, ("\n",), 0.5, 0.9, 0, 7)
+    assert vllm_sampling(side, decoding) == {
+        "max_tokens": 32,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": -1,
+        "stop": None,
+        "stop_token_ids": sorted(map(side.tokenizer.convert_tokens_to_ids, ["</s>", "<end>", "<called>"])),
+        "skip_special_tokens": False,
+        "seed": 7,
+    }
+    briefly = replace(question, template_arguments={"thinking": False})
+    prompts = [
+        Prompt(name, name, 0, np.asarray(side.prompt_ids(asked), np.int32))
+        for name, asked in (("long", question), ("brief", briefly))
+    ]
+    assert prompt_ends(side, prompts) == {"long": f"<user>{QUESTION}<end><assistant><r>"}
+    plain = TextSide(toy(bos=True), ModelSettings(model="x", prompt_template=PLAIN), "teacher")
+    asked = vllm_sampling(plain, decoding)
+    assert (asked["stop"], asked["skip_special_tokens"]) == (["\n"], True)
+    assert asked["stop_token_ids"] == [plain.tokenizer.eos_token_id]
 
 
 @pytest.mark.slow

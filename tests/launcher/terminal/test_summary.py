@@ -65,6 +65,14 @@ def test_table() -> None:
         assert row.removeprefix(name).strip() == value
 
 
+def test_reasoning_is_shown_apart_from_the_answer() -> None:
+    titles = [line for line in lines(sample={"prompt": "p", "answer": "four", "reasoning": "so"}) if "─ the " in line]
+    assert [title.strip("╭╮─ ") for title in titles] == ["the student thinks", "the student answers"]
+    # Cut off while it thought, it has said nothing.
+    text = "\n".join(lines(sample={"prompt": "p", "answer": "", "reasoning": "so"}))
+    assert "the student thinks" in text and "the student answers" not in text
+
+
 def test_one_tokenizer_on_both_sides_is_said() -> None:
     (row,) = [line for line in lines(same_tokenizer=True) if line.startswith("alignment rate ")]
     assert row.endswith("87.6%, one tokenizer on both sides")

@@ -11,8 +11,8 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from tests.helpers.toy_tokenizers import CHAT_TEMPLATE, toy
+from uld_ds.data.examples import ExampleReader
 from uld_ds.data.sides import TextSide
-from uld_ds.data.sources import ExampleReader
 from uld_ds.errors import RunError, UserError
 from uld_ds.generation.answers import AnswerFolder, write_part
 from uld_ds.generation.decoding import Answer
