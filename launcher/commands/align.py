@@ -1,4 +1,4 @@
-"""``uld-ds align``: how two tokenizers cut one text, and where they agree."""
+"""``uld-ds align``: how two tokenizers cut a text or a conversation, and where they agree."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from launcher.commands.align_messages import SideOptions, conversation_view, read_row
 from launcher.commands.options import OUTPUT
 from launcher.terminal.output_files import cannot_write, check_target
 from launcher.terminal.quiet import no_news
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from uld_ds.reporting.alignment_view import AlignmentView, SideView
+    from uld_ds.reporting.conversation_view import ConversationView
     from uld_ds.reporting.vocabulary_view import VocabularyView
     from uld_ds.tokenization.vocabulary import Vocabulary
 
@@ -34,7 +36,26 @@ def add_to(app: typer.Typer) -> None:
     app.command("align")(align)
 
 
+TALK = "A whole conversation"
 PLACE = "a folder, tokenizer.json or GGUF file, a hub id, or package:NAME."
+
+
+def _template(side: str) -> typer.models.OptionInfo:
+    return typer.Option(
+        metavar="TEXT",
+        help=f"Text with {{prompt}} in it, in place of the {side}'s chat template.",
+        rich_help_panel=TALK,
+        show_default=False,
+    )
+
+
+def _arguments(side: str) -> typer.models.OptionInfo:
+    return typer.Option(
+        metavar="JSON",
+        help=f"Variables of the {side}'s chat template, as an object.",
+        rich_help_panel=TALK,
+        show_default=False,
+    )
 
 
 def align(
@@ -44,6 +65,29 @@ def align(
     text_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A UTF-8 file with the text instead.", show_default=False)
     ] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A whole conversation instead: JSON with a list of messages, or with messages, tools, "
+            "chat_template_kwargs; or JSONL of such rows.",
+            rich_help_panel=TALK,
+            show_default=False,
+        ),
+    ] = None,
+    row: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Its row: a line of JSONL (from 1), an element of a list (from 0). Default: the first.",
+            rich_help_panel=TALK,
+            show_default=False,
+        ),
+    ] = None,
+    student_template: Annotated[str | None, _template("student")] = None,
+    teacher_template: Annotated[str | None, _template("teacher")] = None,
+    student_template_arguments: Annotated[str | None, _arguments("student")] = None,
+    teacher_template_arguments: Annotated[str | None, _arguments("teacher")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print ids, spans and segments as a JSON object.", rich_help_panel=OUTPUT)
     ] = False,
@@ -55,37 +99,80 @@ def align(
         bool, typer.Option("--vocabulary", help="Show instead which tokens the two vocabularies share; takes no text.")
     ] = False,
 ) -> None:
-    """Show how two tokenizers cut a text, and where they agree: the segments that training compares."""
+    """Show how two tokenizers cut a text or a conversation, and where they agree: segments, which training compares."""
+    sides = (
+        SideOptions("--student", student, student_template, student_template_arguments),
+        SideOptions("--teacher", teacher, teacher_template, teacher_template_arguments),
+    )
+    of_talk = {"--row": row, **sides[0].given(), **sides[1].given()}
     if vocabulary:
-        _refuse_beside_vocabulary({"--text": text, "--text-file": text_file, "--html": html})
+        of_text = {"--text": text, "--text-file": text_file, "--html": html, "--messages": messages}
+        _refuse(of_text | of_talk, "does not go together with --vocabulary, which looks at no text", "give one of them")
         return _vocabulary(student, teacher, as_json=as_json)
     if as_json and html is not None:
         raise UserError("--json", "does not go together with --html", "give one of them")
     if html is not None:
         check_target(html, "--html")
-    content = _text(text, text_file)
+    if messages is None:
+        _refuse(of_talk, "belongs to a conversation, and there is none", "give --messages FILE, or leave it out")
+        _put(_text_view(_text(text, text_file), student, teacher), as_json=as_json, html=html)
+    else:
+        _refuse({"--text": text, "--text-file": text_file}, "does not go together with --messages", "give one of them")
+        _put(_talk_view(messages, row, *sides), as_json=as_json, html=html)
+
+
+def _refuse(options: dict[str, object], problem: str, fix: str) -> None:
+    for key, value in options.items():
+        if value is not None:
+            raise UserError(key, problem, fix)
+
+
+def _text_view(text: str, student: str, teacher: str) -> AlignmentView:
     with _reading(student, teacher):
-        view = _view(content, student, teacher)
+        return _view(text, student, teacher)
+
+
+def _talk_view(file: Path, row: int | None, student: SideOptions, teacher: SideOptions) -> ConversationView:
+    for side in (student, teacher):
+        side.settings()  # what is mistyped is told before libraries are imported
+    found = read_row(file, row)
+    with _reading(student.place, teacher.place):
+        return conversation_view(found, student, teacher)
+
+
+def _put(view: AlignmentView | ConversationView, *, as_json: bool, html: Path | None) -> None:
     if as_json:
         typer.echo(json.dumps(view.to_json()))
     elif html is not None:
-        from uld_ds.reporting.alignment_html import alignment_page
-
-        _write(html, alignment_page(view))
+        _write(html, _page(view))
         typer.echo(str(html))
     else:
-        from uld_ds.reporting.alignment_terminal import AlignmentRows
-
-        _show(AlignmentRows(view))
+        _show(_rows(view))
     if view.warning is not None:
         line = Text.assemble(("warning:", "bold yellow"), " ", view.warning)
         Console(stderr=True, highlight=False).print(line, soft_wrap=True)
 
 
-def _refuse_beside_vocabulary(given: dict[str, object]) -> None:
-    for key, value in given.items():
-        if value is not None:
-            raise UserError(key, "does not go together with --vocabulary, which looks at no text", "give one of them")
+def _page(view: AlignmentView | ConversationView) -> str:
+    from uld_ds.reporting.alignment_html import alignment_page
+    from uld_ds.reporting.alignment_view import AlignmentView
+
+    if isinstance(view, AlignmentView):
+        return alignment_page(view)
+    from uld_ds.reporting.conversation_html import conversation_page
+
+    return conversation_page(view)
+
+
+def _rows(view: AlignmentView | ConversationView) -> RenderableType:
+    from uld_ds.reporting.alignment_terminal import AlignmentRows
+    from uld_ds.reporting.alignment_view import AlignmentView
+
+    if isinstance(view, AlignmentView):
+        return AlignmentRows(view)
+    from uld_ds.reporting.conversation_terminal import ConversationRows
+
+    return ConversationRows(view)
 
 
 def _vocabulary(student: str, teacher: str, *, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from uld_ds.reporting.alignment_view import AlignmentView
 
 SHARED, OWN = "┃", "┆"
+SIGNS = f"{SHARED} boundary of both   {OWN} of one side only"
 _COLORS = ("cyan", "yellow", "magenta", "green")
-_LABEL_WIDTH = len("student ")
+LABEL_WIDTH = len("student ")
 
 
 class AlignmentRows:
@@ -35,13 +36,31 @@ class AlignmentRows:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         view = self._view
         for label, side in (("student", view.student), ("teacher", view.teacher)):
-            yield Text(f"{label:<{_LABEL_WIDTH}}{side.name}, {len(side.tokens)} tokens", style="bold")
+            yield Text(f"{label:<{LABEL_WIDTH}}{side.name}, {len(side.tokens)} tokens", style="bold")
         yield from map(Text, view.summary)
-        yield Text(f"{SHARED} boundary of both   {OWN} of one side only", style="dim")
-        for student, teacher in self._lines(options.max_width - _LABEL_WIDTH):
-            yield Text("")
-            for label, row in (("student", student), ("teacher", teacher)):
-                yield Text(f"{label:<{_LABEL_WIDTH}}", style="bold", end="")
+        yield Text(SIGNS, style="dim")
+        yield Text("")
+        yield TokenLines(view)
+
+
+class TokenLines:
+    """The tokens of both sides alone, for rich to print: lines of student and teacher with a blank one between.
+
+    Args:
+        view: the alignment.
+        styles: styles of the segments, in turn.
+    """
+
+    def __init__(self, view: AlignmentView, styles: Sequence[str] = _COLORS) -> None:
+        self._view = view
+        self._styles = styles
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for number, rows in enumerate(self._lines(options.max_width - LABEL_WIDTH)):
+            if number:
+                yield Text("")
+            for label, row in zip(("student", "teacher"), rows, strict=True):
+                yield Text(f"{label:<{LABEL_WIDTH}}", style="bold", end="")
                 yield from _placed(row) if console.is_terminal else [row]
 
     def _lines(self, width: int) -> Iterator[tuple[Text, Text]]:
@@ -66,7 +85,7 @@ class AlignmentRows:
 
     def _cells(self, number: int, segment: Segment) -> tuple[Text, Text]:
         """Write a segment's tokens on both sides, padded to one width."""
-        color = _COLORS[number % len(_COLORS)]
+        style = self._styles[number % len(self._styles)]
         view = self._view
         texts = [
             OWN.join(side.tokens[index].shown for index in indices)
@@ -74,7 +93,7 @@ class AlignmentRows:
         ]
         width = max(map(cell_len, texts))
         student, teacher = (
-            Text().append(SHARED, "bold").append(text + " " * (width - cell_len(text)), color) for text in texts
+            Text().append(SHARED, "bold").append(text + " " * (width - cell_len(text)), style) for text in texts
         )
         return student, teacher
 
@@ -99,7 +118,7 @@ def _placed(row: Text) -> RenderResult:
     """Yield a row with every shared boundary in its column, however wide the terminal takes what is between."""
     bars = [index for index, character in enumerate(row.plain) if character == SHARED]
     edges = sorted({0, *bars, len(row)})
-    column = _LABEL_WIDTH
+    column = LABEL_WIDTH
     for start, stop in pairwise(edges):
         piece = row[start:stop]
         piece.end = ""

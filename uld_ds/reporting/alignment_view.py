@@ -115,22 +115,12 @@ class AlignmentView:
     @property
     def summary(self) -> tuple[str, str]:
         """Figures of the alignment, in two lines."""
-        student, teacher = self.tokens_per_segment
-        segments = "1 segment" if len(self.segments) == 1 else f"{len(self.segments)} segments"
-        return (
-            f"{segments}; {self.alignment_rate:.0%} of the student's tokens begin one",
-            f"tokens per segment: student {student:.2f}, teacher {teacher:.2f}",
-        )
+        return summary_of(len(self.segments), len(self.student.tokens), len(self.teacher.tokens))
 
     @property
     def warning(self) -> str | None:
         """Warning to whoever wants to distil between these tokenizers; None if there is nothing to warn of."""
-        if self.alignment_rate >= LOW_RATE:
-            return None
-        return (
-            f"only {self.alignment_rate:.0%} of the student's tokens begin a segment, and only there are the two "
-            "models compared; look for a student tokenizer that shares more boundaries with the teacher's"
-        )
+        return low_rate_warning(self.alignment_rate)
 
     def to_json(self) -> dict[str, Any]:
         """Convert the view to plain data: ids, tokens, bytes (hexadecimal), spans, segments (half-open), rates."""
@@ -198,6 +188,26 @@ def _side_of(record: dict[str, Any]) -> SideView:
     rows = zip(record["ids"], record["tokens"], record["spans"], record["bytes"], strict=True)
     tokens = [TokenView(number, token, (span[0], span[1]), bytes.fromhex(data)) for number, token, span, data in rows]
     return SideView(record["name"], tokens)
+
+
+def summary_of(segments: int, student_tokens: int, teacher_tokens: int) -> tuple[str, str]:
+    """Write the figures of an alignment in two lines, from the numbers of its segments and of both sides' tokens."""
+    shown = "1 segment" if segments == 1 else f"{segments} segments"
+    student, teacher = student_tokens / segments, teacher_tokens / segments
+    return (
+        f"{shown}; {segments / student_tokens:.0%} of the student's tokens begin one",
+        f"tokens per segment: student {student:.2f}, teacher {teacher:.2f}",
+    )
+
+
+def low_rate_warning(rate: float) -> str | None:
+    """Warn of a share of the student's tokens that begin a segment; None if there is nothing to warn of."""
+    if rate >= LOW_RATE:
+        return None
+    return (
+        f"only {rate:.0%} of the student's tokens begin a segment, and only there are the two "
+        "models compared; look for a student tokenizer that shares more boundaries with the teacher's"
+    )
 
 
 def visible(data: bytes) -> str:
