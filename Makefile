@@ -12,7 +12,7 @@ RUN ?= demo
 # Processes that share the fast tests, each a core and some 3 GiB. Tests of a file stay together: they share fixtures.
 WORKERS ?= 2
 
-.PHONY: help install demo test test-all bench lint lint-k8s format docs clean
+.PHONY: help install demo test test-all bench lint lint-k8s format findings docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -79,6 +79,9 @@ lint-k8s: install $(LINT_K8S)/.installed  ## Static analysis of k8s/: checkov an
 format: install  ## Put code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+findings:  ## What surprised us about others' software: run it again (minutes; not part of the tests)
+	@for script in findings/*.sh; do echo "== $$script"; "$$script" || exit 1; done
 
 docs: install  ## The documentation as pages in site/, strictly
 	$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/pip install -q -c constraints.txt -e '.[docs]'
