@@ -10,16 +10,16 @@ from __future__ import annotations
 import logging
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.quantizers import AutoHfQuantizer
-from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from typing import TYPE_CHECKING, Any
 
 from uld_ds.errors import UserError, one_line
-from uld_ds.models.quantization import quantization_method
-from uld_ds.models.trial import unmade_model
 from uld_ds.models.weight_files import tensors, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Every process that prepares rows imports this module: what makes models (1,600 modules, a second or two, and a slower
+# garbage collector ever after) is imported where a model is made.
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,14 @@ def check_config(config: PreTrainedConfig, name: str, max_length: int, key: str)
 
 
 def _check_quantization(config: Any, name: str, key: str) -> None:
-    method = quantization_method(config)
-    if method is None:
+    if getattr(config, "quantization_config", None) is None:
         return
+    from transformers.quantizers import AutoHfQuantizer
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    from uld_ds.models.quantization import quantization_method
+
+    method = str(quantization_method(config))
     about = f"the weights of {name!r} are quantized ({method})"
     missing = [package for module, package in _LIBRARIES.get(method, {}).items() if find_spec(module) is None]
     if missing:
@@ -93,8 +98,10 @@ def embedding_rows(config: PreTrainedConfig, key: str, name: str, folder: Path |
     Raises:
         UserError: no model can be made of the configuration, or its weights are of another size.
     """
+    from uld_ds.models.trial import unmade_model
+
     model = unmade_model(config, key, name, **code)
-    if folder is not None and quantization_method(config) is None:
+    if folder is not None and getattr(config, "quantization_config", None) is None:
         embeddings: Any = model.get_input_embeddings()
         weight: Any = getattr(embeddings, "weight", None)
         named = [name for name, other in model.named_parameters(remove_duplicate=False) if other is weight]
