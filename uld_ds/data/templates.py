@@ -7,7 +7,7 @@ reasoning and tool calls, whether it shows system messages, and what it writes b
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -20,7 +20,7 @@ from uld_ds.conversations import Message
 from uld_ds.conversations.messages import REASONING_NAMES
 from uld_ds.conversations.parts import split_inline
 from uld_ds.data.control_tokens import ControlTokens
-from uld_ds.data.placeholders import shown_numbers, texts_around, with_stand_ins
+from uld_ds.data.placeholders import shown_numbers, text_stand_in, texts_around, with_stand_ins
 from uld_ds.errors import one_line
 
 ReasoningStyle = Literal["fields", "blocks", "inline"]
@@ -159,26 +159,22 @@ class ChatTemplate:
             ValueError: the template refuses the conversation; quotes what it says.
         """
         own = [self._with_own_answer(message) for message in messages]
-        return self._render(own, tools, arguments, add_generation_prompt)
+        return self._render(own, tools, arguments=arguments, add_generation_prompt=add_generation_prompt)
 
-    def _render(
-        self,
-        messages: list[Message],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        arguments: Mapping[str, Any] | None = None,
-        add_generation_prompt: bool = False,
-    ) -> str:
+    def _render(self, messages: list[Message], tools: Sequence[Mapping[str, Any]] | None = None, **options: Any) -> str:
         """Render messages whose reasoning and tool calls are where this template takes them."""
         own = [self._with_own_content(message) for message in messages]
-        return self._apply(own, self.no_tools if tools is None else tools, arguments, add_generation_prompt)
+        return self._apply(own, self.no_tools if tools is None else tools, **options)
 
     def _apply(
         self,
         messages: list[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
         arguments: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = False,
     ) -> str:
+        """Apply the template to messages as they are."""
         try:
             text = self._tokenizer.apply_chat_template(
                 messages,
@@ -261,8 +257,8 @@ class ChatTemplate:
     @cached_property
     def shows_system(self) -> bool:
         """Whether system messages are shown."""
-        text = self._probe([{"role": "system", "content": "\U000f0add"}, _USER])
-        return text is not None and "\U000f0add" in text
+        text = self._probe([{"role": "system", "content": text_stand_in(0)}, _USER])
+        return text is not None and bool(shown_numbers(text))
 
     @cached_property
     def header(self) -> str:
@@ -318,23 +314,18 @@ class ChatTemplate:
         text = self._probe([_USER, answer])
         return None if text is None else texts_around(text)
 
-    def _probe(
-        self,
-        messages: list[Message],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        add_generation_prompt: bool = False,
-    ) -> str | None:
-        try:
-            return self._render(messages, tools, add_generation_prompt=add_generation_prompt)
-        except ValueError:
-            return None
+    def _probe(self, messages: list[Message], **options: Any) -> str | None:
+        return _unless_refused(self._render, messages, **options)
 
-    def _tried(self, messages: list[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> str | None:
-        try:
-            return self._apply(messages, tools)
-        except ValueError:
-            return None
+    def _tried(self, messages: list[Message], **options: Any) -> str | None:
+        return _unless_refused(self._apply, messages, **options)
+
+
+def _unless_refused(render: Callable[..., str], messages: list[Message], **options: Any) -> str | None:
+    try:
+        return render(messages, **options)
+    except ValueError:
+        return None
 
 
 def _styled(message: Message, style: ReasoningStyle) -> Message:
