@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
@@ -79,7 +80,7 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
             with connected(recipe.cluster, folder):
                 on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
-                _run(recipe, teacher, side, decoding, missing, folder, on_gpu=on_gpu)
+                _run(_Asking(recipe, teacher, side, decoding, folder, on_gpu), missing)
         facts = {
             **_identity(recipe, side, decoding),
             "task": reader.task.name,
@@ -92,7 +93,7 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
 
 def _identity(recipe: Recipe, side: TextSide, decoding: Decoding) -> dict[str, Any]:
     """Collect all that decides an answer, besides its prompt."""
-    teacher = recipe.teacher
+    teacher, special_tokens = recipe.teacher, recipe.data.special_tokens
     return {
         "teacher": teacher.model,
         "gguf_file": teacher.gguf_file,
@@ -101,6 +102,8 @@ def _identity(recipe: Recipe, side: TextSide, decoding: Decoding) -> dict[str, A
         "precision": teacher.precision,
         "engine": recipe.generation.engine,
         **decoding.to_json(),
+        # (Told apart by it alone: a prompt's id is its text, in which a typed token looks the same.)
+        **({} if special_tokens == "control" else {"special_tokens": special_tokens}),
     }
 
 
@@ -117,16 +120,20 @@ def _described(prompts: Prompts, missing: int) -> str:
     return f"{prompts.rows:,} rows{reasons}: {len(prompts.kept):,} prompts, {missing:,} of them to be answered"
 
 
-def _run(
-    recipe: Recipe,
-    teacher: Pretrained,
-    side: TextSide,
-    decoding: Decoding,
-    missing: Sequence[Prompt],
-    folder: Path,
-    *,
-    on_gpu: bool,
-) -> None:
+@dataclass(frozen=True)
+class _Asking:
+    """What it takes to ask a teacher: the model, its side, and where the answers go."""
+
+    recipe: Recipe
+    teacher: Pretrained
+    side: TextSide
+    decoding: Decoding
+    folder: Path
+    on_gpu: bool
+
+
+def _run(asking: _Asking, missing: Sequence[Prompt]) -> None:
+    recipe, folder = asking.recipe, asking.folder
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -139,10 +146,9 @@ def _run(
     ]
     source = ray.data.from_arrow(tables)  # a block per batch: what is answered together is what was put together
     if recipe.generation.engine == "vllm":
-        ends = prompt_ends(side, missing)
-        done = _with_vllm(source, recipe, teacher, side, decoding, folder, ends, on_gpu=on_gpu)
+        done = _with_vllm(source, asking, prompt_ends(asking.side, missing))
     else:
-        done = _with_transformers(source, recipe, teacher, side, decoding, folder, on_gpu=on_gpu)
+        done = _with_transformers(source, asking)
     progress = ProgressWriter(RunFolder(folder).progress)
     begin, answered, tokens = time.perf_counter(), 0, 0
     try:
@@ -165,66 +171,49 @@ def _cause(error: Exception) -> str:
     return one_line(([line for line in lines if _RAISED.match(line)] or lines)[-1], None)
 
 
-def _with_transformers(
-    source: ray.data.Dataset,
-    recipe: Recipe,
-    teacher: Pretrained,
-    side: TextSide,
-    decoding: Decoding,
-    folder: Path,
-    *,
-    on_gpu: bool,
-) -> ray.data.Dataset:
-    cluster = recipe.cluster
+def _with_transformers(source: ray.data.Dataset, asking: _Asking) -> ray.data.Dataset:
+    cluster = asking.recipe.cluster
     return source.map_batches(
         Answerer,
         batch_size=None,
         batch_format="pyarrow",
         fn_constructor_kwargs={
-            "model": teacher,
-            "precision": recipe.teacher.precision,
-            "decoding": decoding.to_json(),
-            "ends": side.end_ids,
-            "reader": side.reply_reader,
-            "parts": str(folder / "parts"),
-            "logs": str(RunFolder(folder).logs),
-            "on_gpu": on_gpu,
+            "model": asking.teacher,
+            "precision": asking.recipe.teacher.precision,
+            "decoding": asking.decoding.to_json(),
+            "ends": asking.side.end_ids,
+            "reader": asking.side.reply_reader,
+            "parts": str(asking.folder / "parts"),
+            "logs": str(RunFolder(asking.folder).logs),
+            "on_gpu": asking.on_gpu,
             "threads": cluster.threads_per_worker,
         },
         compute=ray.data.ActorPoolStrategy(size=cluster.workers),
         num_cpus=cluster.cpus_per_worker,
-        num_gpus=1 if on_gpu else 0,
+        num_gpus=1 if asking.on_gpu else 0,
     )
 
 
-def _with_vllm(
-    source: ray.data.Dataset,
-    recipe: Recipe,
-    teacher: Pretrained,
-    side: TextSide,
-    decoding: Decoding,
-    folder: Path,
-    prompt_ends: dict[str, str],
-    *,
-    on_gpu: bool,
-) -> ray.data.Dataset:
+def _with_vllm(source: ray.data.Dataset, asking: _Asking, prompt_ends: dict[str, str]) -> ray.data.Dataset:
     """Answer through Ray's own integration of vLLM: prompts go in as tokens, answers come out as text."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    settings = recipe.teacher
+    recipe, settings, decoding = asking.recipe, asking.recipe.teacher, asking.decoding
     dtype = {"bf16": "bfloat16", "fp32": "float32"}[settings.precision]
     config = vLLMEngineProcessorConfig(
-        model_source=teacher.place,
-        engine_kwargs={"dtype": dtype, "revision": teacher.revision, "max_model_len": settings.max_length},
+        model_source=asking.teacher.place,
+        engine_kwargs={"dtype": dtype, "revision": asking.teacher.revision, "max_model_len": settings.max_length},
         batch_size=recipe.generation.batch_size,
         concurrency=recipe.cluster.workers,
         # Without one, Ray's integration waits for a GPU.
-        placement_group_config=None if on_gpu else {"bundle_per_worker": {"CPU": recipe.cluster.cpus_per_worker}},
+        placement_group_config=None
+        if asking.on_gpu
+        else {"bundle_per_worker": {"CPU": recipe.cluster.cpus_per_worker}},
         chat_template_stage=False,
         tokenize_stage=False,
         detokenize_stage=False,
     )
-    sampling = vllm_sampling(side, decoding)
+    sampling = vllm_sampling(asking.side, decoding)
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
         return {"id": row["id"], "tokenized_prompt": row["prompt_ids"], "sampling_params": sampling}
@@ -233,9 +222,9 @@ def _with_vllm(
     processor = build_processor(config, preprocess=ask, postprocess=lambda row: {name: row[name] for name in columns})
     write = partial(
         write_engine_rows,
-        parts=str(folder / "parts"),
+        parts=str(asking.folder / "parts"),
         max_new_tokens=decoding.max_new_tokens,
-        reader=side.reply_reader,
+        reader=asking.side.reply_reader,
         stop=decoding.stop,
         prompt_ends=prompt_ends,
     )

@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from launcher.cli import app
-from launcher.drivers.generate import _cause, prompt_ends, vllm_sampling
+from launcher.drivers.generate import _cause, _identity, prompt_ends, vllm_sampling
 from tests.helpers.thinkers import QUESTION, thinking_tokenizer
 from tests.helpers.tiny import save_tiny_model
 from tests.helpers.toy_tokenizers import toy
@@ -25,7 +25,7 @@ from uld_ds.data.sources import load_rows
 from uld_ds.errors import UserError
 from uld_ds.generation.decoding import Decoding
 from uld_ds.generation.prompts import Prompt
-from uld_ds.recipe import DataSettings, FilesSource, ModelSettings
+from uld_ds.recipe import DataSettings, FilesSource, ModelSettings, parse_recipe
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "tasks"
 PLAIN = "{prompt}\nAnswer:"
@@ -91,6 +91,24 @@ def test_what_actors_raised_is_told_without_advice() -> None:
     assert _cause(RuntimeError(text)) == "RuntimeError: no memory on the device"
     assert _cause(RuntimeError("nothing that looks like one\n")) == "nothing that looks like one"
     assert _cause(RuntimeError()) == "RuntimeError"
+
+
+def test_answers_to_typed_tokens_as_text_are_others(tmp_path: Path) -> None:
+    """The prompt's text is the same, and so is its id."""
+    tree: dict[str, Any] = {
+        "run": {"name": "a", "storage": str(tmp_path)},
+        "teacher": {"model": "x"},
+        "student": {"model": "y"},
+        "data": {"train": {"source": "files", "path": "rows.jsonl"}},
+        "training": {"steps": 1, "batch_size": 1, "micro_batch_size": 1},
+    }
+    side, decoding = TextSide(toy(), ModelSettings(model="x", prompt_template="{prompt}"), "teacher"), Decoding(8)
+    control, text = (
+        _identity(parse_recipe(tree | {"data": tree["data"] | {"special_tokens": kind}}), side, decoding)
+        for kind in ("control", "text")
+    )
+    # Folders of earlier releases are those of control tokens.
+    assert text == control | {"special_tokens": "text"} and "special_tokens" not in control
 
 
 def test_what_vllm_is_asked_for() -> None:
