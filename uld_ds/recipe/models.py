@@ -39,6 +39,11 @@ class ModelSettings(Strict):
     def _template_has_a_place_for_the_prompt(self) -> ModelSettings:
         if self.prompt_template != "chat" and "{prompt}" not in self.prompt_template:
             raise ValueError(f"prompt_template {self.prompt_template!r} is neither 'chat' nor contains {{prompt}}")
+        if self.prompt_template != "chat" and self.template_arguments:
+            raise ValueError("template_arguments has no effect with a text prompt_template: it is for chat templates")
+        for name in self.template_arguments:
+            if not name.isidentifier():  # YAML takes {a:b}, without a space, for a key that is called so
+                raise ValueError(f"template_arguments: {name!r} is no name of a variable: write {{name: value}}")
         return self
 
 

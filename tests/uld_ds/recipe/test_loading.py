@@ -275,6 +275,14 @@ def test_a_long_value_is_shown_in_part() -> None:
             {"teacher__prompt_template": "Q:"},
             "teacher: prompt_template 'Q:' is neither 'chat' nor contains {prompt}",
         ),
+        (
+            {"teacher__prompt_template": "{prompt}", "teacher__template_arguments": {"enable_thinking": True}},
+            "teacher: template_arguments has no effect with a text prompt_template: it is for chat templates",
+        ),
+        (
+            {"student__template_arguments": {"enable_thinking:true": None}},
+            "student: template_arguments: 'enable_thinking:true' is no name of a variable: write {name: value}",
+        ),
         ({"registry__alias": "Latest"}, "registry: registry.alias 'Latest' is MLflow's own name for a version"),
         ({"registry__alias": "v12"}, "registry: registry.alias 'v12' is MLflow's own name for a version"),
     ],
