@@ -46,6 +46,13 @@ class ClusterSettings(Strict):
     dashboard_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Serve Ray's dashboard here when this command starts Ray itself."""
 
+    def ray_labels(self) -> dict[str, str]:
+        """Return the label selectors as Ray must have them.
+
+        Ray takes a space in ``in(x, y)`` for a part of the value: no node would match, and it would wait for ever.
+        """
+        return {label: re.sub(r"\s+", "", selector) for label, selector in self.labels.items()}
+
     @model_validator(mode="after")
     def _resources_have_one_name(self) -> ClusterSettings:
         for name, key in {"CPU": "cpus_per_worker", "GPU": "accelerator"}.items():

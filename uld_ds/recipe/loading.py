@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from uld_ds.errors import UserError, message_lines, one_line
 from uld_ds.recipe.overrides import check_numbers, layer_of
 from uld_ds.recipe.renamed_keys import with_current_names
+from uld_ds.recipe.rollout_checks import check_rollout_settings
 from uld_ds.recipe.schema import Recipe
 from uld_ds.recipe.validation_errors import as_user_error
 from uld_ds.recipe.weight_schedule import check_schedule
@@ -70,6 +71,7 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
         raise as_user_error(error, tree, Recipe) from error
     if recipe.training.steps is not None:  # how many an epoch has is known when the data is
         check_schedule(recipe.objective, recipe.training.steps)
+    check_rollout_settings(recipe)
     return recipe
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
 from uld_ds.conversations import KINDS
 from uld_ds.recipe.base import Strict
@@ -36,6 +36,7 @@ from uld_ds.recipe.models import (
 )
 from uld_ds.recipe.objective import ObjectiveSettings
 from uld_ds.recipe.renamed_keys import with_former_names
+from uld_ds.recipe.rollouts import RolloutSettings, taught
 from uld_ds.recipe.training import (
     EvaluationSettings,
     GenerationSettings,
@@ -49,6 +50,7 @@ class Recipe(Strict):
     student: StudentSettings
     data: DataSettings
     objective: ObjectiveSettings = ObjectiveSettings()
+    rollouts: RolloutSettings | None = None
     training: TrainingSettings
     evaluation: EvaluationSettings = EvaluationSettings()
     generation: GenerationSettings = GenerationSettings()
@@ -67,6 +69,33 @@ class Recipe(Strict):
                 f"{self.training.micro_batch_size} x cluster.workers {self.cluster.workers} = {per_forward}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _own_answers_teach_something(self) -> Recipe:
+        if self.rollouts is None:
+            return self
+        if not any(self.rollouts.weights(self.objective).values()):
+            raise ValueError(
+                "rollouts: the objective has no term but ce, and to imitate its own answers teaches a student nothing: "
+                "set rollouts.objective, e.g. {projection: 1.0}"
+            )
+        # What terms of own answers need, and what excludes them, is as for any other.
+        try:
+            taught(self.objective, self.rollouts)
+        except ValidationError as error:
+            context = error.errors(include_url=False)[0].get("ctx", {})
+            raise ValueError(f"rollouts.objective, with objective: {context.get('error', error)}") from error
+        return self
+
+    @property
+    def taught(self) -> ObjectiveSettings:
+        """The objective with every term that given or own answers have a weight for: what must be there for both."""
+        return taught(self.objective, self.rollouts)
+
+    @property
+    def own_examples(self) -> int:
+        """Own answers of the student among the examples of each optimizer step."""
+        return 0 if self.rollouts is None else self.rollouts.own_examples(self.training.batch_size)
 
     @property
     def accumulation(self) -> int:
@@ -91,6 +120,8 @@ class Recipe(Strict):
         exclude = {**_MAY_CHANGE_ON_RESUME, "run": {"name", "storage"}, "registry": True}
         # Tags of older runs and versions hold digests: keys count by the names that they had then.
         shaping = with_former_names(_without_later(self.model_dump(mode="json", exclude=exclude)))
+        if self.rollouts is None:
+            del shaping["rollouts"]
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
     def first_difference(self, other: Recipe) -> str | None:
@@ -135,6 +166,7 @@ _MAY_CHANGE_ON_RESUME: Any = {
     "evaluation": {"micro_batch_size", "metrics", "words"},
     "generation": True,
     "store": True,
+    "rollouts": {"actors"},
     "cluster": {
         "workers",
         "cpus_per_worker",

@@ -34,7 +34,7 @@ class ScheduleSettings(Strict):
 
 class TrainingSettings(Strict):
     epochs: Annotated[float, Field(gt=0)] | None = None
-    """Passes over the training data; set this or ``steps``."""
+    """Passes over the training data, with ``rollouts.share: 1`` over the prompts; set this or ``steps``."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps; set this or ``epochs``."""
     batch_size: Annotated[int, Field(ge=1)] = 8
