@@ -23,14 +23,16 @@ class Batcher:
         rows: Rows of prepare.py.
         padding: Token id that fills up the student's sequences.
         merge: Which of a segment's tokens is compared.
+        own_from: Number of the first example that is the student's own answer, in a run with rollouts.
     """
 
-    def __init__(self, rows: Dataset, *, padding: int, merge: Merge = "first") -> None:
+    def __init__(self, rows: Dataset, *, padding: int, merge: Merge = "first", own_from: int | None = None) -> None:
         self._rows = rows.remove_columns([name for name in _NOT_OF_STUDENT if name in rows.column_names])
         self._rows = self._rows.with_format("numpy")
         self._padding = padding
         self._merge: Merge = merge
-        self.lengths = np.asarray(self._rows["student_length"][:]) + np.asarray(self._rows["teacher_length"][:])
+        self._own_from = own_from
+        self.lengths = whole_column(rows, "student_length") + whole_column(rows, "teacher_length")
         # Stands in for a missing example; the shortest costs least.
         self._stand_in = int(np.argmin(self.lengths))
 
@@ -59,7 +61,17 @@ class Batcher:
             segment_example=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
             example_weight=torch.from_numpy((indices != IGNORED).astype(np.float32)),
             answer_bytes=torch.tensor([int(row["answer_bytes"]) for row in rows]),
+            own=None if self._own_from is None else torch.from_numpy(self._resolved(indices) >= self._own_from),
         )
+
+
+def whole_column(rows: Dataset, name: str) -> np.ndarray:
+    """Read a column of whole numbers, [number of rows] int64.
+
+    Without a look at each of them: runs with rollouts read it anew in every round, as little as a step apart.
+    """
+    table: Any = rows.select_columns([name]).with_format("arrow")[:]
+    return table.column(name).to_numpy().astype(np.int64)
 
 
 def read_rows(rows: Dataset, examples: np.ndarray) -> list[dict[str, Any]]:

@@ -79,6 +79,18 @@ class Example:
         return replace(self, messages=(*before, self.messages[-1]), answers=(len(before),), teacher=None)
 
 
+def as_prompt(question: Question) -> Example:
+    """Make an Example of a question whose answer may still be missing: it is then empty."""
+    answer = {"role": "assistant", "content": question.answer or ""}
+    return Example(
+        (*question.messages, answer),
+        (len(question.messages),),
+        question.teacher,
+        question.tools,
+        question.template_arguments,
+    )
+
+
 def check_columns(rows: Dataset, columns: ColumnSettings, key: str) -> None:
     """Check that the columns that a recipe names are in the rows.
 

@@ -146,6 +146,7 @@ class Pairing:
     """
 
     features = FEATURES
+    answered = True
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,14 +19,14 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.data.bad_examples import note_bad_examples
-from uld_ds.data.examples import Example, ExampleReader
+from uld_ds.data.examples import Example, ExampleReader, as_prompt
 from uld_ds.data.notes import counted, lines_of
 from uld_ds.data.pairing import Pairing
 from uld_ds.data.prepared import Split
 from uld_ds.data.row_locations import row_places
 from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import load_rows, source_files
-from uld_ds.data.statistics import content_digest, digest_of, facts_of
+from uld_ds.data.statistics import DataFacts, content_digest, digest_of, facts_of
 from uld_ds.errors import UserError
 from uld_ds.recipe import DataSettings, DataSource, Recipe
 from uld_ds.utils.cache import build_once
@@ -43,6 +43,8 @@ class RowWork(Protocol):
     """Work that makes prepared rows of examples."""
 
     features: Features
+    answered: bool
+    """Whether examples have an answer; those of prompts alone have an empty one."""
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides the result, besides the examples, as plain values."""
@@ -90,11 +92,35 @@ class Preparer:
         Raises:
             UserError: a missing column, an unusable row under ``on_bad_example: error``, or no usable row.
         """
+        return prepare_split(source, key, cache, self._work, self._data, facts_of)
 
-        def note_facts(rows: Dataset, skipped: int, folder: Path) -> None:
-            (folder / "facts.json").write_text(json.dumps(asdict(facts_of(rows, skipped)), indent=1), encoding="utf-8")
 
-        return Split.load(prepare_rows(source, key, cache, self._work, self._data, note_facts))
+def prepare_split(
+    source: DataSource,
+    key: str,
+    cache: Path,
+    work: RowWork,
+    data: DataSettings,
+    facts: Callable[[Dataset, int], DataFacts],
+) -> Split:
+    """Prepare a split in a folder of ``cache`` as `prepare_rows` does, with the facts about its rows.
+
+    Args:
+        source: Source of the examples.
+        key: Key of the source in the recipe.
+        cache: Folder of prepared data.
+        work: Work that makes rows of examples.
+        data: Columns, and what to do with unusable rows.
+        facts: Counts the facts of rows, beside which so many others were left out.
+
+    Raises:
+        UserError: a missing column, an unusable row under ``on_bad_example: error``, or no usable row.
+    """
+
+    def note_facts(rows: Dataset, skipped: int, folder: Path) -> None:
+        (folder / "facts.json").write_text(json.dumps(asdict(facts(rows, skipped)), indent=1), encoding="utf-8")
+
+    return Split.load(prepare_rows(source, key, cache, work, data, note_facts))
 
 
 class NoteFacts(Protocol):
@@ -130,7 +156,7 @@ def prepare_rows(
     """
     rows = load_rows(source, key)
     reader = ExampleReader(data)
-    reader.check(rows, key)
+    reader.check(rows, key, answered=work.answered)
     places = row_places(source, source_files(source, key), rows)
     settings = {**reader.identity(), "on_bad_example": data.on_bad_example, "places": digest_of(places)}
     identity = json.dumps([PREPARED_FORMAT, work.identity(), settings], sort_keys=True)
@@ -171,7 +197,8 @@ class _Batches:
         for place in range(number):
             try:
                 row = {name: column[place] for name, column in batch.items()}
-                examples.append((place, self._reader(row)))
+                example = self._reader(row) if self._work.answered else as_prompt(self._reader.question(row))
+                examples.append((place, example))
             except ValueError as error:
                 results[place] = str(error)
         for (place, _), result in zip(examples, self._work([example for _, example in examples]), strict=True):

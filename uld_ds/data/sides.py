@@ -177,6 +177,21 @@ class TextSide:
         return tuple(sorted({int(number) for number in (own, *named) if number is not None}))
 
     @property
+    def control_ids(self) -> frozenset[int]:
+        """Token ids that the tokenizer marks as special."""
+        return self._renderer.control.ids
+
+    @property
+    def answer_edges(self) -> tuple[str, str]:
+        """What this side's template writes before an answer without reasoning, and after it before what ends it."""
+        return self._renderer.template.edges if self._renderer.uses_chat_template else ("", "")
+
+    @property
+    def uses_chat_template(self) -> bool:
+        """Whether conversations are rendered by the tokenizer's chat template."""
+        return self._renderer.uses_chat_template
+
+    @property
     def reply_reader(self) -> ReplyReader:
         """The reader of what this side's model generates."""
         return ReplyReader(self.reply_marks, tuple(self._renderer.control.texts))

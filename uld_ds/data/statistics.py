@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,18 +37,18 @@ class DataFacts:
 
     @property
     def alignment_rate(self) -> float:
-        """Share of the student's answer tokens that begin a segment."""
-        return self.segments / self.student_tokens
+        """Share of the student's answer tokens that begin a segment; NaN of prompts alone."""
+        return self.segments / self.student_tokens if self.student_tokens else math.nan
 
     @property
     def student_tokens_per_segment(self) -> float:
-        """Mean number of the student's answer tokens per segment."""
-        return self.student_tokens / self.segments
+        """Mean number of the student's answer tokens per segment; NaN of prompts alone."""
+        return self.student_tokens / self.segments if self.segments else math.nan
 
     @property
     def teacher_tokens_per_segment(self) -> float:
-        """Mean number of the teacher's answer tokens per segment."""
-        return self.teacher_tokens / self.segments
+        """Mean number of the teacher's answer tokens per segment; NaN of prompts alone."""
+        return self.teacher_tokens / self.segments if self.segments else math.nan
 
 
 def facts_of(rows: Dataset, skipped: int) -> DataFacts:
@@ -73,6 +74,11 @@ def facts_of(rows: Dataset, skipped: int) -> DataFacts:
         digest=digest_of(rows["digest"]),
         notes=counted(rows["notes"]),
     )
+
+
+def facts_of_prompts(rows: Dataset, skipped: int) -> DataFacts:
+    """Count the facts of prompts, which have no answers yet; beside them ``skipped`` others were left out."""
+    return DataFacts(len(rows), skipped, 0, 0, 0, 0, digest_of(rows["digest"]))
 
 
 def digest_of(digests: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from uld_ds.batches import SideBatch
-from uld_ds.data.batching import read_rows, side_batch
+from uld_ds.data.batching import read_rows, side_batch, whole_column
 
 _COLUMNS = ["teacher_ids", "teacher_encoder_ids", "teacher_answers", "teacher_in_text", "teacher_length"]
 
@@ -30,7 +30,7 @@ class TeacherBatcher:
         self._rows = rows.select_columns(_COLUMNS).with_format("numpy")
         self._padding = padding
         self._max_tokens = max_tokens
-        self.lengths = np.asarray(self._rows["teacher_length"][:])
+        self.lengths = whole_column(rows, "teacher_length")
         self.shortest = int(np.argmin(self.lengths))
         """Number of the shortest example, the cheapest for a rank with nothing to do."""
 

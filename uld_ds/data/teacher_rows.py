@@ -46,6 +46,7 @@ class TeacherEncoding:
     """
 
     features = TEACHER_FEATURES
+    answered = True
 
     def __init__(self, side: TextSide, *, turns: str) -> None:
         self._side = side

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Literal
@@ -50,6 +50,34 @@ _TOOL: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """A stretch of a text: ``whole[start:stop]``."""
+
+    whole: str
+    start: int
+    stop: int
+
+    @property
+    def text(self) -> str:
+        """The characters of the stretch."""
+        return self.whole[self.start : self.stop]
+
+    def strip(self) -> Stretch:
+        """Return the stretch without white space around it."""
+        text = self.text
+        start = self.start + len(text) - len(text.lstrip())
+        return replace(self, start=start, stop=start + len(text.strip()))
+
+    def without_prefix(self, prefix: str) -> Stretch:
+        """Return the stretch without a text that it may begin with."""
+        return replace(self, start=self.start + len(prefix)) if self.text.startswith(prefix) else self
+
+    def without_suffix(self, suffix: str) -> Stretch:
+        """Return the stretch without a text that it may end with."""
+        return replace(self, stop=self.stop - len(suffix)) if self.text.endswith(suffix) else self
+
+
+@dataclass(frozen=True)
 class ReplyMarks:
     """What a template writes around the reasoning and the text of an answer, without white space around it."""
 
@@ -82,15 +110,31 @@ class ReplyMarks:
             reply: Generated text with its control tokens, without what ends the turn.
             prompt: Text of the prompt, or its end.
         """
-        said = reply.strip().removesuffix(self.end).rstrip()
-        if not self.is_known:  # reasoning by the usual marks is a part of the content
-            said = said.removeprefix(self.answer).strip()
-        before, closed, after = said.partition(self.closing) if self.closing else (said, "", "")
-        if closed:
-            return before.strip().removeprefix(self.opening).strip(), after.strip()
-        if self.opens(prompt) or (self.opening and said.startswith(self.opening)):
-            return said.removeprefix(self.opening).strip(), ""  # it was cut off while it thought
-        return "", said.removeprefix(self.answer).strip()
+        reasoning, answer = self.places(reply, prompt)
+        return reasoning.text, answer.text
+
+    def places(self, reply: str, prompt: str) -> tuple[Stretch, Stretch]:
+        """Find the reasoning and the answer in what a model has generated, without white space around them.
+
+        Args:
+            reply: Generated text with its control tokens, without what ends the turn.
+            prompt: Text of the prompt, or its end.
+        """
+        said = self.said(reply)
+        nothing = Stretch(reply, said.start, said.start)
+        place = reply.find(self.closing, said.start, said.stop) if self.closing else -1
+        if place >= 0:
+            before, after = replace(said, stop=place), replace(said, start=place + len(self.closing))
+            return before.strip().without_prefix(self.opening).strip(), after.strip()
+        if self.opens(prompt) or (self.opening and said.text.startswith(self.opening)):
+            return said.without_prefix(self.opening).strip(), replace(nothing, start=said.stop, stop=said.stop)
+        return nothing, said.without_prefix(self.answer).strip()
+
+    def said(self, reply: str) -> Stretch:
+        """Find all that a model says in what it has generated: no text that ends the turn, no white space around it."""
+        said = Stretch(reply, 0, len(reply)).strip().without_suffix(self.end).strip()
+        # Reasoning by the usual marks is a part of the content.
+        return said if self.is_known else said.without_prefix(self.answer).strip()
 
 
 @dataclass(frozen=True)
@@ -289,8 +333,7 @@ class ChatTemplate:
     def reply_marks(self) -> ReplyMarks:
         """What this template writes around the reasoning and the text of an answer."""
         prompt = self._probe([_USER], add_generation_prompt=True) or ""
-        plain = self._around(with_stand_ins(_SAID, 0))
-        answer = plain[0][len(prompt) :].strip() if plain and plain[0].startswith(prompt) else ""
+        answer = self.edges[0].strip()
         thought = None if self.reasoning_style == "inline" else self._around(_styled_probe(self.reasoning_style))
         if thought is None or len(thought) < 3:
             return ReplyMarks("<think>", "</think>", answer, end=self._end_in_text)
@@ -304,10 +347,17 @@ class ChatTemplate:
         own = before[len(asked) :] if before.startswith(asked) else before
         return ReplyMarks(_last_word(own), between.strip(), answer, end=self._end_in_text, is_known=True)
 
+    @cached_property
+    def edges(self) -> tuple[str, str]:
+        """What this template writes before an answer without reasoning, and after it before the token that ends it."""
+        prompt, tail = self._probe([_USER], add_generation_prompt=True) or "", self._after(_SAID)
+        plain = self._around(with_stand_ins(_SAID, 0))
+        lead = plain[0][len(prompt) :] if plain and plain[0].startswith(prompt) else ""
+        return lead, tail[: min((tail.find(end) for end in self.end_texts if end in tail), default=None)]
+
     @property
     def _end_in_text(self) -> str:
-        tail = self._after(_SAID)
-        return tail[: min((tail.find(end) for end in self.end_texts if end in tail), default=None)].strip()
+        return self.edges[1].strip()
 
     def _around(self, answer: Message) -> list[str] | None:
         """Return the texts around the parts of an answer, which has stand-ins, to a short question."""

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from uld_ds.data.examples import Example, ExampleReader
+from uld_ds.data.examples import ExampleReader, as_prompt
 from uld_ds.data.sides import TextSide
 from uld_ds.errors import UserError
-from uld_ds.tasks.task import Question
 
 
 @dataclass(frozen=True)
@@ -106,18 +105,6 @@ def collect_prompts(
             "repair the data, raise max_length, or lower generation.max_new_tokens",
         )
     return found
-
-
-def as_prompt(question: Question) -> Example:
-    """Make an Example of a question whose answer may still be missing: it is then empty."""
-    answer = {"role": "assistant", "content": question.answer or ""}
-    return Example(
-        (*question.messages, answer),
-        (len(question.messages),),
-        question.teacher,
-        question.tools,
-        question.template_arguments,
-    )
 
 
 def batches_by_length(prompts: Iterable[Prompt], batch_size: int) -> list[list[Prompt]]:

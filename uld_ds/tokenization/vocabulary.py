@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
 
-# A tokenizer written in Python does not say how it writes its tokens: the reading that spells these decides.
-_PROBES = ("The cat's 12 naïve words, unbelievably (re)read.", " plain text")
+# A tokenizer written in Python does not say how it writes its tokens: the reading that spells these decides (of à, one
+# byte is not itself in the alphabet of byte-level BPE, but is in ByT5's).
+PROBES = ("The cat's 12 naïve words, voilà: unbelievably (re)read.", " plain text")
 _DROPS_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 _KEEPS_SPACES = {"Metaspace", "ByteLevel"}
 
@@ -59,7 +60,7 @@ class Vocabulary:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         """Read the vocabulary of a tokenizer, fast or slow."""
-        table = SpanFinder(tokenizer).reading(_PROBES).table
+        table = SpanFinder(tokenizer).reading(PROBES).table
         size = max(tokenizer.get_vocab().values()) + 1
         added = table.added
         silent = {index for index, entry in added.items() if entry.special} | set(tokenizer.all_special_ids)

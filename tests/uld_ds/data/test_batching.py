@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.micro_batches import ROWS, rows, teacher_batcher
 from uld_ds.batches import MicroBatch, SegmentRows, SideBatch
-from uld_ds.data.batching import Batcher
+from uld_ds.data.batching import Batcher, whole_column
 from uld_ds.data.pairing import FEATURES
 from uld_ds.data.sampling import IGNORED
 from uld_ds.spectrum.spectrum import Spectrum
@@ -171,3 +171,25 @@ def test_moving_a_micro_batch_moves_every_tensor(prompts: list[int]) -> None:
     tensors = [tensor for part in parts for tensor in vars(part).values() if tensor is not None]
     tensors += [moved.segment_example, moved.example_weight, moved.answer_bytes]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_examples_from_a_number_on_are_the_students_own_but_for_stand_ins() -> None:
+    batcher = Batcher(rows(), padding=7, own_from=1)
+    (batch,) = batcher.window([np.array([0, 1, IGNORED, 2])])
+    assert batch.own is not None
+    # The stand-in has a number of its own and weight 0.
+    assert batch.own.tolist() == [False, True, STAND_IN >= 1, True]
+    assert batch.weights_of(own=True).tolist() == [0, 1, 0, 1]
+    assert batch.weights_of(own=False).tolist() == [1, 0, 0, 0]
+    assert batch_of([0, 1]).own is None
+
+
+def test_a_column_is_read_in_the_order_of_the_rows() -> None:
+    given = rows()
+    shuffled = given.select([2, 0, 1])
+    for data in (given, shuffled, concatenate_datasets([given, shuffled])):
+        column = whole_column(data, "student_length")
+        assert column.dtype == np.int64
+        assert column.tolist() == [row["student_length"] for row in data]
+        expected = [row["student_length"] + row["teacher_length"] for row in data]
+        assert Batcher(data, padding=0).lengths.tolist() == expected
