@@ -228,7 +228,7 @@ class SeededSampling(LogitsProcessor):
 
     def __init__(self, decoding: Decoding, ids: Sequence[str]) -> None:
         self._decoding = decoding
-        self._draws = [_generator(decoding.seed, name) for name in ids]
+        self._draws = [draws_of(decoding.seed, name) for name in ids]
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Perturb logits ``scores`` [B, V]; those outside top_k and top_p become -inf."""
@@ -252,6 +252,7 @@ def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def draws_of(seed: int, name: str) -> torch.Generator:
+    """Make the generator of one prompt's random numbers, which depend on the seed and its name alone."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
