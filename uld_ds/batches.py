@@ -114,6 +114,24 @@ class MicroBatch:
     """[B] weight of each example: 1.0, or 0.0 for a stand-in that fills up a window."""
     answer_bytes: Tensor
     """[B] int64 number of UTF-8 bytes that each example's answer rows spell."""
+    own: Tensor | None = None
+    """[B] bool, True where the student sampled the answer itself; None in runs without rollouts."""
+
+    @property
+    def own_answers(self) -> Tensor | None:
+        """[A] bool: which of the student's answer rows are of its own answers; None in runs without rollouts."""
+        return None if self.own is None else self.own[self.student.answer_example]
+
+    @property
+    def own_segments(self) -> Tensor | None:
+        """[S] bool: which segments are of the student's own answers; None in runs without rollouts."""
+        return None if self.own is None else self.own[self.segment_example]
+
+    def weights_of(self, *, own: bool) -> Tensor:
+        """Return the weight of each example, [B], or 0 where it is not of the student's own, or given, answers."""
+        if self.own is None:
+            return torch.zeros_like(self.example_weight) if own else self.example_weight
+        return self.example_weight * (self.own if own else ~self.own)
 
     def to(self, device: torch.device) -> MicroBatch:
         """Move the tensors to ``device``."""
@@ -125,4 +143,5 @@ class MicroBatch:
             segment_example=self.segment_example.to(device, non_blocking=True),
             example_weight=self.example_weight.to(device, non_blocking=True),
             answer_bytes=self.answer_bytes.to(device, non_blocking=True),
+            own=None if self.own is None else self.own.to(device, non_blocking=True),
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,15 +12,20 @@ from torch.nn import functional as F
 
 from tests.helpers.segments import micro_batch_of, teacher_of
 from uld_ds.alignment.vocabulary_mapping import NONE, VocabularyRelations
-from uld_ds.batches import SegmentRows, SideBatch
+from uld_ds.batches import MicroBatch, SegmentRows, SideBatch
 from uld_ds.losses.normalization import RowWeights
 from uld_ds.losses.objective import Objective
 from uld_ds.models.row_model import Head, LogitMap
 from uld_ds.recipe import ObjectiveSettings
+from uld_ds.recipe.rollouts import RolloutSettings, taught
 from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.spectrum.top_tokens import TopTokens
 
 ANSWERS, HIDDEN, VOCAB, TEACHER_VOCAB = 21, 16, 211, 307
+
+
+# Token that begins the second answer.
+SECOND = 8
 
 
 SEGMENTS = torch.tensor([0, 2, 3, 7, 8, 12, 13, 14, 20])
@@ -71,6 +79,27 @@ class Case:
     def head(self, leaves: list[Tensor]) -> Head:
         weight = leaves[1] if self.weight is not None else None
         return Head(weight, leaves[2] if self.bias is not None else None, self.logit_map)
+
+    def two_answers(self, segments: SegmentRows, own: list[bool] | None) -> MicroBatch:
+        """A micro-batch of both answers, each an example, some of which the student sampled."""
+        batch = replace(self.batch, answer_example=(torch.arange(ANSWERS) >= SECOND).long())
+        return replace(
+            micro_batch_of(batch, segments),
+            examples=[0, 1],
+            segment_example=(segments.compared >= SECOND).long(),
+            example_weight=torch.ones(2),
+            own=None if own is None else torch.tensor(own),
+        )
+
+    def only(self, answers: list[bool]) -> Case:
+        """The same case with weights in some of the two answers alone."""
+        counts = torch.tensor(answers).float()
+        other = copy(self)
+        other.weights = RowWeights(
+            self.weights.answers * counts[(torch.arange(ANSWERS) >= SECOND).long()],
+            self.weights.segments * counts[(SEGMENTS >= SECOND).long()],
+        )
+        return other
 
     def reference(self, settings: ObjectiveSettings) -> tuple[float, list[Tensor]]:
         """Loss and gradients in float64, by autograd through a sort."""
@@ -136,23 +165,31 @@ class Case:
         return found
 
     def chunked(
-        self, settings: ObjectiveSettings, *, total_steps: int | None = None, step: int = 0
+        self,
+        settings: ObjectiveSettings,
+        *,
+        total_steps: int | None = None,
+        step: int = 0,
+        rollouts: RolloutSettings | None = None,
+        own: list[bool] | None = None,
     ) -> tuple[float, list[Tensor], dict[str, Tensor]]:
         leaves = self.leaves(torch.float32)
         spectrum = Spectrum.from_logits(self.teacher, temperature=settings.teacher_temperature)
         if settings.merge == "chain":
             spectrum = spectrum.shift(self.teacher_scale)
         segments = segments_of(SEGMENTS, STOPS, ANSWERS, settings.merge)
-        top = TopTokens.from_logits(self.teacher[:, :VOCAB], 50) if settings.classical else None
+        classical = taught(settings, rollouts).classical
+        top = TopTokens.from_logits(self.teacher[:, :VOCAB], 50) if classical else None
         relations = None
         if settings.likelihood_boundary:
             top = TopTokens.from_logits(self.teacher, settings.top_ids)
             nowhere = np.full(TEACHER_VOCAB, NONE)
             relations = VocabularyRelations(nowhere, nowhere, VOCAB, ENDS_WORD.numpy())
-        loss, parts = Objective.from_settings(settings, relations, total_steps=total_steps).at(step)(
+        objective = Objective.from_settings(settings, relations, total_steps=total_steps, rollouts=rollouts)
+        loss, parts = objective.at(step)(
             leaves[0],
             self.head(leaves),
-            micro_batch_of(self.batch, segments),
+            self.two_answers(segments, own),
             teacher_of(spectrum, self.teacher_log_probs, top),
             self.weights,
         )

@@ -19,12 +19,14 @@ from uld_ds.spectrum.top_tokens import TopTokens
 
 
 class LikelihoodPart(NamedTuple):
-    """The likelihood part of one micro-batch's loss, without the recipe's weight."""
+    """The likelihood part of one micro-batch's loss."""
 
     value: Tensor
-    """Scalar float64 sum over the runs."""
+    """Scalar float64 sum over the runs, without the recipe's weight."""
+    loss: Tensor
+    """Scalar float64 sum over the runs, with the recipe's weight."""
     slopes: Tensor
-    """[S] float64 d value / d the student's log-probability of each segment."""
+    """[S] float64 d loss / d the student's log-probability of each segment."""
 
 
 def word_may_be_over(top: TopTokens, ends_word: Tensor, threshold: float) -> Tensor:
@@ -78,7 +80,13 @@ def runs_of(segments: SegmentRows, answer_rows: Tensor, length: int, may_begin: 
 
 
 def likelihood_part(
-    teacher: Tensor, student: Tensor, runs: Tensor, weights: Tensor, settings: ObjectiveSettings
+    teacher: Tensor,
+    student: Tensor,
+    runs: Tensor,
+    weights: Tensor,
+    settings: ObjectiveSettings,
+    *,
+    weight: float | Tensor = 1.0,
 ) -> LikelihoodPart:
     """Sum, over runs, the divergence between both models' probabilities of a run's bytes.
 
@@ -88,8 +96,9 @@ def likelihood_part(
         teacher: [S] natural log-probability of each segment's bytes.
         student: [S] the student's log-probability of the same bytes.
         runs: [S] from ``runs_of``.
-        weights: [S] weights of the segments in the loss.
+        weights: [S] shares of the segments in the sum.
         settings: the recipe's objective.
+        weight: the recipe's, of all segments or [S] of each; the segments of a run have the same.
     """
     nothing = torch.zeros(len(runs), dtype=torch.float64, device=runs.device)
     of_teacher, of_student, of_run = (
@@ -102,4 +111,8 @@ def likelihood_part(
         temperature=settings.likelihood_temperature,
     )
     # Numbers that no run has: of weight 0.
-    return LikelihoodPart(term.value @ of_run, (term.slope * of_run)[runs])
+    value, slopes = term.value @ of_run, (term.slope * of_run)[runs]
+    if isinstance(weight, Tensor):
+        weighed = nothing.index_add(0, runs, weights.double() * weight.double())
+        return LikelihoodPart(value, term.value @ weighed, slopes * weight.double())
+    return LikelihoodPart(value, weight * value, weight * slopes)

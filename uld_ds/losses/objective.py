@@ -10,11 +10,15 @@ arXiv 2402.12030, with segments in place of truncated positions). With ``merge: 
 are scaled by the probability of the segment's tokens before them, and the student's scale is differentiated like
 everything else.
 
+The weights ``ce``, ``uld``, ... may be others for answers that the student sampled itself (``rollouts.objective``); the
+row weights are of given and own answers together.
+
 Loss and gradients are computed in one pass over chunks of rows (``uld_ds.losses.chunked``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -32,6 +36,7 @@ from uld_ds.losses.term import Compared, IdentityTerm
 from uld_ds.losses.terms import identity_terms
 from uld_ds.models.row_model import Head, log_probs_of
 from uld_ds.recipe import ObjectiveSettings
+from uld_ds.recipe.rollouts import RolloutSettings, taught
 from uld_ds.recipe.weight_schedule import scheduled_weights
 from uld_ds.teacher_outputs import TeacherSegments
 from uld_ds.uld.distance import uld_distance, uld_value_and_grad
@@ -56,7 +61,7 @@ class Objective:
     """The training objective of a recipe: all of its terms with their weights."""
 
     settings: ObjectiveSettings
-    """The recipe's objective."""
+    """The objective, with every term that given or own answers have a weight for."""
     terms: tuple[IdentityTerm, ...] = ()
     """The terms that look at token identities: all that the settings give a weight."""
     ends_word: Tensor | None = None
@@ -65,6 +70,10 @@ class Objective:
     """Optimizer steps of the whole run; needed where weights follow a schedule."""
     step: int = 0
     """Optimizer step, from 0, that scheduled weights are taken at."""
+    given: ObjectiveSettings | None = None
+    """The recipe's objective, whose weights given answers have. Default: ``settings``."""
+    own: Mapping[str, float] | None = None
+    """Weight of every term for the student's own answers, by its key. Default: those of given answers."""
 
     def __post_init__(self) -> None:
         if self.settings.schedule and self.total_steps is None:
@@ -87,21 +96,25 @@ class Objective:
         device: torch.device | str = "cpu",
         *,
         total_steps: int | None = None,
+        rollouts: RolloutSettings | None = None,
     ) -> Objective:
         """Build the objective that a recipe describes.
 
         Args:
             settings: the recipe's objective.
-            relations: of the two vocabularies, where the settings say that they ``needs_vocabularies``.
+            relations: of the two vocabularies, where the recipe's ``taught`` says that it ``needs_vocabularies``.
             device: where logits will be.
             total_steps: optimizer steps of the whole run, needed where weights follow a schedule.
+            rollouts: the recipe's rollouts, which may have other weights for the student's own answers.
 
         Raises:
             ValueError: a term needs relations that are not given, or a schedule ``total_steps``.
         """
-        terms = identity_terms(settings, relations, device)
+        every = taught(settings, rollouts)
+        terms = identity_terms(every, relations, device, given=settings)
         ends_word = None if relations is None else torch.from_numpy(relations.ends_word).to(device)
-        return cls(settings, terms, ends_word, total_steps)
+        own = None if rollouts is None else rollouts.weights(settings)
+        return cls(every, terms, ends_word, total_steps, given=settings, own=own)
 
     def at(self, step: int) -> Objective:
         """Return the objective with the weights of optimizer step ``step``, from 0."""
@@ -109,13 +122,23 @@ class Objective:
 
     @property
     def scheduled(self) -> dict[str, float]:
-        """The weights that follow a schedule as they are in this step, by their terms' names."""
+        """The weights of given answers that follow a schedule as they are in this step, by their terms' names."""
         if self.total_steps is None:
             return {}
-        return scheduled_weights(self.settings, self.step, self.total_steps)
+        return scheduled_weights(self.given or self.settings, self.step, self.total_steps)
 
-    def _weight(self, name: str) -> float:
-        return self.scheduled.get(name, getattr(self.settings, name))
+    def _weight(self, name: str, given: float, is_own: Tensor | None) -> float | Tensor:
+        """Return a term's weight in the loss: one for all rows, or [N] of N rows of which some are of own answers.
+
+        Args:
+            name: the term's key.
+            given: its weight for given answers, unless it follows a schedule.
+            is_own: [N] bool, or None where all rows are of given answers.
+        """
+        given = self.scheduled.get(name, given)
+        if is_own is None or self.own is None:
+            return given
+        return torch.where(is_own, self.own[name], given)
 
     def __call__(
         self,
@@ -137,8 +160,8 @@ class Objective:
 
         Returns:
             A scalar, and detached parts that add up over the micro-batches and ranks of a step: ``ce``, ``uld``
-            (without the recipe's weights, so that they compare across recipes), ``uld_head`` (the share of ``uld``
-            among the largest probabilities), ``uld_bound`` (how far ``uld`` may be from the exact distance),
+            (of all answers, without the recipe's weights: they compare across recipes), ``uld_head`` (the share of
+            ``uld`` among the largest probabilities), ``uld_bound`` (how far ``uld`` may be from the exact distance),
             ``teacher_entropy`` (nats, weighed like ``uld``), ``student_entropy`` (nats, summed over a sample of
             ``student_entropy_rows`` rows); the ``optional_parts``: ``likelihood``, ``uld_gate`` (the share of segments
             that passed it; the others have no part in ``uld``), of every term its value. Beside them
@@ -214,7 +237,15 @@ class Objective:
                 raise ValueError("likelihood_boundary needs the teacher's top-k tokens, and what they spell")
             may_begin = word_may_be_over(teacher.top.first(self.settings.top_ids), self.ends_word, threshold)
         runs = runs_of(segments, batch.answer_rows, self.settings.likelihood_run, may_begin)
-        return likelihood_part(teacher.log_probs, segments.log_probs(of_tokens), runs, weights.segments, self.settings)
+        given = self.given or self.settings
+        return likelihood_part(
+            teacher.log_probs,
+            segments.log_probs(of_tokens),
+            runs,
+            weights.segments,
+            self.settings,
+            weight=self._weight("likelihood", given.likelihood, micro_batch.own_segments),
+        )
 
     def _rows(
         self,
@@ -233,22 +264,24 @@ class Objective:
                 earlier_ids = batch.answer_ids[segments.earlier]
                 log_scale = segments.log_scale(log_probs_of(earlier_ids)(hidden[segments.earlier], head))
             place = _inverse(order)[segments.earlier]
-        ce_weights = weights.answers[order] * self._weight("ce")
+        given, own_segments = self.given or self.settings, micro_batch.own_segments
+        ce_weights = (weights.answers * self._weight("ce", given.ce, micro_batch.own_answers))[order]
         ce_slopes, likelihood_loss = ce_weights.clone(), ce_weights.new_zeros(())
         if likelihood is not None:
-            weight = self._weight("likelihood")
-            likelihood_loss = (weight * likelihood.value).to(ce_weights.dtype)
+            likelihood_loss = likelihood.loss.to(ce_weights.dtype)
             # A segment's log-probability is the sum of its tokens': each one's cross-entropy, negated.
-            slopes = (-weight * likelihood.slopes).to(ce_slopes.dtype)
+            slopes = -likelihood.slopes.to(ce_slopes.dtype)
             ce_slopes.index_add_(0, _inverse(order)[segments.members], slopes[segments.member_segment])
         return Rows(
             ids=batch.answer_ids[order],
             ce_weights=ce_weights,
             ce_slopes=ce_slopes,
-            uld_weights=weights.segments * self._weight("uld"),
+            uld_weights=weights.segments * self._weight("uld", given.uld, own_segments),
             spectrum=teacher.spectrum,
             prepared=self._prepared(micro_batch, teacher),
-            term_weights=tuple(weights.segments * self.scheduled.get(term.name, term.weight) for term in self.terms),
+            term_weights=tuple(
+                weights.segments * self._weight(term.name, term.weight, own_segments) for term in self.terms
+            ),
             log_scale=log_scale,
             earlier=place,
             earlier_segment=segments.earlier_segment,

@@ -20,7 +20,7 @@ class IdentityTerm(Protocol):
 
     @property
     def weight(self) -> float:
-        """The term's weight in the loss, never 0."""
+        """The term's weight in the loss of given answers; 0 where it is there for the student's own answers alone."""
         ...
 
     def prepare(self, compared: Compared) -> Any:

@@ -25,13 +25,16 @@ def identity_terms(
     settings: ObjectiveSettings,
     relations: VocabularyRelations | None = None,
     device: torch.device | str = "cpu",
+    *,
+    given: ObjectiveSettings | None = None,
 ) -> tuple[IdentityTerm, ...]:
     """Build the identity terms that a recipe gives a weight.
 
     Args:
-        settings: the recipe's objective.
+        settings: the objective, with every term that any answer has a weight for.
         relations: of the two vocabularies, where the settings say that they ``needs_vocabularies``.
         device: where logits will be.
+        given: the objective whose weights given answers have, where that is another.
 
     Raises:
         ValueError: there are no relations, and a term needs them.
@@ -39,7 +42,7 @@ def identity_terms(
     if relations is None and settings.needs_vocabularies:
         names = settings.identity_terms or ["likelihood_boundary"]
         raise ValueError(f"{names} need to know how the two vocabularies relate")
-    return tuple(FACTORIES[name](settings, relations, device) for name in settings.identity_terms)
+    return tuple(FACTORIES[name](given or settings, relations, device) for name in settings.identity_terms)
 
 
 def _classical(settings: ObjectiveSettings, *_: Any) -> IdentityTerm:

@@ -19,6 +19,7 @@ from uld_ds.models.row_model import Consume, Head, scores_of
 from uld_ds.teacher_outputs import TeacherSegments, TeacherTokens
 from uld_ds.teachers.source import NonFiniteTeacherError, TeacherSource
 from uld_ds.training.nonfinite import Watch
+from uld_ds.training.own_answers import OwnAnswers, OwnAnswerSums
 from uld_ds.training.step_result import StepResult
 from uld_ds.utils.distributed import Ranks
 
@@ -29,6 +30,7 @@ T = TypeVar("T")
 class _Sums:
     """Sums of one rank's step by name, which are added over ranks once, at its end."""
 
+    own: OwnAnswers
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor) -> None:
@@ -104,6 +106,7 @@ class DistillationEngine:
             raise ValueError(f"a window of {len(window)} micro-batches for {self._gas} accumulated ones")
         clock = PhaseClock(self.device)
         with clock.phase("data"):
+            sums = _Sums(OwnAnswers(window))
             window = [micro_batch.to(self.device) for micro_batch in window]
         before = self.teacher.tokens_run, self.teacher.bytes_gathered
         self.objective = self.objective.at(self.student.global_steps)
@@ -115,7 +118,7 @@ class DistillationEngine:
                 return self._without_teacher(error, learning_rate, clock)
         with clock.phase("reduce"):
             weights = step_weights(window, self.objective.settings.normalize, self.ranks.sum)
-        sums, watch = _Sums(), Watch()
+        watch = Watch()
         self.student.train()
         for micro_batch, teacher, row_weights in zip(window, outputs, weights, strict=True):
             self._accumulate(micro_batch, teacher, row_weights, sums, clock, watch)
@@ -127,7 +130,7 @@ class DistillationEngine:
     def _without_teacher(self, error: NonFiniteTeacherError, learning_rate: float, clock: PhaseClock) -> StepResult:
         # The student has not begun: for DeepSpeed, too, this was a step (the output cache counts them).
         self.student.global_steps += 1
-        numbers = dict.fromkeys(
+        numbers: dict[str, Any] = dict.fromkeys(
             ("loss", "ce", "uld", "uld_head", "uld_bound", "teacher_entropy", "student_entropy", "bits_per_byte"),
             float("nan"),
         )
@@ -166,18 +169,19 @@ class DistillationEngine:
         clock: PhaseClock,
         watch: Watch,
     ) -> None:
-        batch = micro_batch.student
+        batch, given = micro_batch.student, micro_batch.weights_of(own=False)
         seconds_of_loss = clock.seconds.get("loss", 0.0)
 
         def consume(hidden: Tensor, head: Head) -> Tensor:
             with clock.phase("loss"):
                 watch.begin(micro_batch, hidden)
                 loss, parts = self.objective(hidden, head, micro_batch, teacher, weights)
-                in_text = batch.answer_in_text * micro_batch.example_weight[batch.answer_example]
+                in_text = batch.answer_in_text * given[batch.answer_example]
                 nats = parts.pop("token_nats")
                 watch.end(loss, nats)
                 sums.add("nats", nats.double() @ in_text.double())
-                for name, value in {"loss": loss, **parts}.items():
+                of_own = sums.own.add(micro_batch, teacher, nats.detach())
+                for name, value in {"loss": loss, **parts, **of_own}.items():
                     sums.add(name, value)
             return loss
 
@@ -186,7 +190,7 @@ class DistillationEngine:
         clock.seconds["student"] -= clock.seconds["loss"] - seconds_of_loss
         sums.add("student_tokens", batch.num_tokens())
         sums.add("student_positions", torch.tensor(batch.num_positions(), device=self.device))
-        sums.add("bytes", micro_batch.answer_bytes @ micro_batch.example_weight.to(torch.int64))
+        sums.add("bytes", micro_batch.answer_bytes @ given.to(torch.int64))
         # DeepSpeed takes the mean over ranks and accumulated micro-batches; the weights are global already.
         scale: Tensor | int = self.ranks.size * self._gas
         updates = self.student.is_gradient_accumulation_boundary()
@@ -257,7 +261,7 @@ class DistillationEngine:
             scheduled=self.objective.scheduled,
             teacher_entropy=whole["teacher_entropy"],
             student_entropy=whole["student_entropy"] / max(whole["student_entropy_rows"], 1.0),
-            bits_per_byte=nats_to_bits(whole["nats"]) / whole["bytes"],
+            bits_per_byte=nats_to_bits(whole["nats"]) / whole["bytes"] if whole["bytes"] else None,
             learning_rate=learning_rate,
             gradient_norm=math.inf if skipped else self._gradient_norm(),
             teacher_tokens=int(whole["teacher_tokens"]),
@@ -268,6 +272,8 @@ class DistillationEngine:
             skipped=skipped,
             suspects=suspects,
             reason=reason,
+            rollouts=OwnAnswerSums.of(whole),
+            judged=sums.own.judged,
         )
 
     def close(self) -> None:

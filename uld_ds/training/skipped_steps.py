@@ -12,6 +12,7 @@ from uld_ds.training.step_result import StepResult
 
 # A whole batch may be under suspicion; a line stays readable.
 MOST_SHOWN = 64
+OWN_ANSWER = "an own answer of the student"
 
 
 class SkippedSteps:
@@ -30,12 +31,15 @@ class SkippedSteps:
     def add(self, step: int, result: StepResult) -> dict[str, Any]:
         """Write one skipped step, counted from 1, and return its line as plain values."""
         examples = list(result.suspects[:MOST_SHOWN])
-        rows = self._rows.select(examples) if examples else None
+        # Numbers beyond the data's are own answers of the student, which have no place there.
+        given = [example for example in examples if example < len(self._rows)]
+        rows = self._rows.select(given) if given else None
+        of_own = [OWN_ANSWER] * (len(examples) - len(given))
         line = {
             "step": step,
             "reason": result.reason,
             "num_examples": len(result.suspects),
-            "places": [] if rows is None else rows["place"][:],
+            "places": ([] if rows is None else rows["place"][:]) + of_own,
             "examples": examples,
             "digests": [] if rows is None else rows["digest"][:],
         }

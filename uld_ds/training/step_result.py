@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uld_ds.training.own_answers import Judged, OwnAnswerSums
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -30,8 +32,8 @@ class StepResult:
     """Entropy of the teacher in nats, mean over segments."""
     student_entropy: float
     """Entropy of the student in nats, mean over a sample of answer tokens."""
-    bits_per_byte: float
-    """Bits per byte of the step's own training answers, before the update."""
+    bits_per_byte: float | None
+    """Bits per byte of the step's given answers, before the update; None where the student sampled all of them."""
     learning_rate: float
     """Learning rate that this step used."""
     gradient_norm: float
@@ -55,6 +57,10 @@ class StepResult:
     """Examples of all ranks that a skipped step's failure came from; where that cannot be told, all of the step."""
     reason: str = ""
     """Sentence that says what was not finite in a skipped step."""
+    rollouts: OwnAnswerSums | None = None
+    """What teacher and student gave to the student's own answers; None where there are none."""
+    judged: Judged | None = None
+    """The teacher's nats of each own answer of this rank; None in runs without rollouts."""
 
     def metrics(self) -> dict[str, float]:
         """Collect the metrics that are logged of every step, by the names that a run's history has."""
@@ -68,7 +74,8 @@ class StepResult:
             **{f"train/weight_{name}": value for name, value in self.scheduled.items()},
             "train/teacher_entropy": self.teacher_entropy,
             "train/student_entropy": self.student_entropy,
-            "train/bits_per_byte": self.bits_per_byte,
+            **({} if self.bits_per_byte is None else {"train/bits_per_byte": self.bits_per_byte}),
+            **({} if self.rollouts is None else self.rollouts.metrics()),
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm,
             "student_tokens": float(self.student_tokens),

@@ -26,6 +26,7 @@ from uld_ds.losses.objective import Objective, entropy
 from uld_ds.models import row_model
 from uld_ds.models.row_model import Head, LogitMap, RowModel, choose_head_path
 from uld_ds.recipe import ObjectiveSettings
+from uld_ds.recipe.rollouts import RolloutSettings, taught
 from uld_ds.spectrum.spectrum import Spectrum
 
 
@@ -113,6 +114,70 @@ def test_parts_add_up_to_the_loss() -> None:
     wanted = entropy(Case().teacher) @ Case().weights.segments
     assert parts["teacher_entropy"].item() == pytest.approx(wanted.item(), rel=1e-3)
     assert parts["student_entropy_rows"].item() == ANSWERS
+
+
+@pytest.mark.usefixtures("_chunk_rows")
+@pytest.mark.parametrize(
+    ("settings", "of_own"),
+    [
+        ({"ce": 0.7, "uld": 1.5}, {"uld": 1.5}),
+        ({"ce": 0.7, "uld": 1.5}, {"ce": 0.2, "uld": 0.4}),
+        ({"uld": 0.0}, {"uld": 1.0}),
+        ({"uld": 1.5, "merge": "chain"}, {"uld": 0.3}),
+        ({"uld": 1.5, "uld_gate": 80}, {"ce": 0.3}),
+        ({"uld": 1.5, "method": "exact", "student_temperature": 2.0}, {"uld": 0.3}),
+        ({"uld": 0.3, "likelihood": 0.7, "likelihood_run": 3, "likelihood_temperature": 4.0}, {"likelihood": 2.0}),
+        ({"uld": 0.3, "likelihood": 0.7}, {"uld": 0.3}),
+        ({"uld": 0.3}, {"likelihood": 0.7}),
+        ({"uld": 0.0, "top_ids": 20}, {"classical": 0.9}),
+        ({"uld": 0.3, "classical": 0.5, "likelihood": 0.3, "top_ids": 20}, {"classical": 0.9, "ce": 0.1}),
+    ],
+    ids=[
+        *("without ce", "all less", "another term", "chain", "gated", "by autograd"),
+        *("likelihood of runs", "no likelihood", "likelihood", "classical", "all"),
+    ],
+)
+@pytest.mark.parametrize("own", [[False, True], [True, False], [True, True]])
+def test_given_and_own_answers_in_one_batch_are_the_sum_of_two_losses(
+    settings: dict[str, Any], of_own: dict[str, float], own: list[bool]
+) -> None:
+    objective, rollouts = ObjectiveSettings(**settings), RolloutSettings(objective=of_own)
+    example = Case()
+    of_given = example.only([not sampled for sampled in own]).reference(objective)
+    of_sampled = example.only(own).reference(objective.model_copy(update=rollouts.weights(objective)))
+    loss, gradients, parts = example.chunked(objective, rollouts=rollouts, own=own)
+    assert loss == pytest.approx(of_given[0] + of_sampled[0], rel=2e-5)
+    for gradient, *wanted in zip(gradients, of_given[1], of_sampled[1], strict=True):
+        expected = wanted[0] + wanted[1]
+        assert (gradient.double() - expected).norm() / expected.norm() < 1e-4
+    # What is told of the terms is of all answers, whatever they weigh.
+    plain = example.chunked(taught(objective, rollouts))[2]
+    for name, value in parts.items():
+        torch.testing.assert_close(value, plain[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_given_answers_alone_are_trained_as_without_rollouts() -> None:
+    objective = ObjectiveSettings(uld=0.3, likelihood=0.7, classical=0.5)
+    loss, gradients, _ = Case().chunked(objective)
+    rollouts = RolloutSettings(objective={"classical": 2.0})
+    same, others, _ = Case().chunked(objective, rollouts=rollouts, own=[False, False])
+    assert same == loss
+    for gradient, other in zip(gradients, others, strict=True):
+        assert torch.equal(gradient, other)
+
+
+def test_a_schedule_is_of_given_answers() -> None:
+    objective = ObjectiveSettings.model_validate(
+        {"ce": 1.0, "uld": 1.0, "classical": 0.5, "top_ids": 20}
+        | {"schedule": {"uld": {"kind": "linear", "to": 0.5}, "classical": {"kind": "warmup", "steps": 8}}}
+    )
+    rollouts = RolloutSettings(objective={"uld": 0.8, "classical": 0.9})
+    # The third of five steps: half of the way to 0.5, and two of eight steps of the other's.
+    example, now = Case(), objective.model_copy(update={"uld": 0.75, "classical": 0.125})
+    given, _ = example.only([True, False]).reference(now)
+    sampled, _ = example.only([False, True]).reference(objective.model_copy(update=rollouts.weights(objective)))
+    loss, _, _ = example.chunked(objective, total_steps=5, step=2, rollouts=rollouts, own=[False, True])
+    assert loss == pytest.approx(given + sampled, rel=2e-5)
 
 
 def test_the_gate_opens_for_the_right_tokens_rank() -> None:
