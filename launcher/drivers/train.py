@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow
 
+from launcher.cluster.actor_checks import check_engine, rollout_actors
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
 from launcher.cluster.worker_group import check_not_stopped, run_worker_group
 from launcher.drivers.checkpoint_list import repair_checkpoint_list
@@ -24,7 +25,6 @@ from launcher.terminal.progress import ProgressView
 from launcher.terminal.quiet import quieten_libraries
 from uld_ds.data.bad_examples import bad_examples
 from uld_ds.data.prepared import PREPARED_DATA, Split
-from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import Side, TextSide
 from uld_ds.errors import StoppedError, UserError, one_line
 from uld_ds.models.pretrained import Pretrained
@@ -41,8 +41,10 @@ from uld_ds.tracking.run_record import begun_run, record_beginning, record_end, 
 from uld_ds.training.deepspeed_config import student_config, teacher_config
 from uld_ds.training.preparation import (
     check_identities,
+    check_rollouts,
     prepared_splits,
     share_a_tokenizer,
+    steps_of_splits,
     student_place,
     teacher_sides,
     warn_of_splits,
@@ -68,6 +70,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     begin = time.monotonic()
     quieten_libraries()
     check_deepspeed_configs(recipe)
+    check_engine(recipe)
     recipe.teacher.codec.to_precision()
     check_dashboard_port(recipe.cluster)
     recipe = with_absolute_store(recipe)
@@ -86,9 +89,10 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
         stop_file = StopFile(run_dir)
         stop_file.clear()
         found = prepare(recipe, run_dir, uri, view)
+        actors = rollout_actors(recipe)
         # The run's record begins when nothing that the user asked for can be refused any more.
-        with connected(recipe.cluster, run_dir), SigtermStops() as sigterm:
-            on_gpu = prepare_cluster(recipe.cluster, run_dir, view.note)
+        with connected(recipe.cluster, run_dir, actors), SigtermStops() as sigterm:
+            on_gpu = prepare_cluster(recipe.cluster, run_dir, view.note, actors)
             run_id = mlflow_runs.open_run(client, recipe, run_dir)
             view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
             if warning := short_stop(recipe.cluster.grace_seconds):
@@ -126,6 +130,7 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     view.note("looking at models and data")
     student = Pretrained.at(student_place(recipe, RunFolder(run_dir).student), recipe.student, "student")
     config = with_own_head(student.config(), Path(student.place), student.key)
+    check_rollouts(recipe, config)
     trial = try_student(config, recipe.student, student.place)
     if trial.adapters is not None:
         view.note(trial.adapters)
@@ -136,13 +141,12 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     check_identities(recipe, sides["train"], shared=shared)
     splits = _splits(recipe, run_dir, own, sides)
     for name, split in splits.items():
-        view.note(_described(name, split))
+        if name == "prompts" or split is not splits.get("prompts"):
+            view.note(_described(name, split))
     left_out = {name: bad_examples(split.folder) for name, split in splits.items()}
     write_whole(RunFolder(run_dir).bad_examples, json.dumps(left_out, indent=1))
     warn_of_splits(splits)
-    length, examples = recipe.training, len(splits["train"].rows)
-    steps = num_steps(examples, length.batch_size, epochs=length.epochs, steps=length.steps)
-    check_schedule(recipe.objective, steps)
+    check_schedule(recipe.objective, steps_of_splits(recipe, splits))
     places = {name: str(split.folder) for name, split in splits.items()}
     if shared:
         view.note("teacher and student have one tokenizer: objective.classical (KL, Jensen-Shannon) is possible, too")
@@ -190,6 +194,8 @@ def _checkpoint_parameters(trial: TrialStudent, settings: StudentSettings) -> in
 def _described(name: str, split: Split) -> str:
     facts = split.facts
     skipped = f", {facts.skipped} rows left out ({_reasons(split)})" if facts.skipped else ""
+    if not facts.segments:
+        return f"{name}: {facts.examples:,} prompts that the student answers itself{skipped}"
     return (
         f"{name}: {facts.examples:,} examples, {facts.answer_bytes / 1e6:.2f} MB of answers, "
         f"{facts.student_tokens:,} student / {facts.teacher_tokens:,} teacher tokens, "

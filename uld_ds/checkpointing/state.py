@@ -31,3 +31,7 @@ class TrainState:
     """Lowest held-out bits per byte at a checkpoint."""
     best_step: int | None = None
     """Step of the checkpoint with ``best_bits``."""
+    round_teacher_nats: float = 0.0
+    """Negative log-probability under the teacher of the current round's answers that were trained on."""
+    round_bytes: float = 0.0
+    """UTF-8 bytes of these answers."""

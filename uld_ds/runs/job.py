@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from uld_ds.data.prepared import Split
 from uld_ds.recipe import Recipe, parse_recipe
 from uld_ds.runs.folder import RunFolder
@@ -29,15 +31,21 @@ class Job:
     """Complete DeepSpeed configuration of the student: a path in the recipe may not lead anywhere from a worker."""
     teacher_deepspeed: dict[str, Any]
     splits: dict[str, str]
-    """Folder of each prepared split: ``train``, and ``eval`` where the recipe has one."""
+    """Folder of each prepared split: ``train``, ``eval`` where the recipe has one, ``prompts`` where it has rollouts.
+
+    Where all answers are the student's own, the prompts are what it trains on."""
     teacher_facts: dict[str, Any] = field(default_factory=dict)
     """Facts that identify the teacher: see ``uld_ds.registry.provenance``."""
     code_revision: str = ""
     """Revision of the code that started the run: files may change while it runs."""
 
     def split(self, name: str) -> Split:
-        """Load a prepared split, ``train`` or ``eval``."""
+        """Load a prepared split, ``train``, ``eval`` or ``prompts``."""
         return Split.load(Path(self.splits[name]))
+
+    def rows(self, name: str) -> Dataset:
+        """Load the rows of a prepared split, or of the prompts."""
+        return self.split(name).rows
 
     @property
     def folder(self) -> RunFolder:

@@ -126,6 +126,10 @@ class OutputCache:
                         raise FinalError(f"{journal.path} is damaged (example {examples[place]}); remove this file")
         return decode_many(blobs)
 
+    def as_read(self, said: Sequence[TeacherTokens]) -> list[TeacherTokens]:
+        """Return teacher outputs as they would be read from here, on the CPU, without caching them."""
+        return decode_many(encode_many(list(said), self._precision)) if said else []
+
     def refresh(self) -> None:
         """Pick up the outputs that other ranks have appended; only what is new is read.
 

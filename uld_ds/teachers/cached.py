@@ -36,7 +36,7 @@ def cache_identity(recipe: Recipe, rows: str) -> str:
         recipe.objective.teacher_temperature,
     ]
     # A cache without top-k tokens keeps the identity that it had in releases that knew of none.
-    if number := recipe.objective.num_top_ids:
+    if number := recipe.taught.num_top_ids:
         what.append({"top_ids": number})
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
@@ -53,6 +53,8 @@ class CachedTeacher:
         num_examples: Number of examples of the training data.
         ranks: Process group whose ranks call the teacher together.
         device: Device of collectives.
+        keeps_teacher: Whether examples from ``num_examples`` on are asked about, too: they are of the day, are never
+            cached, and need the teacher to the end.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class CachedTeacher:
         num_examples: int,
         ranks: Ranks,
         device: torch.device,
+        keeps_teacher: bool = False,
     ) -> None:
         self._cache = cache
         self._teacher = teacher
         self._num_examples = num_examples
         self._ranks = ranks
         self._device = device
+        self._keeps_teacher = keeps_teacher
         self._spent = (0, 0)
 
     @property
@@ -92,6 +96,17 @@ class CachedTeacher:
         Raises:
             RunError: outputs are not in the cache and the teacher is gone: files of the cache are missing.
         """
+        given = [example for example in examples if example < self._num_examples]
+        said = dict(zip(given, self._cached(given, step), strict=True))
+        if self._keeps_teacher:
+            # Apart from given ones: which of those are cached already must not change what is batched with these.
+            own = [example for example in examples if example >= self._num_examples]
+            said |= zip(own, self._cache.as_read(self.asked.answers(own, step)), strict=True)
+        self._free_when_done()
+        return [said[example] for example in examples]
+
+    def _cached(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
+        """Return the outputs of given examples, all of which are in the cache afterwards. Collective."""
         self._cache.refresh()
         missing = sorted({example for example in examples if example not in self._cache})
         if self._max(len(missing)):
@@ -99,9 +114,7 @@ class CachedTeacher:
                 raise RunError("parts of the teacher's output cache are gone; start the run again, it will fill it up")
             said = self._teacher.answers(missing, step)
             self._cache.append(step, dict(zip(missing, said, strict=True)))
-        found = self._cache.read(list(examples))
-        self._free_when_done()
-        return found
+        return self._cache.read(list(examples))
 
     @property
     def asked(self) -> OnlineTeacher:
@@ -114,7 +127,7 @@ class CachedTeacher:
         return self.asked.answer_scores(batch)
 
     def _free_when_done(self) -> None:
-        if self._teacher is None:
+        if self._teacher is None or self._keeps_teacher:
             return
         self._cache.refresh()
         if self._max(0 if self._cache.complete(self._num_examples) else 1):

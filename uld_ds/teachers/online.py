@@ -59,6 +59,10 @@ class OnlineTeacher:
         """Bytes of the teacher's weights that this rank has received from others."""
         return self._traffic.bytes
 
+    def ask_about(self, batcher: TeacherBatcher) -> None:
+        """Take other examples to be asked about by number: new ones have come, e.g. the student's own answers."""
+        self._batcher = batcher
+
     def close(self) -> None:
         """Free the model's memory; the teacher cannot be used any more."""
         if hasattr(self._engine, "destroy"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -19,6 +20,8 @@ from uld_ds.runs.job import Job
 from uld_ds.training.callbacks import Evaluator
 from uld_ds.training.engine import DistillationEngine
 from uld_ds.training.engines import load_student
+from uld_ds.training.rollout_batches import RolloutBatches
+from uld_ds.training.rollout_setup import MakeEngine, RolloutSetup
 from uld_ds.training.teacher_setup import TeacherSetup
 from uld_ds.utils.distributed import Ranks
 
@@ -28,7 +31,7 @@ class Assembly:
     """The parts that a trainer works with, and those that its surroundings may want to look at."""
 
     engine: DistillationEngine
-    batches: StepBatches
+    batches: StepBatches | RolloutBatches
     evaluators: dict[str, Evaluator]
     """Evaluators of ``teacher`` and ``student`` on held-out examples; empty where there are none."""
     teacher: TeacherSetup
@@ -37,7 +40,12 @@ class Assembly:
     shown: Batcher
     """Batcher of the student's side of the examples that a report shows: held-out ones where there are some."""
     train_rows: Dataset
-    """Prepared training examples."""
+    """Prepared training examples that were given."""
+
+    @property
+    def rounds(self) -> RolloutBatches | None:
+        """Rounds of the student's own answers; None in a run without rollouts."""
+        return self.batches if isinstance(self.batches, RolloutBatches) else None
 
 
 def assemble(
@@ -47,6 +55,8 @@ def assemble(
     device: torch.device,
     begins: bool = True,
     stage: Callable[[str], None] = lambda _: None,
+    make_rollout_engine: MakeEngine | None = None,
+    rounds_folder: Path | None = None,
 ) -> Assembly:
     """Load teacher and student into their engines, and lay out the data. Collective.
 
@@ -56,6 +66,8 @@ def assemble(
         device: device of this rank.
         begins: the run does not resume from a checkpoint, so the teacher itself is measured, too.
         stage: called with a sentence about what takes a while.
+        make_rollout_engine: makes what samples rollouts, where that is not the student in the workers.
+        rounds_folder: where rounds of rollouts are kept, if not in the run's folder.
 
     Raises:
         UserError, RunError: a model or a store cannot be loaded.
@@ -63,14 +75,16 @@ def assemble(
     recipe = job.recipe
     tokenizer = Pretrained.at(job.student, recipe.student, "student").tokenizer()
     setup = TeacherSetup(job, ranks=ranks, device=device, stage=stage)
-    train_rows = job.split("train").rows
-    eval_rows = job.split("eval").rows if recipe.data.eval else None
+    own = None if recipe.rollouts is None else RolloutSetup(job, ranks=ranks, device=device)
+    train_rows = job.rows("train") if own is None else own.given
+    eval_rows = job.rows("eval") if recipe.data.eval else None
 
     def batcher(rows: Dataset) -> Batcher:
         return Batcher(rows, padding=padding_id(tokenizer), merge=recipe.objective.merge)
 
     train_data = batcher(train_rows)
-    batches = StepBatches(train_data, recipe.training, seed=recipe.run.seed, ranks=ranks)
+    given = StepBatches(train_data, recipe.training, seed=recipe.run.seed, ranks=ranks)
+    total_steps = given.num_steps if own is None else own.plan().total_steps
     # Teacher first: its sharding must not see the student's configuration.
     source = setup.source(train_rows, begins=begins)
     stage("loading the student")
@@ -80,13 +94,17 @@ def assemble(
         job.student_deepspeed,
         training=recipe.training,
         seed=recipe.run.seed,
-        total_steps=batches.num_steps,
+        total_steps=total_steps,
         device=device,
     )
     objective = Objective.from_settings(
-        recipe.objective, setup.relations(tokenizer), device, total_steps=batches.num_steps
+        recipe.objective, setup.relations(tokenizer), device, total_steps=total_steps, rollouts=recipe.rollouts
     )
     engine = DistillationEngine(student, source, objective, ranks=ranks, device=device)
+    batches: StepBatches | RolloutBatches = given
+    if own is not None:
+        folder = rounds_folder or job.folder.rollouts
+        batches = own.batches(student, lambda rows: setup.ask_about(source, rows), folder, make_rollout_engine)
     if eval_rows is None:
         return Assembly(engine, batches, {}, setup, tokenizer, train_data, train_rows)
     eval_data = batcher(eval_rows)

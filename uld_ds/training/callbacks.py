@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.evaluation.held_out import Evaluation
+from uld_ds.rollouts.summary import RoundJudgment, RoundSummary, ShownAnswer
 from uld_ds.training.step_result import StepResult
 
 Who = Literal["teacher", "before", "student", "after"]
@@ -44,6 +45,24 @@ class TrainerCallback:
     def on_loss_spike(self, state: TrainState, height: float) -> None:
         """Hear of a loss ``height`` robust standard deviations above the recent median."""
 
+    def on_sampling(self, state: TrainState, number: int, done: int, asked: int) -> None:
+        """Hear that ``done`` of the ``asked`` own answers of a round are sampled on this rank, which waits for them."""
+
+    def on_round(self, state: TrainState, summary: RoundSummary) -> None:
+        """Take the facts of a round of own answers, before the first of them is trained on.
+
+        A run that resumes within a round, or repeats it, takes them again.
+        """
+
+    def on_shown_answers(self, state: TrainState, number: int, answers: Sequence[ShownAnswer]) -> None:
+        """Take some answers of a round with the nats of student and teacher, after the round's first step.
+
+        It is told before a checkpoint of that step is made: a run that resumes from it does not look back.
+        """
+
+    def on_round_judged(self, state: TrainState, judgment: RoundJudgment) -> None:
+        """Take what the teacher makes of a round, after the last step that was trained on it."""
+
     def on_end(self) -> None:
         """Leave: training is over, however it ended."""
 
@@ -55,7 +74,7 @@ class TrainerCallback:
 
 
 class History(TrainerCallback):
-    """Metrics of every applied step, in memory: for runs that somebody looks at in the same process.
+    """Metrics of every applied step and facts of every round, in memory: for runs watched in the same process.
 
     A run of days keeps none: its steps are lines in its folder.
     """
@@ -63,10 +82,22 @@ class History(TrainerCallback):
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
         """One entry per step, with its number as ``step``."""
+        self.rounds: list[dict[str, Any]] = []
+        """One entry per round of own answers, with what the teacher makes of it once it was trained on."""
 
     def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Keep a step's metrics."""
         self.steps.append({"step": state.step, **metrics})
+
+    def on_round(self, state: TrainState, summary: RoundSummary) -> None:
+        """Keep a round's facts."""
+        self.rounds.append(summary.to_json())
+
+    def on_round_judged(self, state: TrainState, judgment: RoundJudgment) -> None:
+        """Add to a round's facts what the teacher makes of it."""
+        if self.rounds and self.rounds[-1]["round"] == judgment.round:
+            facts = {"teacher_nats_per_byte": judgment.teacher_nats_per_byte, "kl_per_byte": judgment.kl_per_byte}
+            self.rounds[-1] |= facts
 
 
 class Checkpointer(Protocol):

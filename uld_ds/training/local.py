@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from uld_ds.data.prepared import PREPARED_DATA
-from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import TextSide
 from uld_ds.data.sources import source_files
 from uld_ds.errors import UserError
@@ -25,8 +25,10 @@ from uld_ds.training.deepspeed_config import student_config, teacher_config
 from uld_ds.training.engines import init_process_group
 from uld_ds.training.preparation import (
     check_identities,
+    check_rollouts,
     prepared_splits,
     share_a_tokenizer,
+    steps_of_splits,
     student_place,
     teacher_sides,
     warn_of_splits,
@@ -36,6 +38,8 @@ from uld_ds.utils.files import file_digest, in_home
 
 NEW_STUDENTS = ".students"
 """Folder, in ``run.storage``, of students that recipes describe and this process has made, by digests."""
+OWN_ROUNDS = ".rollouts"
+"""Folder, in ``run.storage``, of what students of this process's trainers answer, by the names of their runs."""
 
 
 def prepare_job(recipe: Recipe) -> tuple[Job, Ranks, torch.device]:
@@ -47,6 +51,12 @@ def prepare_job(recipe: Recipe) -> tuple[Job, Ranks, torch.device]:
     Raises:
         UserError: something in the recipe cannot be done, or ``cluster.workers`` is not the number of processes.
     """
+    if recipe.rollouts is not None and recipe.rollouts.engine != "transformers":
+        raise UserError(
+            "rollouts.engine",
+            f"{recipe.rollouts.engine!r} needs Ray's actors beside the workers",
+            "set it to transformers, or run `uld-ds train`",
+        )
     on_gpu = torch.cuda.is_available() and recipe.cluster.accelerator != "cpu"
     ranks = _join(on_gpu=on_gpu)
     if recipe.cluster.workers != ranks.size:
@@ -72,6 +82,19 @@ def prepare_job(recipe: Recipe) -> tuple[Job, Ranks, torch.device]:
     return job, ranks, device_for(int(os.environ["LOCAL_RANK"]), on_gpu=on_gpu)
 
 
+def empty_rounds_folder(job: Job, ranks: Ranks) -> Path:
+    """Make room for the rounds of rollouts of a trainer that has no checkpoints. Collective.
+
+    It begins at the beginning: what a trainer of the same name has answered before, perhaps with other settings, is
+    none of its student's. Nor is what a command's run of that name has, which is to resume from it.
+    """
+    folder = job.run_dir.parent / OWN_ROUNDS / job.run_dir.name
+    if ranks.is_first:
+        shutil.rmtree(folder, ignore_errors=True)
+    ranks.barrier()
+    return folder
+
+
 def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
     # Absolute: a notebook may change its working directory.
     folder = Path(os.path.abspath(in_home(recipe.run_dir)))  # noqa: PTH100 (keeps a shared mount's link names)
@@ -79,14 +102,15 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
     check_installed(recipe.student)
     place = student_place(recipe, folder.parent / NEW_STUDENTS / _student_digest(recipe))
     student = Pretrained.at(place, recipe.student, "student")
-    try_student(with_own_head(student.config(), Path(place), student.key), recipe.student, place)
+    config = with_own_head(student.config(), Path(place), student.key)
+    check_rollouts(recipe, config)
+    try_student(config, recipe.student, place)
     own = TextSide.of_model(student, recipe.student, "student", special_tokens=recipe.data.special_tokens)
     teacher, sides = teacher_sides(recipe, own)
     check_identities(recipe, sides["train"], shared=share_a_tokenizer(own, sides["train"]))
     splits = prepared_splits(recipe, own, sides, folder.parent / PREPARED_DATA)
     warn_of_splits(splits)
-    length, examples = recipe.training, len(splits["train"].rows)
-    check_schedule(recipe.objective, num_steps(examples, length.batch_size, epochs=length.epochs, steps=length.steps))
+    check_schedule(recipe.objective, steps_of_splits(recipe, splits))
     return Job(
         recipe=recipe,
         run_dir=folder,

@@ -5,15 +5,21 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from uld_ds.data.prepare import Preparer
+from transformers import PreTrainedConfig
+
+from uld_ds.data.prepare import Preparer, prepare_split
 from uld_ds.data.prepared import Split
+from uld_ds.data.sampling import num_steps
 from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import training_texts
+from uld_ds.data.statistics import facts_of_prompts
 from uld_ds.errors import UserError
+from uld_ds.models.architectures import is_encoder_decoder
 from uld_ds.models.locate import locate_model
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.student import make_student
 from uld_ds.recipe import Recipe
+from uld_ds.rollouts.prompts import PromptWork
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import check_store, held_out_store
 from uld_ds.teachers.stored_side import StoredSide
@@ -85,15 +91,37 @@ def check_identities(recipe: Recipe, teacher: Side, *, shared: bool) -> None:
         UserError: tokens are to be compared by ids that mean different things, or by what stored ids spell, which is
             not known.
     """
-    if recipe.objective.needs_vocabularies and isinstance(teacher, StoredSide):
+    if recipe.taught.needs_vocabularies and isinstance(teacher, StoredSide):
         _check_stored_tokenizer(recipe, teacher.tokenizer_digest)
-    by_number = [term.key for term in recipe.objective.weighed_terms if term.needs_one_tokenizer]
+    by_number = [term.key for term in recipe.taught.weighed_terms if term.needs_one_tokenizer]
     if by_number and not shared:
-        weight = getattr(recipe.objective, by_number[0])
+        of_given = getattr(recipe.objective, by_number[0])
+        section = "objective" if of_given else "rollouts.objective"
+        weight = getattr(recipe.objective if of_given else recipe.taught, by_number[0])
         raise UserError(
-            f"objective.{by_number[0]}",
+            f"{section}.{by_number[0]}",
             f"{weight} needs one tokenizer on both sides, but teacher and student have two",
-            "set it to 0 and give objective.uld or objective.hybrid a weight: they compare any two tokenizers",
+            f"set it to 0 and give {section}.uld or {section}.hybrid a weight: they compare any two tokenizers",
+        )
+
+
+def check_rollouts(recipe: Recipe, student: PreTrainedConfig) -> None:
+    """Check that the student can answer prompts where the recipe says; without rollouts there is nothing to check.
+
+    Args:
+        recipe: the run's recipe.
+        student: configuration of the student.
+
+    Raises:
+        UserError: it has an encoder.
+    """
+    if recipe.rollouts is None:
+        return
+    if is_encoder_decoder(student):
+        raise UserError(
+            "rollouts",
+            f"the student is a {student.model_type} with an encoder, and own answers are sampled from decoders alone",
+            "leave out rollouts, or train a decoder-only student",
         )
 
 
@@ -125,11 +153,50 @@ def prepared_splits(recipe: Recipe, student: TextSide, sides: dict[str, Side], c
         UserError: a source cannot be read, or a row cannot be used.
     """
     sources = {"train": recipe.data.train, "eval": recipe.data.eval}
-    return {
+    if recipe.own_examples == recipe.training.batch_size:
+        del sources["train"]
+    splits = {
         name: Preparer(recipe, student, sides[name]).prepare(source, f"data.{name}", cache)
         for name, source in sources.items()
         if source is not None
     }
+    if recipe.rollouts is None:
+        return splits
+    prompts = _prompts(recipe, student, sides["train"], cache)
+    # Where all answers are the student's own, the prompts are all that is trained on.
+    return {"train": splits.get("train", prompts), **splits, "prompts": prompts}
+
+
+def _prompts(recipe: Recipe, student: TextSide, teacher: Side, cache: Path) -> Split:
+    assert recipe.rollouts is not None and isinstance(teacher, TextSide)
+    source, key = recipe.rollouts.prompts, "rollouts.prompts"
+    if source is None:
+        source, key = recipe.data.train, "data.train"
+    work = PromptWork(recipe, student, teacher)
+    return prepare_split(source, key, cache, work, recipe.data, facts_of_prompts)
+
+
+def steps_of_run(recipe: Recipe, *, num_data: int, num_prompts: int = 0) -> int:
+    """Compute the optimizer steps of a run.
+
+    Epochs count passes over the given examples; where all answers are the student's own, passes over the prompts.
+
+    Args:
+        recipe: the run's recipe.
+        num_data: given examples.
+        num_prompts: prompts of rollouts.
+    """
+    length, own = recipe.training, recipe.own_examples
+    examples, per_step = num_data, length.batch_size - own
+    if recipe.rollouts is not None and per_step == 0:
+        examples, per_step = num_prompts * recipe.rollouts.samples_per_prompt, own
+    return num_steps(examples, per_step, epochs=length.epochs, steps=length.steps)
+
+
+def steps_of_splits(recipe: Recipe, splits: dict[str, Split]) -> int:
+    """Compute the optimizer steps of a run from its prepared splits."""
+    prompts = len(splits["prompts"].rows) if "prompts" in splits else 0
+    return steps_of_run(recipe, num_data=len(splits["train"].rows), num_prompts=prompts)
 
 
 def warn_of_splits(splits: dict[str, Split]) -> None:
@@ -139,6 +206,7 @@ def warn_of_splits(splits: dict[str, Split]) -> None:
         if shared:
             log.warning("%d held-out examples are also training examples: data.eval measures memory, too", len(shared))
     facts = splits["train"].facts
+    # Of prompts alone the rate is not a number, which is not below anything.
     if facts.alignment_rate < FEW_ALIGNED:
         log.warning(
             "only %.0f %% of the student's answer tokens begin a segment: the teacher says nothing about the others. "

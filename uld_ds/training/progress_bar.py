@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.evaluation.held_out import Evaluation
+from uld_ds.rollouts.statistics import CollapseWatch, collapse_of
+from uld_ds.rollouts.summary import RoundJudgment, RoundSummary
 from uld_ds.training.callbacks import TrainerCallback, Who
 from uld_ds.training.step_result import StepResult
 
@@ -32,6 +34,7 @@ class ProgressBar(TrainerCallback):
         )
         self._task: TaskID | None = None
         self._total = 0
+        self._watch = CollapseWatch()
 
     def on_start(self, state: TrainState, total_steps: int, *, resumed: bool) -> None:
         """Begin the bar at the steps that are done."""
@@ -66,6 +69,20 @@ class ProgressBar(TrainerCallback):
     def on_loss_spike(self, state: TrainState, height: float) -> None:
         """Print a warning of the spike."""
         self.on_warning(f"step {state.step}: the loss is {height:.1f} standard deviations above the recent median")
+
+    def on_sampling(self, state: TrainState, number: int, done: int, asked: int) -> None:
+        """Show how far the sampling of a round is."""
+        self._advance(state, f"round {number}: {done:,} of {asked:,} own answers")
+
+    def on_round(self, state: TrainState, summary: RoundSummary) -> None:
+        """Print a warning where the student's own answers collapse."""
+        for text in self._watch.news(collapse_of(summary)):
+            self.on_warning(text)
+
+    def on_round_judged(self, state: TrainState, judgment: RoundJudgment) -> None:
+        """Print how far student and teacher are apart in the student's own answers."""
+        said = f"round {judgment.round}: KL(student, teacher) {judgment.kl_per_byte:.4f} nats per byte of own answers"
+        self._console.print(said, highlight=False)
 
     def on_end(self) -> None:
         """End the bar, and give the cursor back."""

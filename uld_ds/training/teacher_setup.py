@@ -58,7 +58,7 @@ class TeacherSetup:
         recipe = self._job.recipe
         if self._settings.source == "stored":
             assert self._settings.path is not None
-            with_top = recipe.objective.num_top_ids > 0
+            with_top = recipe.taught.num_top_ids > 0
             store = SpectrumStore.open(self._settings.path, key="teacher.path", with_top=with_top)
             return StoredTeacher(store, rows)
         if not self._settings.cache:
@@ -69,14 +69,17 @@ class TeacherSetup:
             rank=self._ranks.rank,
             precision=self._settings.codec.to_precision(),
         )
-        missing = int((begins and recipe.data.eval is not None) or not cache.complete(len(rows)))
+        judges = recipe.rollouts is not None
+        missing = int(judges or (begins and recipe.data.eval is not None) or not cache.complete(len(rows)))
         needed = self._ranks.max(torch.tensor(missing, device=self._device))
         teacher = self._model(rows) if needed else None
-        return CachedTeacher(cache, teacher, num_examples=len(rows), ranks=self._ranks, device=self._device)
+        return CachedTeacher(
+            cache, teacher, num_examples=len(rows), ranks=self._ranks, device=self._device, keeps_teacher=judges
+        )
 
     def _model(self, rows: Dataset) -> OnlineTeacher:
         self._stage("loading the teacher")
-        objective = self._job.recipe.objective
+        objective = self._job.recipe.taught
         return OnlineTeacher(
             load_teacher(self._job.teacher, self._settings, self._job.teacher_deepspeed, self._device),
             self.batcher(rows),
@@ -86,9 +89,20 @@ class TeacherSetup:
             top_ids=objective.num_top_ids,
         )
 
+    def ask_about(self, source: TeacherSource, rows: Dataset) -> None:
+        """Let the teacher be asked about other examples by number: given ones, and the student's own after them.
+
+        Args:
+            source: what ``source`` has returned.
+            rows: all of them, prepared.
+        """
+        teacher = source.asked if isinstance(source, CachedTeacher) else source
+        assert isinstance(teacher, OnlineTeacher), "only a model can judge new text"
+        teacher.ask_about(self.batcher(rows))
+
     def relations(self, student: PreTrainedTokenizerBase) -> VocabularyRelations | None:
         """Relate the student's vocabulary to the teacher's, where the objective looks at that; else None."""
-        if not self._job.recipe.objective.needs_vocabularies:
+        if not self._job.recipe.taught.needs_vocabularies:
             return None
         teacher = self.tokenizer
         if teacher is None:  # a stored teacher; the driver has seen that it is the same tokenizer

@@ -8,7 +8,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +20,12 @@ from uld_ds.batches import MicroBatch
 from uld_ds.checkpointing.export import export_trained
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.recipe import Recipe, parse_recipe
+from uld_ds.rollouts.summary import RoundJudgment, RoundSummary, ShownAnswer
 from uld_ds.runs.phases import with_other
 from uld_ds.training.assembly import assemble
 from uld_ds.training.callbacks import Checkpointer, Evaluator, History, NoCheckpoints, TrainerCallback, Who
 from uld_ds.training.engine import DistillationEngine
-from uld_ds.training.local import prepare_job
+from uld_ds.training.local import empty_rounds_folder, prepare_job
 from uld_ds.training.loss_spikes import SpikeDetector
 from uld_ds.training.progress_bar import ProgressBar
 from uld_ds.training.step_result import StepResult
@@ -42,6 +43,34 @@ class Batches(Protocol):
 
     def window(self, step: int) -> list[MicroBatch]:
         """Make this rank's micro-batches of optimizer step ``step``, counted from 0."""
+        ...
+
+
+class Rounds(Protocol):
+    """The rounds of rollouts of a run, for its trainer: `uld_ds.training.rollout_batches.RolloutBatches`."""
+
+    def begin(self, step: int, sign: Callable[[int, int, int], None]) -> RoundSummary | None:
+        """Have the answers that a step learns from; return the facts of their round, where it is new. Collective."""
+        ...
+
+    def begins_round(self, step: int) -> bool:
+        """Tell whether a step, counted from 0, is the first that learns from its round."""
+        ...
+
+    def ends_round(self, step: int) -> bool:
+        """Tell whether a step, counted from 0, is the last that learns from its round."""
+        ...
+
+    def shown(self, examples: Sequence[int], teacher_nats: Sequence[float]) -> list[ShownAnswer]:
+        """Return a few answers of a step, of all ranks, with what the teacher makes of them. Collective."""
+        ...
+
+    def settle(self) -> None:
+        """Wait until nothing is being sampled: a checkpoint is to be made. Collective."""
+        ...
+
+    def close(self) -> None:
+        """Free what samples."""
         ...
 
 
@@ -74,6 +103,7 @@ class Trainer:
         engine: does one step of distillation.
         batches: the data of each step.
         recipe: its sections ``training`` and ``evaluation``, and ``run.seed``, say what is done when.
+        rounds: rounds of the student's own answers; by default there are none.
         evaluators: measure ``teacher`` and ``student`` on held-out examples; without them nothing is measured.
         checkpoints: keeper of the checkpoints; by default there are none.
         callbacks: told of everything, in order.
@@ -87,6 +117,7 @@ class Trainer:
         batches: Batches,
         recipe: Recipe,
         *,
+        rounds: Rounds | None = None,
         evaluators: Mapping[str, Evaluator] | None = None,
         checkpoints: Checkpointer | None = None,
         callbacks: Sequence[TrainerCallback] = (),
@@ -97,6 +128,8 @@ class Trainer:
         self.batches = batches
         self.recipe = recipe
         self.total_steps = batches.num_steps
+        self._rounds = rounds
+        self._round: RoundSummary | None = None
         self._evaluators = evaluators or {}
         self._checkpoints: Checkpointer = checkpoints or NoCheckpoints()
         self._callbacks = tuple(callbacks)
@@ -105,6 +138,8 @@ class Trainer:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.history: list[dict[str, float]] = []
         """Metrics of every step that was applied, with its number as ``step``; kept by trainers of ``from_recipe``."""
+        self.rounds: list[dict[str, Any]] = []
+        """Facts of every round of the student's own answers; kept by trainers of ``from_recipe``."""
 
     @classmethod
     def from_recipe(
@@ -128,11 +163,14 @@ class Trainer:
         job, ranks, device = prepare_job(parsed)
         if callbacks is None:
             callbacks = [ProgressBar()] if ranks.is_first else []
-        parts = assemble(job, ranks=ranks, device=device)
+        rounds_folder = None if parsed.rollouts is None else empty_rounds_folder(job, ranks)
+        parts = assemble(job, ranks=ranks, device=device, rounds_folder=rounds_folder)
         history = History()
         callbacks = [history, *callbacks]
-        trainer = cls(parts.engine, parts.batches, parsed, evaluators=parts.evaluators, callbacks=callbacks)
-        trainer._tokenizer, trainer.history = parts.tokenizer, history.steps
+        trainer = cls(
+            parts.engine, parts.batches, parsed, rounds=parts.rounds, evaluators=parts.evaluators, callbacks=callbacks
+        )
+        trainer._tokenizer, trainer.history, trainer.rounds = parts.tokenizer, history.steps, history.rounds
         return trainer
 
     def save(self, folder: str | Path) -> Path:
@@ -154,6 +192,8 @@ class Trainer:
         try:
             return self._run()
         finally:
+            if self._rounds is not None:
+                self._rounds.close()
             self._tell("on_end")
 
     def _run(self) -> TrainResult:
@@ -178,6 +218,7 @@ class Trainer:
                 if state.step > saved:
                     self._save(state)
                 return Outcome.STOPPED
+            self._begin_round(state)
             self._step(state)
             if state.skipped_in_a_row >= training.max_skipped_steps:
                 return Outcome.GAVE_UP
@@ -190,6 +231,37 @@ class Trainer:
                 saved = state.step
         return Outcome.FINISHED
 
+    def _begin_round(self, state: TrainState) -> None:
+        """Have the answers that the next step learns from, where the run has rollouts. Collective."""
+        if self._rounds is None:
+            return
+        begin = time.perf_counter()
+        summary = self._rounds.begin(
+            state.step, lambda number, done, asked: self._tell("on_sampling", state, number, done, asked)
+        )
+        if summary is not None:
+            self._round = summary = replace(summary, held_up=time.perf_counter() - begin)
+            self._tell("on_round", state, summary)
+        if self._rounds.begins_round(state.step):
+            state.round_teacher_nats = state.round_bytes = 0.0
+
+    def _judge(self, state: TrainState, step: int, result: StepResult) -> None:
+        """Note what the teacher makes of a step's own answers; tell of the round once they all were trained on."""
+        rounds, summary = self._rounds, self._round
+        if rounds is None or summary is None:
+            return
+        if result.rollouts is not None:
+            state.round_teacher_nats += result.rollouts.teacher_nats
+            state.round_bytes += result.rollouts.bytes
+        if rounds.begins_round(step):
+            judged = result.judged
+            own = ([], []) if judged is None else (judged.examples, judged.teacher_nats.tolist())
+            self._tell("on_shown_answers", state, summary.round, rounds.shown(*own))
+        if rounds.ends_round(step) and state.round_bytes:
+            per_byte = state.round_teacher_nats / state.round_bytes
+            judgment = RoundJudgment(summary.round, state.step, per_byte, summary.student_nats_per_byte)
+            self._tell("on_round_judged", state, judgment)
+
     def _step(self, state: TrainState) -> None:
         begin = time.perf_counter()
         # Dropout depends on the step, not on how often the run was restarted.
@@ -199,7 +271,9 @@ class Trainer:
         with self._profiled(state.step + 1):
             result = self.engine.train_step(window)
         seconds = time.perf_counter() - begin
+        step = state.step
         state.step += 1
+        self._judge(state, step, result)
         state.tokens += result.student_tokens + result.teacher_tokens
         state.train_seconds += seconds
         if result.skipped:
@@ -238,6 +312,8 @@ class Trainer:
         best = bits is not None and (state.best_bits is None or bits < state.best_bits)
         if best:
             state.best_bits, state.best_step = bits, state.step
+        if self._rounds is not None:
+            self._rounds.settle()
         self._tell("before_checkpoint", state)
         begin = time.perf_counter()
         self._checkpoints.save(self.engine.student, state, {"loss": state.final_loss}, best=best)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.teacher_outputs import same_bits, tokens_of
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, parse_recipe
+from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.cache import OutputCache
-from uld_ds.teachers.cached import cache_identity
+from uld_ds.teachers.cached import CachedTeacher, cache_identity
 from uld_ds.teachers.outputs_codec import roundtrip
+from uld_ds.utils.distributed import Ranks
 
 
 def recipe(**objective: Any) -> Recipe:
@@ -50,3 +54,40 @@ def test_top_k_tokens_are_cached(tmp_path: Path) -> None:
     for example, back in zip((0, 3), OutputCache(tmp_path, "a", rank=1).read([0, 3]), strict=True):
         assert same_bits(back, roundtrip(said[example]))
         assert same_bits(back, kept[example])
+
+
+class Counted:
+    """An online teacher as the cache calls it, whose outputs tell how it was asked."""
+
+    tokens_run = bytes_gathered = 0
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+        self.is_closed = False
+
+    def answers(self, examples: Sequence[int], step: int) -> list[TeacherTokens]:
+        self.asked.append(list(examples))
+        return [tokens_of(2, 10 * len(self.asked) + example) for example in examples]
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_own_answers_are_asked_about_each_time_apart_from_given_ones(tmp_path: Path) -> None:
+    online: Any = Counted()
+    cache = OutputCache(tmp_path, "a", rank=0)
+    ranks, cpu = Ranks(0, 1), torch.device("cpu")
+    teacher = CachedTeacher(cache, online, num_examples=3, ranks=ranks, device=cpu, keeps_teacher=True)
+    first = teacher.answers([0, 5, 1, 4], 0)
+    assert online.asked == [[0, 1], [5, 4]]
+    assert len(cache) == 2  # own answers are numbered anew in each round
+    second = teacher.answers([1, 5, 2, 0], 1)
+    assert online.asked[2:] == [[2], [5]]
+    assert same_bits(second[0], first[2])
+    assert same_bits(second[3], first[0])
+    # What is not cached has been through the codec, too: one kind of outputs in a micro-batch.
+    assert same_bits(first[1], roundtrip(tokens_of(2, 25)))
+    assert same_bits(second[1], roundtrip(tokens_of(2, 45)))
+    # All given examples are cached by now, and the next round needs the teacher.
+    assert teacher.is_loaded
+    assert not online.is_closed

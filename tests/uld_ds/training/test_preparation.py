@@ -1,0 +1,56 @@
+"""What a recipe's models must be for it, which is known before anything heavy begins."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from transformers import LlamaConfig, T5Config
+
+from tests.helpers.recipe_trees import message, tree_with
+from uld_ds.data.sides import Side
+from uld_ds.recipe import Recipe, parse_recipe
+from uld_ds.training.preparation import check_identities, check_rollouts, steps_of_run
+
+DECODER, WITH_ENCODER = LlamaConfig(), T5Config()
+ONLINE = cast("Side", None)
+
+
+def recipe_with(**changes: Any) -> Recipe:
+    return parse_recipe(tree_with(data__eval={"source": "files", "path": "e.jsonl"}, **changes))
+
+
+def test_a_student_with_an_encoder_has_no_rollouts() -> None:
+    assert message(check_rollouts, recipe_with(rollouts={}), WITH_ENCODER) == (
+        "rollouts: the student is a t5 with an encoder, and own answers are sampled from decoders alone; leave out "
+        "rollouts, or train a decoder-only student"
+    )
+    check_rollouts(recipe_with(rollouts={}), DECODER)
+    check_rollouts(recipe_with(), WITH_ENCODER)
+
+
+def test_terms_of_own_answers_need_what_terms_of_given_ones_need() -> None:
+    of_own = recipe_with(rollouts={"objective": {"classical": 0.5}})
+    assert message(check_identities, of_own, ONLINE, shared=False).startswith(
+        "rollouts.objective.classical: 0.5 needs one tokenizer on both sides, but teacher and student have two; set it "
+        "to 0 and give rollouts.objective.uld or"
+    )
+    of_given = recipe_with(objective={"classical": 0.7}, rollouts={"objective": {"classical": 0.9}})
+    assert message(check_identities, of_given, ONLINE, shared=False).startswith("objective.classical: 0.7 needs one")
+    for recipe in (of_own, of_given):
+        check_identities(recipe, ONLINE, shared=True)
+
+
+def test_epochs_count_passes_over_given_answers_or_else_over_prompts() -> None:
+    def steps(share: float, samples: int = 1, **training: Any) -> int:
+        recipe = recipe_with(
+            rollouts={"share": share, "samples_per_prompt": samples}, training={"batch_size": 8} | training
+        )
+        return steps_of_run(recipe, num_data=100, num_prompts=20)
+
+    # Six given and two own answers a step: a hundred given ones take 17 steps.
+    assert steps(0.25, epochs=1) == 17
+    assert steps(0.25, epochs=0.5) == 9
+    assert steps(1.0, epochs=1) == 3  # 20 prompts, eight a step
+    assert steps(1.0, samples=4, epochs=1) == 10
+    assert steps(1.0, steps=7) == 7
+    assert steps_of_run(recipe_with(training={"batch_size": 8, "epochs": 1}), num_data=100) == 13

@@ -1,0 +1,105 @@
+"""The prompts of rollouts, prepared once: conversations without an answer, and the student's token ids before it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+
+from uld_ds.data.examples import Example
+from uld_ds.data.sides import TextSide
+from uld_ds.recipe import Recipe
+
+PROMPT_FEATURES = Features(
+    {
+        "conversation": Value("string"),
+        "prompt_ids": List(Value("int32")),
+        "prompt": Value("string"),
+        "notes": List(Value("string")),
+        "digest": Value("string"),
+    }
+)
+
+
+class PromptWork:
+    """The work of preparing prompts for rollouts: those that both sides can read and that leave room for an answer.
+
+    Args:
+        recipe: Recipe of the run.
+        student: Side of the student.
+        teacher: Side of the teacher.
+    """
+
+    features = PROMPT_FEATURES
+    answered = False
+
+    def __init__(self, recipe: Recipe, student: TextSide, teacher: TextSide) -> None:
+        assert recipe.rollouts is not None
+        self._student = student
+        self._teacher = teacher
+        self._student_max, self._teacher_max = recipe.student.max_length, recipe.teacher.max_length
+        self._new = recipe.rollouts.max_new_tokens
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that decides the rows, besides the examples: both sides, and the room for an answer."""
+        sides = {"student": self._student.identity(), "teacher": self._teacher.identity()}
+        return {"rollouts": True, **sides, "max_new_tokens": self._new}
+
+    def __call__(self, examples: Sequence[Example]) -> list[dict[str, Any] | str]:
+        """Make a row of each prompt, or say what is wrong with it."""
+        return [self._row(example) for example in examples]
+
+    def _row(self, example: Example) -> dict[str, Any] | str:
+        try:
+            ids = self._student.prompt_ids(example)
+            taught = len(self._teacher.prompt_ids(example))
+        except ValueError as error:
+            return str(error)
+        room = self._student_max - self._new
+        if len(ids) > room:
+            return (
+                f"the prompt takes {len(ids)} student tokens, and student.max_length {self._student_max} leaves {room} "
+                f"beside rollouts.max_new_tokens {self._new}: lower it, or raise student.max_length"
+            )
+        if taught >= self._teacher_max:
+            return (
+                f"the prompt takes {taught} teacher tokens of {self._teacher_max}, which leaves no room for an answer: "
+                "raise teacher.max_length"
+            )
+        if not ids:
+            return "nothing stands before the answer, and the student's tokenizer has no BOS or EOS to put there"
+        return {
+            "conversation": _written(example),
+            "prompt_ids": np.asarray(ids, np.int32),
+            "prompt": self._student.prompt(example),
+            "notes": [],
+            "digest": replace(example, messages=example.prompt, answers=()).digest(),
+        }
+
+
+def _written(example: Example) -> str:
+    """Write what an example asks as JSON, for `asked_of`."""
+    teacher = None if example.teacher is None else list(example.teacher)
+    content = [list(example.prompt), teacher, example.tools, example.template_arguments]
+    return json.dumps(content, ensure_ascii=False)
+
+
+def asked_of(rows: Dataset, number: int) -> Example:
+    """Read the example of a prompt, whose answer is empty.
+
+    Args:
+        rows: Rows that `PromptWork` has made.
+        number: Number of the row.
+    """
+    messages, teacher, tools, arguments = json.loads(rows[number]["conversation"])
+    return Example(
+        (*messages, {"role": "assistant", "content": ""}),
+        (len(messages),),
+        None if teacher is None else tuple(teacher),
+        None if tools is None else tuple(tools),
+        arguments,
+    )
