@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,12 +16,14 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.job_config import JobConfig
 
-from launcher.cluster.placement import Node, can_hold_one, check_fits
+from launcher.cluster.actor_checks import check_actors
+from launcher.cluster.placement import Node, can_hold_actor, can_hold_one, check_fits
 from launcher.cluster.shared_storage import check_shared
 from launcher.cluster.versions import check_versions
 from launcher.drivers.preflight import check_port
 from uld_ds.errors import RunError, UserError, one_line
 from uld_ds.recipe import ClusterSettings
+from uld_ds.recipe.rollouts import RolloutActorSettings
 from uld_ds.utils.files import in_home
 
 RUN_NAME = "uld_ds.run"
@@ -36,12 +38,13 @@ AUTHENTICATION_FIX = "set RAY_AUTH_MODE as the cluster has it, and RAY_AUTH_TOKE
 
 
 @contextmanager
-def connected(settings: ClusterSettings, folder: Path) -> Iterator[None]:
+def connected(settings: ClusterSettings, folder: Path, actors: RolloutActorSettings | None = None) -> Iterator[None]:
     """Connect to the cluster of RAY_ADDRESS, or to one that this process starts on loopback and ends.
 
     Args:
         settings: the recipe's.
         folder: of the run; ``uld-ds jobs`` finds it in what Ray knows of this command.
+        actors: the recipe's that sample rollouts beside the workers, if there are any.
 
     Raises:
         UserError: nobody answers at RAY_ADDRESS, or the dashboard's port is taken.
@@ -53,7 +56,7 @@ def connected(settings: ClusterSettings, folder: Path) -> Iterator[None]:
     if address:
         _join(address, folder)
     else:
-        _start(settings)
+        _start(settings, actors)
     try:
         yield
     finally:
@@ -109,9 +112,10 @@ def _have_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _start(settings: ClusterSettings) -> None:
+def _start(settings: ClusterSettings, actors: RolloutActorSettings | None) -> None:
     _have_token()
-    needed = math.ceil(settings.workers * settings.cpus_per_worker)
+    beside = 0.0 if actors is None else actors.count * actors.cpus
+    needed = math.ceil(settings.workers * settings.cpus_per_worker + beside)
     ray.init(
         # Ray counts what it is told: more workers than cores are slow, not impossible.
         num_cpus=max(os.cpu_count() or 1, needed),
@@ -125,45 +129,58 @@ def _start(settings: ClusterSettings) -> None:
     )
 
 
-def prepare_cluster(settings: ClusterSettings, folder: Path, note: Callable[[str], None]) -> bool:
+def prepare_cluster(
+    settings: ClusterSettings,
+    folder: Path,
+    note: Callable[[str], None],
+    actors: RolloutActorSettings | None = None,
+) -> bool:
     """Wait until the connected cluster can run the worker group, and tell whether workers get a GPU each.
 
     Args:
         settings: the recipe's.
         folder: of the run; every node that may get a worker must see it.
         note: told what is being waited for.
+        actors: the recipe's that sample rollouts beside the workers, if there are any.
 
     Raises:
-        UserError: the cluster can never hold the worker group, the folder is not shared by its nodes, or they
-            have other versions of libraries.
+        UserError: the cluster can never hold the worker group and the actors, the folder is not shared by its nodes,
+            they have other versions of libraries, or the actors lack what they need.
         RunError: what the worker group needs stayed busy, or a node does not answer.
     """
-    on_gpu = _wait_for_nodes(settings, note)
-    _wait_for_room(settings, note, on_gpu=on_gpu)
-    hosts = _hosts(settings, on_gpu=on_gpu)
+    on_gpu = _wait_for_nodes(settings, note, actors)
+    _wait_for_room(settings, note, actors, on_gpu=on_gpu)
+    actor_hosts = _actor_hosts(settings, actors, on_gpu=on_gpu)
+    hosts = _hosts(settings, actor_hosts, on_gpu=on_gpu)
     check_shared(folder, hosts)
     check_versions(hosts)
+    if actors is not None:
+        check_actors(actors, actor_hosts)
     return on_gpu
 
 
-def accelerator_for(settings: ClusterSettings, nodes: Sequence[Node]) -> bool:
+def accelerator_for(
+    settings: ClusterSettings, nodes: Sequence[Node], actors: RolloutActorSettings | None = None
+) -> bool:
     """Tell whether workers get a GPU each on these nodes.
 
     Raises:
-        UserError: the worker group cannot be placed on them, with what is missing.
+        UserError: the worker group, or the actors beside it, cannot be placed on them, with what is missing.
     """
     gpus = sum(node.resources.get("GPU", 0) for node in nodes)
     on_gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus >= settings.workers)
-    check_fits(settings, nodes, on_gpu=on_gpu)
+    check_fits(settings, nodes, on_gpu=on_gpu, actors=actors)
     return on_gpu
 
 
-def _wait_for_nodes(settings: ClusterSettings, note: Callable[[str], None]) -> bool:
+def _wait_for_nodes(
+    settings: ClusterSettings, note: Callable[[str], None], actors: RolloutActorSettings | None
+) -> bool:
     deadline = time.monotonic() + settings.wait_seconds
     waiting = False
     while True:
         try:
-            return accelerator_for(settings, list(_nodes().values()))
+            return accelerator_for(settings, list(_nodes().values()), actors)
         except UserError as error:
             if time.monotonic() >= deadline:
                 raise
@@ -173,7 +190,9 @@ def _wait_for_nodes(settings: ClusterSettings, note: Callable[[str], None]) -> b
         time.sleep(1)
 
 
-def _wait_for_room(settings: ClusterSettings, note: Callable[[str], None], *, on_gpu: bool) -> None:
+def _wait_for_room(
+    settings: ClusterSettings, note: Callable[[str], None], actors: RolloutActorSettings | None, *, on_gpu: bool
+) -> None:
     """Wait until the worker group's resources are free.
 
     Others may hold what the cluster has; the run before this one may only just be leaving.
@@ -183,7 +202,7 @@ def _wait_for_room(settings: ClusterSettings, note: Callable[[str], None], *, on
     waiting = False
     while True:
         try:
-            return check_fits(settings, list(_nodes(free=True).values()), on_gpu=on_gpu)
+            return check_fits(settings, list(_nodes(free=True).values()), on_gpu=on_gpu, actors=actors)
         except UserError as error:
             if time.monotonic() >= deadline:
                 raise RunError(
@@ -210,11 +229,20 @@ def _nodes(*, free: bool = False) -> dict[str, Node]:
     }
 
 
-def _hosts(settings: ClusterSettings, *, on_gpu: bool) -> dict[str, str]:
-    """Collect the addresses of nodes that may get a worker, and of the one that this process writes from."""
+def _hosts(settings: ClusterSettings, actor_hosts: Mapping[str, str], *, on_gpu: bool) -> dict[str, str]:
+    """Collect the addresses of nodes that may get a worker or an actor, and of the one where this process writes."""
     here = ray.get_runtime_context().get_node_id()
     return {
         node: found.address
         for node, found in _nodes().items()
-        if node == here or can_hold_one(settings, found, on_gpu=on_gpu)
+        if node == here or node in actor_hosts or can_hold_one(settings, found, on_gpu=on_gpu)
+    }
+
+
+def _actor_hosts(settings: ClusterSettings, actors: RolloutActorSettings | None, *, on_gpu: bool) -> dict[str, str]:
+    """Collect the addresses of nodes that may get an actor."""
+    return {
+        node: found.address
+        for node, found in _nodes().items()
+        if can_hold_actor(settings, found, actors, on_gpu=on_gpu)
     }

@@ -1,4 +1,4 @@
-"""Whether a cluster can hold a worker group, node by node, and what it lacks when it cannot.
+"""Whether a cluster can hold a worker group and actors beside it, node by node, and what it lacks when it cannot.
 
 Ray itself waits for ever for a placement that can never be; a person wants to know at once.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from uld_ds.errors import UserError
 from uld_ds.recipe import ClusterSettings
+from uld_ds.recipe.rollouts import RolloutActorSettings
 
 # Ray's own way to ask for a kind of accelerator: a node has one of this resource, a worker takes a sliver.
 _ACCELERATOR = "accelerator_type:"
@@ -35,8 +36,16 @@ def worker_resources(settings: ClusterSettings, *, on_gpu: bool) -> dict[str, fl
     return {**resources, "GPU": 1.0} if on_gpu else resources
 
 
-def check_fits(settings: ClusterSettings, nodes: Sequence[Node], *, on_gpu: bool) -> None:
-    """Check that the worker group can be placed on ``nodes``.
+def check_fits(
+    settings: ClusterSettings, nodes: Sequence[Node], *, on_gpu: bool, actors: RolloutActorSettings | None = None
+) -> None:
+    """Check that the worker group can be placed on ``nodes``, and beside it the actors that sample rollouts.
+
+    Args:
+        settings: the recipe's.
+        nodes: all nodes.
+        on_gpu: one GPU per worker.
+        actors: the recipe's actors; None for a run without.
 
     Raises:
         UserError: it cannot; names the first thing that keeps it from being placed.
@@ -69,18 +78,77 @@ def check_fits(settings: ClusterSettings, nodes: Sequence[Node], *, on_gpu: bool
             f"{settings.workers} workers ({one} each) do not fit: {held}",
             "lower it, or what each of them takes",
         )
+    if actors is not None:
+        _check_beside(settings, suitable, needed, actors, actor_resources(actors, on_gpu=on_gpu))
+
+
+def actor_resources(actors: RolloutActorSettings, *, on_gpu: bool) -> dict[str, float]:
+    """Compute what one actor takes of Ray's resources."""
+    gpus = actors.gpus_each(on_gpu=on_gpu)
+    return {"CPU": actors.cpus, "GPU": gpus} if gpus else {"CPU": actors.cpus}
+
+
+def _check_beside(
+    settings: ClusterSettings,
+    nodes: Sequence[Node],
+    worker: Mapping[str, float],
+    actors: RolloutActorSettings,
+    actor: Mapping[str, float],
+) -> None:
+    """Check that there is a placement of the workers that leaves room for all actors."""
+    most = _most_beside(settings, nodes, worker, actor)
+    if most < actors.count:
+        one = ", ".join(f"{amount:g} {name}" for name, amount in actor.items())
+        raise UserError(
+            "rollouts.actors",
+            f"{actors.count} beside {settings.workers} workers ({one} each) do not fit: there is room for {most}",
+            "lower rollouts.actors.count, what each of them takes, or cluster.workers",
+        )
+
+
+def _most_beside(
+    settings: ClusterSettings, nodes: Sequence[Node], worker: Mapping[str, float], actor: Mapping[str, float]
+) -> int:
+    """Count the actors that find room beside the workers, at most, over all ways to place the workers."""
+    wanted, strategy = settings.workers, settings.placement_strategy
+    # most[n]: actors on the nodes so far with n workers on them; of what cannot be, less than none.
+    most: list[float] = [0.0] + [-math.inf] * wanted
+    for node in nodes:
+        room = min(_num_workers(node, worker), wanted)
+        choices = {"STRICT_PACK": {0, wanted}, "STRICT_SPREAD": {0, 1}}.get(strategy, set(range(room + 1)))
+        beside = {number: _num_beside(node, number, worker, actor) for number in choices if number <= room}
+        most = [
+            max((most[total - number] + found for number, found in beside.items() if number <= total))
+            for total in range(wanted + 1)
+        ]
+    return int(max(most[wanted], 0))
+
+
+def _num_beside(node: Node, workers: int, worker: Mapping[str, float], actor: Mapping[str, float]) -> int:
+    """Count the actors that a node can hold beside so many workers."""
+    left = {name: amount - workers * worker.get(name, 0) for name, amount in node.resources.items()}
+    return max(_num_workers(Node(node.address, left, node.labels), actor), 0)
 
 
 def can_hold_one(settings: ClusterSettings, node: Node, *, on_gpu: bool) -> bool:
     """Tell whether a worker may be placed on this node."""
+    return _can_hold(settings, node, worker_resources(settings, on_gpu=on_gpu))
+
+
+def can_hold_actor(settings: ClusterSettings, node: Node, actors: RolloutActorSettings | None, *, on_gpu: bool) -> bool:
+    """Tell whether an actor that samples rollouts may be placed on this node."""
+    return actors is not None and _can_hold(settings, node, actor_resources(actors, on_gpu=on_gpu))
+
+
+def _can_hold(settings: ClusterSettings, node: Node, needed: Mapping[str, float]) -> bool:
     labeled = all(label_matches(selector, node.labels.get(label)) for label, selector in settings.labels.items())
     kind = settings.accelerator_type
     accelerated = kind is None or node.resources.get(_ACCELERATOR + kind, 0) >= _SLIVER
-    return labeled and accelerated and _num_workers(node, worker_resources(settings, on_gpu=on_gpu)) > 0
+    return labeled and accelerated and _num_workers(node, needed) > 0
 
 
 def _num_workers(node: Node, needed: Mapping[str, float]) -> int:
-    """Count the workers that a node can hold."""
+    """Count the workers, or others that take what is ``needed``, that a node can hold."""
     return min(math.floor((node.resources.get(name, 0) + _EPSILON) / amount) for name, amount in needed.items())
 
 
@@ -127,14 +195,6 @@ def label_matches(selector: str, value: str | None) -> bool:
     several = re.fullmatch(r"in\((.*)\)", text)
     values = [item.strip() for item in several[1].split(",")] if several else [text]
     return (value in values) != negated
-
-
-def ray_selectors(settings: ClusterSettings) -> dict[str, str] | None:
-    """Rewrite the recipe's label selectors as Ray must have them; None without any.
-
-    Ray takes a space in ``in(x, y)`` for a part of the value: no node would match, and the worker group wait for ever.
-    """
-    return {label: re.sub(r"\s+", "", selector) for label, selector in settings.labels.items()} or None
 
 
 def _with_accelerator(settings: ClusterSettings, nodes: Sequence[Node]) -> list[Node]:

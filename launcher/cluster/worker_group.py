@@ -12,7 +12,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from launcher.cluster.placement import ray_selectors, worker_resources
+from launcher.cluster.placement import worker_resources
 from uld_ds.errors import RunError, message_lines, one_line
 from uld_ds.recipe import Recipe
 from uld_ds.runs.folder import RunFolder
@@ -52,7 +52,7 @@ def run_worker_group(
             resources_per_worker=worker_resources(cluster, on_gpu=on_gpu),
             placement_strategy=cluster.placement_strategy,
             accelerator_type=cluster.accelerator_type,
-            label_selector=ray_selectors(cluster),  # type: ignore[call-arg]  # typed as its older namesake
+            label_selector=cluster.ray_labels() or None,  # type: ignore[call-arg]  # typed as its older namesake
         ),
         run_config=ray.train.RunConfig(
             name=folder.name,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from uld_ds.data.chat_templates import as_trained
 from uld_ds.data.sides import end_ids_of
@@ -38,13 +38,9 @@ def export_student(
         ranks: the process group.
         ends: token ids that end an answer as it was trained: whoever generates with the student stops at them.
     """
-    weights = _whole_state_dict(student, ranks)
-    if weights is not None:
-        lm: Any = student.module.lm
-        if is_adapted(lm):
-            lm, weights = lm.get_base_model(), merged(lm, weights)
-        if is_quantized(lm):
-            lm = unquantized_like(lm)
+    whole = _plain_model(student, ranks)
+    if whole is not None:
+        lm, weights = whole
         _stop_at(lm.generation_config, ends)
         lm.generation_config = writable(lm.generation_config)
         remove_leftovers(target)
@@ -53,6 +49,30 @@ def export_student(
             lm.save_pretrained(aside, state_dict=weights)
             adapt_config(aside)
             save_tokenizer(tokenizer, aside)
+    ranks.barrier()
+
+
+def write_weights(student: Any, target: Path, ranks: Ranks) -> None:
+    """Write the student's weights of now in Hugging Face layout, for programs that read it as it learns. Collective.
+
+    There is no tokenizer beside them. The first rank writes; when this returns, every rank finds the folder.
+
+    Args:
+        student: DeepSpeed engine around a RowModel, which is left as it is.
+        target: the directory, which is not there yet.
+        ranks: the process group.
+    """
+    whole = _plain_model(student, ranks)
+    if whole is not None:
+        lm, weights = whole
+        held = lm.generation_config
+        lm.generation_config = GenerationConfig()  # whoever samples names options and ends
+        try:
+            with whole_folder(target) as aside:
+                lm.save_pretrained(aside, state_dict=weights)
+                adapt_config(aside)
+        finally:
+            lm.generation_config = held
     ranks.barrier()
 
 
@@ -82,6 +102,19 @@ def _stop_at(config: Any, ends: Sequence[int]) -> None:
     whole = list(dict.fromkeys([*there, *map(int, ends)]))
     if whole:
         config.eos_token_id = whole[0] if len(whole) == 1 else whole
+
+
+def _plain_model(student: Any, ranks: Ranks) -> tuple[Any, dict[str, Any]] | None:
+    """Collect a model without adapters or 4 bits and its weights on the first rank; None on the others. Collective."""
+    weights = _whole_state_dict(student, ranks)
+    if weights is None:
+        return None
+    lm: Any = student.module.lm
+    if is_adapted(lm):
+        lm, weights = lm.get_base_model(), merged(lm, weights)
+    if is_quantized(lm):
+        lm = unquantized_like(lm)
+    return lm, weights
 
 
 def _whole_state_dict(student: Any, ranks: Ranks) -> dict[str, Any] | None:

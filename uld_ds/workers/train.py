@@ -13,6 +13,8 @@ import torch
 from uld_ds.checkpointing.export import export_trained
 from uld_ds.checkpointing.manager import Checkpoints
 from uld_ds.checkpointing.state import TrainState
+from uld_ds.data.sides import TextSide
+from uld_ds.rollouts.engine import RolloutEngine
 from uld_ds.runs.job import Job
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.runs.stop_file import StopFile
@@ -22,6 +24,7 @@ from uld_ds.training.assembly import Assembly, assemble
 from uld_ds.training.callbacks import TrainerCallback
 from uld_ds.training.engines import init_process_group
 from uld_ds.training.profiling import StepProfiler
+from uld_ds.training.rollout_setup import MakeEngine
 from uld_ds.training.skipped_steps import SkippedSteps
 from uld_ds.training.trainer import Outcome, Trainer, TrainResult, peak_memory_bytes
 from uld_ds.utils.distributed import Ranks, device_for
@@ -29,6 +32,7 @@ from uld_ds.utils.files import write_whole
 from uld_ds.workers.fatal_errors import note_if_final, noting_fatal_errors
 from uld_ds.workers.finish import finish
 from uld_ds.workers.process import configure_process
+from uld_ds.workers.rollout_actors import vllm_actors
 from uld_ds.workers.run_callback import RecordCallback, SnapshotCallback, StageCallback, StageLog
 
 log = logging.getLogger(__name__)
@@ -70,7 +74,14 @@ class Worker:
             on_failed=lambda error: note_if_final(self.job.stopped_file, error),
         )
         begins = ray.train.get_checkpoint() is None
-        parts = assemble(self.job, ranks=self.ranks, device=self.device, begins=begins, stage=self.stages.stage)
+        parts = assemble(
+            self.job,
+            ranks=self.ranks,
+            device=self.device,
+            begins=begins,
+            stage=self.stages.stage,
+            make_rollout_engine=self._rollout_engine(),
+        )
         result = self._trainer(parts, checkpoints).run()
         if result.outcome is Outcome.FINISHED:
             checkpoints.wait()
@@ -80,6 +91,26 @@ class Worker:
         if result.outcome is Outcome.GAVE_UP:
             self._give_up(result.state)
         return None
+
+    def _rollout_engine(self) -> MakeEngine | None:
+        """Return what makes actors that sample rollouts; None where the workers sample, or nobody does."""
+        job, rollouts = self.job, self.job.recipe.rollouts
+        if rollouts is None or rollouts.engine != "vllm":
+            return None
+
+        def make(student: Any, side: TextSide) -> RolloutEngine:
+            self.stages.stage(f"starting {rollouts.actors.count} rollout actor(s)")
+            return vllm_actors(
+                student,
+                job.recipe,
+                ends=side.end_ids,
+                folder=job.folder.rollouts,
+                logs=job.folder.logs,
+                ranks=self.ranks,
+                on_gpu=job.on_gpu,
+            )
+
+        return make
 
     def _trainer(self, parts: Assembly, checkpoints: Checkpoints) -> Trainer:
         recipe, first = self.job.recipe, self.ranks.is_first
@@ -94,6 +125,7 @@ class Worker:
             parts.engine,
             parts.batches,
             recipe,
+            rounds=parts.rounds,
             evaluators=parts.evaluators,
             checkpoints=checkpoints,
             callbacks=callbacks,

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from launcher.cluster.placement import Node, can_hold_one, check_fits, label_matches, ray_selectors, worker_resources
+from launcher.cluster.placement import (
+    Node,
+    actor_resources,
+    can_hold_actor,
+    can_hold_one,
+    check_fits,
+    label_matches,
+    worker_resources,
+)
 from uld_ds.errors import UserError
 from uld_ds.recipe import ClusterSettings, parse_recipe
+from uld_ds.recipe.rollouts import RolloutActorSettings
 
 
 def node(address: str, labels: dict[str, str] | None = None, **resources: float) -> Node:
@@ -16,8 +28,9 @@ def node(address: str, labels: dict[str, str] | None = None, **resources: float)
 
 
 def problem(nodes: list[Node], *, on_gpu: bool = False, **settings: Any) -> str | None:
+    actors = RolloutActorSettings(**settings.pop("actors")) if "actors" in settings else None
     try:
-        check_fits(ClusterSettings(**settings), nodes, on_gpu=on_gpu)
+        check_fits(ClusterSettings(**settings), nodes, on_gpu=on_gpu, actors=actors)
     except UserError as error:
         return str(error)
     return None
@@ -133,5 +146,88 @@ def test_cpus_and_gpus_have_keys_of_their_own(tiny_recipe: dict[str, Any]) -> No
 def test_ray_gets_selectors_without_spaces() -> None:
     """Ray waits for ever for a node whose label is " b"."""
     settings = ClusterSettings(labels={"pool": "in(a, b)", "zone": "! in( x ,y )", "kind": "c"})
-    assert ray_selectors(settings) == {"pool": "in(a,b)", "zone": "!in(x,y)", "kind": "c"}
-    assert ray_selectors(ClusterSettings()) is None
+    assert settings.ray_labels() == {"pool": "in(a,b)", "zone": "!in(x,y)", "kind": "c"}
+    assert ClusterSettings().ray_labels() == {}
+
+
+def test_actors_take_what_the_recipe_says() -> None:
+    for actors, on_gpu, expected in [
+        ({}, False, {"CPU": 1.0}),
+        ({}, True, {"CPU": 1.0, "GPU": 1.0}),
+        ({"gpus": 0}, True, {"CPU": 1.0}),
+        ({"gpus": 0.5, "cpus": 3}, False, {"CPU": 3.0, "GPU": 0.5}),
+    ]:
+        assert actor_resources(RolloutActorSettings.model_validate(actors), on_gpu=on_gpu) == expected
+
+
+def test_actors_need_room_beside_the_workers() -> None:
+    assert problem(TWO, workers=3, actors={}) is None
+    assert problem(TWO, workers=4, actors={}) == (
+        "rollouts.actors: 1 beside 4 workers (1 CPU each) do not fit: there is room for 0; "
+        "lower rollouts.actors.count, what each of them takes, or cluster.workers"
+    )
+    gpus = [node("a", CPU=16, GPU=8)]
+    assert problem(gpus, on_gpu=True, workers=7, actors={}) is None
+    assert problem(gpus, on_gpu=True, workers=6, actors={"count": 4, "gpus": 0.5}) is None
+    text = problem(gpus, on_gpu=True, workers=8, actors={"count": 2})
+    assert text is not None
+    assert text.startswith("rollouts.actors: 2 beside 8 workers (1 CPU, 1 GPU each) do not fit: there is room for 0;")
+    assert problem(gpus, on_gpu=True, workers=8, actors={"count": 8, "gpus": 0}) is None
+
+
+def test_workers_make_room_for_actors_where_they_can() -> None:
+    """An actor of 3 cores fits on the first node only, and then both workers must be on the second."""
+    nodes = [node("a", CPU=3), node("b", CPU=2)]
+    assert problem(nodes, workers=2, actors={"cpus": 3}) is None
+    assert problem(nodes, workers=2, actors={"cpus": 3}, placement_strategy="STRICT_PACK") is None
+    text = problem(nodes, workers=2, actors={"cpus": 3}, placement_strategy="STRICT_SPREAD")
+    assert text is not None and "there is room for 0" in text
+    assert problem(nodes, workers=2, actors={"cpus": 2}, placement_strategy="STRICT_SPREAD") is None
+    text = problem(nodes, workers=3, actors={"count": 2}, placement_strategy="STRICT_PACK")
+    assert text is None, "three workers on the first node, two actors on the second"
+    text = problem(nodes, workers=3, actors={"count": 3}, placement_strategy="STRICT_PACK")
+    assert text is not None and "there is room for 2" in text
+
+
+@given(
+    cpus=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    workers=st.integers(1, 4),
+    worker=st.integers(1, 3),
+    actor=st.integers(1, 3),
+    strategy=st.sampled_from(["PACK", "STRICT_PACK", "STRICT_SPREAD"]),
+)
+def test_room_beside_workers_is_that_of_all_placements(
+    cpus: list[int], workers: int, worker: int, actor: int, strategy: str
+) -> None:
+    """Against trying every way to place the workers."""
+    allowed = {
+        "PACK": lambda placed: True,
+        "STRICT_PACK": lambda placed: sum(number > 0 for number in placed) == 1,
+        "STRICT_SPREAD": lambda placed: max(placed) <= 1,
+    }[strategy]
+    best = max(
+        (
+            sum((have - number * worker) // actor for have, number in zip(cpus, placed, strict=True))
+            for placed in itertools.product(range(workers + 1), repeat=len(cpus))
+            if sum(placed) == workers and allowed(placed)
+            and all(number * worker <= have for have, number in zip(cpus, placed, strict=True))
+        ),
+        default=None,
+    )  # fmt: skip
+    nodes = [node(str(number), CPU=have) for number, have in enumerate(cpus)]
+    settings = {"workers": workers, "cpus_per_worker": worker, "placement_strategy": strategy}
+    if best is None:
+        assert problem(nodes, **settings) is not None
+        return
+    assert problem(nodes, **settings) is None
+    if best:
+        assert problem(nodes, **settings, actors={"count": best, "cpus": actor}) is None
+    text = problem(nodes, **settings, actors={"count": best + 1, "cpus": actor})
+    assert text is not None and f"there is room for {best};" in text
+
+
+def test_nodes_that_may_get_an_actor() -> None:
+    nodes = [node("a", {"pool": "x"}, CPU=1), node("b", {"pool": "x"}, CPU=4), node("c", {"pool": "y"}, CPU=4)]
+    settings, actors = ClusterSettings(labels={"pool": "x"}, cpus_per_worker=1), RolloutActorSettings(cpus=2)
+    assert [can_hold_actor(settings, item, actors, on_gpu=False) for item in nodes] == [False, True, False]
+    assert not any(can_hold_actor(settings, item, None, on_gpu=False) for item in nodes)
