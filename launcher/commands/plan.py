@@ -17,6 +17,7 @@ from uld_ds.recipe import load_recipe
 
 if TYPE_CHECKING:
     from launcher.plan.plan import Plan
+    from launcher.plan.sampling import Round
 
 _GB = 10**9
 _HARDWARE = "Hardware"
@@ -142,7 +143,13 @@ def _memory(found: Plan) -> Table:
     return _rows("memory of a worker, GB", rows)
 
 
-_MOMENTS = {"loading": "loading", "teacher": "the teacher runs", "student": "the student learns", "step": "updating"}
+_MOMENTS = {
+    "loading": "loading",
+    "sampling": "the student answers",
+    "teacher": "the teacher runs",
+    "student": "the student learns",
+    "step": "updating",
+}
 
 
 def _step(found: Plan) -> Table:
@@ -152,6 +159,8 @@ def _step(found: Plan) -> Table:
         rows.append((f"  {role} tokens", f"{tokens:,.0f} per worker and step"))
     if found.teacher is not None:
         rows.append(("  teacher forwards", f"{found.teacher_forwards}, each with one gather of its weights"))
+    if found.round is not None:
+        rows.append(("  rollouts", _sampled(found.round, found.recipe.rollouts)))
     for role, moved in facts["traffic_bytes"].items():
         into = f"{moved['per_device'] / _GB:.2f} GB into each device, {moved['per_node'] / _GB:.2f} GB into each node"
         rows.append((f"  {role} traffic", into))
@@ -160,14 +169,28 @@ def _step(found: Plan) -> Table:
             rows.append(
                 (f"  {role} time", f"{seconds['compute']:.3g} s computing, {seconds['wire']:.3g} s on the wire")
             )
-    rows.append(("  step", f"{facts['seconds']['step']:.3g} s" + _later(found, facts)))
+    rows.append(("  step", f"{facts['seconds']['step']:.3g} s" + _later(found)))
     return _rows("an optimizer step", rows)
 
 
-def _later(found: Plan, facts: dict[str, Any]) -> str:
-    if found.teacher is None or not found.recipe.teacher.cache:
+def _sampled(of_round: Round, settings: Any) -> str:
+    """Say how much there is to sample, and what of that is not in the other numbers."""
+    who, more = "worker", "its time is not counted: it follows from no rate here"
+    if settings.engine == "vllm":
+        who, more = "actor", "what actors take, time and memory, is not counted"
+    count = "1 batch" if of_round.batches == 1 else f"{of_round.batches:,} batches"
+    return (
+        f"{of_round.answers:,} answers every {of_round.steps:,} steps in {count}, up to {of_round.batches_of_worker:,} "
+        f"of each {who}, with up to {of_round.max_new_tokens:,} forwards of one token each; {more}"
+    )
+
+
+def _later(found: Plan) -> str:
+    own = found.recipe.own_examples
+    if found.teacher is None or not found.recipe.teacher.cache or own == found.recipe.training.batch_size:
         return ""
-    return f"; {facts['seconds']['student']['longer']:.3g} s once teacher outputs are cached"
+    of_given = " of given answers" if own else ""
+    return f"; {found.cached_seconds():.3g} s once teacher outputs{of_given} are cached"
 
 
 def _verdict(found: Plan) -> str:

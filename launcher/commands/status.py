@@ -12,6 +12,7 @@ from rich.text import Text
 
 from launcher.commands.options import OUTPUT
 from launcher.terminal.find_run import HELP, find_run
+from launcher.terminal.rollouts import rollout_rows, shown_answers
 
 if TYPE_CHECKING:
     from uld_ds.runs.status import RunStatus
@@ -32,6 +33,12 @@ def status(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the facts as one JSON object.", rich_help_panel=OUTPUT)
     ] = False,
+    answers: Annotated[
+        bool,
+        typer.Option(
+            "--answers", help="Also show some of the student's own answers (rollouts).", rich_help_panel=OUTPUT
+        ),
+    ] = False,
 ) -> None:
     """Show how a run is doing: step, loss, throughput, where its time goes, checkpoint, restarts."""
     from uld_ds.runs.status import run_status
@@ -44,6 +51,8 @@ def status(
     console.print(_table(found))
     if found.phase_shares:
         console.print(_phases(found, _bar_of(console)))
+    if answers:
+        console.print(shown_answers(found.rollouts))
 
 
 def _table(found: RunStatus) -> Table:
@@ -75,6 +84,8 @@ def _rows(found: RunStatus) -> dict[str, str]:
         rows["throughput"] = f"{found.tokens_per_second:,.0f} tokens/s, {found.seconds_per_step:.3g} s per step"
         if found.student_padding is not None:
             rows["throughput"] += f"; {found.student_padding:.0%} of the student's positions are padding"
+    if found.rollouts is not None:
+        rows |= rollout_rows(found.rollouts)
     point = found.last_checkpoint
     rows["last checkpoint"] = (
         "none yet"
@@ -88,9 +99,10 @@ def _rows(found: RunStatus) -> dict[str, str]:
 
 
 def _parts(found: RunStatus) -> str:
-    if found.ce is None or found.uld is None or found.bits_per_byte is None:
+    if found.ce is None or found.uld is None:
         return ""
-    return f" (cross-entropy {found.ce:.4f}, ULD {found.uld:.4f}; {found.bits_per_byte:.3f} bits per byte)"
+    bits = "" if found.bits_per_byte is None else f"; {found.bits_per_byte:.3f} bits per byte"
+    return f" (cross-entropy {found.ce:.4f}, ULD {found.uld:.4f}{bits})"
 
 
 def _bar_of(console: Console) -> str:

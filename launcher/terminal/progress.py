@@ -20,7 +20,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from launcher.terminal.rollouts import round_text
 from uld_ds.runs.progress import ProgressReader
+from uld_ds.runs.rounds import RECENT_ROUNDS, sampling_text, seconds_of_rounds_left
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -35,6 +37,10 @@ class ProgressView:
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
         self._bar: Progress | None = None
         self._last_line = 0.0
+        self._last_round_line = -SECONDS_BETWEEN_LINES
+        self._step, self._total = 0, 0
+        self._rounds: list[dict[str, Any]] = []
+        self._judged: dict[str, Any] | None = None
 
     def __enter__(self) -> ProgressView:
         self._thread.start()
@@ -68,14 +74,39 @@ class ProgressView:
             self.note(f"warning: {event['text']}")
         elif event["event"] == "skipped":
             self.note(f"warning: step {event['step']} was skipped: {event['reason']}, {_of(event['places'])}")
-        elif event["event"] != "step":
-            return
-        elif self._console.is_terminal:
-            self._advance_bar(event)
-        else:
-            self._print_line(event)
+        elif event["event"] == "start":
+            self._step, self._total = event["step"], event["total"]
+        elif event["event"] == "sampling":
+            self._show_sampling(event)
+        elif event["event"] == "round":
+            self._show_round(event)
+        elif event["event"] == "round_judged":
+            self._judged = event
+        elif event["event"] == "step":
+            self._step, self._total = event["step"], event["total"]
+            if self._console.is_terminal:
+                self._advance_bar(_facts(event))
+            else:
+                self._print_line(event)
 
-    def _advance_bar(self, event: dict[str, Any]) -> None:
+    def _show_sampling(self, event: dict[str, Any]) -> None:
+        """Show how far the sampling of a round is: on the bar, or as a line in ten seconds."""
+        now = time.monotonic()
+        if self._console.is_terminal and self._total:
+            self._advance_bar(sampling_text(event), at_once=True)
+        elif now - self._last_round_line >= SECONDS_BETWEEN_LINES:
+            self._last_round_line = now
+            self.note(sampling_text(event))
+
+    def _show_round(self, event: dict[str, Any]) -> None:
+        """Print what a round is like; of rounds that follow one another fast, one in ten seconds."""
+        self._rounds = [*self._rounds[1 - RECENT_ROUNDS :], event]
+        now = time.monotonic()
+        if event["round"] == 0 or now - self._last_round_line >= SECONDS_BETWEEN_LINES:
+            self._last_round_line = now
+            self.note(round_text(event, self._judged))
+
+    def _advance_bar(self, facts: str, *, at_once: bool = False) -> None:
         if self._bar is None:
             self._bar = Progress(
                 # Sized to fit 80 columns: what is cut off first would be the time left.
@@ -86,11 +117,11 @@ class ProgressView:
                 TextColumn("left"),
                 console=self._console,
             )
-            self._bar.add_task("training", total=event["total"], facts="")
+            self._bar.add_task("training", total=self._total, facts="")
             self._bar.start()
         task = self._bar.task_ids[0]
-        self._bar.update(task, completed=event["step"], total=event["total"], facts=_facts(event))
-        if event["step"] == event["total"]:
+        self._bar.update(task, completed=self._step, total=self._total, facts=facts, refresh=at_once)
+        if self._step == self._total:
             self._bar.stop()
             self._bar = None
 
@@ -100,7 +131,8 @@ class ProgressView:
         if now - self._last_line < SECONDS_BETWEEN_LINES and not last and event["step"] > 1:
             return
         self._last_line = now
-        left = (event["total"] - event["step"]) * event["seconds/total"]
+        rounds = seconds_of_rounds_left(self._rounds, event["total"]) or 0.0
+        left = (event["total"] - event["step"]) * event["seconds/total"] + rounds
         self._console.print(
             f"step {event['step']}/{event['total']}  {_facts(event)}  {left:.0f} s left", soft_wrap=True
         )
@@ -132,7 +164,7 @@ def parse_line(line: str) -> PrintedStep | None:
 def _facts(event: dict[str, Any]) -> str:
     if "text" in event:
         return str(event["text"])
-    return (
-        f"loss {event['train/loss']:.3f}  bits/byte {event['train/bits_per_byte']:.3f}  "
-        f"{event['tokens_per_second']:,.0f} tokens/s"
-    )
+    # A step of own answers alone has no bits per byte of given ones.
+    bits = event.get("train/bits_per_byte")
+    of_given = "" if bits is None else f"bits/byte {bits:.3f}  "
+    return f"loss {event['train/loss']:.3f}  {of_given}{event['tokens_per_second']:,.0f} tokens/s"

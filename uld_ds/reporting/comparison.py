@@ -56,6 +56,8 @@ class ComparedRun:
     """Identity of the rows that ``scores`` are about: the run's own, or those that the student was evaluated on."""
     words: str | None = None
     """How the scores of answers read text; None without such scores."""
+    own_divergence: float | None = None
+    """KL(student, teacher) in nats per byte of the last round of the student's own answers; None without rollouts."""
     curve: list[tuple[float, float]] = field(default_factory=list)
     """Held-out bits per byte after so many student tokens (or steps, where tokens were not counted)."""
 
@@ -82,7 +84,7 @@ class ComparedRun:
             state=status.state,
             teacher=str(recipe["teacher"].get("model") or recipe["teacher"].get("path")),
             student=_student(recipe["student"]),
-            objective=_objective(recipe["objective"]),
+            objective=_objective(recipe["objective"]) + _rollouts(recipe.get("rollouts")),
             steps=result.get("steps", status.step),
             student_tokens=_tokens(steps),
             wall_seconds=result.get("wall_seconds"),
@@ -92,6 +94,7 @@ class ComparedRun:
             held_out=_identity(held_out),
             scored_on=_identity(evaluation.get("held_out", held_out)),
             words=_words(evaluation),
+            own_divergence=((status.rollouts and status.rollouts.judged) or {}).get("kl_per_byte"),
             curve=_curve(steps, events),
         )
 
@@ -150,6 +153,10 @@ def _objective(settings: dict[str, Any]) -> str:
     gate = f", uld_gate {settings['uld_gate']}" if settings.get("uld_gate") else ""
     schedules = "".join(f", {name} {schedule['kind']}" for name, schedule in settings.get("schedule", {}).items())
     return f"{' + '.join(terms)}, {settings.get('alignment', 'segments')}{gate}{schedules}"
+
+
+def _rollouts(settings: dict[str, Any] | None) -> str:
+    return f", {settings['share']:.0%} own answers every {settings['every']} steps" if settings else ""
 
 
 def _tokens(steps: Sequence[dict[str, Any]]) -> int | None:
@@ -244,6 +251,8 @@ def rows_of(runs: Sequence[ComparedRun]) -> list[tuple[str, list[str]]]:
         (f"{BITS}, before", [_decimals(run.bits_before) for run in runs]),
         (f"{BITS}, teacher", [_decimals(run.bits_teacher) for run in runs]),
     ]
+    if any(run.own_divergence is not None for run in runs):
+        rows.append(("KL(student, teacher) in own answers", [_decimals(run.own_divergence) for run in runs]))
     for name in score_names(runs):
         best = best_of(runs, name)
         texts = [_scored(run.scores.get(name), name) + (" *" if n in best else "") for n, run in enumerate(runs)]

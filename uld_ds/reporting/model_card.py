@@ -42,7 +42,8 @@ def description(name: str, facts: Mapping[str, Any], run_id: str, plots: list[st
 
 def _results(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     bits = [(label, _number(facts.get(f"bits_per_byte_{key}"))) for key, label in _BITS.items()]
-    return [*bits, ("alignment rate", f"{facts['alignment_rate']:.1%}")]
+    rate = facts.get("alignment_rate")
+    return bits if rate is None else [*bits, ("alignment rate", f"{rate:.1%}")]
 
 
 def _made_from(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -70,6 +71,7 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | N
         facts=facts,
         link=_link(recipe),
         loss=_loss(facts),
+        rollouts=_rollouts(recipe),
         results=_results(facts),
         readers=readers,
         how_it_was_asked=_how_it_was_asked(recipe.student),
@@ -98,6 +100,19 @@ def _metadata(recipe: Recipe, facts: Mapping[str, Any], name: str) -> ModelCardD
 def _loss(facts: Mapping[str, Any]) -> str:
     """Write the loss as the sum of the terms that had a weight."""
     return " + ".join(filter(None, (term.described(facts) for term in LOSS_TERMS.values())))
+
+
+def _rollouts(recipe: Recipe) -> str:
+    """Say how much of what the student learned from it answered itself; empty if nothing."""
+    if recipe.rollouts is None:
+        return ""
+    weights = recipe.rollouts.weights(recipe.objective)
+    own = " + ".join(f"{weight:g} {LOSS_TERMS[key].label}" for key, weight in weights.items() if weight)
+    share = recipe.own_examples / recipe.training.batch_size
+    return (
+        f"{share:.0%} of the answers in each batch were the student's own, sampled every {recipe.rollouts.every} steps "
+        f"at temperature {recipe.rollouts.temperature:g} and judged by the teacher; their loss: {own}."
+    )
 
 
 def _link(recipe: Recipe) -> str:

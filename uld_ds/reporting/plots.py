@@ -1,4 +1,4 @@
-"""Pictures of a run's metrics: losses, bits per byte, and where a step's time goes."""
+"""Pictures of a run's metrics: losses, bits per byte, own answers, and where a step's time goes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def plots(history: History) -> Iterator[tuple[str, str]]:
     Args:
         history: steps and values, in order, by the name of the metric.
     """
-    for name, draw in (("loss.svg", _loss), ("bits_per_byte.svg", _bits), ("phases.svg", _phases)):
+    pictures = {"loss.svg": _loss, "bits_per_byte.svg": _bits, "own_answers.svg": _own, "phases.svg": _phases}
+    for name, draw in pictures.items():
         if picture := draw(history):
             yield name, picture
 
@@ -42,6 +43,16 @@ def _bits(history: History) -> str:
         Series("teacher, held out", level, 1, markers=False),
     ]
     return line_picture("Bits per byte of answers", _STEP, Axis("bits per byte, lower is better"), series)
+
+
+def _own(history: History) -> str:
+    names = {
+        "student, when it sampled them": "rollouts/student_nats_per_byte",
+        "teacher": "rollouts/teacher_nats_per_byte",
+        "KL(student, teacher)": "rollouts/kl_per_byte",
+    }
+    series = [Series(label, history.get(name, ()), style) for style, (label, name) in enumerate(names.items())]
+    return line_picture("The student's own answers", _STEP, Axis("nats per byte"), series)
 
 
 def _phases(history: History) -> str:

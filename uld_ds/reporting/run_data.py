@@ -12,6 +12,7 @@ import yaml
 
 from uld_ds.runs.folder import RunFolder, Who
 from uld_ds.runs.progress import read_events
+from uld_ds.runs.rounds import judgments_of, rounds_of, shown_answers_of
 from uld_ds.runs.status import RunStatus, phase_shares, result_of, run_status, steps_of
 from uld_ds.utils.redaction import Redactor
 
@@ -45,6 +46,12 @@ class RunReport:
     """Answers as both tokenizers cut them, as ``AlignmentView.to_json`` has it."""
     answers: list[Facts]
     """Prompts with the answers of the trained student, of the student before, of the teacher and of the data."""
+    rounds: list[Facts]
+    """One event per round of the student's own answers, in order."""
+    judgments: list[Facts]
+    """One event per round that was trained on as a whole, in order: what the teacher makes of it."""
+    shown_answers: list[Facts]
+    """Events with some of a round's answers as text, in order."""
 
     @property
     def is_finished(self) -> bool:
@@ -100,6 +107,9 @@ class RunReport:
             places=_read(run.report_places) or [],
             alignments=_read(run.report_alignments) or [],
             answers=_read(run.report_answers) or [],
+            rounds=rounds_of(events),
+            judgments=judgments_of(events),
+            shown_answers=shown_answers_of(events),
         )
 
 

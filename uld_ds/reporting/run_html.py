@@ -18,6 +18,7 @@ from uld_ds.reporting.alignment_html import TokenRows
 from uld_ds.reporting.alignment_view import AlignmentView
 from uld_ds.reporting.charts import Axis, Point, Series, line_chart
 from uld_ds.reporting.model_spectra import BEFORE, STUDENT, TEACHER, calibration_chart, shown_places
+from uld_ds.reporting.own_answers import own_answers, round_phases, rounds_in_words
 from uld_ds.reporting.run_data import RunReport
 from uld_ds.reporting.templates import render
 from uld_ds.reporting.verdict import verdict
@@ -50,10 +51,12 @@ def run_page(report: RunReport) -> str:
         figures=_figures(report),
         setting=_setting(report),
         learning=_learning(report),
+        own=own_answers(report),
         places=shown_places(report),
         calibration=calibration_chart(report),
         answers=_answers(report),
         phases=_phases(report),
+        round_phases=round_phases(report),
         throughput=_throughput(report),
         lineage=_lineage(report),
         **_names(report),
@@ -89,8 +92,18 @@ def _figures(report: RunReport) -> Rows:
         "of the student's tokens begin a segment": None if rate is None else f"{rate:.0%}",
         "optimizer steps": _number(report.status.step, ",d"),
         "restarts": str(report.status.restarts),
+        **_divergence(report),
     }
     return [(value, name) for name, value in known.items() if value is not None]
+
+
+def _divergence(report: RunReport) -> dict[str, str | None]:
+    """Tell how far student and teacher are apart in the student's own answers, in the last round and in the first."""
+    known = [event["kl_per_byte"] for event in report.judgments if "kl_per_byte" in event]
+    if not known:
+        return {}
+    before = f", {known[0]:.4f} in the first round" if len(known) > 1 else ""
+    return {f"nats per byte, KL(student, teacher) in own answers{before}": _number(known[-1])}
 
 
 def _setting(report: RunReport) -> Rows:
@@ -105,6 +118,7 @@ def _setting(report: RunReport) -> Rows:
     said = {
         "Data": ", ".join(_short(str(file)) for file in files),
         "Loss": " + ".join(terms),
+        "Own answers": rounds_in_words(recipe),
         "Workers": str(workers) if workers else "",
     }
     return [(name, value) for name, value in said.items() if value]

@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "teacher"
 
     @property
+    def rollouts(self) -> Path:
+        """The student's own answers, round by round."""
+        return self.path / "rollouts"
+
+    @property
     def generated(self) -> Path:
         """The teacher's answers of ``uld-ds generate``, where the recipe names no other place."""
         return self.path / "answers"

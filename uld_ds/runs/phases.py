@@ -17,6 +17,15 @@ MEANINGS = {
     "step": "optimizer",
     OTHER: "everything else",
 }
+ROUND_MEANINGS = {
+    "weights": "giving the student's weights to what samples",
+    "sampling": "the student's own answers, token by token",
+    "alignment": "answers into prepared rows",
+    "writing": "onto storage, before they are trained on",
+    "waiting": "for the slowest worker",
+    "reading": "all workers' answers from storage",
+}
+"""Phases of a round of rollouts, in their order."""
 
 
 def with_other(phases: Mapping[str, float], total: float) -> dict[str, float]:

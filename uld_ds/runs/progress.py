@@ -7,8 +7,9 @@ survives both ends and needs no port.
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,28 @@ class ProgressWriter:
         event = {"event": "skipped", "step": step, "total": total, "reason": reason, "places": places}
         self._write(event)
 
+    def sampling(self, number: int, done: int, asked: int) -> None:
+        """Record that ``done`` of the ``asked`` own answers of a round are sampled, on the first rank."""
+        self._write({"event": "sampling", "round": number, "done": done, "asked": asked})
+
+    def round(self, facts: Mapping[str, Any], *, every: int, warnings: Mapping[str, str]) -> None:
+        """Record the facts of a round of own answers, which serves ``every`` steps; a resumed run records it again.
+
+        Args:
+            facts: facts of the round, with its number as ``round`` and its first step as ``step``.
+            every: optimizer steps between two rounds.
+            warnings: what a person should look at, by its kind.
+        """
+        self._write({"event": "round", **_finite(facts), "every": every, "warnings": dict(warnings)})
+
+    def round_judged(self, facts: Mapping[str, Any]) -> None:
+        """Record what the teacher makes of a round of own answers, once all of them were trained on."""
+        self._write({"event": "round_judged", **_finite(facts)})
+
+    def rollout_answers(self, number: int, step: int, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Record some answers of a round as text, with the nats of student and teacher."""
+        self._write({"event": "rollout_answers", "round": number, "step": step, "answers": [*map(_finite, answers)]})
+
     def warning(self, text: str) -> None:
         """Record something that a person should look at."""
         self._write({"event": "warning", "text": text})
@@ -60,6 +83,11 @@ class ProgressWriter:
     def _write(self, event: dict[str, Any]) -> None:
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
+
+
+def _finite(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is not finite, for which JSON has no number."""
+    return {name: value for name, value in facts.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def read_events(file: Path) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.phases import OTHER, PHASES
 from uld_ds.runs.progress import read_events
+from uld_ds.runs.rounds import RolloutStatus, rollout_status, sampling_text
 
 State = Literal["preparing", "running", "silent", "finished", "failed", "killed"]
 
@@ -32,7 +33,7 @@ class RunStatus:
     state: State
     """State of the run. ``silent``: an event is overdue; a node may be down, or a storage may hang."""
     doing: str | None
-    """Last stage that the run was busy with, besides steps."""
+    """Round that is being sampled, or the last stage that the run was busy with, besides steps."""
     reason: str | None
     """Reason why the run failed."""
     seconds_since_last_sign: float | None
@@ -53,7 +54,7 @@ class RunStatus:
     student_padding: float | None
     """Share of padding in what the student computes, median of the recent steps."""
     seconds_left: float | None
-    """Estimated seconds of the remaining steps alone."""
+    """Estimated seconds of the remaining steps, and of the remaining rounds of rollouts."""
     phase_shares: dict[str, float]
     """Share of each phase in the recent steps' seconds; they add up to 1."""
     last_checkpoint: dict[str, Any] | None
@@ -62,6 +63,8 @@ class RunStatus:
     restarts: int
     """Number of times that training began again after it had begun."""
     skipped_steps: int
+    rollouts: RolloutStatus | None
+    """Facts of the rounds in which the student answers prompts itself; None of a run without them."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert the status to plain data."""
@@ -88,10 +91,11 @@ def run_status(folder: Path, *, now: float | None = None) -> RunStatus:
     state = _state(folder, end, silence, pace)
     step, total = (last or starts[-1] if starts else last).get("step"), _last(events, "total")
     running = state in ("running", "silent", "preparing")
+    rollouts = rollout_status(events, total)
     return RunStatus(
         name=folder.resolve().name,
         state=state,
-        doing=stages[-1] if stages and running else None,
+        doing=_doing(stages, rollouts) if running else None,
         reason=(end or {}).get("reason") or None,
         seconds_since_last_sign=silence,
         step=step,
@@ -104,12 +108,13 @@ def run_status(folder: Path, *, now: float | None = None) -> RunStatus:
         tokens_per_second=_median(event.get("tokens_per_second") for event in recent),
         seconds_per_step=pace,
         student_padding=_median(event.get("student_padding") for event in recent),
-        seconds_left=(total - step) * pace if None not in (total, step, pace) and running else None,
+        seconds_left=_seconds_left(step, total, pace, rollouts) if running else None,
         phase_shares=phase_shares(recent),
         last_checkpoint=_checkpoint(folder, events, now),
         workers=starts[-1].get("workers") if starts else None,
         restarts=max(0, len(starts) - 1),
         skipped_steps=len({event["step"] for event in events if event["event"] == "skipped"}),
+        rollouts=rollouts,
     )
 
 
@@ -152,6 +157,21 @@ def _state(folder: Path, end: dict[str, Any] | None, silence: float | None, pace
     if silence is None:
         return "preparing"
     return "silent" if silence > max(_SHORTEST_SILENCE, _STEPS_OF_SILENCE * (pace or 0.0)) else "running"
+
+
+def _doing(stages: Sequence[str], rollouts: RolloutStatus | None) -> str | None:
+    if rollouts is not None and rollouts.sampling is not None:
+        return sampling_text(rollouts.sampling)
+    return stages[-1] if stages else None
+
+
+def _seconds_left(
+    step: int | None, total: int | None, pace: float | None, rollouts: RolloutStatus | None
+) -> float | None:
+    if step is None or total is None or pace is None:
+        return None
+    rounds = rollouts.seconds_left if rollouts is not None else None
+    return (total - step) * pace + (rounds or 0.0)
 
 
 def _checkpoint(folder: Path, events: Sequence[dict[str, Any]], now: float) -> dict[str, Any] | None:

@@ -30,6 +30,8 @@ from uld_ds.reporting.alignment_html import alignment_page
 from uld_ds.reporting.plots import plots
 from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.job import Job
+from uld_ds.runs.progress import read_events
+from uld_ds.runs.rounds import shown_answers_of
 from uld_ds.tracking import mlflow_runs
 from uld_ds.tracking.delivery import Delivery
 from uld_ds.tracking.journal import history
@@ -40,10 +42,11 @@ from uld_ds.utils.redaction import Redactor
 log = logging.getLogger(__name__)
 
 _RECORDED = "uld_ds.recorded"
-_CONTEXTS = {"train": "training", "eval": "evaluation"}
+_CONTEXTS = {"train": "training", "eval": "evaluation", "prompts": "rollouts"}
 # MLflow's own bound is 36 characters.
 _DIGEST_LENGTH = 32
 _SHOWN_EXAMPLES = 3
+_OF_ANSWERS = ("prompt", "answer", "ended", "student_nats", "teacher_nats", "bytes")
 _SECONDS_FOR_A_FAILURE = 60.0
 _SECONDS_WHEN_KILLED = 10.0
 
@@ -77,7 +80,12 @@ def record_beginning(client: mlflow.MlflowClient, job: Job) -> None:
 
 
 def _datasets(job: Job) -> Iterator[DatasetInput]:
-    sources = {"train": job.recipe.data.train, "eval": job.recipe.data.eval}
+    data, rollouts = job.recipe.data, job.recipe.rollouts
+    sources = {"train": data.train, "eval": data.eval}
+    if rollouts is not None:
+        sources["prompts"] = rollouts.prompts or data.train
+        if job.splits["train"] == job.splits["prompts"]:  # all answers are the student's own
+            sources["train"] = sources["prompts"]
     redactor = Redactor()
     for name in job.splits:
         source, facts = sources[name], job.split(name).facts
@@ -123,6 +131,8 @@ def alignment_report(job: Job) -> dict[str, Any]:
 
 
 def _report(facts: DataFacts) -> dict[str, Any]:
+    if not facts.segments:  # prompts, which have no answers yet
+        return {"examples": facts.examples, "skipped": facts.skipped, "digest": facts.digest}
     return {
         **asdict(facts),
         "alignment_rate": facts.alignment_rate,
@@ -155,6 +165,18 @@ def log_plots(client: mlflow.MlflowClient, run_id: str, run_dir: Path) -> list[s
         client.log_text(run_id, picture, f"plots/{name}")
         paths.append(f"plots/{name}")
     return paths
+
+
+def log_own_answers(client: mlflow.MlflowClient, run_id: str, run_dir: Path) -> None:
+    """Record what the run has shown of the student's own answers so far, as one table; nothing without rollouts."""
+    rows = [
+        [event["round"], event["step"], *(answer.get(name) for name in _OF_ANSWERS)]
+        for event in shown_answers_of(read_events(RunFolder(run_dir).progress))
+        for answer in event["answers"]
+    ]
+    if rows:
+        table = {"columns": ["round", "step", *_OF_ANSWERS], "data": Redactor().tree(rows)}
+        client.log_dict(run_id, table, f"{RunFolder(run_dir).rollouts.name}/shown.json")
 
 
 def record_end(uri: str, run_id: str, run_dir: Path, status: str, patience: float) -> None:
@@ -190,6 +212,7 @@ def settle(uri: str, run_id: str, run_dir: Path, patience: float = 0.0) -> None:
             client = mlflow_runs.client_for(uri)
             if status != "FINISHED":
                 log_plots(client, run_id, run_dir)
+                log_own_answers(client, run_id, run_dir)
             client.set_terminated(run_id, status)
             note.unlink()
             return

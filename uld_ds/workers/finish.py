@@ -19,6 +19,7 @@ from uld_ds.generation.samples import sample_answers
 from uld_ds.models.architectures import auto_class, is_encoder_decoder
 from uld_ds.models.older_readers import readers_of
 from uld_ds.models.pretrained import Pretrained
+from uld_ds.recipe import Recipe
 from uld_ds.recipe.objective import LOSS_TERMS
 from uld_ds.recipe.renamed_keys import with_former_names
 from uld_ds.registry.log_student import example_input, log_student
@@ -30,7 +31,7 @@ from uld_ds.runs.progress import ProgressWriter
 from uld_ds.tokenization.loading import load_tokenizer, tokenizer_digest
 from uld_ds.tracking import mlflow_runs
 from uld_ds.tracking.recorder import Recorder
-from uld_ds.tracking.run_record import log_plots, record_beginning
+from uld_ds.tracking.run_record import log_own_answers, log_plots, record_beginning
 from uld_ds.utils.environment import library_versions
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import Redactor
@@ -75,6 +76,7 @@ def finish(
     client = recorder.close()
     record_beginning(client, job)
     plots = log_plots(client, job.run_id, job.run_dir)
+    log_own_answers(client, job.run_id, job.run_dir)
     progress.stage("registering the student" if job.recipe.registry.model_name else "logging the student")
     torch.manual_seed(job.recipe.run.seed)
     model = auto_class(AutoConfig.from_pretrained(job.folder.export)).from_pretrained(job.folder.export)
@@ -115,7 +117,8 @@ def finish(
         "export_dir": str(job.folder.export),
         "bits_per_byte": {"before": state.bits_before, "after": bits_after, "teacher": state.bits_teacher},
         "tokens_per_second": state.tokens / state.train_seconds if state.train_seconds else None,
-        "alignment_rate": data.alignment_rate,
+        # Of prompts alone there is none, and JSON has no number for that.
+        "alignment_rate": data.alignment_rate if data.segments else None,
         "same_tokenizer": job.teacher_facts.get("same_tokenizer"),
         "has_encoder": is_encoder_decoder(model.config),
         "peak_memory_bytes": peak_memory,
@@ -157,6 +160,14 @@ def _report(job: Job, facts: dict[str, Any], result: dict[str, Any]) -> bool:
     return True
 
 
+def _rollouts(recipe: Recipe) -> str | None:
+    """Write how the student's own answers came to be, and what they weighed, as JSON; None without any."""
+    if recipe.rollouts is None:
+        return None
+    settings = recipe.rollouts.model_dump(mode="json", exclude={"prompts", "actors", "batch_size"})
+    return json.dumps(settings | {"objective": recipe.rollouts.weights(recipe.objective)})
+
+
 def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Collect the facts that a registered version has as tags, without secrets."""
     recipe, objective = job.recipe, job.recipe.objective
@@ -177,10 +188,12 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "data_digest": data.digest,
         **held_out,
         "alignment": objective.alignment,
-        "alignment_rate": round(data.alignment_rate, 6),
+        # Of prompts alone there is none.
+        "alignment_rate": round(data.alignment_rate, 6) if data.segments else None,
         "merge": objective.merge,
         **{name: value for term in LOSS_TERMS.values() for name, value in term.facts(objective).items()},
         "weight_schedules": json.dumps(objective.model_dump(mode="json")["schedule"]) if objective.schedule else None,
+        "rollouts": _rollouts(recipe),
         "student_temperature": objective.student_temperature,
         "teacher_temperature": objective.teacher_temperature,
         # Registered versions have the fact by this name.

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Mapping, Sequence
 
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.evaluation.held_out import Evaluation
+from uld_ds.rollouts.statistics import CollapseWatch, collapse_of
+from uld_ds.rollouts.summary import RoundJudgment, RoundSummary, ShownAnswer
 from uld_ds.runs.job import Job
 from uld_ds.runs.progress import ProgressWriter
+from uld_ds.runs.rounds import TIMES
 from uld_ds.tracking.recorder import Recorder
 from uld_ds.training.assembly import Assembly
 from uld_ds.training.callbacks import TrainerCallback, Who
@@ -29,6 +34,21 @@ _DATA_FACTS = (
     "student_tokens_per_segment",
     "teacher_tokens_per_segment",
 )
+_ROUND_FACTS = (
+    "answers",
+    "usable",
+    "ended",
+    "tokens",
+    "bytes",
+    "distinct",
+    "repeated",
+    "student_nats_per_byte",
+    "tokens_per_second",
+)
+_SECONDS_BETWEEN_SIGNS = 1.0
+# What a run writes down of its own answers for people to look at: rounds, and characters of each text.
+_MOST_SHOWN_ROUNDS = 200
+_MOST_SHOWN_CHARACTERS = 2000
 
 
 class StageLog:
@@ -109,6 +129,8 @@ class RecordCallback(TrainerCallback):
         self._skipped = skipped
         self._num_ranks = num_ranks
         self._total = 0
+        self._collapse = CollapseWatch()
+        self._last_sign = -math.inf
 
     def on_start(self, state: TrainState, total_steps: int, *, resumed: bool) -> None:
         """Begin the record of this attempt, and of the data where it is the first one."""
@@ -116,7 +138,11 @@ class RecordCallback(TrainerCallback):
         self._progress.start(state.step, total_steps, self._num_ranks)
         if not resumed:
             facts = self._job.split("train").facts
-            self._recorder.metrics(0, {f"data/{name}": getattr(facts, name) for name in _DATA_FACTS})
+            figures = {name: getattr(facts, name) for name in _DATA_FACTS}
+            # Of prompts alone, nothing is known of answers.
+            self._recorder.metrics(
+                0, {f"data/{name}": value for name, value in figures.items() if math.isfinite(value)}
+            )
 
     def on_evaluation(self, state: TrainState, who: Who, evaluation: Evaluation | None) -> None:
         """Record a model's held-out bits per byte."""
@@ -149,6 +175,48 @@ class RecordCallback(TrainerCallback):
         self._progress.warning(text)
         self._recorder.metrics(state.step, {"train/loss_spike": height})
 
+    def on_sampling(self, state: TrainState, number: int, done: int, asked: int) -> None:
+        """Record how far the sampling of a round is, about once a second."""
+        now = time.monotonic()
+        if 0 < done < asked and now - self._last_sign < _SECONDS_BETWEEN_SIGNS:
+            return
+        self._last_sign = now
+        self._progress.sampling(number, done, asked)
+
+    def on_round(self, state: TrainState, summary: RoundSummary) -> None:
+        """Record what a round's answers are like, and warn when they collapse."""
+        collapse = collapse_of(summary)
+        log.info("%s", said_of(summary))
+        facts = summary.to_json()
+        if not summary.was_sampled:
+            # What it took is known of the attempt that has sampled it.
+            facts = {name: value for name, value in facts.items() if name not in TIMES}
+        self._progress.round(facts, every=self._every, warnings=collapse)
+        for text in self._collapse.news(collapse):
+            log.warning("%s", text)
+            self._progress.warning(text)
+        self._recorder.metrics(summary.step, round_metrics(summary))
+
+    def on_shown_answers(self, state: TrainState, number: int, answers: Sequence[ShownAnswer]) -> None:
+        """Record some answers of a round; of a run of very many rounds, those of every n-th and of the last."""
+        rounds = math.ceil(self._total / self._every)
+        if number % math.ceil(rounds / _MOST_SHOWN_ROUNDS) and number != rounds - 1:
+            return
+        shown = [answer.clipped(_MOST_SHOWN_CHARACTERS).to_json() for answer in answers]
+        self._progress.rollout_answers(number, state.step, shown)
+
+    def on_round_judged(self, state: TrainState, judgment: RoundJudgment) -> None:
+        """Record what the teacher makes of a round."""
+        self._progress.round_judged(judgment.to_json())
+        names = ("teacher_nats_per_byte", "kl_per_byte")
+        self._recorder.metrics(judgment.step, {f"rollouts/{name}": getattr(judgment, name) for name in names})
+
+    @property
+    def _every(self) -> int:
+        rollouts = self._job.recipe.rollouts
+        assert rollouts is not None, "there are rounds"
+        return rollouts.every
+
     def before_checkpoint(self, state: TrainState) -> None:
         """Put metrics on the disk: no step behind a checkpoint is computed again."""
         self._recorder.sync()
@@ -156,6 +224,31 @@ class RecordCallback(TrainerCallback):
     def on_checkpoint(self, state: TrainState, seconds: float) -> None:
         """Record how long a checkpoint held training up."""
         self._recorder.metrics(state.step, {"seconds/checkpoint": seconds})
+
+
+def round_metrics(summary: RoundSummary) -> dict[str, float]:
+    """Collect the metrics of a round, by the names that MLflow has; of one that was only read, no times."""
+    known = {
+        **{f"rollouts/{name}": float(getattr(summary, name)) for name in _ROUND_FACTS},
+        "rollouts/left_out": float(summary.answers - summary.usable),
+    }
+    if not summary.was_sampled:
+        return {name: value for name, value in known.items() if name != "rollouts/tokens_per_second"}
+    return {
+        **known,
+        **{f"seconds/round_{phase}": seconds for phase, seconds in summary.seconds.items()},
+        "seconds/round": summary.pause,
+    }
+
+
+def said_of(summary: RoundSummary) -> str:
+    """Sum a round up in one line, for the log."""
+    reasons = ", ".join(f"{number} {reason}" for reason, number in summary.left_out.items())
+    return (
+        f"round {summary.round}: {summary.answers} own answers, {summary.ended:.0%} ended, "
+        f"{summary.tokens:.1f} tokens on average, {summary.distinct:.0%} distinct, {summary.repeated:.1%} repeated"
+        + (f"; left out: {reasons}" if reasons else "")
+    )
 
 
 class StageCallback(TrainerCallback):

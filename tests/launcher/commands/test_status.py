@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from launcher.cli import app
 from launcher.commands.status import duration
 from launcher.terminal.find_run import find_run
-from tests.helpers.run_folders import running_run
+from tests.helpers.run_folders import add_rounds, own_round, running_run
 from uld_ds.errors import UserError
 
 
@@ -49,6 +49,33 @@ def test_json_and_what_it_costs(run: Path) -> None:
     facts, imported = done.stdout.splitlines()
     assert json.loads(facts)["step"] == 3
     assert imported == "set()"
+
+
+def test_rounds_of_own_answers(run: Path) -> None:
+    writer = add_rounds(run / "progress.jsonl", 2, every=2)
+    writer.round(own_round(2, 2, ended=0.01, left_out={}), every=2, warnings={"ended": "look", "repeated": "at it"})
+    found = CliRunner().invoke(app, ["status", str(run), "--answers"], env={"COLUMNS": "140"})
+    assert found.exit_code == 0
+    facts, shown = found.output.split("own answers of round 1")
+    lines = {line.split("  ", 1)[0]: " ".join(line.split()) for line in facts.splitlines()}
+    assert lines["progress"] == "progress 3 of 10 (30%), 1 min 26 s left"
+    assert lines["rounds"] == "rounds 3 of 5, 8 s each, 650 tokens/s sampled"
+    assert lines["own answers"] == (
+        "own answers 100 answers, 1% ended, 38.0 tokens on average, 96% distinct, 4.0% repeated"
+    )
+    assert lines["KL(student, teacher)"] == (
+        "KL(student, teacher) 0.9000 nats per byte in round 1 (1.0000 in round 0); teacher 1.6500, student 0.7500"
+    )
+    assert (lines["warning"], lines["warning 2"]) == ("warning look", "warning 2 at it")
+    assert shown.count("nats per byte  student 0.500, teacher 1.000") == 3
+    assert re.search(r"asked +What is 2 <\+> 1\?\s+answered +It is 3\.", shown)
+    facts = json.loads(CliRunner().invoke(app, ["status", str(run), "--json"]).output)["rollouts"]
+    assert (facts["rounds"], facts["total_rounds"], facts["latest"]["ended"]) == (3, 5, 0.01)
+
+
+def test_no_answers_to_show(run: Path) -> None:
+    found = CliRunner().invoke(app, ["status", str(run), "--answers"])
+    assert found.output.endswith("no own answers to show yet\n")
 
 
 def test_a_run_that_is_not_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

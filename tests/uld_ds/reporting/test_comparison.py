@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.helpers.run_folders import make_run
+from tests.helpers.run_folders import add_rounds, make_run
 from uld_ds.reporting.charts import Axis, Series, line_chart
 from uld_ds.reporting.comparison import BITS, ComparedRun, best_of, cautions, markdown, rows_of
 from uld_ds.reporting.comparison_html import comparison_page
@@ -55,6 +55,16 @@ def test_without_an_evaluation_and_token_counts(tmp_path: Path) -> None:
     assert found.scores[BITS].value == 2.5
     assert found.scores[BITS].low is None
     assert found.curve == [(0.0, 4.0), (2.0, 3.0), (4.0, 2.5)]
+
+
+def test_runs_with_rollouts_beside_one_without(tmp_path: Path) -> None:
+    make_run(tmp_path, "own", rollouts={"share": 0.5, "every": 2})
+    add_rounds(tmp_path / "own" / "progress.jsonl", 2, every=2)
+    runs = [ComparedRun.of(place) for place in (tmp_path / "own", make_run(tmp_path, "given"))]
+    assert runs[0].objective.endswith(", uld warmup, 50% own answers every 2 steps")
+    assert [run.own_divergence for run in runs] == [0.9, None]
+    assert dict(rows_of(runs))["KL(student, teacher) in own answers"] == ["0.9000", "-"]
+    assert "KL(student, teacher) in own answers" not in dict(rows_of(runs[1:]))
 
 
 def test_the_best_and_what_is_not_told_apart_from_it(tmp_path: Path) -> None:

@@ -47,6 +47,14 @@ def test_there_is_a_picture_of_what_was_measured() -> None:
     assert list(plots({"seconds/total": [(1, 10.0)]})) == []
 
 
+def test_own_answers_have_a_picture() -> None:
+    nats = {"student_nats_per_byte": [(0, 0.5), (25, 0.5)], "teacher_nats_per_byte": [(25, 1.0)]}
+    ((name, picture),) = plots({f"rollouts/{key}": points for key, points in nats.items()})
+    assert name == "own_answers.svg"
+    assert {"student, when it sampled them", "teacher"} < set(texts(picture))
+    assert "KL(student, teacher)" not in texts(picture)  # nothing was judged
+
+
 def test_pictures_load_nothing_and_are_the_same_bytes_each_time() -> None:
     first, again = (dict(plots({**LOSSES, **BITS, **SECONDS})) for _ in range(2))
     assert first == again

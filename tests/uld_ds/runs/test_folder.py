@@ -21,6 +21,7 @@ ON_DISK = {
     "bad_examples": "bad_examples.json",
     "student": "student",
     "teacher": "teacher",
+    "rollouts": "rollouts",
     "generated": "answers",
     "progress": "progress.jsonl",
     "logs": "logs",
