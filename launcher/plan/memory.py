@@ -42,7 +42,7 @@ class Line:
     what: str
     bytes: int
     place: Place = "device"
-    moment: Literal["always", "loading", "teacher", "student", "step"] = "always"
+    moment: Literal["always", "loading", "sampling", "teacher", "student", "step"] = "always"
     """Moment at which it is there; of the moments, one is at a time."""
 
 

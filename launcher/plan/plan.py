@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from launcher.plan.memory import BASE, HOST_BASE, Line, Role, checkpoint_bytes, student_lines, teacher_lines
+from launcher.plan.sampling import Round, round_of, sampling_lines
 from launcher.plan.shapes import Shape
 from launcher.plan.speed import Hardware, Traffic, forward_operations, student_traffic, teacher_traffic
 from uld_ds.errors import UserError
@@ -17,13 +18,15 @@ from uld_ds.training.deepspeed_config import read_config, read_student_config
 USABLE = 0.94
 """Share of a device's memory that allocations can fill before its fragments stop them."""
 _MOST_DEVICES = 1024
-_MOMENTS = ("loading", "teacher", "student", "step")
+_MOMENTS = ("loading", "sampling", "teacher", "student", "step")
 # What a single change of a recipe may be, in the order in which it hurts least.
 _CHANGES: tuple[dict[str, Any], ...] = (
     {"teacher.sharding": "zero3"},
     {"student.gradient_checkpointing": True},
     {"training.micro_batch_size": 1},
     {"teacher.max_tokens_per_forward": "half"},
+    {"rollouts.batch_size": "half"},
+    {"rollouts.ahead": 0},
     {"student.deepspeed": "student_zero3_{kind}.json"},
     {"teacher.source": "stored", "teacher.path": "STORE"},
     {"teacher.deepspeed": "teacher_zero3_gpu_offload.json"},
@@ -84,6 +87,11 @@ class Plan:
         window = self.examples_per_rank * self.teacher_tokens
         return max(1, -int(-window // self.recipe.teacher.max_tokens_per_forward))
 
+    @property
+    def round(self) -> Round | None:
+        """What a round of rollouts samples; None without rollouts."""
+        return round_of(self.recipe)
+
     @cached_property
     def lines(self) -> list[Line]:
         """All items that take memory on the rank that needs most."""
@@ -99,8 +107,11 @@ class Plan:
                 max(self.recipe.teacher.max_tokens_per_forward, longest), int(self.examples_per_rank * longest)
             )
             window = int(self.examples_per_rank * self.teacher_tokens)
-            rows, top_ids = max(forward, 1), self.recipe.objective.num_top_ids
+            rows, top_ids = max(forward, 1), self.recipe.taught.num_top_ids
             lines += teacher_lines(self.teacher, tokens=rows, rows=rows, window_rows=window, top_ids=top_ids)
+        if self.recipe.rollouts is not None and self.round is not None:
+            answers, longest = self.round.answers, settings.max_length
+            lines += sampling_lines(self.student, self.recipe.rollouts, longest=longest, answers=answers)
         return [line for line in lines if line.bytes > 0]
 
     def bytes_at(self, moment: str, place: str) -> int:
@@ -169,6 +180,21 @@ class Plan:
             found[role] = {"compute": compute, "wire": wire, "longer": max(compute, wire)}
         return found
 
+    def cached_seconds(self) -> float:
+        """Compute the longer seconds of a step in which the teacher judges own answers alone, the others being cached.
+
+        How long the student takes to sample them is not in it.
+        """
+        seconds, training = self.seconds(), self.recipe.training
+        share = self.recipe.own_examples / training.batch_size
+        student = seconds["student"]["longer"]
+        if not share or self.teacher is None:
+            return student
+        window = share * self.examples_per_rank * self.teacher_tokens
+        forwards = max(1, -int(-window // self.recipe.teacher.max_tokens_per_forward))
+        teacher = seconds["teacher"]
+        return student + max(share * teacher["compute"], teacher["wire"] * forwards / self.teacher_forwards)
+
     def _student_operations(self) -> float:
         tokens = self.examples_per_rank * self.student_tokens
         # Backward takes twice a forward: for what goes on to the layer before, and for the weights that learn.
@@ -195,13 +221,17 @@ class Plan:
     def _possible_changes(self) -> Iterator[dict[str, Any]]:
         tree = self.recipe.model_dump(mode="json")
         for change in _CHANGES:
+            # Of a section that the recipe does not have, nothing changes.
+            if any(tree[key.partition(".")[0]] is None for key in change):
+                continue
             values = {key: self._value(key, value) for key, value in change.items()}
             if any(tree[key.partition(".")[0]][key.partition(".")[2]] != value for key, value in values.items()):
                 yield values
 
     def _value(self, key: str, value: Any) -> Any:
         if value == "half":
-            return max(1, self.recipe.teacher.max_tokens_per_forward // 2)
+            section, _, name = key.partition(".")
+            return max(1, getattr(getattr(self.recipe, section), name) // 2)
         if key == "teacher.path":
             return self.recipe.teacher.path or value
         return value.format(kind=self.kind) if isinstance(value, str) else value
@@ -248,6 +278,7 @@ class Plan:
             "disk_bytes": self.disk,
             "tokens_per_window": tokens,
             "teacher_forwards_per_step": self.teacher_forwards,
+            "round": None if self.round is None else asdict(self.round),
             "traffic_bytes": {role: asdict(moved) for role, moved in self.traffic().items()},
             "seconds": {**seconds, "step": sum(role["longer"] for role in seconds.values())},
             "fits": self.fits,
