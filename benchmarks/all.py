@@ -29,6 +29,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 TITLES = {
     "demo": "The demo, whole",
     "quality": "Does distilling help?",
+    "on_policy": "A student's own answers, and given ones",
+    "on_policy_cost": "What a step on own answers costs, against TRL's",
     "uld": "The loss alone, against TRL's",
     "step": "A whole step, by length and vocabulary, against TRL's",
     "teacher": "A whole step with a real teacher, against TRL's",
@@ -36,6 +38,7 @@ TITLES = {
     "store": "The spectrum store",
     "alignment": "Byte spans and alignment",
     "vocabulary": "Two vocabularies by their bytes",
+    "sampling": "Sampling own answers, against transformers' generate",
     "checkpoint": "Checkpoints",
     "plan": "What a plan predicts, and what is used",
     "four_bits": "Frozen weights of a student in fp32, bf16 and 4 bits",

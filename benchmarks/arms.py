@@ -28,6 +28,8 @@ class Arm:
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     gathered_bytes: int = 0
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """Of the first process, all that it said of each step that counts."""
     failed: str | None = None
     processes: list[subprocess.Popen[str]] = field(default_factory=list, repr=False)
 
@@ -64,6 +66,7 @@ class Arm:
             self.seconds.append(max(record["seconds"] for record in records))
             self.peak_bytes = max(record["peak_bytes"] for record in records)
             self.gathered_bytes = sum(record.get("gathered_bytes", 0) for record in records)
+            self.records.append(records[0])
 
     def _answers(self, word: str) -> list[str]:
         answers = []

@@ -73,7 +73,7 @@ def against(arm: Mapping[int, Record], baseline: Mapping[int, Record], *, resamp
     low, high = np.quantile(drawn, [0.025, 0.975])
     mean, half = float(by_seed.mean()), math.inf
     if len(seeds) > 1:
-        half = _t(len(seeds) - 1) * float(by_seed.std(ddof=1)) / math.sqrt(len(seeds))
+        half = t_quantile(len(seeds) - 1) * float(by_seed.std(ddof=1)) / math.sqrt(len(seeds))
     return Against(mean, float(low), float(high), mean - half, mean + half, tuple(by_seed.tolist()))
 
 
@@ -90,7 +90,8 @@ def f1_against(arm: Mapping[int, Record], baseline: Mapping[int, Record], *, res
     return f"{points.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _t(freedom: int) -> float:
+def t_quantile(freedom: int) -> float:
+    """97.5 % of Student's t."""
     return _T[freedom - 1] if freedom <= len(_T) else _NORMAL
 
 
