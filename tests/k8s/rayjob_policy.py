@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.cluster.placement import Node, check_fits
+from launcher.cluster.actor_checks import rollout_actors
+from launcher.cluster.placement import Node, can_hold_one, check_fits
 from tests.k8s.rendering import Object, only
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, load_recipe
@@ -105,12 +106,18 @@ def _recipe(recipe: Recipe, cluster: Mapping[str, Any]) -> Iterator[str]:
     nodes = worker_nodes(cluster)
     gpus = sum(node.resources["GPU"] for node in nodes)
     on_gpu = recipe.cluster.accelerator == "gpu"
+    actors = rollout_actors(recipe)
     try:
-        check_fits(recipe.cluster, nodes, on_gpu=on_gpu)
+        check_fits(recipe.cluster, nodes, on_gpu=on_gpu, actors=actors)
     except UserError as error:
         yield f"recipe does not fit the workers: {error}"
-    if gpus != (recipe.cluster.workers if on_gpu else 0):
-        yield f"recipe takes {recipe.cluster.workers if on_gpu else 0} GPUs, the workers have {gpus:g}"
+    sampling = 0.0 if actors is None else actors.count * actors.gpus_each(on_gpu=on_gpu)
+    wanted = (recipe.cluster.workers if on_gpu else 0) + sampling
+    if gpus != wanted:
+        yield f"recipe takes {wanted:g} GPUs, the workers have {gpus:g}"
+    training = sum(node.resources["GPU"] for node in nodes if can_hold_one(recipe.cluster, node, on_gpu=on_gpu))
+    if on_gpu and training > recipe.cluster.workers:
+        yield f"workers could be placed on {training:g} GPUs, some of which are for the actors that sample"
     for group in cluster["workerGroupSpecs"]:
         container = group["template"]["spec"]["containers"][0]
         volumes = {

@@ -232,3 +232,34 @@ def test_broken_is_refused(what: str) -> None:
     assert any(message in problem for problem in problems), problems
     # One mistake is not drowned in others that follow from it.
     assert len(problems) <= 5, problems
+
+
+def sampling(objects: list[Object]) -> dict[str, Any]:
+    """Resources of the pods whose GPUs are for the actors that sample."""
+    return cluster(objects)["workerGroupSpecs"][1]["template"]["spec"]["containers"][0]["resources"]
+
+
+def resized(objects: list[Object], **amounts: str) -> None:
+    for part in sampling(objects).values():
+        part.update(amounts)
+
+
+BROKEN_ROLLOUTS: dict[str, tuple[Break, str]] = {
+    "room for a worker beside the actors": (
+        lambda o: resized(o, cpu="8"),
+        "workers could be placed on 18 GPUs, some of which are for the actors that sample",
+    ),
+    "more GPUs than actors": (lambda o: resized(o, **{GPU: "4"}), "recipe takes 18 GPUs, the workers have 20"),
+    "more actors than fit": (lambda o: recipe(o, "count: 2", "count: 3"), "there is room for 2"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_ROLLOUTS)
+def test_broken_room_for_actors_is_refused(what: str) -> None:
+    break_it, message = BROKEN_ROLLOUTS[what]
+    objects = copy.deepcopy(rendered("overlays/gpu-2x8-rollouts"))
+    assert all_problems(objects) == []
+    break_it(objects)
+    problems = all_problems(objects)
+    assert any(message in problem for problem in problems), problems
+    assert len(problems) <= 2, problems

@@ -19,6 +19,7 @@ needs_kuberay = pytest.mark.skipif(
     kuberay_folder() is None, reason=f"needs KubeRay's schemas in ../shared/data/kuberay or ${KUBERAY_SCHEMAS}"
 )
 DEMO = Path(__file__).parents[2] / "launcher" / "recipes" / "demo.yaml"
+DOCKERFILE = Path(__file__).parents[2] / "k8s" / "Dockerfile"
 
 rendered = functools.cache(render)
 
@@ -90,6 +91,32 @@ def test_gpu_overlay_is_two_machines_of_eight() -> None:
     environment = only(objects, "ConfigMap", "uld-ds-environment")["data"]
     assert "NCCL_SOCKET_IFNAME" in environment
     assert environment["HF_HOME"] == "/shared/cache/huggingface"
+
+
+def test_rollouts_overlay_is_the_gpu_overlay_with_room_for_actors() -> None:
+    objects, without = rendered("overlays/gpu-2x8-rollouts"), rendered("overlays/gpu-2x8")
+    cluster = only(objects, "RayJob")["spec"]["rayClusterSpec"]
+    assert [node.resources["GPU"] for node in worker_nodes(cluster)] == [8, 8, 2]
+    training, sampling = cluster["workerGroupSpecs"]
+    (before,) = only(without, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert (training["groupName"], sampling["groupName"]) == ("workers", "rollouts")
+    for field in ("tolerations", "affinity", "volumes", "securityContext"):
+        assert sampling["template"]["spec"][field] == before["template"]["spec"][field]
+    assert only(objects, "ConfigMap", "uld-ds-environment") == only(without, "ConfigMap", "uld-ds-environment")
+    recipe = recipe_of(objects)
+    assert recipe.rollouts is not None
+    assert (recipe.rollouts.engine, recipe.rollouts.actors.count) == ("vllm", 2)
+    assert recipe.run.name != recipe_of(without).run.name
+
+
+def test_the_actors_python_is_in_the_image() -> None:
+    objects = rendered("overlays/gpu-2x8-rollouts")
+    rollouts = recipe_of(objects).rollouts
+    assert rollouts is not None and rollouts.actors.python is not None
+    folder = rollouts.actors.python.removesuffix("/bin/python")
+    assert f"python -m venv {folder} " in DOCKERFILE.read_text()
+    (group,) = [pod for pod in pod_templates(only(objects, "RayJob")) if pod.where.endswith("rollouts")]
+    assert {container["image"].rpartition("/")[2] for container in group.containers} == {"uld-ds-cuda-vllm:0.1.0"}
 
 
 @pytest.mark.parametrize("folder", OVERLAYS)
