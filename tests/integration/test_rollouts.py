@@ -187,7 +187,7 @@ def test_another_number_of_ranks_gets_the_same_answers(recipe: dict[str, Any], t
 def test_rounds_tell_what_student_and_teacher_make_of_their_answers(recipe: dict[str, Any], tmp_path: Path) -> None:
     without_dropout(tmp_path)
     recipe["training"]["steps"] = 3
-    found = run(named(recipe, "whole", every=1), tmp_path)
+    found = run(named(recipe, "whole", every=1, max_new_tokens=3), tmp_path)
     rounds: Rounds = found["rounds"]
     assert [summary.round for summary in rounds.summaries] == [0, 1, 2]
     assert [summary.step for summary in rounds.summaries] == [0, 1, 2]
