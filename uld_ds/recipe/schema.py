@@ -98,6 +98,11 @@ class Recipe(Strict):
         return 0 if self.rollouts is None else self.rollouts.own_examples(self.training.batch_size)
 
     @property
+    def only_own_answers(self) -> bool:
+        """Whether every example of a step is an own answer of the student, so that no given answer is needed."""
+        return self.own_examples == self.training.batch_size
+
+    @property
     def accumulation(self) -> int:
         """Micro-batches of one optimizer step on one rank."""
         return self.training.batch_size // (self.training.micro_batch_size * self.cluster.workers)

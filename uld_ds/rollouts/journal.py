@@ -86,10 +86,6 @@ class RoundFolder:
         self._identity = identity.encode()
         folder.mkdir(parents=True, exist_ok=True)
 
-    def has(self, number: int, batch: int) -> bool:
-        """Tell whether a batch of a round is there."""
-        return self._file(number, batch).is_file()
-
     def write(self, number: int, batch: int, answers: Sequence[RoundAnswer]) -> None:
         """Write the answers of one batch, and return when they are on the disk."""
         file = self._file(number, batch)

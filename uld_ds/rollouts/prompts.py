@@ -55,8 +55,13 @@ class PromptWork:
 
     def _row(self, example: Example) -> dict[str, Any] | str:
         try:
+            prompt = self._student.prompt(example)
+            # Tokenizers and files take nothing else, and say less about it.
+            prompt.encode()
             ids = self._student.prompt_ids(example)
             taught = len(self._teacher.prompt_ids(example))
+        except UnicodeEncodeError as error:
+            return f"the prompt is not valid Unicode: a lone surrogate at character {error.start}"
         except ValueError as error:
             return str(error)
         room = self._student_max - self._new
@@ -75,7 +80,7 @@ class PromptWork:
         return {
             "conversation": _written(example),
             "prompt_ids": np.asarray(ids, np.int32),
-            "prompt": self._student.prompt(example),
+            "prompt": prompt,
             "notes": [],
             "digest": replace(example, messages=example.prompt, answers=()).digest(),
         }

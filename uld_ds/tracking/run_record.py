@@ -84,7 +84,7 @@ def _datasets(job: Job) -> Iterator[DatasetInput]:
     sources = {"train": data.train, "eval": data.eval}
     if rollouts is not None:
         sources["prompts"] = rollouts.prompts or data.train
-        if job.splits["train"] == job.splits["prompts"]:  # all answers are the student's own
+        if job.recipe.only_own_answers:
             sources["train"] = sources["prompts"]
     redactor = Redactor()
     for name in job.splits:

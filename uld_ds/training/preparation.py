@@ -153,7 +153,7 @@ def prepared_splits(recipe: Recipe, student: TextSide, sides: dict[str, Side], c
         UserError: a source cannot be read, or a row cannot be used.
     """
     sources = {"train": recipe.data.train, "eval": recipe.data.eval}
-    if recipe.own_examples == recipe.training.batch_size:
+    if recipe.only_own_answers:
         del sources["train"]
     splits = {
         name: Preparer(recipe, student, sides[name]).prepare(source, f"data.{name}", cache)
@@ -188,7 +188,7 @@ def steps_of_run(recipe: Recipe, *, num_data: int, num_prompts: int = 0) -> int:
     """
     length, own = recipe.training, recipe.own_examples
     examples, per_step = num_data, length.batch_size - own
-    if recipe.rollouts is not None and per_step == 0:
+    if recipe.rollouts is not None and recipe.only_own_answers:
         examples, per_step = num_prompts * recipe.rollouts.samples_per_prompt, own
     return num_steps(examples, per_step, epochs=length.epochs, steps=length.steps)
 

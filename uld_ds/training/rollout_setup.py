@@ -59,7 +59,7 @@ class RolloutSetup:
         own = TextSide.of_model(teacher, recipe.teacher, "teacher", special_tokens=special_tokens)
         self._pairer = OwnAnswers(self._student, own, learn=recipe.data.learn)
         self._prompts = job.rows("prompts")
-        self.given = self._stand_in() if self._settings.share == 1 else job.rows("train")
+        self.given = self._stand_in() if recipe.only_own_answers else job.rows("train")
         """Given training examples; where there are none, one that stands in for own answers that cannot be used."""
         self.sampling = Sampling.of(self._settings, recipe.run.seed)
 

@@ -86,3 +86,11 @@ def test_prompts_that_leave_no_room_are_bad_examples(tmp_path: Path, changes: di
     skipping = recipe_with(tmp_path, rows, data__on_bad_example="skip", **changes)
     split = prepared(skipping, tmp_path)
     assert (len(split.rows), split.facts.skipped) == (1, 1)
+
+
+def test_a_prompt_that_is_no_text_is_a_bad_example(tmp_path: Path) -> None:
+    rows = [{"prompt": "what is a path?"}, {"prompt": "bad \ud800 text"}]
+    said = message(prepared, recipe_with(tmp_path, rows), tmp_path)
+    assert "row 1: the prompt is not valid Unicode: a lone surrogate at character" in said
+    split = prepared(recipe_with(tmp_path, rows, data__on_bad_example="skip"), tmp_path)
+    assert (len(split.rows), split.facts.skipped) == (1, 1)
