@@ -53,7 +53,7 @@ COVERED = @$(BIN)/coverage combine -q && $(BIN)/coverage report > .coverage/repo
 	&& head -22 .coverage/report.txt && tail -3 .coverage/report.txt
 
 test-all: install $(TEST_PACKAGES)/.installed $(LINT_K8S)/.installed  ## Every test, also the slow ones and those that start clusters
-	$(BIN)/pytest -m '' --timeout 1800
+	$(BIN)/pytest -m '' --timeout 1800 --hypothesis-profile new-examples
 
 bench: install  ## Every benchmark in its short version, into benchmarks/results/ (15 minutes on two idle cores)
 	$(BIN)/python benchmarks/all.py $(BENCH)

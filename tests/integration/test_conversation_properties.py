@@ -160,7 +160,7 @@ def _pairing(student: TextSide, teacher: Any, learn: Any) -> Pairing:
     return Pairing(student, teacher, alignment="segments", turns="all", learn=learn)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 @given(talks=_talks, student=_name, teacher=_name, learn=_learn, cut=st.sampled_from([20, 31, 42, 53, 64, 75]))
 def test_what_is_learned(talks: list[Any], student: str, teacher: str, learn: Any, cut: int) -> None:
     sides = {"student": _side(student, "student"), "teacher": _side(teacher, "teacher")}
@@ -182,7 +182,7 @@ def test_what_is_learned(talks: list[Any], student: str, teacher: str, learn: An
                 assert len(row[f"{name}_ids"]) <= cut
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None)
 @given(talks=_talks, student=_name, teacher=_name, learn=_learn, most=st.sampled_from([999, 30, 50, 70, 90]))
 def test_a_stored_side_pairs_like_the_one_it_came_from(
     talks: list[Any], student: str, teacher: str, learn: Any, most: int

@@ -171,7 +171,7 @@ def check_any_input(tokenizers: tuple[Any, Any], lines: list[bytes], messages: b
                 prepare(tokenizers, Path(folder), data, "error", **columns)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(line, max_size=6), messages=st.booleans())
 def test_any_input(tokenizers: tuple[Any, Any], lines: list[bytes], messages: bool) -> None:
     check_any_input(tokenizers, lines, messages)

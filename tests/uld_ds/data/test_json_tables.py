@@ -150,7 +150,7 @@ def filled(value: Any, like: Any) -> Any:
     return value
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.dictionaries(st.sampled_from("ab"), plain, max_size=2), min_size=1, max_size=4))
 def test_any_rows(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     found = read(lines(tmp_path / "a.jsonl", rows))

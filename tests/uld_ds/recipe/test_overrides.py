@@ -68,7 +68,7 @@ def test_keys_of_text_take_text(file: Path, text: str) -> None:
         assert by_both_ways(file, "student.tokenizer", text) == text
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="$"), min_size=1).filter(lambda x: x != "???"))
 @example("null")
 @example("~")

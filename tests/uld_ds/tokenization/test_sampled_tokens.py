@@ -88,6 +88,10 @@ def test_what_spells_nothing() -> None:
 @given(text=TEXTS)
 def test_what_the_tokenizer_itself_writes_spells_the_text(name: str, text: str) -> None:
     tokenizer = tokenizer_named(name)
+    # A control token that is typed takes the white space beside it with it (ByT5's `\n</s>`): no text as the product
+    # reads it, where what is typed stays text.
+    if any(token in text for token in tokenizer.all_special_tokens):
+        return
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids or not all(map(reader(name).spells, ids)):
         return
