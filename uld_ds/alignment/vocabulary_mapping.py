@@ -1,4 +1,4 @@
-"""Relations between two vocabularies by the bytes of their tokens: twins, prefixes, and what ends a word."""
+"""Relations between two vocabularies by the bytes of their tokens: twins, prefixes, completions, what ends a word."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from uld_ds.alignment.completions import CompletionIndex
 from uld_ds.tokenization.loading import tokenizer_digest
 from uld_ds.tokenization.vocabulary import Ints, Vocabulary, log
 from uld_ds.utils.cache import cache_dir
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 NONE = -1
 """Id that stands for "no token"."""
 # Part of the name of a cached file: to be raised when relations come to mean something else.
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,19 @@ class VocabularyRelations:
     """Size V_s of the student's vocabulary."""
     ends_word: NDArray[np.bool_]
     """[V_t] ``Vocabulary.ends_word`` of the teacher's tokens."""
+    is_space: NDArray[np.bool_]
+    """[V_s] ``Vocabulary.is_space`` of the student's tokens: whether they spell nothing but white space."""
+    completions: CompletionIndex
+    """Which of the student's tokens finish what a teacher's token spells that the student has not."""
 
 
 def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
     """Relate two vocabularies by the rules that ``uld_ds.tokenization.vocabulary`` gives."""
     if list(student.tokens) == list(teacher.tokens):
         same = np.arange(len(teacher), dtype=np.int64)
-        return VocabularyRelations(same, same.copy(), len(student), teacher.ends_word())
+        completions = CompletionIndex.nothing(len(student), len(teacher))
+        spaces = student.is_space()
+        return VocabularyRelations(same, same.copy(), len(student), teacher.ends_word(), spaces, completions)
     ids = student.by_bytes()
     longest = max(map(len, ids), default=0)
     identity = np.full(len(teacher), NONE, np.int64)
@@ -65,7 +72,10 @@ def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
         identity[index] = ids.get(spelled, NONE)
     if student.end is not None and teacher.end is not None:
         identity[teacher.end] = projection[teacher.end] = student.end
-    return VocabularyRelations(identity, projection, len(student), teacher.ends_word())
+    completions = CompletionIndex.of(student, teacher)
+    return VocabularyRelations(
+        identity, projection, len(student), teacher.ends_word(), student.is_space(), completions
+    )
 
 
 def relations_of(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> VocabularyRelations:
@@ -90,15 +100,21 @@ def _read(file: Path) -> VocabularyRelations | None:
     """Read the relations that ``_write`` left; None if there are none, or the file is damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            names = ("identity", "projection", "num_student", "ends_word")
-            identity, projection, size, ends_word = (arrays[name] for name in names)
+            names = ("identity", "projection", "num_student", "ends_word", "is_space")
+            identity, projection, size, ends_word, is_space = (arrays[name] for name in names)
+            completions = CompletionIndex(**{name: arrays[name].astype(np.int64) for name in CompletionIndex.names()})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         log.warning("%s is damaged (%s) and is made anew", file, error)
         return None
     return VocabularyRelations(
-        identity.astype(np.int64), projection.astype(np.int64), int(size), ends_word.astype(bool)
+        identity.astype(np.int64),
+        projection.astype(np.int64),
+        int(size),
+        ends_word.astype(bool),
+        is_space.astype(bool),
+        completions,
     )
 
 
@@ -111,4 +127,6 @@ def _write(file: Path, relations: VocabularyRelations) -> None:
             projection=relations.projection.astype(np.int32),
             num_student=np.int64(relations.num_student),
             ends_word=relations.ends_word,
+            is_space=relations.is_space,
+            **{name: getattr(relations.completions, name).astype(np.int32) for name in CompletionIndex.names()},
         )

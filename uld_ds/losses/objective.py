@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from uld_ds.alignment.vocabulary_mapping import VocabularyRelations
 from uld_ds.batches import MicroBatch
-from uld_ds.losses.chunked import ChunkedLoss, Rows, head_tensors
+from uld_ds.losses.chunked import NUM_PARTS, ChunkedLoss, Rows, head_tensors
 from uld_ds.losses.gate import passes_gate
 from uld_ds.losses.likelihood_runs import LikelihoodPart, likelihood_part, runs_of, word_may_be_over
 from uld_ds.losses.normalization import RowWeights
@@ -64,6 +64,8 @@ class Objective:
     """The objective, with every term that given or own answers have a weight for."""
     terms: tuple[IdentityTerm, ...] = ()
     """The terms that look at token identities: all that the settings give a weight."""
+    is_space: Tensor | None = None
+    """[V_s] bool from ``VocabularyRelations``, for ``skip_whitespace_rows``."""
     ends_word: Tensor | None = None
     """[V_t] bool from ``VocabularyRelations``, for ``likelihood_boundary``."""
     total_steps: int | None = None
@@ -114,7 +116,8 @@ class Objective:
         terms = identity_terms(every, relations, device, given=settings)
         ends_word = None if relations is None else torch.from_numpy(relations.ends_word).to(device)
         own = None if rollouts is None else rollouts.weights(settings)
-        return cls(every, terms, ends_word, total_steps, given=settings, own=own)
+        is_space = None if relations is None else torch.from_numpy(relations.is_space).to(device)
+        return cls(every, terms, is_space, ends_word, total_steps, given=settings, own=own)
 
     def at(self, step: int) -> Objective:
         """Return the objective with the weights of optimizer step ``step``, from 0."""
@@ -180,7 +183,8 @@ class Objective:
         in_order, *of_rows = (part.detach() for part in per_row)
         nats = torch.empty_like(in_order)
         nats[order] = in_order
-        distance, head_distance, bound, passed, *of_terms = (part[: len(segments)] for part in of_rows)
+        distance, head_distance, bound, passed = (part[: len(segments)] for part in of_rows[: NUM_PARTS - 1])
+        of_terms = of_rows[NUM_PARTS - 1 :]
         of_segments = weights.segments.to(distance.dtype)
         with torch.no_grad():
             counted = (weights.answers[:_ENTROPY_ROWS] > 0).float()
@@ -188,8 +192,8 @@ class Objective:
         parts = {} if likelihood is None else {"likelihood": likelihood.value}
         if self.settings.uld_gate is not None:
             parts["uld_gate"] = passed @ of_segments
-        for term, value in zip(self.terms, of_terms, strict=True):
-            parts[term.name] = value @ weights.segments.to(value.dtype)
+        for term, value, shares in zip(self.terms, of_terms, rows.term_shares, strict=True):
+            parts[term.name] = value[: len(shares)] @ shares.to(value.dtype)
         return loss, parts | {
             "token_nats": nats,
             "ce": nats @ weights.answers.to(nats.dtype),
@@ -201,17 +205,19 @@ class Objective:
             "student_entropy_rows": counted.sum(),
         }
 
-    def _prepared(self, micro_batch: MicroBatch, teacher: TeacherSegments) -> tuple[Any, ...]:
-        """Prepare what each term compares the student with, for all segments."""
+    def _compared(self, micro_batch: MicroBatch, teacher: TeacherSegments, order: Tensor) -> Compared | None:
+        """Collect what the identity terms compare the student with; None without such terms."""
         if not self.terms:
-            return ()
-        segments = micro_batch.student_segments
-        if teacher.top is None or len(teacher.top) != len(segments):
+            return None
+        if teacher.top is None or len(teacher.top) != len(micro_batch.student_segments):
             raise ValueError(f"{self.terms[0].name} needs the teacher's top-k tokens of every segment")
-        ids = micro_batch.student.answer_ids[segments.compared]
-        top = teacher.top.first(self.settings.top_ids)
-        compared = Compared(top, teacher.log_probs, teacher.first_log_probs, ids)
-        return tuple(term.prepare(compared) for term in self.terms)
+        compared = Compared.of(micro_batch, teacher, order, self.settings.top_ids)
+        if not self.settings.skip_whitespace_rows:
+            return compared
+        if self.is_space is None:
+            raise ValueError("skip_whitespace_rows needs to know how the two vocabularies relate")
+        is_space = F.pad(self.is_space, (0, 1), value=False)
+        return compared.without(is_space[compared.student_ids.clamp(max=len(self.is_space))])
 
     def _likelihood(
         self,
@@ -265,6 +271,7 @@ class Objective:
                 log_scale = segments.log_scale(log_probs_of(earlier_ids)(hidden[segments.earlier], head))
             place = _inverse(order)[segments.earlier]
         given, own_segments = self.given or self.settings, micro_batch.own_segments
+        compared = self._compared(micro_batch, teacher, order)
         ce_weights = (weights.answers * self._weight("ce", given.ce, micro_batch.own_answers))[order]
         ce_slopes, likelihood_loss = ce_weights.clone(), ce_weights.new_zeros(())
         if likelihood is not None:
@@ -278,9 +285,14 @@ class Objective:
             ce_slopes=ce_slopes,
             uld_weights=weights.segments * self._weight("uld", given.uld, own_segments),
             spectrum=teacher.spectrum,
-            prepared=self._prepared(micro_batch, teacher),
+            prepared=tuple(term.prepare(compared) for term in self.terms if compared is not None),
             term_weights=tuple(
-                weights.segments * self._weight(term.name, term.weight, own_segments) for term in self.terms
+                compared.laid_out(weights.segments * self._weight(term.name, term.weight, own_segments), term.row)
+                for term in self.terms
+                if compared is not None
+            ),
+            term_shares=tuple(
+                compared.laid_out(weights.segments, term.row) for term in self.terms if compared is not None
             ),
             log_scale=log_scale,
             earlier=place,
@@ -298,7 +310,7 @@ class Objective:
         )
         for term, prepared, weight in zip(self.terms, rows.prepared, rows.term_weights, strict=True):
             value = torch.zeros_like(log_normalizer, dtype=torch.float64)
-            if chunk.start < rows.num_compared:
+            if term.row == "next" or chunk.start < rows.num_compared:
                 value = term.add(logits, log_normalizer, prepared[chunk], weight[chunk], grad).double()
             parts.append(value)
         return parts, grad

@@ -71,6 +71,11 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _choices_have_an_effect(self) -> Recipe:
+        self.taught.check_choices()
+        return self
+
+    @model_validator(mode="after")
     def _own_answers_teach_something(self) -> Recipe:
         if self.rollouts is None:
             return self
@@ -144,6 +149,14 @@ _LATER: dict[str, dict[str, Any]] = {
     "data": {"learn": list(KINDS), "special_tokens": "control"},
     "teacher": {"template_arguments": {}},
     "student": {"template_arguments": {}},
+    "objective": {
+        "projection_divergence": "forward_kl",
+        "projection_rows": "all",
+        "projection_pick": "teacher",
+        "projection_student_ids": 16,
+        "completion": 0.0,
+        "skip_whitespace_rows": False,
+    },
 }
 _LATER_COLUMNS = {"tools": "tools", "template_arguments": "chat_template_kwargs"}
 

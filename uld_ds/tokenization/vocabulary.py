@@ -93,6 +93,10 @@ class Vocabulary:
             dtype=bool,
         )
 
+    def is_space(self) -> NDArray[np.bool_]:
+        """Mark the tokens that spell nothing but spaces, tabs and line breaks, [V]."""
+        return np.array([spelled is not None and spelled.isspace() for spelled in self.spellings], dtype=bool)
+
     def by_bytes(self) -> dict[bytes, int]:
         """Map each spelling to the id of its token.
 
