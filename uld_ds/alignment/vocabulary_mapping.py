@@ -73,9 +73,7 @@ def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
     if student.end is not None and teacher.end is not None:
         identity[teacher.end] = projection[teacher.end] = student.end
     completions = CompletionIndex.of(student, teacher)
-    return VocabularyRelations(
-        identity, projection, len(student), teacher.ends_word(), student.is_space(), completions
-    )
+    return VocabularyRelations(identity, projection, len(student), teacher.ends_word(), student.is_space(), completions)
 
 
 def relations_of(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> VocabularyRelations:

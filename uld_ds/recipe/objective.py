@@ -123,11 +123,11 @@ class ObjectiveSettings(Strict):
         LossTerm(
             label="projection",
             title="Divergence from the teacher, projected",
-            summand="divergence from the projected teacher",
+            summand="projection",
             details={
-                "projection_divergence": "{}",
-                "projection_rows": "({} segments)",
-                "projection_pick": "(tokens of the {})",
+                "projection_divergence": "by {}",
+                "projection_rows": "on {} segments",
+                "projection_pick": "with the {}'s tokens",
             },
             identities=True,
             vocabularies=True,

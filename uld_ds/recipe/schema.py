@@ -71,11 +71,6 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
-    def _choices_have_an_effect(self) -> Recipe:
-        self.taught.check_choices()
-        return self
-
-    @model_validator(mode="after")
     def _own_answers_teach_something(self) -> Recipe:
         if self.rollouts is None:
             return self
@@ -90,6 +85,11 @@ class Recipe(Strict):
         except ValidationError as error:
             context = error.errors(include_url=False)[0].get("ctx", {})
             raise ValueError(f"rollouts.objective, with objective: {context.get('error', error)}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _choices_have_an_effect(self) -> Recipe:
+        self.taught.check_choices()
         return self
 
     @property

@@ -12,7 +12,9 @@ from uld_ds.alignment.vocabulary_mapping import relations_of
 from uld_ds.tokenization.vocabulary import Vocabulary
 
 # Few letters, so that tokens begin each other; the last byte, which no other follows.
-SPELLINGS = st.one_of(st.none(), st.text("ab", min_size=1, max_size=4).map(str.encode), st.sampled_from([b"\xff", b"a\xff", b"\xff\xffa"]))
+SPELLINGS = st.one_of(
+    st.none(), st.text("ab", min_size=1, max_size=4).map(str.encode), st.sampled_from([b"\xff", b"a\xff", b"\xff\xffa"])
+)
 VOCABULARIES = st.lists(SPELLINGS, min_size=1, max_size=12)
 
 

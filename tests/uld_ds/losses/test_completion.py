@@ -12,14 +12,13 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from tests.helpers.completion import Spellings, completion_value
 from tests.helpers.segments import compared_of
 from uld_ds.alignment.completions import CompletionIndex
 from uld_ds.losses.completion import CompletionTables, CompletionTerm
 from uld_ds.losses.term import Compared
 from uld_ds.spectrum.top_tokens import TopTokens
 from uld_ds.tokenization.vocabulary import Vocabulary
-
-Spellings = list[bytes | None]
 
 
 def term_of(student: Spellings, teacher: Spellings) -> CompletionTerm:
@@ -77,25 +76,6 @@ def test_a_group_whose_shortest_token_the_student_has_passed_says_nothing() -> N
     torch.testing.assert_close(value[1], -0.4 * logits[1].log_softmax(0)[1])
 
 
-def by_definition(student: Spellings, teacher: Spellings, p: Tensor, k: int, a: int, logits: Tensor) -> Tensor:
-    """The value of one segment, out of byte strings."""
-    likeliest = p.argsort(descending=True, stable=True).tolist()[:k]
-    lacking = [y for y in likeliest if teacher[y] and teacher[y] not in student and p[y] > 0]
-    roots = {y: min((o for o in lacking if teacher[y].startswith(teacher[o])), key=lambda o: len(teacher[o])) for y in lacking}  # type: ignore[union-attr,arg-type] # fmt: skip
-    masses: dict[bytes, Tensor] = {}
-    for y, root in roots.items():
-        key = teacher[root] or b""
-        masses[key] = masses.get(key, torch.tensor(0.0).double()) + p[y]
-    value, q, begun = torch.tensor(0.0).double(), logits.softmax(0), student[a]
-    for shortest, mass in masses.items():
-        if begun and shortest.startswith(begun) and shortest != begun:
-            rest = shortest[len(begun) :]
-            completing = [u for u, other in enumerate(student) if other and other.startswith(rest)]
-            if completing:
-                value = value - mass * q[completing].sum().log()
-    return value
-
-
 SPELLINGS = st.one_of(st.none(), st.text("ab", min_size=1, max_size=5).map(str.encode))
 
 
@@ -116,7 +96,7 @@ def test_any_two_vocabularies(student: Spellings, teacher: Spellings, k: int, se
     k = min(k, len(teacher))
     nothing = torch.tensor(0.0).double()
     want = torch.stack(
-        [nothing] + [by_definition(student, teacher, p[n], k, ids[n], logits[n + 1]) for n in range(rows - 1)]
+        [nothing] + [completion_value(student, teacher, p[n], k, ids[n], logits[n + 1]) for n in range(rows - 1)]
     )
     (of_logits,) = torch.autograd.grad(want @ weight + 0 * logits.sum(), logits)
     value, grad = run(term_of(student, teacher), compared(p, k, ids), logits.detach(), weight)

@@ -170,7 +170,9 @@ def test_value_and_gradient_are_those_of_the_definition(kind: str, k: int, share
     torch.testing.assert_close(grad, of_student, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize(("kind", "between"), [("reverse_kl", lambda p, q: kl(q, p)), ("jensen_shannon", jensen_shannon)])
+@pytest.mark.parametrize(
+    ("kind", "between"), [("reverse_kl", lambda p, q: kl(q, p)), ("jensen_shannon", jensen_shannon)]
+)
 @pytest.mark.parametrize("picked", [None, 1, 5])
 def test_projection_with_other_divergences_and_the_students_pick(
     kind: Any, between: Callable[[Tensor, Tensor], Tensor], picked: int | None
@@ -219,7 +221,9 @@ def test_gradient_is_that_of_finite_differences(kind: str) -> None:
 def test_one_vocabulary_gives_the_classical_value(kind: str) -> None:
     case, student = Case(7, VOCAB), logits_of(8, VOCAB).requires_grad_()
     # With one vocabulary a segment is one token, the same on both sides.
-    said = compared_of(exact_top(case.logits, VOCAB), *[case.log_p.gather(1, STUDENT_IDS[:, None])[:, 0]] * 2, STUDENT_IDS)
+    said = compared_of(
+        exact_top(case.logits, VOCAB), *[case.log_p.gather(1, STUDENT_IDS[:, None])[:, 0]] * 2, STUDENT_IDS
+    )
     p, q = case.logits.softmax(1), student.softmax(1)
     want = jensen_shannon(p, q) if kind == "hybrid" else F.kl_div(q.log(), p, reduction="none").sum(1)
     (of_student,) = torch.autograd.grad(want.sum(), student)
