@@ -13,7 +13,6 @@ from uld_ds.batches import MicroBatch
 from uld_ds.spectrum.top_tokens import TopTokens
 from uld_ds.teacher_outputs import TeacherSegments
 
-
 Row = Literal["first", "next"]
 """Which of the student's rows a term looks at: the ``first`` of a segment, or the ``next`` one, after the segment's
 first token."""

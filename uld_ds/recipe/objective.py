@@ -233,8 +233,8 @@ class ObjectiveSettings(Strict):
             )
         if self.projection_pick == "student" and self.projection_student_ids >= self.top_ids:
             raise ValueError(
-                f"objective.projection_student_ids {self.projection_student_ids} picks nothing out of objective.top_ids "
-                f"{self.top_ids}: make it smaller"
+                f"objective.projection_student_ids {self.projection_student_ids} picks nothing out of "
+                f"objective.top_ids {self.top_ids}: make it smaller"
             )
         if self.skip_whitespace_rows and not any(term.vocabularies for term in self.weighed_terms):
             names = ", ".join(term.key for term in LOSS_TERMS.values() if term.vocabularies)
