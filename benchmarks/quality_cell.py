@@ -82,7 +82,7 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
             device=CPU,
         ),
         StoredTeacher(store, train.rows),
-        objective_of(recipe, side, size.steps[cell.student]),
+        objective_of(recipe, side),
         ranks=Ranks.current(),
         device=CPU,
     )
@@ -113,12 +113,12 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     aside.replace(results / f"{cell.name}.json")
 
 
-def objective_of(recipe: Recipe, side: TextSide, steps: int) -> Objective:
+def objective_of(recipe: Recipe, side: TextSide) -> Objective:
     """The recipe's; terms that look at identities read the teacher's tokenizer, never its weights."""
     if not recipe.objective.needs_vocabularies:
-        return Objective.from_settings(recipe.objective, total_steps=steps)
+        return Objective.from_settings(recipe.objective)
     teacher = Pretrained.from_settings(recipe.teacher, "teacher").tokenizer()
-    return Objective.from_settings(recipe.objective, relations_of(side.tokenizer, teacher), total_steps=steps)
+    return Objective.from_settings(recipe.objective, relations_of(side.tokenizer, teacher))
 
 
 def train_and_measure(

@@ -1,4 +1,4 @@
-"""Relations between two vocabularies by the bytes of their tokens: twins, prefixes, completions, what ends a word."""
+"""Relations between two vocabularies by the bytes of their tokens: twins, prefixes and completions."""
 
 from __future__ import annotations
 
@@ -41,8 +41,6 @@ class VocabularyRelations:
     """[V_t] the student's token with the longest bytes that the teacher's token begins with, or is; or -1."""
     num_student: int
     """Size V_s of the student's vocabulary."""
-    ends_word: NDArray[np.bool_]
-    """[V_t] ``Vocabulary.ends_word`` of the teacher's tokens."""
     is_space: NDArray[np.bool_]
     """[V_s] ``Vocabulary.is_space`` of the student's tokens: whether they spell nothing but white space."""
     completions: CompletionIndex
@@ -54,8 +52,7 @@ def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
     if list(student.tokens) == list(teacher.tokens):
         same = np.arange(len(teacher), dtype=np.int64)
         completions = CompletionIndex.nothing(len(student), len(teacher))
-        spaces = student.is_space()
-        return VocabularyRelations(same, same.copy(), len(student), teacher.ends_word(), spaces, completions)
+        return VocabularyRelations(same, same.copy(), len(student), student.is_space(), completions)
     ids = student.by_bytes()
     longest = max(map(len, ids), default=0)
     identity = np.full(len(teacher), NONE, np.int64)
@@ -73,7 +70,7 @@ def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
     if student.end is not None and teacher.end is not None:
         identity[teacher.end] = projection[teacher.end] = student.end
     completions = CompletionIndex.of(student, teacher)
-    return VocabularyRelations(identity, projection, len(student), teacher.ends_word(), student.is_space(), completions)
+    return VocabularyRelations(identity, projection, len(student), student.is_space(), completions)
 
 
 def relations_of(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> VocabularyRelations:
@@ -98,8 +95,8 @@ def _read(file: Path) -> VocabularyRelations | None:
     """Read the relations that ``_write`` left; None if there are none, or the file is damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            names = ("identity", "projection", "num_student", "ends_word", "is_space")
-            identity, projection, size, ends_word, is_space = (arrays[name] for name in names)
+            names = ("identity", "projection", "num_student", "is_space")
+            identity, projection, size, is_space = (arrays[name] for name in names)
             completions = CompletionIndex(**{name: arrays[name].astype(np.int64) for name in CompletionIndex.names()})
     except FileNotFoundError:
         return None
@@ -110,7 +107,6 @@ def _read(file: Path) -> VocabularyRelations | None:
         identity.astype(np.int64),
         projection.astype(np.int64),
         int(size),
-        ends_word.astype(bool),
         is_space.astype(bool),
         completions,
     )
@@ -124,7 +120,6 @@ def _write(file: Path, relations: VocabularyRelations) -> None:
             identity=relations.identity.astype(np.int32),
             projection=relations.projection.astype(np.int32),
             num_student=np.int64(relations.num_student),
-            ends_word=relations.ends_word,
             is_space=relations.is_space,
             **{name: getattr(relations.completions, name).astype(np.int32) for name in CompletionIndex.names()},
         )

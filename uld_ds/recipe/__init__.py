@@ -28,7 +28,7 @@ from uld_ds.recipe.models import (
     TeacherSettings,
     TrainedTokenizerSettings,
 )
-from uld_ds.recipe.objective import LinearSchedule, ObjectiveSettings, WarmupSchedule
+from uld_ds.recipe.objective import ObjectiveSettings
 from uld_ds.recipe.schema import Recipe
 from uld_ds.recipe.training import (
     EvaluationSettings,
@@ -51,7 +51,6 @@ __all__ = [
     "GenerationSettings",
     "GeneratorSource",
     "HubSource",
-    "LinearSchedule",
     "LoraSettings",
     "ModelSettings",
     "ObjectiveSettings",
@@ -69,7 +68,6 @@ __all__ = [
     "TrackingSettings",
     "TrainedTokenizerSettings",
     "TrainingSettings",
-    "WarmupSchedule",
     "load_recipe",
     "parse_recipe",
 ]

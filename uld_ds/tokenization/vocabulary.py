@@ -83,16 +83,6 @@ class Vocabulary:
             is_byte[:] = [isinstance(token, str) and len(token) == 6 and token[:3] == "<0x" for token in tokens]
         return cls(tokens, spellings, is_byte, tokenizer.eos_token_id)
 
-    def ends_word(self) -> NDArray[np.bool_]:
-        """Mark the tokens before which a word is over, [V]: they begin with whitespace, or are special tokens."""
-        return np.array(
-            [
-                token is not None and (spelled is None or spelled[:1].isspace())
-                for token, spelled in zip(self.tokens, self.spellings, strict=True)
-            ],
-            dtype=bool,
-        )
-
     def is_space(self) -> NDArray[np.bool_]:
         """Mark the tokens that spell nothing but spaces, tabs and line breaks, [V]."""
         return np.array([spelled is not None and spelled.isspace() for spelled in self.spellings], dtype=bool)

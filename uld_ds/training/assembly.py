@@ -84,7 +84,6 @@ def assemble(
 
     train_data = batcher(train_rows)
     given = StepBatches(train_data, recipe.training, seed=recipe.run.seed, ranks=ranks)
-    total_steps = given.num_steps if own is None else own.plan().total_steps
     # Teacher first: its sharding must not see the student's configuration.
     source = setup.source(train_rows, begins=begins)
     stage("loading the student")
@@ -94,12 +93,10 @@ def assemble(
         job.student_deepspeed,
         training=recipe.training,
         seed=recipe.run.seed,
-        total_steps=total_steps,
+        total_steps=given.num_steps if own is None else own.plan().total_steps,
         device=device,
     )
-    objective = Objective.from_settings(
-        recipe.objective, setup.relations(tokenizer), device, total_steps=total_steps, rollouts=recipe.rollouts
-    )
+    objective = Objective.from_settings(recipe.objective, setup.relations(tokenizer), device, rollouts=recipe.rollouts)
     engine = DistillationEngine(student, source, objective, ranks=ranks, device=device)
     batches: StepBatches | RolloutBatches = given
     if own is not None:

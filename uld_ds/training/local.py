@@ -19,7 +19,6 @@ from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import check_installed
 from uld_ds.models.trial import try_student, with_own_head
 from uld_ds.recipe import Recipe, TrainedTokenizerSettings
-from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.runs.job import Job
 from uld_ds.training.deepspeed_config import student_config, teacher_config
 from uld_ds.training.engines import init_process_group
@@ -28,7 +27,6 @@ from uld_ds.training.preparation import (
     check_rollouts,
     prepared_splits,
     share_a_tokenizer,
-    steps_of_splits,
     student_place,
     teacher_sides,
     warn_of_splits,
@@ -110,7 +108,6 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
     check_identities(recipe, sides["train"], shared=share_a_tokenizer(own, sides["train"]))
     splits = prepared_splits(recipe, own, sides, folder.parent / PREPARED_DATA)
     warn_of_splits(splits)
-    check_schedule(recipe.objective, steps_of_splits(recipe, splits))
     return Job(
         recipe=recipe,
         run_dir=folder,

@@ -74,7 +74,7 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
     assert len(outcomes) == 6
     for name, outcome in outcomes.items():
         reference = outcomes["1 rank x 1, " + name.rpartition(", ")[2]]
-        for key in ("loss", "ce", "uld", "uld_gate", "likelihood", "classical", "hybrid", "projection"):
+        for key in ("loss", "ce", "uld", "likelihood", "classical", "hybrid", "projection", "completion"):
             assert outcome[key] == pytest.approx(reference[key], rel=1e-6), (name, key)
         for parameter, gradient in outcome["gradients"].items():
             expected = reference["gradients"][parameter]
@@ -83,7 +83,6 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
     together, apart = (outcomes[f"1 rank x {turns}, token"] for turns in (1, 4))
     assert (together["padding"], apart["padding"]) == pytest.approx((together["mine"], apart["mine"]))
     assert 0 < apart["padding"] < together["padding"], "examples of a length share a micro-batch"
-    assert 0.1 < outcomes["1 rank x 1, token"]["uld_gate"] < 0.9, "the gate must tell segments apart"
     difference = outcomes["1 rank x 1, token"]["ce"] - outcomes["1 rank x 1, sample"]["ce"]
     assert abs(difference) > 1e-4, "uneven answers must tell the two normalizations apart"
 
@@ -172,11 +171,10 @@ def test_step_equals_plain_formulas_on_unsharded_models(
     recipe = variant(tiny_recipe, workers=1, micro=2, normalize="token", stage="zero3")
     recipe["objective"] |= {
         "merge": merge,
-        "uld_gate": None,
-        "likelihood_boundary": 0.0,
         "classical": 0.0,
         "hybrid": 0.0,
         "projection": 0.0,
+        "completion": 0.0,
     }
     job = prepared_job(recipe, tmp_path)
     (found,) = run_on_ranks(plain_step, 1, job.to_config(), [0, 1, 2, 3, 4, 5, 6, 7])
