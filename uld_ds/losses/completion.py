@@ -89,13 +89,15 @@ class CompletionTerm:
         row_of_token = set_of_token // sets.masses.shape[1]
         of_tokens = log_q[row_of_token, tokens]  # [E]
         log_sums = _log_sums(of_tokens, set_of_token, sets.masses.numel())  # [R * G]
-        # A set whose tokens the model has no logits for is one without tokens.
-        masses = sets.masses.flatten().masked_fill(log_sums == float("-inf"), 0.0)
-        value[rows] = -(masses * log_sums.double().masked_fill(masses == 0, 0.0)).view_as(sets.masses).sum(1)
+        # A set whose tokens the model has no logits for, or logits of -inf, is one without tokens.
+        impossible = log_sums == float("-inf")
+        log_sums, masses = log_sums.masked_fill(impossible, 0.0), sets.masses.flatten().masked_fill(impossible, 0.0)
+        value[rows] = -(masses * log_sums.double()).view_as(sets.masses).sum(1)
         factor = weight[rows].to(log_q.dtype)
         shares = (of_tokens - log_sums[set_of_token]).exp() * masses.to(log_q.dtype)[set_of_token]
         change = log_q.exp_().mul_((masses.view_as(sets.masses).sum(1).to(log_q.dtype) * factor)[:, None])
-        change.index_put_((row_of_token, tokens), -shares * factor[row_of_token], accumulate=True)
+        # Sets are disjoint, so that nothing accumulates: on an accelerator that would sort all E entries.
+        change[row_of_token, tokens] -= shares * factor[row_of_token]
         grad.index_add_(0, rows, change.to(grad.dtype))
         return value
 

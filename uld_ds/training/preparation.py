@@ -129,10 +129,12 @@ def _check_stored_tokenizer(recipe: Recipe, digest: str) -> None:
     """Check that the tokenizer at hand is the one whose ids a store holds: what they spell only that one knows."""
     settings = recipe.teacher
     if settings.model is None:
+        asking = [f"objective.{term.key}" for term in recipe.taught.weighed_terms if term.vocabularies]
+        look = "looks" if len(asking) == 1 else "look"
         raise UserError(
             "teacher.model",
-            "is missing: objective.hybrid and projection ask its tokenizer what stored ids spell",
-            "name the model whose outputs are stored, or set them to 0",
+            f"is missing: its tokenizer says what stored ids spell, which {' and '.join(asking)} {look} at",
+            "name the model whose outputs are stored, or set those weights to 0",
         )
     own = TextSide.of_model(Pretrained.from_settings(settings, "teacher"), settings, "teacher").tokenizer_digest
     if own != digest:

@@ -150,6 +150,36 @@ def test_models_may_have_fewer_or_more_logits_than_their_tokenizers(vocab: int) 
     torch.testing.assert_close(grad.sum(1), torch.zeros(6).double(), atol=1e-12, rtol=0)
 
 
+def test_logits_of_minus_infinity_leave_no_token() -> None:
+    # At the second row 6 cannot be, 7 can: the set of 56 is one without tokens, that of 57 keeps one of its two.
+    term = term_of([b"5", b"6", b"7", b"72"], [b"56", b"57"])
+    said = compared(torch.tensor([[0.6, 0.4]] * 2).double(), 2, [0, 1])
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.5, -torch.inf, 1.0, -torch.inf]]).double()
+    value, grad = run(term, said, logits, torch.ones(2).double())
+    q = logits[1].softmax(0)
+    torch.testing.assert_close(value[1], -0.4 * q[2].log())
+    torch.testing.assert_close(grad[1], 0.4 * q - torch.tensor([0.0, 0.0, 0.4, 0.0]).double())
+
+
+def test_what_the_teacher_holds_impossible_is_in_no_group() -> None:
+    # 12 cannot be: the shortest of its group is then 1234, and 234 is what is left of that.
+    term = term_of([b"1", b"34", b"2"], [b"12", b"1234"])
+    said = compared(torch.tensor([[0.0, 0.7]] * 2).double(), 2, [0, 1])
+    logits = torch.randn(2, 3, dtype=torch.float64)
+    assert not run(term, said, logits, torch.ones(2).double())[0].any(), "nothing completes 234"
+    term = term_of([b"1", b"234", b"2"], [b"12", b"1234"])
+    value, _ = run(term, said, logits, torch.ones(2).double())
+    torch.testing.assert_close(value[1], -0.7 * logits[1].log_softmax(0)[1])
+
+
+def test_ids_that_the_students_tokenizer_does_not_know_begin_nothing() -> None:
+    # The last id that it knows, 2, does.
+    term, logits = term_of([b"a", b"b", b"x"], [b"xb"]), torch.randn(2, 9, dtype=torch.float64)
+    for token, says in ((2, True), (3, False), (8, False)):
+        value, _ = run(term, compared(torch.ones(2, 1).double(), 1, [token, 0]), logits, torch.ones(2).double())
+        assert bool(value[1]) == says
+
+
 def test_ids_that_the_teachers_tokenizer_does_not_know_are_no_tokens() -> None:
     term = term_of([b"a", b"b"], [b"ab"])
     p = torch.tensor([[0.6, 0.3, 0.1]] * 2).double()

@@ -19,6 +19,7 @@ from uld_ds.losses.objective import Objective
 from uld_ds.losses.term import Compared
 from uld_ds.models import row_model
 from uld_ds.recipe import ObjectiveSettings
+from uld_ds.recipe.rollouts import RolloutSettings
 from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.spectrum.top_tokens import TopTokens
 from uld_ds.tokenization.vocabulary import Vocabulary
@@ -44,15 +45,25 @@ def relations() -> VocabularyRelations:
     return relate(mine, theirs)
 
 
-def chunked(case: Case, settings: ObjectiveSettings) -> tuple[float, list[Tensor], dict[str, Tensor]]:
+def chunked(
+    case: Case, settings: ObjectiveSettings, rollouts: RolloutSettings | None = None, own: list[bool] | None = None
+) -> tuple[float, list[Tensor], dict[str, Tensor]]:
     leaves = case.leaves(torch.float32)
     top = TopTokens.from_logits(case.teacher, K)
     teacher = teacher_of(Spectrum.from_logits(case.teacher), case.teacher_log_probs, top)
-    micro_batch = case.two_answers(segments_of(SEGMENTS, STOPS, ANSWERS), None)
-    objective = Objective.from_settings(settings, relations())
+    micro_batch = case.two_answers(segments_of(SEGMENTS, STOPS, ANSWERS), own)
+    objective = Objective.from_settings(settings, relations(), rollouts=rollouts)
     loss, parts = objective(leaves[0], case.head(leaves), micro_batch, teacher, case.weights)
     loss.backward()
     return loss.item(), [leaf.grad for leaf in leaves if leaf.grad is not None], parts
+
+
+def begun_case(**options: Any) -> Case:
+    """A case whose segments begin with tokens that begin others, so that there is something to complete."""
+    case = Case(**options)
+    starts = [n for n, spelled in enumerate(STUDENT) if spelled and len(spelled) == 1]
+    case.batch.answer_ids[SEGMENTS] = torch.tensor(starts)[torch.arange(len(SEGMENTS)) % len(starts)]
+    return case
 
 
 def completion(case: Case, logits: Tensor) -> Tensor:
@@ -78,10 +89,7 @@ def test_completion_is_part_of_the_loss(
     case: dict[str, Any], settings: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_model, "_CHUNK_ELEMENTS_CPU", rows * VOCAB)
-    example = Case(**case)
-    # Tokens that begin others, so that there is something to complete.
-    starts = [n for n, spelled in enumerate(STUDENT) if spelled and len(spelled) == 1]
-    example.batch.answer_ids[SEGMENTS] = torch.tensor(starts)[torch.arange(len(SEGMENTS)) % len(starts)]
+    example = begun_case(**case)
     objective = ObjectiveSettings(**settings, completion=0.8, top_ids=K)
     leaves = example.leaves(torch.float64)
     values = completion(example, example.head(leaves).logits(leaves[0]))
@@ -97,6 +105,21 @@ def test_completion_is_part_of_the_loss(
         assert leaf.grad is not None
         wanted = base + leaf.grad
         assert (gradient.double() - wanted).norm() / wanted.norm() < 1e-4
+
+
+@pytest.mark.parametrize("own", [[False, True], [True, False]])
+def test_own_answers_have_weights_of_their_own_for_what_is_completed(own: list[bool]) -> None:
+    given = ObjectiveSettings(ce=0.0, uld=0.5, projection_divergence="reverse_kl", top_ids=K)
+    rollouts = RolloutSettings(objective={"completion": 0.6, "projection": 0.4})
+    case = begun_case()
+    loss, gradients, parts = chunked(case, given, rollouts, own)
+    of_given, first, _ = chunked(case.only([not answer for answer in own]), given)
+    alone = given.model_copy(update={"uld": 0.0, "completion": 0.6, "projection": 0.4})
+    of_own, second, own_parts = chunked(case.only(own), alone)
+    assert loss == pytest.approx(of_given + of_own, rel=1e-5)
+    assert 0 < own_parts["completion"] < parts["completion"], "the value is of all answers"
+    for gradient, *summands in zip(gradients, first, second, strict=True):
+        torch.testing.assert_close(gradient, sum(summands), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("term", ["projection", "hybrid", "completion"])

@@ -195,6 +195,17 @@ def test_fewer_picked_tokens_give_a_lower_bound() -> None:
     assert (values[0] < values[-1]).all()
 
 
+def test_of_tokens_that_the_student_holds_equally_likely_the_teachers_likelier_is_picked() -> None:
+    log_p = torch.tensor([[0.6, 0.3, 0.05]]).double().log()
+    unlikely = torch.tensor([-30.0]).double()  # what follows moves nothing
+    said = compared_of(TopTokens(torch.tensor([[3, 0, 2]]), log_p), unlikely, unlikely, torch.tensor([1]))
+    term = ProjectionTerm(1.0, mapping_of(np.arange(5)), num_picked=1)
+    student = torch.zeros(1, 5).double()
+    value = term.add(student, student.logsumexp(1), term.prepare(said), torch.ones(1), torch.zeros(1, 5).double())
+    p, q = torch.tensor([0.6, 0.4]), torch.tensor([0.2, 0.8])
+    assert value.item() == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-6)
+
+
 def test_strict_rows_are_of_one_token_on_both_sides() -> None:
     found, case, student = many_to_one(2, 0.8), Case(1, TEACHER_VOCAB), logits_of(3, VOCAB)
     said = replace(case.compared(20), one_to_one=torch.tensor([True, False, True, True, False, False]))
