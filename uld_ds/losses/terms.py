@@ -7,6 +7,7 @@ new one is one new file with a class that has what ``IdentityTerm`` asks for, a 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from uld_ds.losses.projection import ProjectionTerm
 from uld_ds.losses.term import IdentityTerm
 from uld_ds.losses.token_mapping import mapping_of
 from uld_ds.recipe import ObjectiveSettings
+
+log = logging.getLogger(__name__)
 
 
 def identity_terms(
@@ -74,6 +77,8 @@ def _completion(
     settings: ObjectiveSettings, relations: VocabularyRelations | None, device: torch.device | str
 ) -> IdentityTerm:
     assert relations is not None
+    if len(relations.completions.teacher) == 0:
+        log.warning("objective.completion has no effect: the student has every token of the teacher; set it to 0")
     return CompletionTerm(settings.completion, CompletionTables.of(relations.completions, device))
 
 

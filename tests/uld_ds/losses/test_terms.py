@@ -56,3 +56,11 @@ def test_one_of_own_answers_alone_has_the_recipes_choices_and_no_weight_for_give
     given = ObjectiveSettings(projection_divergence="reverse_kl", projection_rows="one_to_one")
     every = taught(given, RolloutSettings(objective={"projection": 1.0}))
     assert said(projection_of(every, given)) == (0.0, "reverse_kl", 0.5, True, None)
+
+
+def test_completion_between_equal_vocabularies_is_told_to_have_no_effect(caplog: pytest.LogCaptureFixture) -> None:
+    relations = relations_of(zoo.plain_bytes(), zoo.plain_bytes())
+    identity_terms(ObjectiveSettings(completion=1.0), relations)
+    assert caplog.messages == [
+        "objective.completion has no effect: the student has every token of the teacher; set it to 0"
+    ]
