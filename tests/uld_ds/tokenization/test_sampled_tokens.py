@@ -18,7 +18,9 @@ from uld_ds.tokenization.spans import token_spans
 
 FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # Their tokens spell every text to the last byte, and their decoders say so.
-LOSSLESS = ["gpt2", "deepseek", "tekken", "mistral", "llama2_style", "gemma_style", "plain_bytes", "byt5"]
+LOSSLESS = [
+    *("gpt2", "deepseek", "tekken", "mistral", "llama2_style", "gemma_style", "gemma_spaces", "plain_bytes", "byt5")
+]
 # Their decoders put spaces between words; the words themselves are what the tokens spell.
 WORDS = ["wordpiece", "wordpiece_cased", "clip_style", "word_level", "slow_wordpiece_cased"]
 
@@ -44,6 +46,10 @@ HAND_COMPUTED: list[tuple[str, list[str], list[str], list[bytes]]] = [
     ("mistral", ["▁hi", "</s>"], ["▁x"], [b" x"]),
     ("mistral", ["<s>"], ["▁x", "▁y"], [b"x", b" y"]),
     ("gemma_style", ["<bos>"], ["▁x"], [b" x"]),
+    # Added tokens that the model makes of spaces: text goes on after them. After one that spells itself it begins.
+    ("gemma_spaces", ["<bos>"], ["▁▁", "▁x", "\n\n", "▁▁▁"], [b"  ", b" x", b"\n\n", b"   "]),
+    ("llama2_spaces", ["▁hi", "</s>"], ["▁x", "▁▁", "▁y", "\n\n", "▁z"], [b"x", b"  ", b" y", b"\n\n", b"z"]),
+    ("llama2_spaces", ["▁▁"], ["▁x"], [b" x"]),
     ("gpt2_prefix_space", ["<|endoftext|>", "Ġa", "<|endoftext|>"], ["Ġa", "Ġa"], [b"a", b" a"]),
     # Words apart, but for what belongs to the word before: so says the decoder.
     ("wordpiece", ["hello"], ["king", "##dom", ".", "so"], [b"king", b"dom", b".", b" so"]),
@@ -159,10 +165,12 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _plain_ids(tokenizer: Any) -> st.SearchStrategy[list[int]]:
-    """Ids of a vocabulary, none of them an added token; those of CANINE's that are characters people use."""
+    """Ids of a vocabulary, none of them an added token but runs of spaces; of CANINE's, characters people use."""
     most = min(len(tokenizer), 0x3000) if len(tokenizer) > 1_000_000 else len(tokenizer)
     added = tokenizer.added_tokens_decoder
     one = st.integers(0, most - 1).filter(lambda index: index not in added)
+    if runs := [index for index, token in added.items() if set(token.content) == {zoo.SPACE_MARK}]:
+        one = one | st.sampled_from(runs)
     return st.lists(one, min_size=1, max_size=12)
 
 
