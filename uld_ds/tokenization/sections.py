@@ -105,9 +105,8 @@ def _literal_places(table: TokenByteTable, tokens: Tokens, positions: list[int],
     text, places = tokens.text, []
     low, high = 0, len(text)
     for position in reversed(positions) if from_right else positions:
-        index = int(tokens.ids[position])
-        entry = table.added[index]
-        if tokens.offsets is not None and (entry.single_word or table.twofold[index]):
+        entry = table.added[int(tokens.ids[position])]
+        if tokens.offsets is not None and entry.single_word:
             start, end = tokens.offsets(position)
             found = text.find(entry.content, max(low, start), min(high, end))
         else:

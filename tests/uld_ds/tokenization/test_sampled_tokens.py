@@ -9,6 +9,8 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from tests.helpers import tokenizers_zoo as zoo
 from tests.helpers.span_texts import TEXTS, tokenizer_named
@@ -158,6 +160,18 @@ def test_a_special_token_of_several_sorts_spells_itself() -> None:
     tokenizer = toy("in", bos=True)
     ids = tokenizer.convert_tokens_to_ids(["in", "<user>", "in"])
     assert SampledTokens(tokenizer).pieces(ids) == [b"in", b"<user>", b"in"]
+
+
+def test_a_control_token_with_the_mark_in_its_name_spells_itself_whatever_the_vocabulary_has() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_description("llama2_style")))
+    tokenizer.add_special_tokens({"eos_token": "▁begin"})
+    ids = tokenizer.convert_tokens_to_ids(["▁x", "▁begin", "▁x"])
+    assert ids[1] < 32_000
+    assert SampledTokens(tokenizer).pieces(ids, ids[:1]) == [b" x", "▁begin".encode(), b"x"]
+
+
+def _description(name: str) -> str:
+    return str(tokenizer_named(name).backend_tokenizer.to_str())
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
