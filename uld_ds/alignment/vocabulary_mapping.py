@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NONE = -1
 """Id that stands for "no token"."""
 # Part of the name of a cached file: to be raised when relations come to mean something else.
-_VERSION = 4
+_VERSION = 5
 
 
 @dataclass(frozen=True)
