@@ -6,7 +6,7 @@
 Pairs (teacher -> student), in fp32, on CPUs. Every example of a step is an answer that the student has just sampled, at
 temperature 0.9 and top_p 0.95 (GOLD's defaults); with so low a learning rate all arms sample from one distribution:
 
-    sorting   0.7M -> 0.6M, numbers to sort; 64 answers of 10 tokens or so, as on_policy.py has them
+    sorting   0.7M -> 0.6M, numbers to sort; 64 answers of 10 tokens or so, as lab.py has them
     text      SmolLM2-135M -> a 20M Llama with GPT-2's tokenizer; 8 answers of 64 tokens, none of which ends earlier
 
 Arms, each a process of its own that waits, stopped, for its turn of a few steps:
@@ -116,7 +116,7 @@ def arms_of(pair: Pair, folder: Path, python: Path | None, options: argparse.Nam
         if python is not None:
             file = folder / f"gold-{number}.json"
             file.write_text(json.dumps(gold_settings(pair, steps, settings)))
-            arms.append(Paused(name, [[str(python), str(HERE / "on_policy_gold.py"), str(file), *words]]))
+            arms.append(Paused(name, [[str(python), str(HERE / "lab_gold.py"), str(file), *words]]))
     return arms
 
 
@@ -158,26 +158,27 @@ def gold_settings(pair: Pair, steps: int, settings: dict[str, Any]) -> dict[str,
 
 
 def sorting(folder: Path, options: argparse.Namespace) -> Pair:
-    """The first task of on_policy.py; both models are trained for a minute, so that answers are about as long."""
-    from on_policy import reasoning_gym_python
-    from on_policy_cell import make_rows
-    from on_policy_models import new_model, train_plainly
-    from on_policy_setup import FULL, Layout, write_rows
+    """The problems of lab.py; both models are trained for a minute, so that answers are about as long."""
+    from lab import reasoning_gym_python
+    from lab_cell import make_rows
+    from lab_models import new_model, train_plainly
+    from lab_setup import SETTINGS, Layout, write_rows
 
-    layout = Layout(folder, FULL, "number_sorting")
-    make_rows(layout, "number_sorting", reasoning_gym_python(options.cache))
-    rows = layout.of_teacher()
-    for side, vocab in (("teacher", layout.task.teacher_vocab), ("student", layout.task.student_vocab)):
+    setting = SETTINGS["fine"]
+    layout = Layout(folder, setting)
+    make_rows(layout, reasoning_gym_python(options.cache))
+    rows = layout.taught()
+    for side, vocab in (("teacher", setting.teacher_vocab), ("student", setting.student_vocab)):
         new_model(folder / f"{side}-blank", rows[:5000], vocab, seed=0)
-        train_plainly(folder / f"{side}-blank", folder / side, rows, 100, FULL.batch_size, seed=0)
+        train_plainly(folder / f"{side}-blank", folder / side, rows, 100, setting.batch_size, seed=0)
     write_rows(folder / "prompts.jsonl", layout.unanswered())
     models = str(folder / "teacher"), str(folder / "student")
-    return Pair(*models, folder / "prompts.jsonl", FULL.batch_size, layout.task.max_new_tokens, 128)
+    return Pair(*models, folder / "prompts.jsonl", setting.batch_size, setting.max_new_tokens, 128)
 
 
 def text(folder: Path, options: argparse.Namespace) -> Pair:
     """The pair ``bytes`` of teacher.py; the student has learned which tokens text is made of, and never to end."""
-    from on_policy_models import train_plainly
+    from lab_models import train_plainly
     from teacher import answers_of, located_smollm2, scratch_student
     from transformers import AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""The chart of rollouts.md, out of benchmarks/results/on_policy.md.
+"""The chart of rollouts.md, out of benchmarks/results/lab.md.
 
     python docs/rollout_chart.py
 
@@ -23,13 +23,11 @@ def main() -> None:
 
 
 def rollouts(sections: dict[str, str]) -> str:
-    """A panel for each task of the long run, a line for each arm."""
-    (report,) = [
-        section for line, section in sections.items() if line.startswith("on_policy ") and "--quick" not in line
-    ]
+    """A panel for each setting of the long run, a line for each arm."""
+    (report,) = [section for line, section in sections.items() if line.startswith("lab ") and "--quick" not in line]
     panels = []
     for words, rows in tables(report):
-        said = re.match(r"\*\*(\w+)\*\*: .* the teacher solves ([\d.]+) %", words)
+        said = re.match(r"\*\*([\w, ]+)\*\*: .* the teacher solves ([\d.]+) %", words)
         if said is not None:
             panels.append((said[1], float(said[2]), rows))
     arms = list(dict.fromkeys(row["arm"] for _, _, rows in panels for row in rows))

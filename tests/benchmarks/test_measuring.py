@@ -13,7 +13,7 @@ from measuring import Cell, add_output_options, ratio, spread, write_results
 
 from tests.benchmarks.conftest import BENCHMARKS
 
-SCRIPTS = ["alignment", "checkpoint", "on_policy", "on_policy_cost", "plan", "quality", "scaling", "step", "store"]
+SCRIPTS = ["alignment", "checkpoint", "lab", "on_policy_cost", "plan", "quality", "scaling", "step", "store"]
 SCRIPTS += ["teacher", "uld"]
 
 

@@ -1,6 +1,6 @@
-"""Problems of on_policy.py, made in an environment of their own with reasoning-gym in it: one JSON row a line.
+"""Problems of lab.py, made in an environment of their own with reasoning-gym in it: one JSON row a line.
 
-    python on_policy_tasks.py number_sorting 60000 rows.jsonl
+    python lab_tasks.py sorting 60000 rows.jsonl
 
 A row is a prompt and the one right answer to it. Prompts are short forms of the library's questions, whose constant
 words cost steps and teach nothing; every prompt occurs once.
@@ -24,8 +24,10 @@ def sorting(entry: dict[str, Any]) -> Row:
     """``> 56 25 75``: from the largest number down; ``<``: up."""
     facts = entry["metadata"]
     sign = {"ascending": "<", "descending": ">"}[facts["direction"]]
-    numbers = [str(int(float(number))) for number in facts["original_numbers"]]
-    return f"{sign} {' '.join(numbers)}", " ".join(str(int(float(number))) for number in facts["sorted_numbers"])
+    given, ordered = (
+        " ".join(str(int(float(number))) for number in facts[name]) for name in ("original_numbers", "sorted_numbers")
+    )
+    return f"{sign} {given}", ordered
 
 
 def backward(entry: dict[str, Any]) -> Row:
@@ -49,13 +51,11 @@ def chained_sums(entry: dict[str, Any]) -> Row:
     return expression, " ".join(map(str, results[1:]))
 
 
+UP_TO_99 = {"max_decimals": 0, "min_value": 0, "max_value": 99}
 # The library's name, its options, and the short form.
 TASKS: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Row]]] = {
-    "number_sorting": (
-        "number_sorting",
-        {"min_numbers": 3, "max_numbers": 5, "max_decimals": 0, "min_value": 0, "max_value": 99},
-        sorting,
-    ),
+    "sorting": ("number_sorting", {"min_numbers": 3, "max_numbers": 4, **UP_TO_99}, sorting),
+    "sorting few": ("number_sorting", {"min_numbers": 2, "max_numbers": 3, **UP_TO_99}, sorting),
     "spell_backward": ("spell_backward", {"min_word_len": 3, "max_word_len": 7}, backward),
     "chain_sum": (
         "chain_sum",

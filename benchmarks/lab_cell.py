@@ -1,4 +1,4 @@
-"""One training run of on_policy.py: through the product in this process, or through TRL in its own environment."""
+"""One training run of lab.py: through the product in this process, or through TRL in its own environment."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 import transformers
-from on_policy_models import answers, new_model, right, train_plainly
-from on_policy_setup import (
-    ARMS,
-    START,
+from lab_arms import ARMS, START, Gold
+from lab_measure import Curve, Held
+from lab_models import answers, new_model, train_plainly
+from lab_setup import (
+    TEACHER_BATCH,
     Cell,
-    Gold,
     Layout,
-    Size,
     gold_settings,
     read_rows,
     recipe_of,
     setup_facts,
     write_rows,
 )
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from uld_ds import Trainer
+from uld_ds.checkpointing.state import TrainState
+from uld_ds.training.callbacks import TrainerCallback
 from uld_ds.utils.cache import build_once
 
 HERE = Path(__file__).resolve().parent
@@ -48,39 +51,39 @@ def start_process() -> None:
 # --- what all runs share ----------------------------------------------------------------------------------------
 
 
-def make_rows(layout: Layout, task: str, python: Path) -> None:
+def make_rows(layout: Layout, python: Path) -> None:
     """The problems, by the library's own generator."""
     if layout.rows.is_file():
         return
-    layout.shared.mkdir(parents=True, exist_ok=True)
+    layout.rows.parent.mkdir(parents=True, exist_ok=True)
     aside = layout.rows.with_suffix(".partial")
-    script = str(HERE / "on_policy_tasks.py")
-    subprocess.run([str(python), script, task, str(layout.task.drawn), str(aside)], check=True)
+    script, setting = str(HERE / "lab_tasks.py"), layout.setting
+    subprocess.run([str(python), script, setting.problems, str(setting.drawn), str(aside)], check=True)
     aside.replace(layout.rows)
 
 
-def make_teacher(folder: Path, size: Size, task: str) -> None:
+def make_teacher(layout: Layout) -> None:
     """The teacher, how often it is right, and its answers to the prompts that have none."""
     start_process()
-    layout = Layout(folder, size, task)
     if layout.answered.is_file():
         return
     layout.folder.mkdir(parents=True, exist_ok=True)
-    rows, settings = layout.of_teacher(), layout.task
-    blank = layout.shared / "teacher-before"
+    rows, setting = layout.taught(), layout.setting
 
     def train(aside: Path) -> None:
-        new_model(blank, rows[:20_000], settings.teacher_vocab, seed=0)
-        train_plainly(blank, aside, rows, round(settings.teacher_steps * size.teacher_share), 128, seed=0)
+        blank = layout.of_teacher / "before"
+        new_model(blank, rows[:20_000], setting.teacher_vocab, seed=0)
+        begin, cpu = time.perf_counter(), time.process_time()
+        train_plainly(blank, aside, rows, setting.teacher_steps, TEACHER_BATCH, seed=0)
+        record = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu}
+        write_json(aside / "training.json", record)
         shutil.rmtree(blank)
 
-    begin, cpu = time.perf_counter(), time.process_time()
     build_once(layout.teacher, train)
-    record = measured(layout, layout.teacher) | {"seconds": time.perf_counter() - begin}
-    record |= {"cpu_seconds": time.process_time() - cpu}
-    write_json(layout.folder / "teacher.json", record)
+    trained = json.loads((layout.teacher / "training.json").read_text())
+    write_json(layout.folder / "teacher.json", trained | measured(layout, layout.teacher))
     prompts = layout.unanswered()
-    said = answers(layout.teacher, prompts, settings.max_new_tokens)
+    said = answers(layout.teacher, prompts, setting.max_new_tokens)
     answered = [{"prompt": row["prompt"], "answer": text} for row, text in zip(prompts, said, strict=True) if text]
     write_rows(layout.evaluated, layout.held_out()[:EVALUATED])
     write_rows(layout.answered, answered)
@@ -92,7 +95,7 @@ def make_student(layout: Layout, seed: int) -> None:
     answered = read_rows(layout.answered)
 
     def build(aside: Path) -> None:
-        new_model(aside, answered, layout.task.student_vocab, seed)
+        new_model(aside, answered, layout.setting.student_vocab, seed)
 
     build_once(layout.student(seed), build)
     gold = layout.gold(seed)
@@ -103,14 +106,13 @@ def make_student(layout: Layout, seed: int) -> None:
 # --- a run ------------------------------------------------------------------------------------------------------
 
 
-def run_cell(folder: Path, results: Path, size: Size, cell: Cell, trl_python: Path | None) -> None:
+def run_cell(results: Path, layout: Layout, cell: Cell, trl_python: Path | None) -> None:
     """Trains and measures one cell, and writes its result."""
     start_process()
-    layout = Layout(folder, size, cell.task)
     if cell.arm == START:
         make_student(layout, cell.seed)
     begin, cpu = time.perf_counter(), time.process_time()
-    target = layout.trained(cell.arm, cell.seed)
+    target = layout.start(cell.seed) if cell.arm == START else layout.trained(cell)
     if cell.arm != START and isinstance(ARMS[cell.arm], Gold):
         assert trl_python is not None
         trained = train_with_trl(layout, cell, trl_python)
@@ -118,29 +120,55 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell, trl_python: Pa
         trained = train(layout, cell, target)
     record = {
         "cell": vars(cell),
-        "setup": setup_facts(size, cell),
+        "setup": setup_facts(layout.setting, cell),
         "seconds": time.perf_counter() - begin,
         "cpu_seconds": time.process_time() - cpu + trained.pop("child_cpu_seconds", 0.0),
         **trained,
         **measured(layout, target),
     }
     write_json(results / f"{cell.name}.json", record)
+    if cell.arm != START:
+        shutil.rmtree(target)
+
+
+class Measured(TrainerCallback):
+    """Measures the student of a trainer at the points of a curve."""
+
+    def __init__(self, held: Held, steps: int, points: int) -> None:
+        self.trainer: Trainer | None = None
+        self.tokens = 0.0
+        self.curve = Curve(held, self._model, steps, points)
+
+    def on_start(self, *_arguments: Any, **_options: Any) -> None:
+        self.curve.take(0, 0.0)
+
+    def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Counts the student's tokens."""
+        self.tokens += metrics["student_tokens"]
+        self.curve.take(state.step, self.tokens)
+
+    def _model(self) -> Any:
+        assert self.trainer is not None
+        return self.trainer.engine.student.module.lm
 
 
 def train(layout: Layout, cell: Cell, target: Path) -> dict[str, Any]:
     """Through the product."""
-    recipe = recipe_of(layout, cell)
+    recipe, setting = recipe_of(layout, cell), layout.setting
     shutil.rmtree(recipe.run_dir, ignore_errors=True)
-    trainer = Trainer.from_recipe(recipe, callbacks=[])
-    result = trainer.run()
+    tokenizer = AutoTokenizer.from_pretrained(layout.student(cell.seed))
+    seen = Measured(Held(tokenizer, layout.held_out()), cell.steps(setting), setting.points)
+    seen.trainer = trainer = Trainer.from_recipe(recipe, callbacks=[seen])
+    trainer.run()
     trainer.save(target)
     seconds = [entry["seconds/total"] for entry in trainer.history]
     shutil.rmtree(recipe.run_dir, ignore_errors=True)
     return {
         "losses": [entry["train/loss"] for entry in trainer.history[:: max(1, len(seconds) // 20)]],
-        "student_tokens": sum(entry["student_tokens"] for entry in trainer.history),
+        "student_tokens": seen.tokens,
         "step_seconds": sorted(seconds)[len(seconds) // 2],
-        "bits_per_byte": {"before": result.state.bits_before, "after": result.bits_after},
+        "curve": seen.curve.found,
+        "rounds": [{name: entry.get(name) for name in ("round", "ended", "distinct")} for entry in trainer.rounds],
         "last_step": trainer.history[-1],
     }
 
@@ -153,7 +181,7 @@ def train_with_trl(layout: Layout, cell: Cell, python: Path) -> dict[str, Any]:
     # Of our packages, and of the process group that the last run of ours left: TRL would join it.
     for name in ("PYTHONPATH", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
         environment.pop(name, None)
-    command = [str(python), str(HERE / "on_policy_gold.py"), str(settings)]
+    command = [str(python), str(HERE / "lab_gold.py"), str(settings)]
     with (layout.folder / f"{cell.name}.log").open("w") as log:
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
     if done.returncode != 0:
@@ -162,11 +190,14 @@ def train_with_trl(layout: Layout, cell: Cell, python: Path) -> dict[str, Any]:
 
 
 def measured(layout: Layout, model: Path) -> dict[str, Any]:
-    """Which of the held-out problems a model solves, greedily, and a few of its answers."""
+    """Which held-out problems a model solves, greedily, a few of its answers, and bits per byte of right ones."""
     rows = layout.held_out()
-    said = answers(model, rows, layout.task.max_new_tokens)
+    said = answers(model, rows, layout.setting.max_new_tokens)
     shown = [{**row, "said": text} for row, text in zip(rows[:SHOWN], said, strict=False)]
-    return {"right": [int(value) for value in right(said, rows)], "shown": shown}
+    lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    found = Held(AutoTokenizer.from_pretrained(model), rows).measure(lm)
+    right = [int(text == row["answer"]) for text, row in zip(said, rows, strict=True)]
+    return {"right": right, "shown": shown, "bits": found["bits"], "spelled": found["solved"]}
 
 
 def write_json(file: Path, record: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""TRL's side of on_policy.py, in its own environment: one run of GOLDTrainer, as its settings file says.
+"""TRL's side of lab.py, in its own environment: one run of GOLDTrainer, as its settings file says.
 
 With ``--per-turn N`` it is TRL's side of on_policy_cost.py: it makes so many steps for every line that it reads.
 """
@@ -17,22 +17,32 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from lab_measure import Curve, Held
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.gold import GOLDConfig, GOLDTrainer
 
 
 class Steps(TrainerCallback):
-    """Seconds of each step."""
+    """Seconds of each step, and the student at the points of a curve."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         self.begin = 0.0
         self.seconds: list[float] = []
+        self.trainer: Any = None
+        tokenizer = AutoTokenizer.from_pretrained(settings["student"])
+        rows = rows_of(settings["problems"])[: settings["held_out"]]
+        steps, points = settings["arguments"]["max_steps"], settings["points"]
+        self.curve = Curve(Held(tokenizer, rows), lambda: self.trainer.model, steps, points)
+
+    def on_train_begin(self, *_args: Any, **_options: Any) -> None:
+        self.curve.take(0, 0.0)
 
     def on_step_begin(self, *_args: Any, **_options: Any) -> None:
         self.begin = time.perf_counter()
 
-    def on_step_end(self, *_args: Any, **_options: Any) -> None:
+    def on_step_end(self, _arguments: Any, state: Any, _control: Any, **_options: Any) -> None:
         self.seconds.append(time.perf_counter() - self.begin)
+        self.curve.take(state.global_step, self.trainer.student_tokens)
 
 
 class Turns(TrainerCallback):
@@ -82,9 +92,13 @@ class Counting(GOLDTrainer):
         return super().compute_loss(model, inputs, *args, **options)
 
 
+def rows_of(file: str) -> list[dict[str, str]]:
+    """Prompts and answers, in a file of JSON lines."""
+    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+
+
 def trainer_of(settings: dict[str, Any], callback: TrainerCallback) -> Counting:
     """GOLD's trainer of a student, a teacher and rows of prompts and answers."""
-    rows = [json.loads(line) for line in Path(settings["data"]).read_text().splitlines()]
     messages = [
         {
             "messages": [
@@ -92,7 +106,7 @@ def trainer_of(settings: dict[str, Any], callback: TrainerCallback) -> Counting:
                 {"role": "assistant", "content": row["answer"]},
             ]
         }
-        for row in rows
+        for row in rows_of(settings["data"])
     ]
     config = GOLDConfig(
         output_dir=tempfile.mkdtemp(),
@@ -131,8 +145,8 @@ def main() -> None:
         turns.trainer.train()
         return
     cpu = time.process_time()
-    steps = Steps()
-    trainer = trainer_of(settings, steps)
+    steps = Steps(settings)
+    steps.trainer = trainer = trainer_of(settings, steps)
     trainer.train()
     trainer.save_model(settings["output"])
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -141,6 +155,7 @@ def main() -> None:
         "losses": [entry["loss"] for entry in logged],
         "step_seconds": sorted(steps.seconds)[len(steps.seconds) // 2],
         "student_tokens": trainer.student_tokens,
+        "curve": steps.curve.found,
     }
     print("\n" + json.dumps(record), flush=True)
 

@@ -1,4 +1,4 @@
-"""Models of on_policy.py: small Llamas, a teacher trained on many right answers, and how often one is right."""
+"""Models of lab.py: small Llamas, a teacher trained on many right answers, and how often one is right."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
+from lab_measure import Row, answer_ids, padded, prompt_ids
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from uld_ds.generation.decoding import Decoding, Model
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.tokenization.training import train_tokenizer
 
-Row = dict[str, str]
 SHAPE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3}
 SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 128}
 LEARNING_RATE, BETAS, WEIGHT_DECAY, WARMUP_STEPS, FINAL = 2e-3, (0.9, 0.98), 0.1, 50, 0.05
@@ -41,18 +41,6 @@ def new_model(folder: Path, rows: Sequence[Row], vocab_size: int, seed: int) -> 
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Row) -> list[int]:
-    """The tokens before the answer, as its chat template writes them."""
-    messages = [{"role": "user", "content": row["prompt"]}]
-    text: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def answer_ids(tokenizer: Any, row: Row) -> list[int]:
-    """The tokens of the answer, its end included."""
-    return [*tokenizer(row["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
 def train_plainly(
@@ -86,20 +74,6 @@ def train_plainly(
     tokenizer.save_pretrained(target)
 
 
-def padded(examples: Sequence[tuple[list[int], list[int]]], padding: int) -> dict[str, torch.Tensor]:
-    """Prompts and answers as a batch [B, L]; only answers have labels."""
-    longest = max(len(prompt) + len(answer) for prompt, answer in examples)
-    ids = torch.full((len(examples), longest), padding)
-    labels = torch.full_like(ids, -100)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, answer) in enumerate(examples):
-        end = len(prompt) + len(answer)
-        ids[row, :end] = torch.tensor(prompt + answer)
-        labels[row, len(prompt) : end] = torch.tensor(answer)
-        mask[row, :end] = 1
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
-
-
 def learning_rate_share(step: int, steps: int) -> float:
     """Of the peak: up in a line, then down along a cosine."""
     if step < WARMUP_STEPS:
@@ -121,8 +95,3 @@ def answers(folder: Path, rows: Sequence[Row], max_new_tokens: int, *, per_batch
         for place, answer in zip(places, found, strict=True):
             said[place] = answer.text
     return said
-
-
-def right(said: Sequence[str], rows: Sequence[Row]) -> list[bool]:
-    """Which answers are the right one, to the byte."""
-    return [answer == row["answer"] for answer, row in zip(said, rows, strict=True)]
