@@ -58,12 +58,12 @@ MIXED = {"gold": 2_000, "prompts": 4_000, "start_steps": 250, "steps": 300}
 COARSE = {"gold": 2_000, "prompts": 4_000, "start_steps": 200, "steps": 300}
 FINE = {"gold": 2_000, "prompts": 2_000, "start_steps": 400, "steps": 200}
 SETTINGS = {
-    "mixed": Setting("sorting", 0.0, NUMBERS, MOST_NUMBERS, 60_000, 600, **MIXED),
-    "mixed, noisy": Setting("sorting", 0.3, NUMBERS, MOST_NUMBERS, 60_000, 600, **MIXED),
+    "mixed": Setting("sorting", 0.0, NUMBERS, MOST_NUMBERS, 60_000, 1_400, **MIXED),
+    "mixed, noisy": Setting("sorting", 0.3, NUMBERS, MOST_NUMBERS, 60_000, 1_400, **MIXED),
     "coarse": Setting("sorting", 0.0, DIGITS, NUMBERS, 60_000, 600, **COARSE),
     "coarse, noisy": Setting("sorting", 0.3, DIGITS, NUMBERS, 60_000, 600, **COARSE),
-    "fine": Setting("sorting few", 0.0, NUMBERS, DIGITS, 40_000, 600, **FINE),
-    "fine, noisy": Setting("sorting few", 0.3, NUMBERS, DIGITS, 40_000, 600, **FINE),
+    "fine": Setting("sorting few", 0.0, NUMBERS, DIGITS, 40_000, 1_400, **FINE),
+    "fine, noisy": Setting("sorting few", 0.3, NUMBERS, DIGITS, 40_000, 1_400, **FINE),
 }
 MAIN_SETTINGS = ["mixed, noisy", "coarse, noisy", "fine, noisy"]
 
