@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uld_ds.alignment.vocabulary_mapping import VocabularyRelations
-from uld_ds.batches import MicroBatch
+from uld_ds.batches import JudgedBatch
 from uld_ds.losses.chunked import ChunkedLoss, Rows, head_tensors
 from uld_ds.losses.gate import passes_gate
 from uld_ds.losses.likelihood_runs import LikelihoodPart, likelihood_part, runs_of, word_may_be_over
@@ -144,7 +144,7 @@ class Objective:
         self,
         hidden: Tensor,
         head: Head,
-        micro_batch: MicroBatch,
+        micro_batch: JudgedBatch,
         teacher: TeacherSegments,
         weights: RowWeights,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -153,7 +153,7 @@ class Objective:
         Args:
             hidden: [A, H] the student's hidden states, one row per answer token, differentiable.
             head: the student's output head; its tensors receive gradients.
-            micro_batch: the student's side, with S segments among the A rows.
+            micro_batch: the student's side, with S segments among the A rows, as one teacher judges it.
             teacher: the teacher's outputs for the S segments, with ``settings.num_top_ids`` or more top-k tokens where
                 a term looks at identities.
             weights: of the A and S rows.
@@ -201,7 +201,7 @@ class Objective:
             "student_entropy_rows": counted.sum(),
         }
 
-    def _prepared(self, micro_batch: MicroBatch, teacher: TeacherSegments) -> tuple[Any, ...]:
+    def _prepared(self, micro_batch: JudgedBatch, teacher: TeacherSegments) -> tuple[Any, ...]:
         """Prepare what each term compares the student with, for all segments."""
         if not self.terms:
             return ()
@@ -217,7 +217,7 @@ class Objective:
         self,
         hidden: Tensor,
         head: Head,
-        micro_batch: MicroBatch,
+        micro_batch: JudgedBatch,
         teacher: TeacherSegments,
         weights: RowWeights,
     ) -> LikelihoodPart | None:
@@ -251,7 +251,7 @@ class Objective:
         self,
         hidden: Tensor,
         head: Head,
-        micro_batch: MicroBatch,
+        micro_batch: JudgedBatch,
         teacher: TeacherSegments,
         order: Tensor,
         weights: RowWeights,

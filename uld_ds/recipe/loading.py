@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,11 @@ ENVIRONMENT_PREFIX = "ULD_DS__"
 
 
 def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), *, environment: Mapping[str, str] | None = None
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    environment: Mapping[str, str] | None = None,
+    change: Callable[[dict[str, Any]], dict[str, Any]] = lambda tree: tree,
 ) -> Recipe:
     """Read a recipe, merge environment variables and overrides over it, and validate the result.
 
@@ -32,6 +36,7 @@ def load_recipe(
         path: a YAML file.
         overrides: ``a.b=c`` strings; values are YAML, and text where the key takes text (see ``overrides``).
         environment: variables whose names begin with ``ULD_DS__`` override the file. Default: this process's.
+        change: Changes the recipe as plain values before it is validated, as the verb that loads it needs it.
 
     Raises:
         UserError: no such file, not YAML, a malformed override, an unknown key, a bad value.
@@ -52,7 +57,7 @@ def load_recipe(
         reason = message_lines(error)[0]
         raise UserError(error.full_key or "recipe", reason, "correct the reference, or set what it names") from error
     assert isinstance(merged, dict)
-    return parse_recipe({str(key): value for key, value in merged.items()})
+    return parse_recipe(change({str(key): value for key, value in merged.items()}))
 
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:

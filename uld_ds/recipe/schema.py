@@ -73,7 +73,9 @@ class Recipe(Strict):
         if self.teacher is None:
             check_teachers(self.teachers)
         elif self.teachers:
-            raise ValueError("teacher and teachers are both given: put the teacher into the list, or leave out the list")
+            raise ValueError(
+                "teacher and teachers are both given: put the teacher into the list, or leave out the list"
+            )
         else:
             # Frozen for others: a recipe that is being made is nobody's yet.
             self.__dict__["teachers"] = [NamedTeacherSettings.only(self.teacher)]
@@ -147,6 +149,11 @@ class Recipe(Strict):
         if name not in names:
             raise UserError("--teacher", f"{name!r} is no teacher of the recipe", _one_of(names))
         return self.teachers[names.index(name)]
+
+    @property
+    def names_of_judges(self) -> list[str]:
+        """Names of the teachers, where each row of the data names the one that judges it; else none."""
+        return [teacher.name for teacher in self.teachers] if self.objective.combine == "route" else []
 
     def with_teachers(self, changes: Mapping[str, Mapping[str, Any]]) -> Recipe:
         """Return the recipe with other values of some teachers' keys.

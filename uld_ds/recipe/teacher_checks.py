@@ -40,9 +40,7 @@ def check_combination(objective: ObjectiveSettings, columns: ColumnSettings, nam
     if combine != "sum" and len(names) == 1:
         raise ValueError(f"objective.combine {combine!r} needs several teachers, and there is one: {names[0]}")
     if combine == "route" and columns.teacher is None:
-        raise ValueError(
-            "objective.combine 'route' needs data.columns.teacher: the column that holds a teacher's name"
-        )
+        raise ValueError("objective.combine 'route' needs data.columns.teacher: the column that holds a teacher's name")
     if combine != "route" and columns.teacher is not None:
         raise ValueError(f"data.columns.teacher {columns.teacher!r} has no effect with objective.combine {combine!r}")
     if combine == "difference":
