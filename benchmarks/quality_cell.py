@@ -40,6 +40,7 @@ from uld_ds.teachers.stored_side import StoredSide
 from uld_ds.training.deepspeed_config import student_config
 from uld_ds.training.engine import DistillationEngine
 from uld_ds.training.engines import init_process_group, load_student
+from uld_ds.training.teaching import Teachings
 from uld_ds.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
@@ -65,8 +66,8 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     target = folder / "students" / f"{cell.student}-{cell.seed}"
     place = make_student(recipe.student, lambda: training_texts(recipe.data), cell.seed, target)
     side = TextSide.of_model(Pretrained(str(place)), recipe.student, "student")
-    store = SpectrumStore.open(str(recipe.teacher.path), with_top=recipe.objective.num_top_ids > 0)
-    held_out = held_out_store(str(recipe.teacher.path))
+    store = SpectrumStore.open(str(recipe.teacher_named().path), with_top=recipe.objective.num_top_ids > 0)
+    held_out = held_out_store(str(recipe.teacher_named().path))
     assert held_out is not None and recipe.data.eval is not None
     cache = folder / "prepared"
     train = Preparer(recipe, side, StoredSide(store)).prepare(recipe.data.train, "data.train", cache)
@@ -81,8 +82,7 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
             total_steps=cell.steps(size),
             device=CPU,
         ),
-        StoredTeacher(store, train.rows),
-        objective_of(recipe, side, size.steps[cell.student]),
+        Teachings.of_one(StoredTeacher(store, train.rows), objective_of(recipe, side)),
         ranks=Ranks.current(),
         device=CPU,
     )
@@ -113,12 +113,12 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     aside.replace(results / f"{cell.name}.json")
 
 
-def objective_of(recipe: Recipe, side: TextSide, steps: int) -> Objective:
+def objective_of(recipe: Recipe, side: TextSide) -> Objective:
     """The recipe's; terms that look at identities read the teacher's tokenizer, never its weights."""
     if not recipe.objective.needs_vocabularies:
-        return Objective.from_settings(recipe.objective, total_steps=steps)
-    teacher = Pretrained.from_settings(recipe.teacher, "teacher").tokenizer()
-    return Objective.from_settings(recipe.objective, relations_of(side.tokenizer, teacher), total_steps=steps)
+        return Objective.from_settings(recipe.objective)
+    teacher = Pretrained.from_settings(recipe.teacher_named(), "teacher").tokenizer()
+    return Objective.from_settings(recipe.objective, relations_of(side.tokenizer, teacher))
 
 
 def train_and_measure(

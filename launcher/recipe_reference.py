@@ -44,7 +44,7 @@ def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         key = f"{path}.{name}"
         yield f"| `{key}` | {_kind(field)} | {_default(field)} | {_about(field)} |"
-        nested += [(key, inner) for key, inner in nested_models(key, field.annotation)]
+        nested += [(key, inner) for inner in _models(field.annotation)]
     yield ""
     for key, inner in nested:
         variant = _discriminator(inner)
@@ -52,19 +52,10 @@ def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
         yield from _section(key, inner)
 
 
-def nested_models(key: str, kind: Any) -> list[tuple[str, type[BaseModel]]]:
-    """Find models inside the type of a key, each with what its own keys begin with."""
-    # Of a mapping, any of its keys comes between.
-    return [(f"{key}.NAME" if get_origin(kind) is dict else key, inner) for inner in _models(kind)]
-
-
 def _discriminator(model: type[BaseModel]) -> str | None:
-    for name in ("source", "kind"):
-        field = model.model_fields.get(name)
-        values = get_args(field.annotation) if field is not None else ()
-        if field is not None and field.is_required() and len(values) == 1:
-            return f"{name}: {values[0]}"
-    return None
+    field = model.model_fields.get("source")
+    values = get_args(field.annotation) if field is not None else ()
+    return f"source: {values[0]}" if field is not None and field.is_required() and len(values) == 1 else None
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:

@@ -30,7 +30,6 @@ from uld_ds.errors import StoppedError, UserError, one_line
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.trial import TrialStudent, try_student, with_own_head
 from uld_ds.recipe import Recipe, StudentSettings
-from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.registry.provenance import teacher_facts
 from uld_ds.runs.folder import NAMES, RunFolder
 from uld_ds.runs.job import Job
@@ -44,7 +43,6 @@ from uld_ds.training.preparation import (
     check_rollouts,
     found_teachers,
     prepared_splits,
-    steps_of_splits,
     student_place,
     warn_of_splits,
 )
@@ -145,7 +143,6 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     left_out = {name: bad_examples(split.folder) for name, split in splits.items()}
     write_whole(RunFolder(run_dir).bad_examples, json.dumps(left_out, indent=1))
     warn_of_splits(splits)
-    check_schedule(recipe.objective, steps_of_splits(recipe, splits))
     places = {name: str(split.folder) for name, split in splits.items()}
     if shared:
         both = "teacher and student" if len(teachers) == 1 else "teachers and student"

@@ -5,13 +5,11 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tests.helpers.segments import micro_batch_of, teacher_of
-from uld_ds.alignment.vocabulary_mapping import NONE, VocabularyRelations
 from uld_ds.batches import MicroBatch, SegmentRows, SideBatch
 from uld_ds.losses.normalization import RowWeights
 from uld_ds.losses.objective import Objective
@@ -32,10 +30,6 @@ SEGMENTS = torch.tensor([0, 2, 3, 7, 8, 12, 13, 14, 20])
 
 
 NOTHING = torch.empty(0, dtype=torch.long)
-
-
-# Of the teacher's tokens.
-ENDS_WORD = torch.arange(TEACHER_VOCAB) % 3 == 0
 
 
 STOPS = torch.tensor([2, 3, 7, 8, 12, 13, 14, 20, 21])
@@ -115,21 +109,12 @@ class Case:
             p = p * torch.stack(scale).exp()[:, None]
             q = q * self.teacher_scale.double().exp()[:, None]
         distance = (F.pad(p, (0, TEACHER_VOCAB - VOCAB)) - q).abs().sum(-1)
-        if settings.uld_gate is not None:
-            distance = distance[passed := self.passed(logits, compared, settings.uld_gate)]
-            loss = loss + settings.uld * (distance @ self.weights.segments.double()[passed])
-        else:
-            loss = loss + settings.uld * (distance @ self.weights.segments.double())
+        loss = loss + settings.uld * (distance @ self.weights.segments.double())
         loss = loss + settings.likelihood * self.binary_kl(nats, settings)
         if settings.classical:
             loss = loss + settings.classical * (self.lumped(logits, settings) @ self.weights.segments.double())
         loss.backward()
         return loss.item(), [leaf.grad for leaf in leaves if leaf.grad is not None]
-
-    def passed(self, logits: Tensor, compared: Tensor, rank: int) -> list[int]:
-        """Which segments' right token is among the likeliest, by sorting."""
-        best = logits[compared].argsort(1, descending=True)[:, :rank].tolist()
-        return [n for n, row in enumerate(compared) if int(self.batch.answer_ids[row]) in best[n]]
 
     def lumped(self, logits: Tensor, settings: ObjectiveSettings) -> Tensor:
         """[S] KL(teacher, student) over the teacher's top-k tokens and all others together."""
@@ -139,37 +124,17 @@ class Case:
         return (p * (p / q).log()).sum(1)
 
     def binary_kl(self, nats: Tensor, settings: ObjectiveSettings) -> Tensor:
-        """Between the probabilities of the bytes of each run of segments, weighed, from their definition."""
-        total, length = torch.zeros((), dtype=torch.float64), settings.likelihood_run
-        for answer in (range(4), range(4, 9)):  # segment 4 begins at token 8
-            stretches = self.stretches(answer, settings)
-            for n in range(0, len(stretches), length):
-                run = [segment for stretch in stretches[n : n + length] for segment in stretch]
-                own = -nats[SEGMENTS[run[0]] : STOPS[run[-1]]].sum()
-                p = (self.teacher_log_probs[run].double().sum() / settings.likelihood_temperature).exp()
-                q = (own / settings.likelihood_temperature).exp()
-                value = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-                total = total + value * self.weights.segments[run].double().sum()
-        return total
-
-    def stretches(self, answer: range, settings: ObjectiveSettings) -> list[list[int]]:
-        """An answer's segments, joined where the teacher expects a word to go on."""
-        found: list[list[int]] = []
-        for n in answer:
-            likeliest = self.teacher[n].double().softmax(-1).topk(settings.top_ids)
-            over = likeliest.values[ENDS_WORD[likeliest.indices]].sum().item()
-            if found and settings.likelihood_boundary and over <= settings.likelihood_boundary:
-                found[-1].append(n)
-            else:
-                found.append([n])
-        return found
+        """Between the probabilities of the bytes of each segment, weighed, from their definition."""
+        own = torch.stack([-nats[start:stop].sum() for start, stop in zip(SEGMENTS, STOPS, strict=True)])
+        p = (self.teacher_log_probs.double() / settings.likelihood_temperature).exp()
+        q = (own / settings.likelihood_temperature).exp()
+        values: Tensor = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+        return values @ self.weights.segments.double()
 
     def chunked(
         self,
         settings: ObjectiveSettings,
         *,
-        total_steps: int | None = None,
-        step: int = 0,
         rollouts: RolloutSettings | None = None,
         own: list[bool] | None = None,
     ) -> tuple[float, list[Tensor], dict[str, Tensor]]:
@@ -180,13 +145,7 @@ class Case:
         segments = segments_of(SEGMENTS, STOPS, ANSWERS, settings.merge)
         classical = taught(settings, rollouts).classical
         top = TopTokens.from_logits(self.teacher[:, :VOCAB], 50) if classical else None
-        relations = None
-        if settings.likelihood_boundary:
-            top = TopTokens.from_logits(self.teacher, settings.top_ids)
-            nowhere = np.full(TEACHER_VOCAB, NONE)
-            relations = VocabularyRelations(nowhere, nowhere, VOCAB, ENDS_WORD.numpy())
-        objective = Objective.from_settings(settings, relations, total_steps=total_steps, rollouts=rollouts)
-        loss, parts = objective.at(step)(
+        loss, parts = Objective.from_settings(settings, rollouts=rollouts)(
             leaves[0],
             self.head(leaves),
             self.two_answers(segments, own),

@@ -121,8 +121,7 @@ def make_run(
     tree = {
         "teacher": {"model": "org/large"},
         "student": {"model": None, "from_config": {"model_type": "llama"}},
-        "objective": {"ce": 1.0, "uld": 0.3, "uld_gate": 10, "alignment": "segments"}
-        | {"schedule": {"uld": {"kind": "warmup", "steps": 0.2}}},
+        "objective": {"ce": 1.0, "uld": 0.3, "alignment": "segments"},
         "data": {"eval": {"path": "held_out.jsonl"}},
     }
     (place / "recipe.yaml").write_text(yaml.safe_dump(tree | recipe))

@@ -51,7 +51,7 @@ def test_a_new_term_is_known_everywhere(copy: Path, tmp_path: Path, tiny_recipe:
     tiny_recipe["training"]["micro_batch_size"] = 4
     tiny_recipe["cluster"]["workers"] = 1
     weights = {"ce": 0.5, "uld": 0.3, "top1": 0.25}
-    tiny_recipe["objective"] = {**weights, "top_ids": 4, "schedule": {"top1": {"kind": "linear", "to": 1.0}}}
+    tiny_recipe["objective"] = {**weights, "top_ids": 4}
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(tiny_recipe))
     environment = os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{ROOT}"}
@@ -61,11 +61,10 @@ def test_a_new_term_is_known_everywhere(copy: Path, tmp_path: Path, tiny_recipe:
     said = json.loads((tmp_path / "said.json").read_text())
     assert said["code"] == str(copy)
 
-    # The recipe: its page, its weight in the loss, and a schedule of its own.
+    # The recipe: its page, and its weight in the loss.
     meaning = "Weight of the cross-entropy on the teacher's top token. Only where both sides have the same tokenizer."
     assert f"| `objective.top1` | number | `0.0` | {meaning} |" in said["reference"]
     metrics = said["metrics"]
-    assert metrics["train/weight_top1"] == 0.25
     assert metrics["train/top1"] > 0.01, "the student has the teacher's weights, but is not sure"
     assert metrics["train/loss"] == pytest.approx(
         sum(weight * metrics[f"train/{key}"] for key, weight in weights.items()), rel=1e-5
@@ -77,5 +76,5 @@ def test_a_new_term_is_known_everywhere(copy: Path, tmp_path: Path, tiny_recipe:
     words = " ".join(re.sub("<[^>]*>", " ", said["report"]).split())
     assert "Loss 0.5 × cross-entropy + 0.3 × ULD + 0.25 × top token" in words
     assert "Top token" in words and "top1 weight 0.25" in words
-    assert said["comparison"] == "0.5 ce + 0.3 uld + 0.25 top1, segments, top1 linear"
+    assert said["comparison"] == "0.5 ce + 0.3 uld + 0.25 top1, segments"
     assert " + 0.25 x top token, alignment `segments`." in said["card"]

@@ -99,13 +99,13 @@ def test_loss_and_gradient_are_the_papers(
 
     ours = weight.clone().requires_grad_()
     parts = {"loss": 0.0, "ce": 0.0, "uld": 0.0}
-    for batch, states, logits, row_weights in zip(
+    for batch, states, logits, (row_weights,) in zip(
         window, hidden, teacher, step_weights(window, settings.normalize, lambda total: total), strict=True
     ):
-        compared = logits[batch.teacher_segments.compared]
+        compared = logits[batch.pairs[0].teacher.compared]
         spectrum = Spectrum.from_logits(compared, temperature=settings.teacher_temperature)
         loss, found = Objective(settings)(
-            states, Head(ours, None, LogitMap()), batch, teacher_of(spectrum), row_weights
+            states, Head(ours, None, LogitMap()), batch.judged_by(0), teacher_of(spectrum), row_weights
         )
         loss.backward()
         for name in parts:

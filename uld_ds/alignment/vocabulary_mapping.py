@@ -1,4 +1,4 @@
-"""Relations between two vocabularies by the bytes of their tokens: twins, prefixes, and what ends a word."""
+"""Relations between two vocabularies by the bytes of their tokens: twins and prefixes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from uld_ds.tokenization.loading import tokenizer_digest
 from uld_ds.tokenization.vocabulary import Ints, Vocabulary, log
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 NONE = -1
 """Id that stands for "no token"."""
 # Part of the name of a cached file: to be raised when relations come to mean something else.
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,13 @@ class VocabularyRelations:
     """[V_t] the student's token with the longest bytes that the teacher's token begins with, or is; or -1."""
     num_student: int
     """Size V_s of the student's vocabulary."""
-    ends_word: NDArray[np.bool_]
-    """[V_t] ``Vocabulary.ends_word`` of the teacher's tokens."""
 
 
 def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
     """Relate two vocabularies by the rules that ``uld_ds.tokenization.vocabulary`` gives."""
     if list(student.tokens) == list(teacher.tokens):
         same = np.arange(len(teacher), dtype=np.int64)
-        return VocabularyRelations(same, same.copy(), len(student), teacher.ends_word())
+        return VocabularyRelations(same, same.copy(), len(student))
     ids = student.by_bytes()
     longest = max(map(len, ids), default=0)
     identity = np.full(len(teacher), NONE, np.int64)
@@ -65,7 +62,7 @@ def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
         identity[index] = ids.get(spelled, NONE)
     if student.end is not None and teacher.end is not None:
         identity[teacher.end] = projection[teacher.end] = student.end
-    return VocabularyRelations(identity, projection, len(student), teacher.ends_word())
+    return VocabularyRelations(identity, projection, len(student))
 
 
 def relations_of(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> VocabularyRelations:
@@ -90,16 +87,13 @@ def _read(file: Path) -> VocabularyRelations | None:
     """Read the relations that ``_write`` left; None if there are none, or the file is damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            names = ("identity", "projection", "num_student", "ends_word")
-            identity, projection, size, ends_word = (arrays[name] for name in names)
+            identity, projection, size = (arrays[name] for name in ("identity", "projection", "num_student"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         log.warning("%s is damaged (%s) and is made anew", file, error)
         return None
-    return VocabularyRelations(
-        identity.astype(np.int64), projection.astype(np.int64), int(size), ends_word.astype(bool)
-    )
+    return VocabularyRelations(identity.astype(np.int64), projection.astype(np.int64), int(size))
 
 
 def _write(file: Path, relations: VocabularyRelations) -> None:
@@ -110,5 +104,4 @@ def _write(file: Path, relations: VocabularyRelations) -> None:
             identity=relations.identity.astype(np.int32),
             projection=relations.projection.astype(np.int32),
             num_student=np.int64(relations.num_student),
-            ends_word=relations.ends_word,
         )

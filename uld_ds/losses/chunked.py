@@ -64,11 +64,10 @@ class Rows:
         self.ce_slopes.index_add_(0, self.earlier, -slope[self.earlier_segment].to(self.ce_slopes.dtype))
 
 
-NUM_PARTS = 5
+NUM_PARTS = 4
 """The number of values that every row has, whatever the terms.
 
-They are: cross-entropy, ULD distance, the head's share of that, its error bound, and whether the row passed the gate
-(and has a distance).
+They are: cross-entropy, ULD distance, the head's share of that, and its error bound.
 """
 OneChunk = Callable[[Tensor, Rows, slice], tuple[list[Tensor], Tensor]]
 """A function from logits [C, V] of some rows to their values and gradient.

@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from uld_ds.recipe import ObjectiveSettings
+
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"]
 
 # A probability nearer to 1 than this counts as this near: the slope of the divergence grows like 1 / (1 - q) there,
@@ -27,6 +29,43 @@ class LikelihoodTerm(NamedTuple):
     """[S] float64 divergences in nats (total variation: probability)."""
     slope: Tensor
     """[S] float64 d value / d the student's log-probability of the segment."""
+
+
+class LikelihoodPart(NamedTuple):
+    """The likelihood part of one micro-batch's loss."""
+
+    value: Tensor
+    """Scalar float64 sum over the segments, without the recipe's weight."""
+    loss: Tensor
+    """Scalar float64 sum over the segments, with the recipe's weight."""
+    slopes: Tensor
+    """[S] float64 d loss / d the student's log-probability of each segment."""
+
+
+def likelihood_part(
+    teacher: Tensor, student: Tensor, shares: Tensor, settings: ObjectiveSettings, *, weight: float | Tensor
+) -> LikelihoodPart:
+    """Sum, over segments, the divergence between both models' probabilities of a segment's bytes.
+
+    Args:
+        teacher: [S] natural log-probability of each segment's bytes.
+        student: [S] the student's log-probability of the same bytes.
+        shares: [S] shares of the segments in the sum.
+        settings: the recipe's objective.
+        weight: the recipe's, of all segments or [S] of each.
+    """
+    term = likelihood_term(
+        teacher,
+        student,
+        divergence=settings.likelihood_divergence,
+        temperature=settings.likelihood_temperature,
+    )
+    shares = shares.double()
+    value, slopes = term.value @ shares, term.slope * shares
+    if isinstance(weight, Tensor):
+        weight = weight.double()
+        return LikelihoodPart(value, term.value @ (shares * weight), slopes * weight)
+    return LikelihoodPart(value, weight * value, weight * slopes)
 
 
 def likelihood_term(

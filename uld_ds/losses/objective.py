@@ -19,7 +19,7 @@ Loss and gradients are computed in one pass over chunks of rows (``uld_ds.losses
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -29,15 +29,13 @@ from torch.nn import functional as F
 from uld_ds.alignment.vocabulary_mapping import VocabularyRelations
 from uld_ds.batches import JudgedBatch
 from uld_ds.losses.chunked import ChunkedLoss, Rows, head_tensors
-from uld_ds.losses.gate import passes_gate
-from uld_ds.losses.likelihood_runs import LikelihoodPart, likelihood_part, runs_of, word_may_be_over
+from uld_ds.losses.likelihood import LikelihoodPart, likelihood_part
 from uld_ds.losses.normalization import RowWeights
 from uld_ds.losses.term import Compared, IdentityTerm
 from uld_ds.losses.terms import identity_terms
 from uld_ds.models.row_model import Head, log_probs_of
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.recipe.rollouts import RolloutSettings, taught
-from uld_ds.recipe.weight_schedule import scheduled_weights
 from uld_ds.teacher_outputs import TeacherSegments
 from uld_ds.uld.distance import uld_distance, uld_value_and_grad
 
@@ -64,29 +62,20 @@ class Objective:
     """The objective, with every term that given or own answers have a weight for."""
     terms: tuple[IdentityTerm, ...] = ()
     """The terms that look at token identities: all that the settings give a weight."""
-    ends_word: Tensor | None = None
-    """[V_t] bool from ``VocabularyRelations``, for ``likelihood_boundary``."""
-    total_steps: int | None = None
-    """Optimizer steps of the whole run; needed where weights follow a schedule."""
-    step: int = 0
-    """Optimizer step, from 0, that scheduled weights are taken at."""
     given: ObjectiveSettings | None = None
     """The recipe's objective, whose weights given answers have. Default: ``settings``."""
     own: Mapping[str, float] | None = None
     """Weight of every term for the student's own answers, by its key. Default: those of given answers."""
 
     def __post_init__(self) -> None:
-        if self.settings.schedule and self.total_steps is None:
-            raise ValueError("weights follow a schedule: the objective needs the number of all steps")
         if [term.name for term in self.terms] != self.settings.identity_terms:
             raise ValueError(f"the objective needs {self.settings.identity_terms}: see Objective.from_settings")
 
     @property
     def optional_parts(self) -> list[str]:
         """Names of the parts of this objective's loss that not every objective has."""
-        settings = self.settings
-        has = {"likelihood": bool(settings.likelihood), "uld_gate": settings.uld_gate is not None}
-        return [name for name, there in has.items() if there] + [term.name for term in self.terms]
+        likelihood = ["likelihood"] if self.settings.likelihood else []
+        return likelihood + [term.name for term in self.terms]
 
     @classmethod
     def from_settings(
@@ -95,7 +84,6 @@ class Objective:
         relations: VocabularyRelations | None = None,
         device: torch.device | str = "cpu",
         *,
-        total_steps: int | None = None,
         rollouts: RolloutSettings | None = None,
     ) -> Objective:
         """Build the objective that a recipe describes.
@@ -104,38 +92,24 @@ class Objective:
             settings: the recipe's objective.
             relations: of the two vocabularies, where the recipe's ``taught`` says that it ``needs_vocabularies``.
             device: where logits will be.
-            total_steps: optimizer steps of the whole run, needed where weights follow a schedule.
             rollouts: the recipe's rollouts, which may have other weights for the student's own answers.
 
         Raises:
-            ValueError: a term needs relations that are not given, or a schedule ``total_steps``.
+            ValueError: a term needs relations that are not given.
         """
         every = taught(settings, rollouts)
         terms = identity_terms(every, relations, device, given=settings)
-        ends_word = None if relations is None else torch.from_numpy(relations.ends_word).to(device)
         own = None if rollouts is None else rollouts.weights(settings)
-        return cls(every, terms, ends_word, total_steps, given=settings, own=own)
-
-    def at(self, step: int) -> Objective:
-        """Return the objective with the weights of optimizer step ``step``, from 0."""
-        return replace(self, step=step)
-
-    @property
-    def scheduled(self) -> dict[str, float]:
-        """The weights of given answers that follow a schedule as they are in this step, by their terms' names."""
-        if self.total_steps is None:
-            return {}
-        return scheduled_weights(self.given or self.settings, self.step, self.total_steps)
+        return cls(every, terms, given=settings, own=own)
 
     def _weight(self, name: str, given: float, is_own: Tensor | None) -> float | Tensor:
         """Return a term's weight in the loss: one for all rows, or [N] of N rows of which some are of own answers.
 
         Args:
             name: the term's key.
-            given: its weight for given answers, unless it follows a schedule.
+            given: its weight for given answers.
             is_own: [N] bool, or None where all rows are of given answers.
         """
-        given = self.scheduled.get(name, given)
         if is_own is None or self.own is None:
             return given
         return torch.where(is_own, self.own[name], given)
@@ -163,8 +137,7 @@ class Objective:
             (of all answers, without the recipe's weights: they compare across recipes), ``uld_head`` (the share of
             ``uld`` among the largest probabilities), ``uld_bound`` (how far ``uld`` may be from the exact distance),
             ``teacher_entropy`` (nats, weighed like ``uld``), ``student_entropy`` (nats, summed over a sample of
-            ``student_entropy_rows`` rows); the ``optional_parts``: ``likelihood``, ``uld_gate`` (the share of segments
-            that passed it; the others have no part in ``uld``), of every term its value. Beside them
+            ``student_entropy_rows`` rows); the ``optional_parts``: ``likelihood``, of every term its value. Beside them
             ``token_nats`` [A].
 
         Raises:
@@ -180,14 +153,12 @@ class Objective:
         in_order, *of_rows = (part.detach() for part in per_row)
         nats = torch.empty_like(in_order)
         nats[order] = in_order
-        distance, head_distance, bound, passed, *of_terms = (part[: len(segments)] for part in of_rows)
+        distance, head_distance, bound, *of_terms = (part[: len(segments)] for part in of_rows)
         of_segments = weights.segments.to(distance.dtype)
         with torch.no_grad():
             counted = (weights.answers[:_ENTROPY_ROWS] > 0).float()
             student_entropy = entropy(head.logits(hidden[:_ENTROPY_ROWS])) @ counted
         parts = {} if likelihood is None else {"likelihood": likelihood.value}
-        if self.settings.uld_gate is not None:
-            parts["uld_gate"] = passed @ of_segments
         for term, value in zip(self.terms, of_terms, strict=True):
             parts[term.name] = value @ weights.segments.to(value.dtype)
         return loss, parts | {
@@ -231,17 +202,10 @@ class Objective:
         batch, segments = micro_batch.student, micro_batch.student_segments
         with torch.no_grad():
             of_tokens = log_probs_of(batch.answer_ids[segments.members])(hidden[segments.members], head)
-        may_begin = None
-        if threshold := self.settings.likelihood_boundary:
-            if teacher.top is None or self.ends_word is None:
-                raise ValueError("likelihood_boundary needs the teacher's top-k tokens, and what they spell")
-            may_begin = word_may_be_over(teacher.top.first(self.settings.top_ids), self.ends_word, threshold)
-        runs = runs_of(segments, batch.answer_rows, self.settings.likelihood_run, may_begin)
         given = self.given or self.settings
         return likelihood_part(
             teacher.log_probs,
             segments.log_probs(of_tokens),
-            runs,
             weights.segments,
             self.settings,
             weight=self._weight("likelihood", given.likelihood, micro_batch.own_segments),
@@ -308,13 +272,11 @@ class Objective:
         targets = rows.ids[chunk, None]
         slopes = rows.ce_slopes[chunk]
         if chunk.start < rows.num_compared:
-            passed = passes_gate(logits, rows.ids[chunk], self.settings.uld_gate)
             grad = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
             terms = uld_value_and_grad(
                 logits,
                 rows.spectrum[chunk],
                 student_log_scale=None if rows.log_scale is None else rows.log_scale[chunk],
-                mask=passed,
                 weight=rows.uld_weights[chunk],
                 probability_weight=slopes,
                 out=grad,
@@ -325,11 +287,11 @@ class Objective:
                 rows.note_scale_slopes(chunk, rows.uld_weights[chunk] * terms.grad_log_scale)
             assert terms.bound is not None
             log_normalizer = terms.log_normalizer
-            of_segments = [terms.distance, terms.head, terms.bound, passed.to(log_normalizer.dtype)]
+            of_segments = [terms.distance, terms.head, terms.bound]
         else:
             log_normalizer = logits.float().logsumexp(1)
             grad = (logits.float() - log_normalizer[:, None]).exp_().mul_(slopes[:, None])
-            of_segments = [torch.zeros_like(log_normalizer)] * 4
+            of_segments = [torch.zeros_like(log_normalizer)] * 3
         nats = log_normalizer - logits.gather(1, targets).squeeze(1)
         grad.scatter_add_(1, targets, -slopes[:, None].to(grad.dtype))
         return _Chunk([nats, *of_segments], grad, log_normalizer)
@@ -343,17 +305,15 @@ class Objective:
         with torch.enable_grad():
             z = logits.detach().float().masked_fill(broken[:, None], 0.0).requires_grad_()
             nats = F.cross_entropy(z, rows.ids[chunk], reduction="none")
-            distance = passed = torch.zeros_like(nats)
+            distance = torch.zeros_like(nats)
             loss = nats @ rows.ce_slopes[chunk]
             if chunk.start < rows.num_compared:
                 scale = None if rows.log_scale is None else rows.log_scale[chunk].clone().requires_grad_()
-                passed = passes_gate(z, rows.ids[chunk], self.settings.uld_gate).to(nats.dtype)
                 distance = uld_distance(
                     z,
                     rows.spectrum[chunk],
                     student_temperature=self.settings.student_temperature,
                     method=self.settings.method,
-                    mask=passed,
                     student_log_scale=scale,
                 )
                 loss = loss + distance.to(nats.dtype) @ rows.uld_weights[chunk]
@@ -362,7 +322,7 @@ class Objective:
             rows.note_scale_slopes(chunk, of_scale[0])
         nats, distance = (part.detach().masked_fill(broken, float("nan")) for part in (nats, distance))
         unknown = torch.full_like(nats, float("nan"))
-        return _Chunk([nats, distance, unknown, unknown, passed], grad, logits.float().logsumexp(1))
+        return _Chunk([nats, distance, unknown, unknown], grad, logits.float().logsumexp(1))
 
 
 def _inverse(order: Tensor) -> Tensor:

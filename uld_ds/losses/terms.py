@@ -40,8 +40,7 @@ def identity_terms(
         ValueError: there are no relations, and a term needs them.
     """
     if relations is None and settings.needs_vocabularies:
-        names = settings.identity_terms or ["likelihood_boundary"]
-        raise ValueError(f"{names} need to know how the two vocabularies relate")
+        raise ValueError(f"{settings.identity_terms} need to know how the two vocabularies relate")
     return tuple(FACTORIES[name](given or settings, relations, device) for name in settings.identity_terms)
 
 

@@ -29,7 +29,7 @@ from uld_ds.recipe.models import (
     TeacherSettings,
     TrainedTokenizerSettings,
 )
-from uld_ds.recipe.objective import LinearSchedule, ObjectiveSettings, WarmupSchedule
+from uld_ds.recipe.objective import ObjectiveSettings
 from uld_ds.recipe.schema import Recipe
 from uld_ds.recipe.training import (
     EvaluationSettings,
@@ -52,7 +52,6 @@ __all__ = [
     "GenerationSettings",
     "GeneratorSource",
     "HubSource",
-    "LinearSchedule",
     "LoraSettings",
     "ModelSettings",
     "NamedTeacherSettings",
@@ -71,7 +70,6 @@ __all__ = [
     "TrackingSettings",
     "TrainedTokenizerSettings",
     "TrainingSettings",
-    "WarmupSchedule",
     "load_recipe",
     "parse_recipe",
 ]

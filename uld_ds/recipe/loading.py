@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from uld_ds.errors import UserError, message_lines, one_line
 from uld_ds.recipe.overrides import check_numbers, layer_of
+from uld_ds.recipe.removed_keys import without_removed_keys
 from uld_ds.recipe.renamed_keys import with_current_names
 from uld_ds.recipe.rollout_checks import check_rollout_settings
 from uld_ds.recipe.schema import Recipe
 from uld_ds.recipe.validation_errors import as_user_error
-from uld_ds.recipe.weight_schedule import check_schedule
 
 ENVIRONMENT_PREFIX = "ULD_DS__"
 
@@ -64,18 +64,16 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     """Validate a mapping as a recipe.
 
     Args:
-        tree: sections by name, as plain values; keys may have their former names.
+        tree: sections by name, as plain values; keys may have their former names, and removed ones their defaults.
 
     Raises:
         UserError: names a bad key, its value and the fix.
     """
-    tree = with_current_names(tree)
+    tree = without_removed_keys(with_current_names(tree))
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise as_user_error(error, tree, Recipe) from error
-    if recipe.training.steps is not None:  # how many an epoch has is known when the data is
-        check_schedule(recipe.objective, recipe.training.steps)
     check_rollout_settings(recipe)
     return recipe
 

@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from uld_ds.recipe.base import Strict
 from uld_ds.recipe.loss_terms import ARXIV, LossTerm, loss_terms_of
-
-
-class WarmupSchedule(Strict):
-    """The weight rises in equal steps from 0, at the first optimizer step, to its value, and stays there."""
-
-    kind: Literal["warmup"]
-    steps: Annotated[float, Field(gt=0)]
-    """How long it rises: below 1 a share of all optimizer steps, from 1 on their number."""
-
-    @model_validator(mode="after")
-    def _a_share_or_a_number(self) -> WarmupSchedule:
-        if self.steps > 1 and self.steps != int(self.steps):
-            raise ValueError(f"steps {self.steps} is neither a share of all steps (below 1) nor a whole number of them")
-        return self
-
-
-class LinearSchedule(Strict):
-    """The weight moves in equal steps from its value, at the first optimizer step, to another one at the last."""
-
-    kind: Literal["linear"]
-    to: Annotated[float, Field(ge=0)]
-    """The weight at the last step."""
-
-
-WeightSchedule = Annotated[WarmupSchedule | LinearSchedule, Field(discriminator="kind")]
 
 
 class ObjectiveSettings(Strict):
@@ -54,13 +29,9 @@ class ObjectiveSettings(Strict):
             unit="per segment, 0 to 2",
             summand="ULD distance",
             reference=f"{ARXIV}2402.12030",
-            details={"uld_gate": "(where the right token is among the student's top {})"},
         ),
     ] = 1.5
     """Weight of the ULD distance (the paper's lambda)."""
-    uld_gate: Annotated[int, Field(ge=1)] | None = None
-    """The ULD distance counts only where the right token is among the student's top so many, e.g. 10; elsewhere
-    it is 0, and what is left weighs what it did. Default: it counts everywhere."""
     likelihood: Annotated[
         float,
         Field(ge=0),
@@ -76,13 +47,6 @@ class ObjectiveSettings(Strict):
     """Between those two probabilities, each against "anything else"."""
     likelihood_temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides their logarithms; a high one weighs unlikely segments like likely ones."""
-    likelihood_run: Annotated[int, Field(ge=1)] = 1
-    """Segments in a row, within one answer, whose bytes are compared as one: how their probability is shared out among
-    them is then the student's affair."""
-    likelihood_boundary: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Compare bytes only up to where the teacher thinks a word may be over: where it gives more than this probability,
-    e.g. 0.1, to tokens that begin with whitespace or end the turn. Segments that end elsewhere are joined with what
-    follows. 0: compare up to any boundary."""
     classical: Annotated[
         float,
         Field(ge=0),
@@ -131,10 +95,7 @@ class ObjectiveSettings(Strict):
     the student token with the longest bytes that it begins with."""
     top_ids: Annotated[int, Field(ge=1, le=65535)] = 64
     """How many of the teacher's top-k tokens ``classical``, ``hybrid`` and ``projection`` tell apart; the others
-    count as "anything else". ``likelihood_boundary`` looks at so many, too."""
-    schedule: dict[Term, WeightSchedule] = Field(default_factory=dict)
-    """How weights change while the student learns: for each term that should, ``warmup`` or ``linear``, e.g.
-    ``{uld: {kind: warmup, steps: 0.2}}``."""
+    count as "anything else"."""
     student_temperature: Annotated[float, Field(gt=0)] = 1.0
     teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
     alignment: Literal["segments", "positional"] = "segments"
@@ -168,35 +129,18 @@ class ObjectiveSettings(Strict):
     @property
     def num_top_ids(self) -> int:
         """Number of the teacher's top-k tokens that the objective looks at; 0 if at none."""
-        return self.top_ids if self.identity_terms or self.likelihood_boundary else 0
+        return self.top_ids if self.identity_terms else 0
 
     @property
     def needs_vocabularies(self) -> bool:
-        """Whether a term looks at how the two vocabularies relate, or at what the teacher's tokens spell."""
-        return any(term.vocabularies for term in self.weighed_terms) or bool(self.likelihood_boundary)
+        """Whether a term looks at how the two vocabularies relate."""
+        return any(term.vocabularies for term in self.weighed_terms)
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> ObjectiveSettings:
         if not self.weighed_terms:
             *most, last = (f"objective.{key}" for key in LOSS_TERMS)
             raise ValueError(f"{', '.join(most)} and {last} are all 0: nothing to learn")
-        if self.uld_gate is not None and not self.uld:
-            raise ValueError(f"objective.uld_gate {self.uld_gate} has no effect with objective.uld 0")
-        for name, unset in (("likelihood_run", 1), ("likelihood_boundary", 0.0)):
-            if (value := getattr(self, name)) != unset and not self.likelihood:
-                raise ValueError(f"objective.{name} {value} has no effect with objective.likelihood 0")
-        return self
-
-    @model_validator(mode="after")
-    def _something_to_schedule(self) -> ObjectiveSettings:
-        for name in self.schedule:
-            if not getattr(self, name):
-                raise ValueError(f"objective.schedule.{name} has no effect with objective.{name} 0")
-        schedules = [self.schedule.get(term.key) for term in self.weighed_terms]
-        if all(isinstance(schedule, WarmupSchedule) for schedule in schedules):
-            raise ValueError("objective.schedule begins at 0 with every term that has a weight: leave one as it is")
-        if all(isinstance(schedule, LinearSchedule) and not schedule.to for schedule in schedules):
-            raise ValueError("objective.schedule ends at 0 with every term that has a weight: leave one as it is")
         return self
 
     @model_validator(mode="after")
@@ -207,11 +151,6 @@ class ObjectiveSettings(Strict):
             raise ValueError(
                 "objective.merge 'chain' has no meaning for objective.classical: with one tokenizer on both sides a "
                 "segment is one token; take merge 'first'"
-            )
-        if self.likelihood_boundary and self.merge == "chain":
-            raise ValueError(
-                "objective.merge 'chain' looks at the end of a segment, objective.likelihood_boundary at what the "
-                "teacher expects where one begins; take merge 'first'"
             )
         for key in (term.key for term in self.weighed_terms if term.vocabularies):
             if self.alignment == "positional":
@@ -230,10 +169,3 @@ class ObjectiveSettings(Strict):
 
 LOSS_TERMS: dict[str, LossTerm] = loss_terms_of(ObjectiveSettings)
 """Rows of all terms of the loss, by the key of the weight: what the fields above say of themselves."""
-
-if TYPE_CHECKING:
-    Term = str
-else:
-    # The keys that a schedule may have are known once the fields are; pydantic has waited for them.
-    Term = Literal[tuple(LOSS_TERMS)]
-    ObjectiveSettings.model_rebuild()

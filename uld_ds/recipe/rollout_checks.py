@@ -57,7 +57,7 @@ def _check_lengths(recipe: Recipe, rollouts: RolloutSettings) -> None:
 
 
 def _check_shares(recipe: Recipe, rollouts: RolloutSettings) -> None:
-    """Check that numbers of answers come out whole, and that what is set has an effect."""
+    """Check that numbers of answers come out whole, and that a round has room for what is sampled of a prompt."""
     batch, own = recipe.training.batch_size, recipe.own_examples
     if own == batch and rollouts.share < 1:
         raise UserError(
@@ -73,10 +73,4 @@ def _check_shares(recipe: Recipe, rollouts: RolloutSettings) -> None:
             f"{rollouts.samples_per_prompt} is more than the {slots} own answers of a round (rollouts.every "
             f"{rollouts.every} x {own} of each batch)",
             f"set it to {slots} or less, or raise rollouts.every",
-        )
-    if rollouts.share == 1 and recipe.objective.schedule:
-        raise UserError(
-            "objective.schedule",
-            "has no effect with rollouts.share 1: it is of given answers' weights, and there are none",
-            "leave it out, or lower rollouts.share",
         )

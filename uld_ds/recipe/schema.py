@@ -38,6 +38,7 @@ from uld_ds.recipe.models import (
     TeacherSettings,
 )
 from uld_ds.recipe.objective import ObjectiveSettings
+from uld_ds.recipe.removed_keys import with_removed_keys
 from uld_ds.recipe.renamed_keys import with_former_names
 from uld_ds.recipe.rollouts import RolloutSettings, taught
 from uld_ds.recipe.teacher_checks import check_combination, check_teachers
@@ -197,8 +198,9 @@ class Recipe(Strict):
     def digest(self) -> str:
         """Compute the sha256 of all that shapes the student (not where the run is, or what things are called)."""
         exclude = {**_MAY_CHANGE_ON_RESUME, "run": {"name", "storage"}, "registry": True}
-        # Tags of older runs and versions hold digests: keys count by the names that they had then.
-        shaping = with_former_names(_without_later(self.model_dump(mode="json", exclude=exclude)))
+        # Tags of older runs and versions hold digests: keys count by the names that they had then, and removed ones
+        # by the defaults that they had.
+        shaping = with_removed_keys(with_former_names(_without_later(self.model_dump(mode="json", exclude=exclude))))
         if self.rollouts is None:
             del shaping["rollouts"]
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()

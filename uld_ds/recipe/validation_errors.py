@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -24,21 +24,12 @@ def as_user_error(error: ValidationError, tree: Mapping[str, Any], model: type[B
     """
     found = {_dotted(detail, tree): detail for detail in reversed(error.errors(include_url=False))}
     # A value that fits no member of a union is reported once per member; the deepest report is the one meant.
-    found = {
-        key: detail
-        for key, detail in found.items()
-        if _is_about_key(detail) or not any(other.startswith(f"{key}.") for other in found)
-    }
+    found = {key: detail for key, detail in found.items() if not any(other.startswith(f"{key}.") for other in found)}
     # Unknown keys first: a misspelled key is often also reported as the right key missing. Then in written order.
-    key, detail = min(reversed(found.items()), key=lambda item: not _is_about_key(item[1]))
+    key, detail = min(reversed(found.items()), key=lambda item: item[1]["type"] != "extra_forbidden")
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     problem, fix = _problem_and_fix(key, detail, model)
     return UserError(key, problem + more, fix)
-
-
-def _is_about_key(detail: ErrorDetails) -> bool:
-    """Tell whether the key itself is unknown, to a section or to a mapping; what is below it says nothing then."""
-    return detail["type"] == "extra_forbidden" or detail["loc"][-1:] == ("[key]",)
 
 
 def _problem_and_fix(key: str, detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
@@ -93,21 +84,16 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield every key of a recipe, dotted; those of alternatives one after the other."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        for key, section in _sections_in(field.annotation, prefix + name):
-            yield from known_keys(section, f"{key}.")
+        for section in _sections_in(field.annotation):
+            yield from known_keys(section, f"{prefix}{name}.")
 
 
-def _sections_in(annotation: Any, key: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield the sections inside a key's type, each with its own key; of a mapping, one for each possible name."""
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the sections inside a key's type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield key, annotation
-    names, *rest = get_args(annotation) or ((),)
-    if get_origin(annotation) is dict and get_origin(names) is Literal:
-        for name in get_args(names):
-            yield from _sections_in(rest[0], f"{key}.{name}")
-        return
+        yield annotation
     for argument in get_args(annotation):
-        yield from _sections_in(argument, key)
+        yield from _sections_in(argument)
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

@@ -151,9 +151,7 @@ def _student(settings: dict[str, Any]) -> str:
 
 def _objective(settings: dict[str, Any]) -> str:
     terms = [f"{settings[name]:g} {name}" for name in LOSS_TERMS if settings.get(name)]
-    gate = f", uld_gate {settings['uld_gate']}" if settings.get("uld_gate") else ""
-    schedules = "".join(f", {name} {schedule['kind']}" for name, schedule in settings.get("schedule", {}).items())
-    return f"{' + '.join(terms)}, {settings.get('alignment', 'segments')}{gate}{schedules}"
+    return f"{' + '.join(terms)}, {settings.get('alignment', 'segments')}"
 
 
 def _rollouts(settings: dict[str, Any] | None) -> str:

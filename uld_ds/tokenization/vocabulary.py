@@ -83,16 +83,6 @@ class Vocabulary:
             is_byte[:] = [isinstance(token, str) and len(token) == 6 and token[:3] == "<0x" for token in tokens]
         return cls(tokens, spellings, is_byte, tokenizer.eos_token_id)
 
-    def ends_word(self) -> NDArray[np.bool_]:
-        """Mark the tokens before which a word is over, [V]: they begin with whitespace, or are special tokens."""
-        return np.array(
-            [
-                token is not None and (spelled is None or spelled[:1].isspace())
-                for token, spelled in zip(self.tokens, self.spellings, strict=True)
-            ],
-            dtype=bool,
-        )
-
     def by_bytes(self) -> dict[bytes, int]:
         """Map each spelling to the id of its token.
 

@@ -86,7 +86,6 @@ def assemble(
 
     train_data = batcher(train_rows)
     given = StepBatches(train_data, recipe.training, seed=recipe.run.seed, ranks=ranks)
-    total_steps = given.num_steps if own is None else own.plan().total_steps
     # Teachers first: their sharding must not see the student's configuration.
     sources = [setup.source(train_rows, begins=begins) for setup in setups]
     stage("loading the student")
@@ -96,15 +95,13 @@ def assemble(
         job.student_deepspeed,
         training=recipe.training,
         seed=recipe.run.seed,
-        total_steps=total_steps,
+        total_steps=given.num_steps if own is None else own.plan().total_steps,
         device=device,
     )
     teachings = []
     for setup, source in zip(setups, sources, strict=True):
         relations = setup.relations(tokenizer)
-        objective = Objective.from_settings(
-            recipe.objective, relations, device, total_steps=total_steps, rollouts=recipe.rollouts
-        )
+        objective = Objective.from_settings(recipe.objective, relations, device, rollouts=recipe.rollouts)
         teachings.append(Teaching(setup.settings.name, source, objective, setup.settings.weight))
     together = Teachings(tuple(teachings), recipe.objective.combine)
     engine = DistillationEngine(student, together, ranks=ranks, device=device)

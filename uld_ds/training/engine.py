@@ -105,7 +105,6 @@ class DistillationEngine:
             sums = _Sums(OwnAnswers(window))
             window = [micro_batch.to(self.device) for micro_batch in window]
         before = self.teachings.counters
-        self.teachings = self.teachings.at(self.student.global_steps)
         learning_rate = self.student.get_lr()[0]
         with clock.phase("teacher"):
             try:
@@ -137,7 +136,6 @@ class DistillationEngine:
         return StepResult(
             **numbers,
             options={},
-            scheduled=self.teachings.scheduled,
             learning_rate=learning_rate,
             gradient_norm=float("nan"),
             teacher_tokens=0,
@@ -248,7 +246,6 @@ class DistillationEngine:
             uld_head=whole["uld_head"] / max(whole["uld"], 1e-12),
             uld_bound=whole["uld_bound"],
             options={name: whole[name] for name in self.teachings.optional_parts},
-            scheduled=self.teachings.scheduled,
             teacher_entropy=whole["teacher_entropy"],
             student_entropy=whole["student_entropy"] / max(whole["student_entropy_rows"], 1.0),
             bits_per_byte=nats_to_bits(whole["nats"]) / whole["bytes"] if whole["bytes"] else None,

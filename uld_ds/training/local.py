@@ -19,7 +19,6 @@ from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import check_installed
 from uld_ds.models.trial import try_student, with_own_head
 from uld_ds.recipe import Recipe, TrainedTokenizerSettings
-from uld_ds.recipe.weight_schedule import check_schedule
 from uld_ds.runs.job import Job
 from uld_ds.training.deepspeed_config import student_config, teacher_configs
 from uld_ds.training.engines import init_process_group
@@ -27,7 +26,6 @@ from uld_ds.training.preparation import (
     check_rollouts,
     found_teachers,
     prepared_splits,
-    steps_of_splits,
     student_place,
     warn_of_splits,
 )
@@ -107,7 +105,6 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
     teachers = found_teachers(recipe, own)
     splits = prepared_splits(recipe, own, teachers, folder.parent / PREPARED_DATA)
     warn_of_splits(splits)
-    check_schedule(recipe.objective, steps_of_splits(recipe, splits))
     return Job(
         recipe=recipe,
         run_dir=folder,

@@ -160,7 +160,7 @@ def _check_stored_tokenizer(settings: NamedTeacherSettings, digest: str) -> None
     if settings.model is None:
         raise UserError(
             key,
-            "is missing: objective.hybrid, projection and likelihood_boundary ask its tokenizer what stored ids spell",
+            "is missing: objective.hybrid and projection ask its tokenizer what stored ids spell",
             "name the model whose outputs are stored, or set them to 0",
         )
     own = TextSide.of_model(Pretrained.from_settings(settings, settings.key), settings, "teacher").tokenizer_digest
@@ -228,12 +228,6 @@ def steps_of_run(recipe: Recipe, *, num_data: int, num_prompts: int = 0) -> int:
     if recipe.rollouts is not None and recipe.only_own_answers:
         examples, per_step = num_prompts * recipe.rollouts.samples_per_prompt, own
     return num_steps(examples, per_step, epochs=length.epochs, steps=length.steps)
-
-
-def steps_of_splits(recipe: Recipe, splits: dict[str, Split]) -> int:
-    """Compute the optimizer steps of a run from its prepared splits."""
-    prompts = len(splits["prompts"].rows) if "prompts" in splits else 0
-    return steps_of_run(recipe, num_data=len(splits["train"].rows), num_prompts=prompts)
 
 
 def warn_of_splits(splits: dict[str, Split]) -> None:

@@ -24,10 +24,7 @@ class StepResult:
     options: dict[str, float]
     """Values, by name, that only some objectives have.
 
-    The divergence of likelihood matching and of each term that looks at identities, nats per segment; ``uld_gate``, the
-    share of segments that passed it."""
-    scheduled: dict[str, float]
-    """Weights in this step of the terms that follow a schedule, by their keys."""
+    The divergence of likelihood matching and of each term that looks at identities, nats per segment."""
     teacher_entropy: float
     """Entropy of the teacher in nats, mean over segments."""
     student_entropy: float
@@ -71,7 +68,6 @@ class StepResult:
             "train/uld_head_share": self.uld_head,
             "train/uld_error_bound": self.uld_bound,
             **{f"train/{name}": value for name, value in self.options.items()},
-            **{f"train/weight_{name}": value for name, value in self.scheduled.items()},
             "train/teacher_entropy": self.teacher_entropy,
             "train/student_entropy": self.student_entropy,
             **({} if self.bits_per_byte is None else {"train/bits_per_byte": self.bits_per_byte}),

@@ -14,6 +14,7 @@ from uld_ds.losses.normalization import RowWeights
 from uld_ds.losses.objective import Objective
 from uld_ds.models.row_model import Head
 from uld_ds.recipe import ObjectiveSettings
+from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.teacher_outputs import TeacherSegments, TeacherTokens
 from uld_ds.teachers.source import TeacherSource
 
@@ -43,6 +44,11 @@ class Teachings:
 
     teachers: tuple[Teaching, ...]
     combine: Literal["sum", "route", "difference"] = "sum"
+
+    @classmethod
+    def of_one(cls, source: TeacherSource, objective: Objective) -> Teachings:
+        """Make the teachers of a run with one."""
+        return cls((Teaching(ONLY_TEACHER, source, objective),))
 
     @property
     def counters(self) -> tuple[int, int]:
@@ -128,16 +134,6 @@ class Teachings:
     def settings(self) -> ObjectiveSettings:
         """The recipe's objective, which is the same for all teachers."""
         return self.teachers[0].objective.settings
-
-    @property
-    def scheduled(self) -> dict[str, float]:
-        """The weights of given answers that follow a schedule as they are in this step, by their terms' names."""
-        return self.teachers[0].objective.scheduled
-
-    def at(self, step: int) -> Teachings:
-        """Return the teachers with the weights of optimizer step ``step``, from 0."""
-        teachers = (replace(teacher, objective=teacher.objective.at(step)) for teacher in self.teachers)
-        return replace(self, teachers=tuple(teachers))
 
     @property
     def optional_parts(self) -> list[str]:

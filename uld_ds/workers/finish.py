@@ -193,7 +193,6 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "alignment_rate": round(data.alignment_rate, 6) if data.segments else None,
         "merge": objective.merge,
         **{name: value for term in LOSS_TERMS.values() for name, value in term.facts(objective).items()},
-        "weight_schedules": json.dumps(objective.model_dump(mode="json")["schedule"]) if objective.schedule else None,
         "rollouts": _rollouts(recipe),
         "student_temperature": objective.student_temperature,
         "teacher_temperature": objective.teacher_temperature,

@@ -39,8 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(folder: Path) -> Plan:
     """The shipped recipe for two nodes."""
     recipe = recipe_of(folder)
-    shapes = student_shape(recipe.student), teacher_shape(recipe.teacher)
-    return Plan(recipe, H100, *shapes, student_tokens=2048, teacher_tokens=2048)
+    shapes = {"teacher": teacher_shape(recipe.teacher_named())}
+    return Plan(recipe, H100, student_shape(recipe.student), shapes, student_tokens=2048, teacher_tokens=2048)
 
 
 def recipe_of(folder: Path, *changes: str) -> Recipe:
@@ -54,12 +54,11 @@ def lines_of(plan: Plan) -> dict[tuple[str, str], int]:
 
 def test_shapes_come_from_configurations(plan: Plan) -> None:
     assert plan.student_shape.parameters == STUDENT
-    assert plan.teacher_shape is not None
-    assert plan.teacher_shape.parameters == TEACHER
-    assert plan.teacher_shape.largest == 128256 * 8192
-    assert plan.teacher_shape.layers == 80
+    assert plan.teacher_shapes["teacher"].parameters == TEACHER
+    assert plan.teacher_shapes["teacher"].largest == 128256 * 8192
+    assert plan.teacher_shapes["teacher"].layers == 80
     attention, mlp, norms = 2 * 8192**2 + 2 * 8192 * 1024, 3 * 8192 * 28672, 2 * 8192
-    assert plan.teacher_shape.layer_parameters == attention + mlp + norms
+    assert plan.teacher_shapes["teacher"].layer_parameters == attention + mlp + norms
 
 
 def test_weights_gradients_and_states_are_shared_by_sixteen(plan: Plan) -> None:

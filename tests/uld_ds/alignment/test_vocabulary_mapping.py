@@ -38,7 +38,6 @@ def test_relations_of_a_pair_written_out() -> None:
     assert relations.identity.tolist() == [NONE, 3, NONE, NONE, 4, NONE, NONE, 5]
     assert relations.projection.tolist() == [NONE, 3, 3, 6, 4, NONE, 3, 5]
     assert relations.num_student == 7
-    assert relations.ends_word.tolist() == [True, False, False, True, False, False, False, True]
 
 
 def test_an_end_of_text_is_related_only_where_both_have_one() -> None:

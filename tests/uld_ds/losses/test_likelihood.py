@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uld_ds.losses.likelihood import Divergence, likelihood_term
+from uld_ds.losses.likelihood import Divergence, likelihood_part, likelihood_term
+from uld_ds.recipe import ObjectiveSettings
 
 LOG_PROBS = st.floats(-30.0, -0.01)
 DIVERGENCES = get_args(Divergence)
@@ -77,3 +78,37 @@ def test_what_cannot_be_compared_is_refused() -> None:
         likelihood_term(torch.zeros(2), torch.zeros(3))
     with pytest.raises(ValueError, match=r"temperature must be positive"):
         likelihood_term(torch.zeros(2), torch.zeros(2), temperature=0.0)
+
+
+# ---- the part of a micro-batch's loss
+
+
+def test_segments_add_up_by_their_shares_and_the_recipes_weight() -> None:
+    teacher, student = torch.tensor([0.5, 0.25]).log(), torch.tensor([0.25, 0.5]).log()
+    first, second = term(0.5, 0.25), term(0.25, 0.5)
+    shares, settings = torch.tensor([0.75, 0.125]), ObjectiveSettings(likelihood=1.0)
+    found = likelihood_part(teacher, student, shares, settings, weight=2.0)
+    assert found.value.item() == pytest.approx(0.75 * first[0] + 0.125 * second[0])
+    assert found.loss.item() == pytest.approx(1.5 * first[0] + 0.25 * second[0])
+    assert found.slopes.tolist() == pytest.approx([1.5 * first[1], 0.25 * second[1]])
+    # A weight of each: the value has none.
+    each = likelihood_part(teacher, student, shares, settings, weight=torch.tensor([4.0, 0.0]))
+    assert each.value.item() == found.value.item()
+    assert each.loss.item() == pytest.approx(3 * first[0])
+    assert each.slopes.tolist() == pytest.approx([3 * first[1], 0.0])
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_the_parts_slopes_are_finite_differences(divergence: Divergence) -> None:
+    generator = torch.Generator().manual_seed(2)
+    teacher, student = -torch.rand(2, 9, generator=generator, dtype=torch.float64) * 3 - 0.05
+    shares, weight = torch.rand(2, 9, generator=generator, dtype=torch.float64)
+    settings = ObjectiveSettings(likelihood=1.0, likelihood_divergence=divergence, likelihood_temperature=2.0)
+    slopes, width = likelihood_part(teacher, student, shares, settings, weight=weight).slopes, 1e-6
+    for segment in range(len(student)):
+        ends = []
+        for move in (width, -width):
+            other = student.clone()
+            other[segment] += move
+            ends.append(likelihood_part(teacher, other, shares, settings, weight=weight).loss.item())
+        assert slopes[segment].item() == pytest.approx((ends[0] - ends[1]) / (2 * width), rel=1e-5, abs=1e-9)

@@ -59,16 +59,9 @@ def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         {"merge": "chain"},
         {"merge": "chain", "ce": 0.0},
         {"merge": "chain", "method": "exact", "student_temperature": 2.0},
-        {"uld_gate": 80},
-        {"uld_gate": 80, "merge": "chain", "ce": 0.0},
-        {"uld_gate": 80, "method": "exact", "student_temperature": 2.0, "likelihood": 0.5},
         {"ce": 0.0, "uld": 0.0, "likelihood": 1.0},
         {"uld": 0.3, "likelihood": 0.7, "likelihood_temperature": 100.0},
         {"merge": "chain", "likelihood": 2.0},
-        {"ce": 0.0, "uld": 0.0, "likelihood": 1.0, "likelihood_run": 3, "likelihood_temperature": 4.0},
-        {"uld": 0.3, "likelihood": 1.0, "likelihood_run": 100, "likelihood_temperature": 20.0},
-        {"ce": 0.0, "likelihood": 1.0, "likelihood_boundary": 0.2, "likelihood_temperature": 4.0, "top_ids": 20},
-        {"likelihood": 1.0, "likelihood_boundary": 0.2, "likelihood_run": 2, "likelihood_temperature": 4.0},
         {"method": "exact", "likelihood": 2.0},
         {"ce": 0.0, "uld": 0.0, "classical": 1.0, "top_ids": 20},
         {"classical": 0.5, "likelihood": 0.3, "top_ids": 50},
@@ -76,17 +69,7 @@ def _chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     ],
     ids=[
         *("closed form", "uld only", "ce only", "exact", "temperatures", "chain", "chain alone", "chain exact"),
-        *("gated", "gated chain", "gated by autograd"),
-        *(
-            "likelihood alone",
-            "all three",
-            "chain and likelihood",
-            "runs of three",
-            "whole answers",
-            "words",
-            "two words",
-            "exact and likelihood",
-        ),
+        *("likelihood alone", "all three", "chain and likelihood", "exact and likelihood"),
         *("classical alone", "all four", "classical by autograd"),
     ],
 )
@@ -124,17 +107,17 @@ def test_parts_add_up_to_the_loss() -> None:
         ({"ce": 0.7, "uld": 1.5}, {"ce": 0.2, "uld": 0.4}),
         ({"uld": 0.0}, {"uld": 1.0}),
         ({"uld": 1.5, "merge": "chain"}, {"uld": 0.3}),
-        ({"uld": 1.5, "uld_gate": 80}, {"ce": 0.3}),
+        ({"uld": 1.5}, {"ce": 0.3}),
         ({"uld": 1.5, "method": "exact", "student_temperature": 2.0}, {"uld": 0.3}),
-        ({"uld": 0.3, "likelihood": 0.7, "likelihood_run": 3, "likelihood_temperature": 4.0}, {"likelihood": 2.0}),
+        ({"uld": 0.3, "likelihood": 0.7, "likelihood_temperature": 4.0}, {"likelihood": 2.0}),
         ({"uld": 0.3, "likelihood": 0.7}, {"uld": 0.3}),
         ({"uld": 0.3}, {"likelihood": 0.7}),
         ({"uld": 0.0, "top_ids": 20}, {"classical": 0.9}),
         ({"uld": 0.3, "classical": 0.5, "likelihood": 0.3, "top_ids": 20}, {"classical": 0.9, "ce": 0.1}),
     ],
     ids=[
-        *("without ce", "all less", "another term", "chain", "gated", "by autograd"),
-        *("likelihood of runs", "no likelihood", "likelihood", "classical", "all"),
+        *("without ce", "all less", "another term", "chain", "ce alone", "by autograd"),
+        *("more likelihood", "no likelihood", "likelihood", "classical", "all"),
     ],
 )
 @pytest.mark.parametrize("own", [[False, True], [True, False], [True, True]])
@@ -164,38 +147,6 @@ def test_given_answers_alone_are_trained_as_without_rollouts() -> None:
     assert same == loss
     for gradient, other in zip(gradients, others, strict=True):
         assert torch.equal(gradient, other)
-
-
-def test_a_schedule_is_of_given_answers() -> None:
-    objective = ObjectiveSettings.model_validate(
-        {"ce": 1.0, "uld": 1.0, "classical": 0.5, "top_ids": 20}
-        | {"schedule": {"uld": {"kind": "linear", "to": 0.5}, "classical": {"kind": "warmup", "steps": 8}}}
-    )
-    rollouts = RolloutSettings(objective={"uld": 0.8, "classical": 0.9})
-    # The third of five steps: half of the way to 0.5, and two of eight steps of the other's.
-    example, now = Case(), objective.model_copy(update={"uld": 0.75, "classical": 0.125})
-    given, _ = example.only([True, False]).reference(now)
-    sampled, _ = example.only([False, True]).reference(objective.model_copy(update=rollouts.weights(objective)))
-    loss, _, _ = example.chunked(objective, total_steps=5, step=2, rollouts=rollouts, own=[False, True])
-    assert loss == pytest.approx(given + sampled, rel=2e-5)
-
-
-def test_the_gate_opens_for_the_right_tokens_rank() -> None:
-    example, shares = Case(), []
-    logits = example.head(example.leaves(torch.float64)).logits(example.hidden.double())
-    free = example.chunked(ObjectiveSettings())[2]
-    for rank in (1, 40, 80, VOCAB):
-        parts = example.chunked(ObjectiveSettings(uld_gate=rank))[2]
-        passed = example.passed(logits, SEGMENTS, rank)
-        assert parts["uld_gate"].item() == pytest.approx(example.weights.segments[passed].sum().item(), rel=1e-6)
-        assert parts["ce"].item() == free["ce"].item()
-        assert 0 <= parts["uld"].item() <= free["uld"].item()
-        shares.append(len(passed))
-    # The denominator stays that of all segments; the case tells ranks apart.
-    assert parts["uld"].item() == free["uld"].item()
-    assert shares == sorted(set(shares))
-    assert shares[-1] == len(SEGMENTS)
-    assert "uld_gate" not in free
 
 
 def test_no_segment_leaves_cross_entropy() -> None:
@@ -229,18 +180,13 @@ def test_unaligned_spectra_are_refused() -> None:
         )
 
 
-def test_the_case_has_words_of_one_segment_and_of_several() -> None:
-    found = Case().stretches(range(4, 9), ObjectiveSettings(likelihood=1.0, likelihood_boundary=0.2))
-    assert 1 < len(found) < 5
-
-
 def test_terms_without_what_they_need_are_refused() -> None:
     with pytest.raises(ValueError, match=r"needs \['classical'\]"):
         Objective(ObjectiveSettings(classical=1.0))
     example = Case()
     hidden, weight = example.leaves(torch.float32)
-    with pytest.raises(ValueError, match=r"\['likelihood_boundary'\] need to know how the two vocabularies relate"):
-        Objective.from_settings(ObjectiveSettings(likelihood=1.0, likelihood_boundary=0.1))
+    with pytest.raises(ValueError, match=r"\['projection'\] need to know how the two vocabularies relate"):
+        Objective.from_settings(ObjectiveSettings(projection=1.0))
     with pytest.raises(ValueError, match="classical needs the teacher's top-k tokens"):
         Objective.from_settings(ObjectiveSettings(classical=1.0))(
             hidden,

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from tests.helpers.recipe_trees import refused
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.recipe.loss_terms import LossTerm
 from uld_ds.recipe.objective import LOSS_TERMS
 
 EVERYTHING: dict[str, Any] = {
     **dict(zip(LOSS_TERMS, (1.0, 1.5, 0.5, 0.7, 0.4, 0.9), strict=True)),
-    "uld_gate": 10,
     "classical_divergence": "reverse_kl",
 }
 
@@ -42,14 +38,13 @@ def test_what_the_objective_asks_of_teacher_and_tokenizers_follows_from_the_rows
     assert needs() == ([], 0, False)
     assert needs(classical=1.0, top_ids=8) == (["classical"], 8, False)
     assert needs(projection=0.1, hybrid=0.1) == (["hybrid", "projection"], 64, True)
-    assert needs(likelihood=1.0, likelihood_boundary=0.1) == ([], 64, True)
+    assert needs(likelihood=1.0) == ([], 0, False)
 
 
 def test_facts_have_the_names_and_the_order_that_registered_versions_have() -> None:
     assert list(facts_of(**EVERYTHING).items()) == [
         ("ce_weight", 1.0),
         ("uld_weight", 1.5),
-        ("uld_gate", 10),
         ("likelihood_weight", 0.5),
         ("classical_weight", 0.7),
         ("classical_divergence", "reverse_kl"),
@@ -57,7 +52,7 @@ def test_facts_have_the_names_and_the_order_that_registered_versions_have() -> N
         ("projection_weight", 0.9),
     ]
     plain = facts_of()
-    assert (plain["ce_weight"], plain["uld_gate"], plain["projection_weight"]) == (1.0, None, 0.0)
+    assert (plain["ce_weight"], plain["projection_weight"]) == (1.0, 0.0)
     assert plain["classical_divergence"] is None, "it has no effect"
 
 
@@ -65,8 +60,7 @@ def test_the_sum_in_words() -> None:
     known = {name: value for name, value in facts_of(**EVERYTHING).items() if value is not None}
     assert [term.described(known) for term in LOSS_TERMS.values()] == [
         "1.0 x cross-entropy",
-        "1.5 x ULD distance (where the right token is among the student's top 10) "
-        "([arXiv 2402.12030](https://arxiv.org/abs/2402.12030))",
+        "1.5 x ULD distance ([arXiv 2402.12030](https://arxiv.org/abs/2402.12030))",
         "0.5 x likelihood matching ([arXiv 2503.20083](https://arxiv.org/abs/2503.20083))",
         "0.7 x reverse kl ([arXiv 2306.13649](https://arxiv.org/abs/2306.13649))",
         "0.4 x hybrid divergence",
@@ -80,11 +74,3 @@ def test_a_row_may_say_little() -> None:
     term = LossTerm(label="top token", key="top1", reference="https://journal.org/7")
     assert (term.chart_title, term.unit) == ("Top token", "per segment")
     assert term.described({"top1_weight": 2.0}) == "2.0 x top token ([paper](https://journal.org/7))"
-
-
-@pytest.mark.parametrize("key", ["uldd", "uld_gate", "top_ids"])
-def test_only_a_term_has_a_schedule(key: str) -> None:
-    assert refused(objective__schedule={key: {"kind": "linear", "to": 0.1}}) == (
-        f"objective.schedule.{key}: {key!r} is not known; choose 'ce', 'uld', 'likelihood', 'classical', 'hybrid' or "
-        "'projection'"
-    )

@@ -18,39 +18,6 @@ from tests.helpers.recipe_trees import refused
             "objective.projection are all 0: nothing to learn",
         ),
         (
-            {"objective": {"likelihood_boundary": 0.1}},
-            "objective: objective.likelihood_boundary 0.1 has no effect with objective.likelihood 0",
-        ),
-        (
-            {"objective": {"likelihood": 1.0, "likelihood_boundary": 0.1, "merge": "chain"}},
-            "objective: objective.merge 'chain' looks at the end of a segment, objective.likelihood_boundary at what "
-            "the teacher expects where one begins; take merge 'first'",
-        ),
-        (
-            {"objective": {"likelihood_run": 4}},
-            "objective: objective.likelihood_run 4 has no effect with objective.likelihood 0",
-        ),
-        (
-            {"objective": {"uld": 0.0, "uld_gate": 10}},
-            "objective: objective.uld_gate 10 has no effect with objective.uld 0",
-        ),
-        (
-            {"objective": {"uld": 0.0, "schedule": {"uld": {"kind": "linear", "to": 1.0}}}},
-            "objective: objective.schedule.uld has no effect with objective.uld 0",
-        ),
-        (
-            {"objective": {"ce": 0.0, "uld": 0.3, "schedule": {"uld": {"kind": "warmup", "steps": 0.5}}}},
-            "objective: objective.schedule begins at 0 with every term that has a weight: leave one as it is",
-        ),
-        (
-            {"objective": {"schedule": {name: {"kind": "linear", "to": 0.0} for name in ("ce", "uld")}}},
-            "objective: objective.schedule ends at 0 with every term that has a weight: leave one as it is",
-        ),
-        (
-            {"objective__schedule": {"uld": {"kind": "warmup", "steps": 2.5}}},
-            "objective.schedule.uld: steps 2.5 is neither a share of all steps (below 1) nor a whole number of them",
-        ),
-        (
             {"objective": {"projection": 1.0, "merge": "chain"}},
             "objective: objective.merge 'chain' has no meaning for objective.projection, which compares both models "
             "where a segment begins; take merge 'first'",
@@ -80,40 +47,3 @@ from tests.helpers.recipe_trees import refused
 )
 def test_keys_that_do_not_fit_each_other_are_both_named(changes: dict[str, Any], expected: str) -> None:
     assert refused(**changes) == f"{expected}; change one of the values named"
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        (
-            {"uldd": {"kind": "warmup", "steps": 0.5}},
-            "objective.schedule.uldd: 'uldd' is not known; choose 'ce', 'uld', 'likelihood', 'classical', 'hybrid' or "
-            "'projection'",
-        ),
-        (
-            {"foo": {"kind": "warmup"}},
-            "objective.schedule.foo: 'foo' is not known (and 1 more); choose 'ce', 'uld', 'likelihood', 'classical', "
-            "'hybrid' or 'projection'",
-        ),
-        (
-            {"uld": {"kind": "warmup", "stepz": 0.5}},
-            "objective.schedule.uld.stepz: unknown key (value 0.5) (and 1 more); did you mean "
-            "objective.schedule.uld.steps?",
-        ),
-        (
-            {"uld": {"kind": "cosine"}},
-            "objective.schedule.uld.kind: 'cosine' is not known; choose one of 'warmup', 'linear'",
-        ),
-        (
-            {"uld": {"kind": "warmup", "steps": 0}},
-            "objective.schedule.uld.steps: Input should be greater than 0 (value 0); give a value of that kind",
-        ),
-        (
-            {"uld": {"kind": "warmup", "steps": 101}},
-            "objective.schedule.uld.steps: 101 is more than the 100 optimizer steps of the run; give a share of them, "
-            "e.g. 0.2, or a smaller number",
-        ),
-    ],
-)
-def test_an_impossible_schedule_is_named(schedule: dict[str, Any], expected: str) -> None:
-    assert refused(training__steps=100, objective__schedule=schedule) == expected

@@ -24,13 +24,13 @@ from uld_ds.teachers.store.manifest import StoreIdentity
 OLD: dict[str, Any] = tree_with(
     teacher__remember=False,
     student__lora={"rank": 4, "quantise": "nf4"},
-    objective={"likelihood": 0.5, "likelihood_divergence": "kl", "likelihood_boundary": 0.1, "top_ids": 16}
+    objective={"likelihood": 0.5, "likelihood_divergence": "kl", "projection": 0.3, "top_ids": 16}
     | {"normalise": "sample"},
 )
 NEW: dict[str, Any] = tree_with(
     teacher__cache=False,
     student__lora={"rank": 4, "quantize": "nf4"},
-    objective={"likelihood": 0.5, "likelihood_divergence": "forward_kl", "likelihood_boundary": 0.1, "top_ids": 16}
+    objective={"likelihood": 0.5, "likelihood_divergence": "forward_kl", "projection": 0.3, "top_ids": 16}
     | {"normalize": "sample"},
 )
 
@@ -143,7 +143,7 @@ def test_an_old_run_is_the_same_run(file: Path) -> None:
 
 # Of a release from before the change, for OLD with teacher.remember true, and for TREE.
 DIGESTS = {
-    "14c24dd24930a757ec20b90295d14de282b56ca2a01a753337344dcca4fe33cc": (
+    "4da1d1cd0b9a72945b821af526e679e13a0a6ea88083133c4e8e76f87ce33377": (
         OLD,
         "30e71fd159cd661b882f22e009466b0b50054a5bf0f729e4987d6a3e532dd952",
     ),
@@ -159,7 +159,7 @@ def test_digests_are_those_of_before(digest: str) -> None:
     tree, of_cache = DIGESTS[digest]
     recipe = parse_recipe({**tree, "teacher": {**tree["teacher"], "remember": True}})
     assert recipe.digest() == digest
-    assert cache_identity(recipe, "rows-1") == of_cache
+    assert cache_identity(recipe, recipe.teacher_named(), "rows-1") == of_cache
 
 
 def test_prepared_data_and_caches_do_not_know_the_renamed_keys() -> None:
@@ -170,7 +170,7 @@ def test_prepared_data_and_caches_do_not_know_the_renamed_keys() -> None:
         recipe = parse_recipe(tree | sides)
         rows = Preparer(recipe, zoo.characters(), zoo.plain_bytes())._work.identity()
         reader = ExampleReader(recipe.data).identity()
-        return json.dumps([rows, reader, cache_identity(recipe, "rows-1")], sort_keys=True)
+        return json.dumps([rows, reader, cache_identity(recipe, recipe.teacher_named(), "rows-1")], sort_keys=True)
 
     plain = identities(OLD)
     assert plain == identities(NEW)

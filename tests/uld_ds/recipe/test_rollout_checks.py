@@ -51,12 +51,6 @@ HELD_OUT = {"source": "files", "path": "e.jsonl"}
             "batch); set it to 8 or less, or raise rollouts.every",
             {"rollouts": {"samples_per_prompt": 8, "every": 2}},
         ),
-        (
-            {"rollouts": {"share": 1.0}, "objective__schedule": {"uld": {"kind": "linear", "to": 0.5}}},
-            "objective.schedule: has no effect with rollouts.share 1: it is of given answers' weights, and there are "
-            "none; leave it out, or lower rollouts.share",
-            {"rollouts": {"share": 0.9}},
-        ),
     ],
 )
 def test_what_does_not_go_together(changes: dict[str, Any], expected: str, mended: dict[str, Any]) -> None:

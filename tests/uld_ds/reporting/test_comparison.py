@@ -16,7 +16,7 @@ from uld_ds.reporting.comparison_html import comparison_page
 def test_what_a_run_folder_says(tmp_path: Path) -> None:
     found = ComparedRun.of(make_run(tmp_path, "a", f1=(40.0, 35.0, 45.0)))
     assert (found.name, found.state, found.steps, found.student_tokens) == ("a", "finished", 4, 400)
-    objective = "1 ce + 0.3 uld, segments, uld_gate 10, uld warmup"
+    objective = "1 ce + 0.3 uld, segments"
     assert (found.teacher, found.student, found.objective) == ("org/large", "a new llama", objective)
     assert (found.wall_seconds, found.bits_before, found.bits_teacher) == (61.4, 4.0, 1.2)
     assert found.curve == [(0.0, 4.0), (200.0, 3.0), (400.0, 2.5)]
@@ -61,7 +61,7 @@ def test_runs_with_rollouts_beside_one_without(tmp_path: Path) -> None:
     make_run(tmp_path, "own", rollouts={"share": 0.5, "every": 2})
     add_rounds(tmp_path / "own" / "progress.jsonl", 2, every=2)
     runs = [ComparedRun.of(place) for place in (tmp_path / "own", make_run(tmp_path, "given"))]
-    assert runs[0].objective.endswith(", uld warmup, 50% own answers every 2 steps")
+    assert runs[0].objective.endswith(", segments, 50% own answers every 2 steps")
     assert [run.own_divergence for run in runs] == [0.9, None]
     assert dict(rows_of(runs))["KL(student, teacher) in own answers"] == ["0.9000", "-"]
     assert "KL(student, teacher) in own answers" not in dict(rows_of(runs[1:]))

@@ -34,7 +34,7 @@ FACTS: dict[str, Any] = {
 
 def test_card_reads_back_with_its_metadata(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     tree = tiny_recipe | {"teacher": {"model": "org/large"}}
-    (tmp_path / "README.md").write_text(model_card(parse_recipe(tree), FACTS, None))
+    (tmp_path / "README.md").write_text(model_card(parse_recipe(tree), FACTS, {}))
     card = ModelCard.load(tmp_path / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
     assert card.data.base_model == ["org/large"]
@@ -46,14 +46,14 @@ def test_card_reads_back_with_its_metadata(tiny_recipe: dict[str, Any], tmp_path
 
 def test_who_can_read_it_is_told(tiny_recipe: dict[str, Any]) -> None:
     recipe = parse_recipe(tiny_recipe)
-    without = ModelCard(model_card(recipe, FACTS, None)).text
-    card = ModelCard(model_card(recipe, FACTS, None, readers="Read it with transformers 5.")).text
+    without = ModelCard(model_card(recipe, FACTS, {})).text
+    card = ModelCard(model_card(recipe, FACTS, {}, readers="Read it with transformers 5.")).text
     assert "(`tokenizer.apply_chat_template`).\n\nRead it with transformers 5.\n\n## License notes\n" in card
     assert card.replace("Read it with transformers 5.\n\n", "") == without
 
 
 def test_paths_are_no_base_models(tiny_recipe: dict[str, Any]) -> None:
-    card = ModelCard(model_card(parse_recipe(tiny_recipe), FACTS, None))
+    card = ModelCard(model_card(parse_recipe(tiny_recipe), FACTS, {}))
     assert card.data.base_model is None
 
 
@@ -63,7 +63,7 @@ def test_license_of_the_teacher_is_told(tiny_recipe: dict[str, Any], tmp_path: P
     assert teacher_license(str(tmp_path)) == "Apache License"
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A teacher\n")
     assert teacher_license(str(tmp_path)) == "mit"
-    assert "is under `mit`" in model_card(parse_recipe(tiny_recipe), FACTS, str(tmp_path))
+    assert "is under `mit`" in model_card(parse_recipe(tiny_recipe), FACTS, {"teacher": str(tmp_path)})
 
 
 def test_description_has_results_and_pictures_and_fits() -> None:

@@ -37,7 +37,7 @@ def test_terms_of_own_answers_need_what_terms_of_given_ones_need() -> None:
     of_given = recipe_with(objective={"classical": 0.7}, rollouts={"objective": {"classical": 0.9}})
     assert message(check_identities, of_given, ONLINE, shared=False).startswith("objective.classical: 0.7 needs one")
     for recipe in (of_own, of_given):
-        check_identities(recipe, ONLINE, shared=True)
+        check_identities(recipe, recipe.teacher_named(), ONLINE, shared=True)
 
 
 def test_epochs_count_passes_over_given_answers_or_else_over_prompts() -> None:
