@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from uld_ds.alignment.vocabulary_mapping import VocabularyRelations
 from uld_ds.batches import JudgedBatch
 from uld_ds.losses.chunked import ChunkedLoss, Rows, head_tensors
+from uld_ds.losses.difference import tilted
 from uld_ds.losses.likelihood import LikelihoodPart, likelihood_part
 from uld_ds.losses.normalization import RowWeights
 from uld_ds.losses.term import Compared, IdentityTerm
@@ -203,9 +204,11 @@ class Objective:
         with torch.no_grad():
             of_tokens = log_probs_of(batch.answer_ids[segments.members])(hidden[segments.members], head)
         given = self.given or self.settings
+        own = segments.log_probs(of_tokens)
         return likelihood_part(
-            teacher.log_probs,
-            segments.log_probs(of_tokens),
+            # Of two teachers, what stands there is their difference.
+            tilted(own, teacher.log_probs) if self.settings.combine == "difference" else teacher.log_probs,
+            own,
             weights.segments,
             self.settings,
             weight=self._weight("likelihood", given.likelihood, micro_batch.own_segments),

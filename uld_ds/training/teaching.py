@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from uld_ds.batches import MicroBatch
+from uld_ds.losses.difference import centred_difference
 from uld_ds.losses.normalization import RowWeights
 from uld_ds.losses.objective import Objective
 from uld_ds.models.row_model import Head
@@ -110,11 +111,13 @@ class Teachings:
         Returns:
             As ``Objective``.
         """
+        if self.combine == "difference":
+            judgments = {0: self._difference(micro_batch, judgments)}
         loss: Tensor | None = None
         parts: dict[str, Tensor] = {}
         for number, said in judgments.items():
             teacher, own = self.teachers[number], weights[number]
-            if teacher.weight != 1.0:
+            if teacher.weight != 1.0 and self.combine != "difference":
                 own = replace(own, segments=own.segments * teacher.weight)
             if loss is not None:
                 own = replace(own, answers=torch.zeros_like(own.answers))
@@ -124,11 +127,18 @@ class Teachings:
             else:
                 loss = loss + more
                 parts |= {name: parts[name] + value for name, value in found.items() if name not in OF_STUDENT}
-            if len(self.teachers) > 1:
+            if self.names_by_teacher:
                 values = {name: value for name, value in found.items() if name in self.names_of_parts}
                 parts |= {f"{teacher.name}/{name}": value / teacher.weight for name, value in values.items()}
         assert loss is not None, "every example is judged by somebody"
         return loss, parts
+
+    def _difference(self, micro_batch: MicroBatch, judgments: Judgments) -> TeacherSegments:
+        """Put the difference of two teachers in the place of the strong one's log-probabilities."""
+        strong, weak = self.teachers
+        example = micro_batch.pairs[0].example
+        said = [judgments[0].log_probs * strong.weight, judgments[1].log_probs * weak.weight]
+        return replace(judgments[0], log_probs=centred_difference(*said, example))
 
     @property
     def settings(self) -> ObjectiveSettings:
@@ -148,7 +158,7 @@ class Teachings:
     @property
     def names_by_teacher(self) -> list[str]:
         """Names of all parts that are told of each of several teachers, with the teachers' names before them."""
-        if len(self.teachers) == 1:
+        if len(self.teachers) == 1 or self.combine == "difference":
             return []
         return [f"{teacher.name}/{name}" for teacher in self.teachers for name in self.names_of_parts]
 

@@ -166,7 +166,9 @@ def test_moving_a_micro_batch_moves_every_tensor(prompts: list[int]) -> None:
     data = Dataset.from_list([row | {"student_encoder_ids": prompts} for row in ROWS], features=FEATURES)
     (micro_batch,) = Batcher(data, padding=7, merge="chain").window([np.array([0, 1])])
     moved = micro_batch.to(torch.device("meta"))
-    parts = [part for part in vars(moved).values() if isinstance(part, SideBatch | SegmentRows)]
+    (pairs,) = moved.pairs
+    held = [*vars(moved).values(), *vars(pairs).values()]
+    parts = [part for part in held if isinstance(part, SideBatch | SegmentRows)]
     assert len(parts) == 3
     tensors = [tensor for part in parts for tensor in vars(part).values() if tensor is not None]
     tensors += [moved.pairs[0].example, moved.example_weight, moved.answer_bytes]
