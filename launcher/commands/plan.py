@@ -216,15 +216,10 @@ def _advice(found: Plan) -> list[str]:
     devices = "No number of such devices holds it as it is." if needed is None else held
     if found.fits:
         return [devices]
-    changes = [" ".join(_written(key, value) for key, value in c.items()) for c in found.helpful_changes()]
+    changes = [" ".join(f"--set {key}={_yaml(value)}" for key, value in c.items()) for c in found.helpful_changes()]
     if not changes:
         return [devices, "No single change of the recipe makes it fit here."]
     return [devices, "Each of these makes it fit here:", *(f"  {change}" for change in changes)]
-
-
-def _written(key: str, value: Any) -> str:
-    """Write a change as an option; one of several teachers, which are a list, as what stands in the recipe."""
-    return f"{key}: {_yaml(value)}" if key.startswith("teachers.") else f"--set {key}={_yaml(value)}"
 
 
 def _yaml(value: Any) -> str:

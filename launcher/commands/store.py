@@ -53,12 +53,13 @@ def _asked(tree: dict[str, Any], name: str | None) -> dict[str, Any]:
     online = {"source": "online"}
     if isinstance(tree.get("teacher"), dict):
         return tree | {"teacher": tree["teacher"] | online}
-    if not isinstance(tree.get("teachers"), list):
+    teachers = tree.get("teachers")
+    if not isinstance(teachers, list):
         return tree
-    every = [item for item in tree["teachers"] if isinstance(item, dict)]
-    return tree | {
-        "teachers": [item | (online if item.get("name") == (name or item.get("name")) else {}) for item in every]
-    }
+    only = teachers[0].get("name") if len(teachers) == 1 and isinstance(teachers[0], dict) else None
+    is_meant = [isinstance(own, dict) and own.get("name") == (name or only) for own in teachers]
+    chosen = [own | online if meant else own for own, meant in zip(teachers, is_meant, strict=True)]
+    return tree | {"teachers": chosen}
 
 
 @store.command("info")

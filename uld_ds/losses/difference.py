@@ -8,11 +8,11 @@ recipe's divergence, and the target is the student itself with its log-odds move
 
 ``logit p*(s) = logit q(s) + d_s``, with ``q`` held fixed.
 
-The slope of KL(p*, q) along the student's log-odds is ``q - p*``: it has the sign of ``-d_s``, is at most 1 in size, and
-goes to nothing as q comes near to 0 or 1. Neither teacher's own probabilities are imitated, so two teachers that are
-both surer, or both less sure, than the student can teach it. The target moves with the student: a weight of ``ce``
-says how far it goes. Moving a student by the shift between two teachers
-is the idea of Delta-KD (arXiv 2509.14526), which starts from the student before training, token by token.
+The slope of KL(p*, q) along the student's log-odds is ``q - p*``: it has the sign of ``-d_s``, is at most 1 in size,
+and goes to nothing as q comes near to 0 or 1. Neither teacher's own probabilities are imitated, so two teachers that
+are both surer, or both less sure, than the student can teach it. The target moves with the student: cross-entropy,
+beside it, says how far it goes. Moving a student by the shift between two models is the idea of Delta-KD (arXiv
+2509.14526), which starts from the student before training, token by token.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from uld_ds.recipe.removed_keys import without_removed_keys
 from uld_ds.recipe.renamed_keys import with_current_names
 from uld_ds.recipe.rollout_checks import check_rollout_settings
 from uld_ds.recipe.schema import Recipe
+from uld_ds.recipe.teacher_overrides import split_teachers, with_teachers_changed
 from uld_ds.recipe.validation_errors import as_user_error
 
 ENVIRONMENT_PREFIX = "ULD_DS__"
@@ -52,12 +53,14 @@ def load_recipe(
         # Variables have no order: in them, both names of one key contradict each other.
         _with_current_names(OmegaConf.merge({}, *of_environment))
         # Renamed before it is merged, an override by either name wins over the file's key by either name.
-        merged = OmegaConf.to_container(OmegaConf.merge(*map(_with_current_names, layers)), resolve=True)
+        named, of_teachers = split_teachers([_with_current_names(layer) for layer in layers])
+        merged = OmegaConf.to_container(OmegaConf.merge(*named), resolve=True)
     except OmegaConfBaseException as error:
         reason = message_lines(error)[0]
         raise UserError(error.full_key or "recipe", reason, "correct the reference, or set what it names") from error
     assert isinstance(merged, dict)
-    return parse_recipe(change({str(key): value for key, value in merged.items()}))
+    tree = with_teachers_changed({str(key): value for key, value in merged.items()}, of_teachers)
+    return parse_recipe(change(tree))
 
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:

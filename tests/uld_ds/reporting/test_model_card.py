@@ -44,6 +44,24 @@ def test_card_reads_back_with_its_metadata(tiny_recipe: dict[str, Any], tmp_path
         assert part in card.text, part
 
 
+def test_every_teacher_has_its_link_its_weight_and_its_license(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "LICENSE").write_text("Free for all\n")
+    tree = {key: value for key, value in tiny_recipe.items() if key != "teacher"}
+    teachers = [
+        {"name": "general", "model": "org/large", "weight": 0.7},
+        {"name": "code", "source": "stored", "path": "s", "weight": 0.3},
+    ]
+    card = ModelCard(model_card(parse_recipe(tree | {"teachers": teachers}), FACTS, {"code": str(tmp_path)}))
+    assert card.data.base_model == ["org/large"]
+    for part in (
+        "A student that [org/large](https://huggingface.co/org/large) and [code](#made-from) taught by",
+        "(https://arxiv.org/abs/2402.12030)), summed over teachers (0.7 org/large, 0.3 code), alignment",
+        "- The teacher org/large tells no license here",
+        "- The teacher code is under `Free for all`.",
+    ):
+        assert part in card.text, part
+
+
 def test_who_can_read_it_is_told(tiny_recipe: dict[str, Any]) -> None:
     recipe = parse_recipe(tiny_recipe)
     without = ModelCard(model_card(recipe, FACTS, {})).text
