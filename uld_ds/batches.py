@@ -102,13 +102,15 @@ class SegmentPairs:
     """The S segments of a micro-batch that the student shares with one of its teachers."""
 
     student: SegmentRows
-    """Places of the S segments among the student's answer rows."""
+    """Places of the S segments among the student's answer rows of the examples that the teacher judges."""
     teacher: SegmentRows
     """Places of the S segments among the teacher's answer tokens, which stand example after example."""
     example: Tensor
     """[S] which of the B examples each segment belongs to."""
     judged: tuple[int, ...] | None = None
     """Which of the B examples the teacher judges; None where it judges all."""
+    answers: Tensor | None = None
+    """[J] the student's answer rows of these examples; None where the teacher judges all."""
 
     def places(self, num_examples: int) -> Sequence[int]:
         """List the places, among the B examples, of those that the teacher judges."""
@@ -121,17 +123,24 @@ class SegmentPairs:
             student=self.student.to(device),
             teacher=self.teacher.to(device),
             example=self.example.to(device, non_blocking=True),
+            answers=None if self.answers is None else self.answers.to(device, non_blocking=True),
         )
+
+    def of(self, values: Tensor) -> Tensor:
+        """Select from values [A, ...] of all of the student's answer rows those of the judged examples, [J, ...]."""
+        return values if self.answers is None else values[self.answers]
 
 
 @dataclass(frozen=True)
 class JudgedBatch:
-    """A micro-batch as one teacher judges it: B examples with S segments."""
+    """A micro-batch as one teacher judges it: B examples, S segments in those of them that are this teacher's."""
 
     student: SideBatch
-    """Tokens of the student's side."""
+    """Tokens of the student's side, with the A answer rows of the judged examples alone."""
     student_segments: SegmentRows
     """Places of the S segments among the student's answer rows."""
+    teacher_segments: SegmentRows
+    """Places of the S segments among the teacher's answer tokens."""
     segment_example: Tensor
     """[S] which of the B examples each segment belongs to."""
     own: Tensor | None = None
@@ -167,8 +176,11 @@ class MicroBatch:
 
     def judged_by(self, number: int) -> JudgedBatch:
         """Return the micro-batch as the teacher of a number judges it."""
-        pairs = self.pairs[number]
-        return JudgedBatch(self.student, pairs.student, pairs.example, self.own)
+        pairs, student = self.pairs[number], self.student
+        if pairs.answers is not None:
+            names = ("answer_rows", "answer_ids", "answer_in_text", "answer_example")
+            student = replace(student, **{name: pairs.of(getattr(student, name)) for name in names})
+        return JudgedBatch(student, pairs.student, pairs.teacher, pairs.example, self.own)
 
     def weights_of(self, *, own: bool) -> Tensor:
         """Return the weight of each example, [B], or 0 where it is not of the student's own, or given, answers."""

@@ -14,7 +14,7 @@ from uld_ds.teacher_outputs import TeacherSegments
 def micro_batch_of(student: SideBatch, segments: SegmentRows) -> JudgedBatch:
     """One example whose segments are the same rows on both sides."""
     nothing = torch.zeros(len(segments), dtype=torch.long)
-    return JudgedBatch(student, segments, nothing)
+    return JudgedBatch(student, segments, segments, nothing)
 
 
 def teacher_of(spectrum: Spectrum, log_probs: Tensor | None = None, top: TopTokens | None = None) -> TeacherSegments:

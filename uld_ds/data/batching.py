@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,13 +69,18 @@ class Batcher:
     def _pairs(self, rows: list[dict[str, Any]]) -> SegmentPairs:
         """Make the segments of some rows, as one teacher judges them."""
         counts = [len(row["student_segments"]) for row in rows]
-        judged = tuple(place for place, row in enumerate(rows) if len(row["teacher_answers"]))
-        return SegmentPairs(
-            student=segment_rows(rows, "student", self._merge),
-            teacher=segment_rows(rows, "teacher", self._merge),
+        judged = [place for place, row in enumerate(rows) if len(row["teacher_answers"])]
+        own = [rows[place] for place in judged] or rows  # where it judges none, nobody looks at the rows
+        pairs = SegmentPairs(
+            student=segment_rows(own, "student", self._merge),
+            teacher=segment_rows(own, "teacher", self._merge),
             example=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
-            judged=None if len(judged) == len(rows) else judged,
         )
+        if len(judged) == len(rows):
+            return pairs
+        of_example = np.repeat(np.arange(len(rows)), [len(row["student_answers"]) for row in rows])  # [A]
+        answers = torch.from_numpy(np.flatnonzero(np.isin(of_example, judged)))
+        return replace(pairs, judged=tuple(judged), answers=answers)
 
 
 def whole_column(rows: Dataset, name: str) -> np.ndarray:

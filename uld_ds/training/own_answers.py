@@ -132,7 +132,7 @@ class OwnAnswers:
             return {}
         number = len(micro_batch.examples)
         of_teachers = [
-            SegmentNats.of(micro_batch.judged_by(teacher), said, token_nats, number)
+            SegmentNats.of(micro_batch.judged_by(teacher), said, micro_batch.pairs[teacher].of(token_nats), number)
             for teacher, said in judgments.items()
         ]
         nats = SegmentNats.mean(of_teachers, [shares[teacher] for teacher in judgments])

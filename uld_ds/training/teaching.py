@@ -19,7 +19,7 @@ from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.teacher_outputs import TeacherSegments, TeacherTokens
 from uld_ds.teachers.source import TeacherSource
 
-OF_STUDENT = ("token_nats", "ce", "student_entropy", "student_entropy_rows")
+OF_STUDENT = ("ce", "student_entropy", "student_entropy_rows")
 """Parts of the loss that are of the student alone: counted once, however many teachers there are."""
 Judgments = Mapping[int, TeacherSegments]
 """Outputs for a micro-batch's segments, by the number of the teacher; one that judges none of them is not there."""
@@ -95,11 +95,11 @@ class Teachings:
     def loss(
         self, hidden: Tensor, head: Head, micro_batch: MicroBatch, judgments: Judgments, weights: Sequence[RowWeights]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of one micro-batch, and its parts: one pass over its rows for each teacher.
+        """Compute the loss of one micro-batch, and its parts: one pass for each teacher over the rows that it judges.
 
-        Cross-entropy is in the first of them. What is compared with a teacher counts by its weight, in the loss and in
-        the parts, which are sums over the teachers; beside them stand those of each of several, without its weight, by
-        ``NAME/`` and their name.
+        Cross-entropy is in the first pass over a row. What is compared with a teacher counts by its weight, in the
+        loss and in the parts, which are sums over the teachers; beside them stand those of each of several, without
+        its weight, by ``NAME/`` and their name.
 
         Args:
             hidden: [A, H] the student's hidden states, one row per answer token, differentiable.
@@ -113,32 +113,48 @@ class Teachings:
         """
         if self.combine == "difference":
             judgments = {0: self._difference(micro_batch, judgments)}
-        loss: Tensor | None = None
-        parts: dict[str, Tensor] = {}
+        loss, parts = hidden.new_zeros((), dtype=torch.float32), {"token_nats": hidden.new_zeros(len(hidden))}
+        first = True
         for number, said in judgments.items():
-            teacher, own = self.teachers[number], weights[number]
-            if teacher.weight != 1.0 and self.combine != "difference":
-                own = replace(own, segments=own.segments * teacher.weight)
-            if loss is not None:
-                own = replace(own, answers=torch.zeros_like(own.answers))
-            more, found = teacher.objective(hidden, head, micro_batch.judged_by(number), said, own)
-            if loss is None:
-                loss, parts = more, dict(found)
-            else:
-                loss = loss + more
-                parts |= {name: parts[name] + value for name, value in found.items() if name not in OF_STUDENT}
+            teacher, own = self.teachers[number], self._weighed(number, weights[number], first=first)
+            pairs = micro_batch.pairs[number]
+            own = replace(own, answers=pairs.of(own.answers))
+            more, found = teacher.objective(pairs.of(hidden), head, micro_batch.judged_by(number), said, own)
+            loss = more if first else loss + more
+            nats = found.pop("token_nats")
+            if pairs.answers is not None:
+                parts["token_nats"] = parts["token_nats"].to(nats.dtype).index_copy(0, pairs.answers, nats)
+            elif first:
+                parts["token_nats"] = nats
+            # The student itself is looked at once, wherever it is.
+            new = {name: value for name, value in found.items() if first or self._is_apart or name not in OF_STUDENT}
+            parts |= {name: parts[name] + value if name in parts else value for name, value in new.items()}
             if self.names_by_teacher:
                 values = {name: value for name, value in found.items() if name in self.names_of_parts}
                 parts |= {f"{teacher.name}/{name}": value / teacher.weight for name, value in values.items()}
-        assert loss is not None, "every example is judged by somebody"
+            first = False
         return loss, parts
+
+    @property
+    def _is_apart(self) -> bool:
+        """Whether each row is judged by one teacher, so that passes for several have no row in common."""
+        return self.combine == "route"
+
+    def _weighed(self, number: int, weights: RowWeights, *, first: bool) -> RowWeights:
+        """Weigh the rows of one teacher's pass: segments by its weight, cross-entropy where no pass has had it yet."""
+        weight = self.teachers[number].weight
+        if weight != 1.0 and self.combine != "difference":
+            weights = replace(weights, segments=weights.segments * weight)
+        if first or self._is_apart:
+            return weights
+        return replace(weights, answers=torch.zeros_like(weights.answers))
 
     def _difference(self, micro_batch: MicroBatch, judgments: Judgments) -> TeacherSegments:
         """Put the difference of two teachers in the place of the strong one's log-probabilities."""
         strong, weak = self.teachers
         example = micro_batch.pairs[0].example
-        said = [judgments[0].log_probs * strong.weight, judgments[1].log_probs * weak.weight]
-        return replace(judgments[0], log_probs=centred_difference(*said, example))
+        log_probs = judgments[0].log_probs * strong.weight, judgments[1].log_probs * weak.weight
+        return replace(judgments[0], log_probs=centred_difference(*log_probs, example))
 
     @property
     def settings(self) -> ObjectiveSettings:

@@ -62,7 +62,13 @@ def test_a_micro_batch_has_the_segments_of_each_and_the_student_once() -> None:
     of_a, of_b = batch.pairs
     assert of_a.example.tolist() == [0, 0, 0, 0, 2, 2, 2, 2]
     assert of_b.example.tolist() == [0, 0, 0, 1, 1, 1]
-    assert of_a.student.compared.tolist() == [0, 1, 3, 4, 12, 13, 15, 16]
+    # The rows that a teacher does not judge are not among those that its segments are numbered by.
+    assert of_a.answers is not None
+    assert of_a.answers.tolist() == [*range(6), *range(12, 18)]
+    assert of_a.student.compared.tolist() == [0, 1, 3, 4, 6, 7, 9, 10]
+    seen = batch.judged_by(0).student
+    assert seen.answer_ids.tolist() == batch.student.answer_ids[of_a.answers].tolist()
+    assert seen.answer_example.tolist() == [0] * 6 + [2] * 6
     assert of_b.student.compared.tolist() == [0, 2, 3, 6, 8, 9]
     assert (list(of_a.places(3)), list(of_b.places(3))) == ([0, 2], [0, 1])
     # Teachers are asked about their own examples alone, and the cheapest of these stands in.
