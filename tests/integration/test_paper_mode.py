@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tests.helpers.segments import teacher_of
 from tests.helpers.turns import text_turn
-from uld_ds.batches import MicroBatch
+from uld_ds.batches import MicroBatch, SegmentPairs
 from uld_ds.data.batching import segment_rows, side_batch
 from uld_ds.data.encoding import EncodedSide
 from uld_ds.data.pairing import pair
@@ -55,9 +55,13 @@ def micro_batch(lengths: list[tuple[int, int]], rng: np.random.Generator) -> Mic
     return MicroBatch(
         examples=list(range(len(rows))),
         student=side_batch(rows, "student", 0),
-        student_segments=segment_rows(rows, "student", "first"),
-        teacher_segments=segment_rows(rows, "teacher", "first"),
-        segment_example=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
+        pairs=(
+            SegmentPairs(
+                segment_rows(rows, "student", "first"),
+                segment_rows(rows, "teacher", "first"),
+                torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
+            ),
+        ),
         example_weight=torch.ones(len(rows)),
         answer_bytes=torch.full((len(rows),), 40),
     )

@@ -67,6 +67,7 @@ def test_gradients_of_a_sum_are_the_sum_of_gradients(
         1,
         {
             "both": recipe,
+            "sharded": recipe | {"student": recipe["student"] | {"deepspeed": "student_zero3_cpu.json"}},
             "ce": alone(recipe, "general", **dict.fromkeys(("uld", "likelihood", "hybrid", "projection"), 0.0)),
             "general": alone(recipe, "general", ce=0.0),
             "code": alone(recipe, "code", ce=0.0),
@@ -74,6 +75,8 @@ def test_gradients_of_a_sum_are_the_sum_of_gradients(
     )[0]
     both, ce, general, code = (found[name] for name in ("both", "ce", "general", "code"))
     assert close(both["gradient"], ce["gradient"] + 0.7 * general["gradient"] + 0.3 * code["gradient"])
+    # A head that is sharded is gathered once, however many teachers there are.
+    assert close(found["sharded"]["gradient"], both["gradient"])
     # It is not what either teaches alone, and cross-entropy is in it once.
     assert not close(both["gradient"], ce["gradient"] + general["gradient"])
     assert not close(both["gradient"], 2 * ce["gradient"] + 0.7 * general["gradient"] + 0.3 * code["gradient"])
