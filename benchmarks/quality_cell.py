@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,47 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     begin, cpu = time.perf_counter(), time.process_time()
     recipe = recipe_of(folder, size, cell)
     target = folder / "students" / f"{cell.student}-{cell.seed}"
-    place = make_student(recipe.student, lambda: training_texts(recipe.data), cell.seed, target)
+    answers: list[float] = []
+    parameters = 0
+
+    def look(engine: DistillationEngine, side: TextSide) -> None:
+        nonlocal parameters
+        asked = rows_of(folder, size, cell.answers, "held_out")[: size.prompts[cell.answers]]
+        answers.extend(f1_of_answers(engine, side, asked, size.new_tokens))
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.student.module.parameters())
+
+    curve, skipped, documents = train_prepared(recipe, folder, target, size.points[cell.student], look)
+    record = {
+        "setup": setup_facts(size, cell),
+        "cell": vars(cell),
+        "arm": ARMS[cell.arm],
+        "parameters": parameters,
+        "curve": curve,
+        "skipped": skipped,
+        "nats": documents[0].tolist(),
+        "bytes": documents[1].tolist(),
+        "f1": answers,
+        "seconds": time.perf_counter() - begin,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+    aside = results / f"{cell.name}.partial"
+    aside.write_text(json.dumps(record))
+    aside.replace(results / f"{cell.name}.json")
+
+
+def train_prepared(
+    recipe: Recipe,
+    folder: Path,
+    target: Path,
+    num_points: int,
+    look: Callable[[DistillationEngine, TextSide], None] = lambda *_: None,
+) -> tuple[list[dict[str, float]], int, tuple[np.ndarray, np.ndarray]]:
+    """Trains a recipe's student from its store and measures it (``train_and_measure``); ``look`` sees it at the end."""
+    place = make_student(recipe.student, lambda: training_texts(recipe.data), recipe.run.seed, target)
     side = TextSide.of_model(Pretrained(str(place)), recipe.student, "student")
     store = SpectrumStore.open(str(recipe.teacher_named().path), with_top=recipe.objective.num_top_ids > 0)
     held_out = held_out_store(str(recipe.teacher_named().path))
-    assert held_out is not None and recipe.data.eval is not None
+    assert held_out is not None and recipe.data.eval is not None and recipe.training.steps is not None
     cache = folder / "prepared"
     train = Preparer(recipe, side, StoredSide(store)).prepare(recipe.data.train, "data.train", cache)
     evaluated = Preparer(recipe, side, StoredSide(held_out)).prepare(recipe.data.eval, "data.eval", cache)
@@ -79,7 +116,7 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
             student_config(recipe, on_gpu=False),
             training=recipe.training,
             seed=recipe.run.seed,
-            total_steps=cell.steps(size),
+            total_steps=recipe.training.steps,
             device=CPU,
         ),
         Teachings.of_one(StoredTeacher(store, train.rows), objective_of(recipe, side)),
@@ -89,28 +126,12 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
     padding = padding_id(side.tokenizer)
     batches = Batcher(train.rows, padding=padding, merge=recipe.objective.merge)
     held_out_batches = Batcher(evaluated.rows, padding=padding)
-    curve, skipped, documents = train_and_measure(engine, recipe, size.points[cell.student], batches, held_out_batches)
-    asked = rows_of(folder, size, cell.answers, "held_out")[: size.prompts[cell.answers]]
-    answers = f1_of_answers(engine, side, asked, size.new_tokens)
-    record = {
-        "setup": setup_facts(size, cell),
-        "cell": vars(cell),
-        "arm": ARMS[cell.arm],
-        "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in engine.student.module.parameters()),
-        "curve": curve,
-        "skipped": skipped,
-        "nats": documents[0].tolist(),
-        "bytes": documents[1].tolist(),
-        "f1": answers,
-        "seconds": time.perf_counter() - begin,
-        "cpu_seconds": time.process_time() - cpu,
-    }
+    measured = train_and_measure(engine, recipe, num_points, batches, held_out_batches)
+    look(engine, side)
     engine.student.destroy()
     del engine
     gc.collect()
-    aside = results / f"{cell.name}.partial"
-    aside.write_text(json.dumps(record))
-    aside.replace(results / f"{cell.name}.json")
+    return measured
 
 
 def objective_of(recipe: Recipe, side: TextSide) -> Objective:

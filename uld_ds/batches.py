@@ -35,6 +35,10 @@ class SegmentRows:
     def __len__(self) -> int:
         return len(self.compared)
 
+    def num_tokens(self) -> Tensor:
+        """Count the tokens of each segment, [S]."""
+        return torch.bincount(self.member_segment, minlength=len(self))
+
     def log_scale(self, log_probs: Tensor) -> Tensor | None:
         """Sum the log-probabilities that scale each segment's distribution, [S] nats; None where nothing is scaled.
 

@@ -93,6 +93,7 @@ def variant(recipe: dict[str, Any], *, workers: int, micro: int, normalize: str,
             "classical": 0.7,
             "hybrid": 0.4,
             "projection": 0.9,
+            "completion": 0.6,
             "top_ids": 16,
         },
     }

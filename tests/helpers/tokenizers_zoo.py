@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[2]
 TEST_PACKAGES = ROOT / ".cache" / "test-packages"
 """Where `make test` puts the packages of fixture-packages.txt: on no path, so that the product does not see them."""
 NUM_TEKKEN_TOKENS = 20_000
+NUM_SENTENCEPIECE_TOKENS = 32_000
 SPACE_MARK = "▁"
 # Vietnamese with its marks apart, and kana of half width.
 MARKED = ["Tie\u0302\u0301ng Vie\u0302\u0323t co\u0301 da\u0302\u0301u", "ｶﾞｲﾄﾞﾌﾞｯｸを見る"] * 20
@@ -231,6 +232,27 @@ def gpt2_nfkc() -> Any:
     tokenizer = _rebuilt(gpt2())
     tokenizer.normalizer = normalizers.NFKC()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def _with_runs(tokenizer: Any, **special: str) -> Any:
+    """Add what the model makes of text as well, runs of the mark for a space, and a token that spells itself."""
+    made = PreTrainedTokenizerFast(tokenizer_object=_rebuilt(tokenizer), **special)
+    runs = [SPACE_MARK * count for count in (2, 3, 4)]
+    assert [made.convert_tokens_to_ids(run) < NUM_SENTENCEPIECE_TOKENS for run in runs] == [True] * 3
+    made.add_tokens([AddedToken(text, normalized=False) for text in (*runs, "\n\n")])
+    return made
+
+
+@cache
+def gemma_spaces() -> Any:
+    """SentencePiece BPE with added tokens as Gemma 3 has them: runs of spaces, the model's as well, and of lines."""
+    return _with_runs(gemma_style(), unk_token="<unk>", bos_token="<bos>", eos_token="<eos>")
+
+
+@cache
+def llama2_spaces() -> Any:
+    """The same where a normalizer puts a space before every stretch of text."""
+    return _with_runs(llama2_style(), unk_token="<unk>", eos_token="</s>")
 
 
 @cache
@@ -470,6 +492,7 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     for f in (
         *(gpt2_nfc, gpt2_nfkc, gpt2_prefix_space, gpt2_added, gpt2_single_word),
         *(mistral_nfkc, mistral_compiled, wordpiece_cased, wordpiece_added),
+        *(gemma_spaces, llama2_spaces),
     )
 }
 TRAINED: dict[str, Callable[[], Any]] = {

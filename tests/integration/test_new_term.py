@@ -72,7 +72,7 @@ def test_a_new_term_is_known_everywhere(copy: Path, tmp_path: Path, tiny_recipe:
 
     # What a run leaves behind.
     assert said["facts"]["top1_weight"] == 0.25
-    assert list(said["facts"]).index("top1_weight") == list(said["facts"]).index("projection_weight") + 1
+    assert list(said["facts"]).index("top1_weight") == list(said["facts"]).index("completion_weight") + 1
     words = " ".join(re.sub("<[^>]*>", " ", said["report"]).split())
     assert "Loss 0.5 × cross-entropy + 0.3 × ULD + 0.25 × top token" in words
     assert "Top token" in words and "top1 weight 0.25" in words

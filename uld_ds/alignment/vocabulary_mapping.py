@@ -1,4 +1,4 @@
-"""Relations between two vocabularies by the bytes of their tokens: twins and prefixes."""
+"""Relations between two vocabularies by the bytes of their tokens: twins, prefixes and completions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from uld_ds.alignment.completions import CompletionIndex
 from uld_ds.tokenization.loading import tokenizer_digest
 from uld_ds.tokenization.vocabulary import Ints, Vocabulary, log
 from uld_ds.utils.cache import cache_dir
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 NONE = -1
 """Id that stands for "no token"."""
 # Part of the name of a cached file: to be raised when relations come to mean something else.
-_VERSION = 4
+_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,18 @@ class VocabularyRelations:
     """[V_t] the student's token with the longest bytes that the teacher's token begins with, or is; or -1."""
     num_student: int
     """Size V_s of the student's vocabulary."""
+    is_space: NDArray[np.bool_]
+    """[V_s] ``Vocabulary.is_space`` of the student's tokens: whether they spell nothing but white space."""
+    completions: CompletionIndex
+    """Which of the student's tokens finish what a teacher's token spells that the student has not."""
 
 
 def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
     """Relate two vocabularies by the rules that ``uld_ds.tokenization.vocabulary`` gives."""
     if list(student.tokens) == list(teacher.tokens):
         same = np.arange(len(teacher), dtype=np.int64)
-        return VocabularyRelations(same, same.copy(), len(student))
+        completions = CompletionIndex.nothing(len(student), len(teacher))
+        return VocabularyRelations(same, same.copy(), len(student), student.is_space(), completions)
     ids = student.by_bytes()
     longest = max(map(len, ids), default=0)
     identity = np.full(len(teacher), NONE, np.int64)
@@ -62,7 +69,8 @@ def relate(student: Vocabulary, teacher: Vocabulary) -> VocabularyRelations:
         identity[index] = ids.get(spelled, NONE)
     if student.end is not None and teacher.end is not None:
         identity[teacher.end] = projection[teacher.end] = student.end
-    return VocabularyRelations(identity, projection, len(student))
+    completions = CompletionIndex.of(student, teacher)
+    return VocabularyRelations(identity, projection, len(student), student.is_space(), completions)
 
 
 def relations_of(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> VocabularyRelations:
@@ -87,13 +95,21 @@ def _read(file: Path) -> VocabularyRelations | None:
     """Read the relations that ``_write`` left; None if there are none, or the file is damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            identity, projection, size = (arrays[name] for name in ("identity", "projection", "num_student"))
+            names = ("identity", "projection", "num_student", "is_space")
+            identity, projection, size, is_space = (arrays[name] for name in names)
+            completions = CompletionIndex(**{name: arrays[name].astype(np.int64) for name in CompletionIndex.names()})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         log.warning("%s is damaged (%s) and is made anew", file, error)
         return None
-    return VocabularyRelations(identity.astype(np.int64), projection.astype(np.int64), int(size))
+    return VocabularyRelations(
+        identity.astype(np.int64),
+        projection.astype(np.int64),
+        int(size),
+        is_space.astype(bool),
+        completions,
+    )
 
 
 def _write(file: Path, relations: VocabularyRelations) -> None:
@@ -104,4 +120,6 @@ def _write(file: Path, relations: VocabularyRelations) -> None:
             identity=relations.identity.astype(np.int32),
             projection=relations.projection.astype(np.int32),
             num_student=np.int64(relations.num_student),
+            is_space=relations.is_space,
+            **{name: getattr(relations.completions, name).astype(np.int32) for name in CompletionIndex.names()},
         )

@@ -238,7 +238,7 @@ class _Batches:
             results[place] = result
         blank = {name: _blank(feature) for name, feature in self.features.items()}
         filled = [blank | ({"problem": _sayable(item)} if isinstance(item, str) else item) for item in results]
-        return {name: [row[name] for row in filled] for name in self.features}
+        return {name: [_typed(row[name], feature) for row in filled] for name, feature in self.features.items()}
 
 
 def _usable(
@@ -305,8 +305,15 @@ def _blank(feature: Any) -> Any:
     if isinstance(feature, List):
         if feature.feature.dtype == "string":
             return []
-        return np.zeros(0, feature.feature.dtype)  # of the same type as the lists beside it
+        return np.zeros(0, feature.feature.dtype)
     return "" if feature.dtype == "string" else 0
+
+
+def _typed(value: Any, feature: Any) -> Any:
+    """Make an array of a list of numbers: ``datasets`` takes an empty list beside arrays for one of floats."""
+    if isinstance(feature, List) and feature.feature.dtype != "string":
+        return np.asarray(value, feature.feature.dtype)
+    return value
 
 
 def num_cores() -> int:

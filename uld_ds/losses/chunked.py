@@ -39,9 +39,11 @@ class Rows:
     spectrum: Spectrum
     """S rows: the teacher's spectra."""
     prepared: tuple[Any, ...]
-    """Results of ``IdentityTerm.prepare``, one per term, of S rows each."""
+    """Results of ``IdentityTerm.prepare``, one per term: of S rows each, or of A where the term looks at next rows."""
     term_weights: tuple[Tensor, ...]
-    """[S] weights of each segment's value in the loss, one tensor per term."""
+    """Weights of each row's value in the loss, one tensor per term: [S], or [A] where it looks at next rows."""
+    term_shares: tuple[Tensor, ...]
+    """The same without the recipe's weights."""
     log_scale: Tensor | None
     """[S] log-scales of the student's distributions in nats; None where nothing is scaled."""
     earlier: Tensor
@@ -127,8 +129,8 @@ class ChunkedLoss(torch.autograd.Function):
         per_row = [torch.cat(parts) for parts in zip(*results, strict=True)]  # [A] each
         distance = per_row[1][: rows.num_compared]  # [S]
         loss = per_row[0] @ rows.ce_weights.to(per_row[0].dtype) + distance @ rows.uld_weights.to(distance.dtype)
-        for value, of_segments in zip(per_row[NUM_PARTS:], rows.term_weights, strict=True):
-            loss = loss + (value[: rows.num_compared] @ of_segments.to(value.dtype)).to(loss.dtype)
+        for value, of_rows in zip(per_row[NUM_PARTS:], rows.term_weights, strict=True):
+            loss = loss + (value[: len(of_rows)] @ of_rows.to(value.dtype)).to(loss.dtype)
         loss = loss + rows.likelihood_loss.to(loss.dtype)
         ctx.gradients = [grad_hidden, *gradients.sums]
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, down, up)]

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from uld_ds.losses.term import Compared
+from uld_ds.losses.term import Compared, Row
 from uld_ds.spectrum.checks import accumulation_dtype
 from uld_ds.spectrum.top_tokens import TopTokens
 
@@ -82,6 +82,7 @@ class ClassicalTerm:
     """Which divergence the term computes."""
     beta: float = 0.5
     """Mixing weight of generalized Jensen-Shannon."""
+    row: ClassVar[Row] = "first"
 
     @property
     def name(self) -> str:

@@ -17,13 +17,14 @@ The value is the sum of both. With one vocabulary on both sides nothing is unmat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from uld_ds.losses.divergences import lumped
-from uld_ds.losses.term import Compared
+from uld_ds.losses.term import Compared, Row
 from uld_ds.losses.token_mapping import NOWHERE, carried, images
 from uld_ds.spectrum.checks import accumulation_dtype
 from uld_ds.spectrum.top_tokens import TopTokens
@@ -59,6 +60,7 @@ class HybridTerm:
     """Mixing weight of the generalized Jensen-Shannon divergence of matched tokens."""
     mapping: Tensor
     """[V_t + 1] from ``mapping_of``: the twin of each of the teacher's tokens."""
+    row: ClassVar[Row] = "first"
 
     @property
     def name(self) -> str:

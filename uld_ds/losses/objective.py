@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from uld_ds.alignment.vocabulary_mapping import VocabularyRelations
 from uld_ds.batches import JudgedBatch
-from uld_ds.losses.chunked import ChunkedLoss, Rows, head_tensors
+from uld_ds.losses.chunked import NUM_PARTS, ChunkedLoss, Rows, head_tensors
 from uld_ds.losses.difference import tilted
 from uld_ds.losses.likelihood import LikelihoodPart, likelihood_part
 from uld_ds.losses.normalization import RowWeights
@@ -63,6 +63,8 @@ class Objective:
     """The objective, with every term that given or own answers have a weight for."""
     terms: tuple[IdentityTerm, ...] = ()
     """The terms that look at token identities: all that the settings give a weight."""
+    is_space: Tensor | None = None
+    """[V_s] bool from ``VocabularyRelations``, for ``skip_whitespace_rows``."""
     given: ObjectiveSettings | None = None
     """The recipe's objective, whose weights given answers have. Default: ``settings``."""
     own: Mapping[str, float] | None = None
@@ -101,7 +103,8 @@ class Objective:
         every = taught(settings, rollouts)
         terms = identity_terms(every, relations, device, given=settings)
         own = None if rollouts is None else rollouts.weights(settings)
-        return cls(every, terms, given=settings, own=own)
+        is_space = None if relations is None else torch.from_numpy(relations.is_space).to(device)
+        return cls(every, terms, is_space, given=settings, own=own)
 
     def _weight(self, name: str, given: float, is_own: Tensor | None) -> float | Tensor:
         """Return a term's weight in the loss: one for all rows, or [N] of N rows of which some are of own answers.
@@ -154,14 +157,15 @@ class Objective:
         in_order, *of_rows = (part.detach() for part in per_row)
         nats = torch.empty_like(in_order)
         nats[order] = in_order
-        distance, head_distance, bound, *of_terms = (part[: len(segments)] for part in of_rows)
+        distance, head_distance, bound = (part[: len(segments)] for part in of_rows[: NUM_PARTS - 1])
+        of_terms = of_rows[NUM_PARTS - 1 :]
         of_segments = weights.segments.to(distance.dtype)
         with torch.no_grad():
             counted = (weights.answers[:_ENTROPY_ROWS] > 0).float()
             student_entropy = entropy(head.logits(hidden[:_ENTROPY_ROWS])) @ counted
         parts = {} if likelihood is None else {"likelihood": likelihood.value}
-        for term, value in zip(self.terms, of_terms, strict=True):
-            parts[term.name] = value @ weights.segments.to(value.dtype)
+        for term, value, shares in zip(self.terms, of_terms, rows.term_shares, strict=True):
+            parts[term.name] = value[: len(shares)] @ shares.to(value.dtype)
         return loss, parts | {
             "token_nats": nats,
             "ce": nats @ weights.answers.to(nats.dtype),
@@ -173,17 +177,19 @@ class Objective:
             "student_entropy_rows": counted.sum(),
         }
 
-    def _prepared(self, micro_batch: JudgedBatch, teacher: TeacherSegments) -> tuple[Any, ...]:
-        """Prepare what each term compares the student with, for all segments."""
+    def _compared(self, micro_batch: JudgedBatch, teacher: TeacherSegments, order: Tensor) -> Compared | None:
+        """Collect what the identity terms compare the student with; None without such terms."""
         if not self.terms:
-            return ()
-        segments = micro_batch.student_segments
-        if teacher.top is None or len(teacher.top) != len(segments):
+            return None
+        if teacher.top is None or len(teacher.top) != len(micro_batch.student_segments):
             raise ValueError(f"{self.terms[0].name} needs the teacher's top-k tokens of every segment")
-        ids = micro_batch.student.answer_ids[segments.compared]
-        top = teacher.top.first(self.settings.top_ids)
-        compared = Compared(top, teacher.log_probs, teacher.first_log_probs, ids)
-        return tuple(term.prepare(compared) for term in self.terms)
+        compared = Compared.of(micro_batch, teacher, order, self.settings.top_ids)
+        if not self.settings.skip_whitespace_rows:
+            return compared
+        if self.is_space is None:
+            raise ValueError("skip_whitespace_rows needs to know how the two vocabularies relate")
+        is_space = F.pad(self.is_space, (0, 1), value=False)
+        return compared.without(is_space[compared.student_ids.clamp(max=len(self.is_space))])
 
     def _likelihood(
         self,
@@ -232,6 +238,7 @@ class Objective:
                 log_scale = segments.log_scale(log_probs_of(earlier_ids)(hidden[segments.earlier], head))
             place = _inverse(order)[segments.earlier]
         given, own_segments = self.given or self.settings, micro_batch.own_segments
+        compared = self._compared(micro_batch, teacher, order)
         ce_weights = (weights.answers * self._weight("ce", given.ce, micro_batch.own_answers))[order]
         ce_slopes, likelihood_loss = ce_weights.clone(), ce_weights.new_zeros(())
         if likelihood is not None:
@@ -245,9 +252,14 @@ class Objective:
             ce_slopes=ce_slopes,
             uld_weights=weights.segments * self._weight("uld", given.uld, own_segments),
             spectrum=teacher.spectrum,
-            prepared=self._prepared(micro_batch, teacher),
+            prepared=tuple(term.prepare(compared) for term in self.terms if compared is not None),
             term_weights=tuple(
-                weights.segments * self._weight(term.name, term.weight, own_segments) for term in self.terms
+                compared.laid_out(weights.segments * self._weight(term.name, term.weight, own_segments), term.row)
+                for term in self.terms
+                if compared is not None
+            ),
+            term_shares=tuple(
+                compared.laid_out(weights.segments, term.row) for term in self.terms if compared is not None
             ),
             log_scale=log_scale,
             earlier=place,
@@ -265,7 +277,7 @@ class Objective:
         )
         for term, prepared, weight in zip(self.terms, rows.prepared, rows.term_weights, strict=True):
             value = torch.zeros_like(log_normalizer, dtype=torch.float64)
-            if chunk.start < rows.num_compared:
+            if term.row == "next" or chunk.start < rows.num_compared:
                 value = term.add(logits, log_normalizer, prepared[chunk], weight[chunk], grad).double()
             parts.append(value)
         return parts, grad

@@ -1,4 +1,4 @@
-"""The projection term: the teacher's top-k tokens become tokens of the student, compared by KL(teacher, student).
+"""The projection term: the teacher's top-k tokens become tokens of the student, and both sides are compared there.
 
 Each of the teacher's top-k tokens gives its probability to the student's token with the longest bytes that it
 begins with, or is; what the student would write first to spell it. (NVIDIA's X-Token carries probabilities by a sparse
@@ -9,18 +9,23 @@ matrix between vocabularies; this is the one that bytes alone determine.) Three 
   token with which the student begins that text, also where the teacher's own token there is shorter.
 - Any other of the teacher's tokens that is only the beginning of what it would go on to write stays where it is.
 
-With k the whole of one vocabulary on both sides it is the classical forward KL.
+With k the whole of one vocabulary on both sides it is the classical divergence.
+
+Three choices are the recipe's: which divergence; whether all segments are compared or only those of one token on both
+sides, where nothing needs projecting (the "strict" rows of arXiv 2610.08448); and whether all of those tokens are told
+apart or only the student's likeliest of them, the others being part of "anything else".
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from uld_ds.losses.divergences import lumped
-from uld_ds.losses.term import Compared
+from uld_ds.losses.divergences import Divergence, lumped
+from uld_ds.losses.term import Compared, Row
 from uld_ds.losses.token_mapping import continued
 from uld_ds.spectrum.top_tokens import TopTokens
 
@@ -46,6 +51,15 @@ class ProjectionTerm:
     """Weight of the term in the loss."""
     mapping: Tensor
     """[V_t + 1] from ``mapping_of``: the longest beginning of each of the teacher's tokens."""
+    kind: Divergence = "forward_kl"
+    """Which divergence the term computes."""
+    beta: float = 0.5
+    """Mixing weight of generalized Jensen-Shannon."""
+    only_one_to_one: bool = False
+    """Whether only segments of one token on both sides are compared; the others then have the value 0."""
+    num_picked: int | None = None
+    """How many of the projected tokens are told apart, the student's likeliest. Default: all."""
+    row: ClassVar[Row] = "first"
 
     @property
     def name(self) -> str:
@@ -55,9 +69,34 @@ class ProjectionTerm:
     @torch.no_grad()
     def prepare(self, compared: Compared) -> Projected:
         """Project the teacher's top-k tokens of S segments to the student's vocabulary."""
+        if self.only_one_to_one:
+            compared = compared.without(~compared.one_to_one)
         return Projected(continued(compared, self.mapping), compared.top.log_probs[:, 0] > float("-inf"))
 
     @torch.no_grad()
     def add(self, logits: Tensor, log_normalizer: Tensor, prepared: Projected, weight: Tensor, grad: Tensor) -> Tensor:
-        """Compute the forward KL of C rows, [C] float64 nats, and add its gradient; see ``IdentityTerm.add``."""
-        return lumped(logits, log_normalizer, prepared.tokens, weight, grad, alive=prepared.alive)
+        """Compute the divergence of C rows, [C] float64 nats, and add its gradient; see ``IdentityTerm.add``."""
+        tokens = prepared.tokens if self.num_picked is None else _likeliest(logits, prepared.tokens, self.num_picked)
+        return lumped(
+            logits,
+            log_normalizer,
+            tokens,
+            weight,
+            grad,
+            kind=self.kind,
+            beta=self.beta,
+            alive=prepared.alive,
+        )
+
+
+def _likeliest(logits: Tensor, tokens: TopTokens, number: int) -> TopTokens:
+    """Keep the ``number`` of C rows' tokens, [C, k], that the student's logits [C, V] are largest for.
+
+    Of equal logits it is the ones that the teacher has more mass for.
+    """
+    by_teacher = tokens.log_probs.argsort(dim=1, descending=True, stable=True)
+    tokens = TopTokens(tokens.ids.gather(1, by_teacher), tokens.log_probs.gather(1, by_teacher))
+    vocab = logits.shape[1]
+    of_tokens = logits.gather(1, tokens.ids.clamp(max=vocab - 1)).masked_fill(tokens.ids >= vocab, float("-inf"))
+    places = of_tokens.argsort(dim=1, descending=True, stable=True)[:, :number]
+    return TopTokens(tokens.ids.gather(1, places), tokens.log_probs.gather(1, places))

@@ -7,18 +7,22 @@ new one is one new file with a class that has what ``IdentityTerm`` asks for, a 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from uld_ds.alignment.vocabulary_mapping import VocabularyRelations
+from uld_ds.losses.completion import CompletionTables, CompletionTerm
 from uld_ds.losses.divergences import ClassicalTerm
 from uld_ds.losses.hybrid import HybridTerm
 from uld_ds.losses.projection import ProjectionTerm
 from uld_ds.losses.term import IdentityTerm
 from uld_ds.losses.token_mapping import mapping_of
 from uld_ds.recipe import ObjectiveSettings
+
+log = logging.getLogger(__name__)
 
 
 def identity_terms(
@@ -59,7 +63,23 @@ def _projection(
     settings: ObjectiveSettings, relations: VocabularyRelations | None, device: torch.device | str
 ) -> IdentityTerm:
     assert relations is not None
-    return ProjectionTerm(settings.projection, mapping_of(relations.projection, device))
+    return ProjectionTerm(
+        settings.projection,
+        mapping_of(relations.projection, device),
+        kind=settings.projection_divergence,
+        beta=settings.jensen_shannon_beta,
+        only_one_to_one=settings.projection_rows == "one_to_one",
+        num_picked=settings.projection_student_ids if settings.projection_pick == "student" else None,
+    )
+
+
+def _completion(
+    settings: ObjectiveSettings, relations: VocabularyRelations | None, device: torch.device | str
+) -> IdentityTerm:
+    assert relations is not None
+    if len(relations.completions.teacher) == 0:
+        log.warning("objective.completion has no effect: the student has every token of the teacher; set it to 0")
+    return CompletionTerm(settings.completion, CompletionTables.of(relations.completions, device))
 
 
 Factory = Callable[[ObjectiveSettings, VocabularyRelations | None, torch.device | str], IdentityTerm]
@@ -68,5 +88,6 @@ FACTORIES: dict[str, Factory] = {
     "classical": _classical,
     "hybrid": _hybrid,
     "projection": _projection,
+    "completion": _completion,
 }
 """Functions that build each identity term of ``LOSS_TERMS``, by the key of its weight."""

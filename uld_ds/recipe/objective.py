@@ -64,7 +64,8 @@ class ObjectiveSettings(Strict):
     classical_divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     """``forward_kl``: KL(teacher, student); ``reverse_kl``: KL(student, teacher); ``jensen_shannon``: generalized."""
     jensen_shannon_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The teacher's share of the mixture that ``classical_divergence: jensen_shannon`` compares both sides with."""
+    """The teacher's share of the mixture that ``classical_divergence`` and ``projection_divergence`` compare both sides
+    with where they are ``jensen_shannon``."""
     hybrid: Annotated[
         float,
         Field(ge=0),
@@ -86,16 +87,48 @@ class ObjectiveSettings(Strict):
         LossTerm(
             label="projection",
             title="Divergence from the teacher, projected",
-            summand="KL of the projected teacher",
+            summand="projection",
+            details={
+                "projection_divergence": "by {}",
+                "projection_rows": "on {} segments",
+                "projection_pick": "with the {}'s tokens",
+            },
             identities=True,
             vocabularies=True,
         ),
     ] = 0.0
-    """Weight of KL(teacher, student) with the teacher's top-k tokens carried to the student's vocabulary: each to
-    the student token with the longest bytes that it begins with."""
+    """Weight of the divergence between both sides with the teacher's top-k tokens carried to the student's vocabulary:
+    each to the student token with the longest bytes that it begins with."""
+    projection_divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
+    """``forward_kl``: KL(teacher, student); ``reverse_kl``: KL(student, teacher); ``jensen_shannon``: generalized."""
+    projection_rows: Literal["all", "one_to_one"] = "all"
+    """``one_to_one``: ``projection`` compares only segments of one token on both sides; elsewhere it is 0, and what is
+    left weighs what it did."""
+    projection_pick: Literal["teacher", "student"] = "teacher"
+    """Whose likeliest tokens ``projection`` tells apart: all that the teacher's ``top_ids`` are carried to, or of those
+    the student's likeliest ``projection_student_ids``, all others counting as "anything else"."""
+    projection_student_ids: Annotated[int, Field(ge=1, le=65535)] = 16
+    """How many tokens ``projection_pick: student`` tells apart."""
+    completion: Annotated[
+        float,
+        Field(ge=0),
+        LossTerm(
+            label="completion",
+            title="Completion sets",
+            summand="cross-entropy of completion sets",
+            reference=f"{ARXIV}2609.34738",
+            identities=True,
+            vocabularies=True,
+        ),
+    ] = 0.0
+    """Weight of the cross-entropy of completion sets: where the student's token begins what the teacher would write as
+    one token that the student has not, the student tokens that finish it are supervised together, one position on."""
+    skip_whitespace_rows: bool = False
+    """Leave segments whose student token is nothing but spaces, tabs and line breaks out of all terms that look at
+    tokens: there bytes say little of what the teacher means."""
     top_ids: Annotated[int, Field(ge=1, le=65535)] = 64
-    """How many of the teacher's top-k tokens ``classical``, ``hybrid`` and ``projection`` tell apart; the others
-    count as "anything else"."""
+    """How many of the teacher's top-k tokens ``classical``, ``hybrid``, ``projection`` and ``completion`` look at; the
+    others count as "anything else"."""
     student_temperature: Annotated[float, Field(gt=0)] = 1.0
     teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
     alignment: Literal["segments", "positional"] = "segments"
@@ -135,6 +168,30 @@ class ObjectiveSettings(Strict):
     def needs_vocabularies(self) -> bool:
         """Whether a term looks at how the two vocabularies relate."""
         return any(term.vocabularies for term in self.weighed_terms)
+
+    def check_choices(self) -> None:
+        """Check that what is said of terms has an effect, given all weights of given and own answers.
+
+        Raises:
+            ValueError: names the key that has none.
+        """
+        for name in ("projection_divergence", "projection_rows", "projection_pick"):
+            if (value := getattr(self, name)) != type(self).model_fields[name].default and not self.projection:
+                raise ValueError(f"objective.{name} {value!r} has no effect with objective.projection 0")
+        field = type(self).model_fields["projection_student_ids"]
+        if self.projection_student_ids != field.default and self.projection_pick != "student":
+            raise ValueError(
+                f"objective.projection_student_ids {self.projection_student_ids} has no effect with "
+                "objective.projection_pick 'teacher': set it to 'student'"
+            )
+        if self.projection_pick == "student" and self.projection_student_ids >= self.top_ids:
+            raise ValueError(
+                f"objective.projection_student_ids {self.projection_student_ids} picks nothing out of "
+                f"objective.top_ids {self.top_ids}: make it smaller"
+            )
+        if self.skip_whitespace_rows and not any(term.vocabularies for term in self.weighed_terms):
+            names = ", ".join(term.key for term in LOSS_TERMS.values() if term.vocabularies)
+            raise ValueError(f"objective.skip_whitespace_rows has no effect without a weight for one of {names}")
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> ObjectiveSettings:

@@ -121,6 +121,11 @@ class Recipe(Strict):
             raise ValueError(f"rollouts.objective, with objective: {context.get('error', error)}") from error
         return self
 
+    @model_validator(mode="after")
+    def _choices_have_an_effect(self) -> Recipe:
+        self.taught.check_choices()
+        return self
+
     @property
     def taught(self) -> ObjectiveSettings:
         """The objective with every term that given or own answers have a weight for: what must be there for both."""
@@ -220,7 +225,15 @@ _LATER: dict[str, dict[str, Any]] = {
     "data": {"learn": list(KINDS), "special_tokens": "control"},
     "teacher": {"template_arguments": {}},
     "student": {"template_arguments": {}},
-    "objective": {"combine": "sum"},
+    "objective": {
+        "projection_divergence": "forward_kl",
+        "projection_rows": "all",
+        "projection_pick": "teacher",
+        "projection_student_ids": 16,
+        "completion": 0.0,
+        "skip_whitespace_rows": False,
+        "combine": "sum",
+    },
 }
 _LATER_COLUMNS = {"tools": "tools", "template_arguments": "chat_template_kwargs", "teacher": None}
 

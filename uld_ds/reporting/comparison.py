@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from uld_ds.recipe.objective import LOSS_TERMS
+from uld_ds.recipe.objective import LOSS_TERMS, ObjectiveSettings
+from uld_ds.recipe.removed_keys import REMOVED_KEYS
 from uld_ds.reporting.run_data import names_of_teachers
 from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.progress import read_events
@@ -151,7 +152,18 @@ def _student(settings: dict[str, Any]) -> str:
 
 def _objective(settings: dict[str, Any]) -> str:
     terms = [f"{settings[name]:g} {name}" for name in LOSS_TERMS if settings.get(name)]
-    return f"{' + '.join(terms)}, {settings.get('alignment', 'segments')}"
+    return ", ".join([" + ".join(terms), settings.get("alignment", "segments"), *_choices(settings)])
+
+
+def _choices(settings: dict[str, Any]) -> Iterator[str]:
+    """Yield what an objective says besides its weights; of older runs also what has been removed since."""
+    fields = ObjectiveSettings.model_fields
+    defaults = {name: fields[name].default for term in LOSS_TERMS.values() for name in term.details}
+    defaults |= {name: fields[name].default for name in ("projection_student_ids", "skip_whitespace_rows")}
+    defaults |= {key.removeprefix("objective."): removed.default for key, removed in REMOVED_KEYS.items()}
+    for name, default in defaults.items():
+        if (value := settings.get(name, default)) != default:
+            yield name if value is True else f"{name} {value}"
 
 
 def _rollouts(settings: dict[str, Any] | None) -> str:

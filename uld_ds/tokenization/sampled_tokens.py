@@ -67,12 +67,11 @@ class SampledTokens:
         if not self._has_spaces:
             # No space that the decoder would put before the first word: that is the prompt's business.
             return pieces[:1] + [self._apart(*pair) for pair in pairwise(ids)]
-        added = self._table.added
         # After what a tokenizer itself puts before a text, or after nothing, the text begins.
-        begins = all(index in added for index in after)
+        begins = all(map(self._cuts, after))
         before = [None if begins else after[-1], *ids[:-1]]
         for number, index in enumerate(before[: len(pieces)]):
-            if pieces[number][:1] == b" " and (index is None or index in added) and self._adds_space(index):
+            if pieces[number][:1] == b" " and (index is None or self._cuts(index)) and self._adds_space(index):
                 pieces[number] = pieces[number][1:]
         return pieces
 
@@ -109,6 +108,10 @@ class SampledTokens:
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _cuts(self, index: int) -> bool:
+        """Tell whether a token is an added one, after which a stretch of text begins, and not one of the model's."""
+        return index in self._table.added and not self._table.is_models(index)
 
     def _adds_space(self, index: int | None) -> bool:
         """Tell whether the tokenizer puts a space of its own before text after an added token, or before a text."""

@@ -78,7 +78,12 @@ def find_sections(
 def _literals(table: TokenByteTable, forms: NormalForms, tokens: Tokens, doubts: bool) -> list[int]:
     """List the numbers of the tokens that are in the text as they stand, an unknown token's own name among them."""
     literal = table.literal[tokens.ids]
-    checked = table.unknown[tokens.ids]
+    checked, twofold = table.unknown[tokens.ids], table.twofold[tokens.ids]
+    if tokens.offsets is not None:
+        checked = checked | twofold
+    elif not doubts:
+        # Both of what it may stand for have the same normal form, mostly: it need not be told which it is.
+        literal = literal & ~twofold
     if doubts or (tokens.offsets and table.single_word[tokens.ids].any()):
         checked = checked | literal
     for position in np.flatnonzero(checked).tolist():
@@ -87,7 +92,8 @@ def _literals(table: TokenByteTable, forms: NormalForms, tokens: Tokens, doubts:
             literal[position] = entry is not None and entry.content in tokens.text[slice(*tokens.offsets(position))]
         elif entry is not None:
             # What normalization leaves alone is spelled in any case, whether it was looked for first or not.
-            literal[position] = literal[position] and forms.normal(entry.content) != entry.content.encode()
+            changes = twofold[position] or forms.normal(entry.content) != entry.content.encode()
+            literal[position] = literal[position] and changes
     return np.flatnonzero(literal).tolist()
 
 

@@ -204,7 +204,7 @@ def _read(
         exact = exact_starts(table, [data[index] for index in rest], [ids[index] for index in rest])
         outcome |= {i: row for i, row in zip(rest, exact, strict=True) if row is not None}
         rest = [index for index in rest if index not in outcome]
-    wants_offsets = table.unknown | table.single_word
+    wants_offsets = table.unknown | table.single_word | table.twofold
     for first in range(0, len(rest), NORMAL_BATCH):
         chunk = rest[first : first + NORMAL_BATCH]
         batch = [
@@ -225,12 +225,14 @@ def _fast_reading(tokenizer: PreTrainedTokenizerBase) -> Reading:
     rule = backend_rule(backend)
     normal = backend_normal(backend, rule)
     steps = {step["type"] for step in backend_steps(backend, "normalizer")}
+    added, model = backend.get_added_tokens_decoder(), backend.model
     table = TokenByteTable(
         rule,
         backend.id_to_token,
-        added=backend.get_added_tokens_decoder(),
+        added=added,
         unknown_id=backend_unknown_id(backend),
         normal=normal if steps else None,
+        model_has=lambda index: model.token_to_id(added[index].content) == index,
     )
     # tokenizers 0.23: Precompiled does not count characters that it drops before any that it keeps.
     forms = NormalForms(normal, bool(steps), backend_phrases(backend))
@@ -259,6 +261,7 @@ def _slow_readings(tokenizer: PreTrainedTokenizerBase) -> Iterator[Reading]:
             added=tokenizer.added_tokens_decoder,
             unknown_id=unknown_id,
             ends_word=" ".__eq__,  # transformers 5.23, `PythonBackend.tokenize`
+            model_has=lambda index: index < tokenizer.vocab_size,
         )
         yield Reading(table, NormalForms(_encoded(normal, rules[token]), merges=normal is not str))
 

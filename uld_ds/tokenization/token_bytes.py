@@ -208,10 +208,13 @@ class TokenByteTable:
         trails_space: whether the token ends with whitespace.
         literal: whether it is an added token that is found in the text as it stands, before any normalization.
         single_word: whether it is such a token, and only where it stands as a word of its own.
+        twofold: whether it is such a token, and an entry of the model's as well that spells something else; ``exact``
+            is what the model's spells.
         unknown: whether it stands for text that the vocabulary cannot spell.
 
     Args:
         ends_word: whether a character beside a token that must stand as a word of its own lets it be one.
+        model_has: whether an added token's id is that of an entry of the model's own vocabulary.
     """
 
     def __init__(
@@ -222,6 +225,7 @@ class TokenByteTable:
         unknown_id: int | None,
         normal: Callable[[str], bytes] | None = None,
         ends_word: Callable[[str], bool] = _is_no_word_character,
+        model_has: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self.rule = rule
         self.token_of_id = token_of_id
@@ -229,6 +233,7 @@ class TokenByteTable:
         self.unknown_id = unknown_id
         self.ends_word = ends_word
         self._normal = normal
+        self._model_has = model_has
         self.exact: list[bytes] = []
         self.solid: list[bytes] = []
         self._known = np.zeros(0, bool)
@@ -238,6 +243,7 @@ class TokenByteTable:
         self.trails_space = np.zeros(0, bool)
         self.literal = np.zeros(0, bool)
         self.single_word = np.zeros(0, bool)
+        self.twofold = np.zeros(0, bool)
         self.unknown = np.zeros(0, bool)
 
     def ensure(self, ids: NDArray[np.int64]) -> None:
@@ -255,7 +261,7 @@ class TokenByteTable:
         extra = max(extra, len(self.exact))
         self.exact.extend([b""] * extra)
         self.solid.extend([b""] * extra)
-        for name in ("_known", "leads_space", "trails_space", "literal", "single_word", "unknown"):
+        for name in ("_known", "leads_space", "trails_space", "literal", "single_word", "twofold", "unknown"):
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(extra, bool)]))
         for name in ("exact_length", "solid_length"):
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(extra, np.int64)]))
@@ -270,6 +276,20 @@ class TokenByteTable:
         self.trails_space[index] = text[-1:].isspace()
         self._known[index] = True
 
+    def is_models(self, index: int) -> bool:
+        """Tell whether an added token is an entry of the model's as well, whose bytes are not those of its content.
+
+        So it is with Gemma's runs of spaces: ``▁▁`` is added, and the model makes it of two spaces. Control tokens
+        are the model's in name only: it makes none of text.
+
+        Args:
+            index: Id of any token.
+        """
+        entry = self.added.get(index)
+        if entry is None or entry.special or index == self.unknown_id or not self._model_has(index):
+            return False
+        return self.rule.spell(entry.content) != entry.content.encode()
+
     def _spell(self, index: int) -> bytes:
         if index == self.unknown_id:
             self.unknown[index] = True
@@ -278,7 +298,8 @@ class TokenByteTable:
             entry = self.added[index]
             if self._normal is None or not entry.normalized:
                 self.literal[index], self.single_word[index] = True, entry.single_word
-                return entry.content.encode()
+                self.twofold[index] = self.is_models(index)
+                return self.rule.spell(entry.content) if self.twofold[index] else entry.content.encode()
             # It is looked for in the normalized text, in its own normal form.
             return self._normal(entry.content)
         token = self.token_of_id(index)

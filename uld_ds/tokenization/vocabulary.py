@@ -11,7 +11,8 @@ included, are related token by token.
 A vocabulary whose tokenizer drops the spaces between words (WordPiece, whole words) has no byte for them. There a token
 that begins a word with a letter or a digit spells a space and the word, as words do in running text; a continuation
 (``##ing``) spells what it says, and so does punctuation. Nothing is undone that a tokenizer does to a text before it
-cuts it: the vocabulary of one that lower-cases has no ``The``.
+cuts it: the vocabulary of one that lower-cases has no ``The``. An added token spells its content, but one that the
+model makes of text as well (Gemma's ``▁▁``) spells that text.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Vocabulary:
             tokens.append(token)
             if token is None or index in silent:
                 spellings.append(None)
-            elif index in added:
+            elif index in added and not table.is_models(index):
                 spellings.append(added[index].content.encode() or None)
             else:
                 spellings.append(_spelling(table, token, words) or None)
@@ -82,6 +83,10 @@ class Vocabulary:
         if table.rule.byte_fallback:
             is_byte[:] = [isinstance(token, str) and len(token) == 6 and token[:3] == "<0x" for token in tokens]
         return cls(tokens, spellings, is_byte, tokenizer.eos_token_id)
+
+    def is_space(self) -> NDArray[np.bool_]:
+        """Mark the tokens that spell nothing but spaces, tabs and line breaks, [V]."""
+        return np.array([spelled is not None and spelled.isspace() for spelled in self.spellings], dtype=bool)
 
     def by_bytes(self) -> dict[bytes, int]:
         """Map each spelling to the id of its token.

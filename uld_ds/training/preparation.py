@@ -116,7 +116,7 @@ def check_identities(recipe: Recipe, settings: NamedTeacherSettings, teacher: Si
             not known.
     """
     if recipe.taught.needs_vocabularies and isinstance(teacher, StoredSide):
-        _check_stored_tokenizer(settings, teacher.tokenizer_digest)
+        _check_stored_tokenizer(recipe, settings, teacher.tokenizer_digest)
     by_number = [term.key for term in recipe.taught.weighed_terms if term.needs_one_tokenizer]
     if by_number and not shared:
         of_given = getattr(recipe.objective, by_number[0])
@@ -154,14 +154,16 @@ def _called(settings: NamedTeacherSettings) -> str:
     return "teacher" if settings.name == ONLY_TEACHER else f"teacher {settings.name!r}"
 
 
-def _check_stored_tokenizer(settings: NamedTeacherSettings, digest: str) -> None:
+def _check_stored_tokenizer(recipe: Recipe, settings: NamedTeacherSettings, digest: str) -> None:
     """Check that the tokenizer at hand is the one whose ids a store holds: what they spell only that one knows."""
     key = f"{settings.key}.model"
     if settings.model is None:
+        asking = [f"objective.{term.key}" for term in recipe.taught.weighed_terms if term.vocabularies]
+        look = "looks" if len(asking) == 1 else "look"
         raise UserError(
             key,
-            "is missing: objective.hybrid and projection ask its tokenizer what stored ids spell",
-            "name the model whose outputs are stored, or set them to 0",
+            f"is missing: its tokenizer says what stored ids spell, which {' and '.join(asking)} {look} at",
+            "name the model whose outputs are stored, or set those weights to 0",
         )
     own = TextSide.of_model(Pretrained.from_settings(settings, settings.key), settings, "teacher").tokenizer_digest
     if own != digest:

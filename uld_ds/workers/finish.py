@@ -165,7 +165,12 @@ def _rollouts(recipe: Recipe) -> str | None:
     if recipe.rollouts is None:
         return None
     settings = recipe.rollouts.model_dump(mode="json", exclude={"prompts", "actors", "batch_size"})
-    return json.dumps(settings | {"objective": recipe.rollouts.weights(recipe.objective)})
+    weights = recipe.rollouts.weights(recipe.objective)
+    # What terms of own answers alone are is nowhere else among the facts.
+    details = {
+        name: getattr(recipe.objective, name) for key in weights if weights[key] for name in LOSS_TERMS[key].details
+    }
+    return json.dumps(settings | {"objective": weights | details})
 
 
 def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

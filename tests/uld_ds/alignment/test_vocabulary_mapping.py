@@ -74,6 +74,9 @@ def test_spellings_are_what_the_tokenizer_decodes_in_running_text(name: str) -> 
         ("mistral", "deepseek", [" the", "ing", ",", "é", "中", " "]),
         ("wordpiece", "smollm2", [" the", "ing", ",", " cat"]),
         ("smollm2", "gemma_style", [" the", "ing", "\n", " cat"]),
+        # Added tokens that the model makes of spaces.
+        ("smollm2", "gemma_spaces", [" the", "  ", "   ", "    ", "\n\n"]),
+        ("gemma_spaces", "smollm2", [" the", "  ", "   ", "    ", "\n\n"]),
         ("unigram", "mistral", [" return", ","]),
         ("byt5", "gpt2", ["a", " ", "\n"]),
     ],

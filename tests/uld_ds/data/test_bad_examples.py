@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import disable_progress_bars
+from datasets import disable_progress_bars, load_from_disk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from uld_ds.data.bad_examples import bad_examples, reason_of
-from uld_ds.data.prepare import Preparer
+from uld_ds.data.prepare import Preparer, prepare_rows
 from uld_ds.data.prepared import Split
+from uld_ds.data.sides import TextSide
+from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.errors import UserError
 from uld_ds.recipe import parse_recipe
 
@@ -184,3 +186,20 @@ def test_any_input(tokenizers: tuple[Any, Any], lines: list[bytes], messages: bo
 @given(lines=st.lists(line, max_size=8))
 def test_any_input_at_length(tokenizers: tuple[Any, Any], lines: list[bytes], messages: bool) -> None:
     check_any_input(tokenizers, lines, messages)
+
+
+def test_a_batch_of_plain_answers_may_begin_with_a_bad_one(tokenizers: tuple[Any, Any], tmp_path: Path) -> None:
+    """Lists that are empty in all good rows are typed like those of the row that stands for a bad one."""
+    (file := tmp_path / "rows.jsonl").write_text('{"prompt": "a?"}\n' + '{"prompt": "a?", "answer": "b"}\n' * 2)
+    recipe = parse_recipe(
+        {
+            "run": {"name": "a"},
+            "teacher": {"model": "t"},
+            "student": {"model": "s"},
+            "data": {"train": {"source": "files", "path": str(file)}, "on_bad_example": "skip", "workers": 1},
+            "training": {"steps": 1},
+        }
+    )
+    work = TeacherEncoding(TextSide(tokenizers[1], recipe.teacher_named(), "teacher"), turns="last")
+    folder = prepare_rows(recipe.data.train, "data.train", tmp_path / "prepared", work, recipe.data)
+    assert [row["piece_parts"] for row in load_from_disk(str(folder / "rows"))] == [[], []]

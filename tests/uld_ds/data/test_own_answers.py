@@ -492,7 +492,7 @@ def _both_ways(
 
 
 # Tokenizers that spell any text to the last byte, and mark the end of one (ByT5's takes in white space beside it).
-ENDING = ["gpt2", "mistral", "llama2_style", "gemma_style"]
+ENDING = ["gpt2", "mistral", "llama2_style", "gemma_style", "gemma_spaces"]
 
 
 @cache
@@ -525,6 +525,7 @@ def test_an_answer_in_the_tokenizers_own_spelling_gives_the_row_of_a_given_one(n
 FAMILIES = [
     *zoo.names(zoo.REAL),
     *("gpt2_nfc", "gpt2_prefix_space", "gpt2_added", "mistral_nfkc", "wordpiece_cased", "unigram", "unigram_t5"),
+    "gemma_spaces",
     *("unigram_bytes", "clip_style", "word_level", "characters", "plain_bytes", *zoo.names(zoo.SLOW)),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.helpers.segments import compared_of
 from uld_ds.losses.hybrid import HybridTerm
 from uld_ds.losses.projection import ProjectionTerm
 from uld_ds.losses.term import Compared
@@ -61,7 +63,7 @@ class Case:
         self.log_probs = self.first_log_probs - torch.linspace(0, 3, ROWS)
 
     def compared(self, k: int) -> Compared:
-        return Compared(exact_top(self.logits, k), self.log_probs, self.first_log_probs, STUDENT_IDS)
+        return compared_of(exact_top(self.logits, k), self.log_probs, self.first_log_probs, STUDENT_IDS)
 
 
 Term = HybridTerm | ProjectionTerm
@@ -115,7 +117,15 @@ def hybrid_by_hand(case: Case, found: np.ndarray, student: Tensor, k: int) -> Te
     return torch.stack(values)
 
 
-def projected_by_hand(case: Case, found: np.ndarray, student: Tensor, k: int) -> Tensor:
+def projected_by_hand(
+    case: Case,
+    found: np.ndarray,
+    student: Tensor,
+    k: int,
+    *,
+    between: Callable[[Tensor, Tensor], Tensor] = kl,
+    picked: int | None = None,
+) -> Tensor:
     values = []
     for row, (log_p, q) in enumerate(zip(case.log_p, student.softmax(1), strict=True)):
         p, masses = log_p.exp(), torch.zeros(VOCAB).double()
@@ -131,8 +141,10 @@ def projected_by_hand(case: Case, found: np.ndarray, student: Tensor, k: int) ->
             whole = min(whole, 1 - p[top].sum())
         masses[STUDENT_IDS[row]] += whole
         told = masses > 1e-12
+        if picked is not None:
+            told &= q >= q[told].sort(descending=True).values[:picked][-1]
         of_teacher = torch.cat([masses[told], 1 - masses[told].sum()[None]]).clamp_min(0)
-        values.append(kl(of_teacher, torch.cat([q[told], 1 - q[told].sum()[None]])))
+        values.append(between(of_teacher, torch.cat([q[told], 1 - q[told].sum()[None]])))
     return torch.stack(values)
 
 
@@ -158,6 +170,52 @@ def test_value_and_gradient_are_those_of_the_definition(kind: str, k: int, share
     torch.testing.assert_close(grad, of_student, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("kind", "between"), [("reverse_kl", lambda p, q: kl(q, p)), ("jensen_shannon", jensen_shannon)]
+)
+@pytest.mark.parametrize("picked", [None, 1, 5])
+def test_projection_with_other_divergences_and_the_students_pick(
+    kind: Any, between: Callable[[Tensor, Tensor], Tensor], picked: int | None
+) -> None:
+    found, case, student = many_to_one(2, 0.8), Case(1, TEACHER_VOCAB), logits_of(3, VOCAB).requires_grad_()
+    weight = torch.linspace(0.5, 2.0, ROWS).double()
+    want = projected_by_hand(case, found, student, 20, between=between, picked=picked)
+    (of_student,) = torch.autograd.grad(want @ weight, student)
+    term = ProjectionTerm(1.0, mapping_of(found), kind=kind, beta=BETA, num_picked=picked)
+    value, grad = run(term, case.compared(20), student.detach(), weight)
+    torch.testing.assert_close(value, want.detach(), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(grad, of_student, rtol=1e-5, atol=1e-8)
+
+
+def test_fewer_picked_tokens_give_a_lower_bound() -> None:
+    found, said, student = many_to_one(2, 0.8), Case(1, TEACHER_VOCAB).compared(20), logits_of(3, VOCAB)
+    terms = [ProjectionTerm(1.0, mapping_of(found), kind="reverse_kl", num_picked=n) for n in (1, 2, 4, 8, 16, None)]
+    values = torch.stack([run(term, said, student)[0] for term in terms])
+    assert (values.diff(dim=0) > -1e-12).all()
+    assert (values[0] < values[-1]).all()
+
+
+def test_of_tokens_that_the_student_holds_equally_likely_the_teachers_likelier_is_picked() -> None:
+    log_p = torch.tensor([[0.6, 0.3, 0.05]]).double().log()
+    unlikely = torch.tensor([-30.0]).double()  # what follows moves nothing
+    said = compared_of(TopTokens(torch.tensor([[3, 0, 2]]), log_p), unlikely, unlikely, torch.tensor([1]))
+    term = ProjectionTerm(1.0, mapping_of(np.arange(5)), num_picked=1)
+    student = torch.zeros(1, 5).double()
+    value = term.add(student, student.logsumexp(1), term.prepare(said), torch.ones(1), torch.zeros(1, 5).double())
+    p, q = torch.tensor([0.6, 0.4]), torch.tensor([0.2, 0.8])
+    assert value.item() == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-6)
+
+
+def test_strict_rows_are_of_one_token_on_both_sides() -> None:
+    found, case, student = many_to_one(2, 0.8), Case(1, TEACHER_VOCAB), logits_of(3, VOCAB)
+    said = replace(case.compared(20), one_to_one=torch.tensor([True, False, True, True, False, False]))
+    everywhere, of_all = run(ProjectionTerm(1.0, mapping_of(found)), said, student)
+    value, grad = run(ProjectionTerm(1.0, mapping_of(found), only_one_to_one=True), said, student)
+    assert value.tolist() == torch.where(said.one_to_one, everywhere, 0.0).tolist()
+    assert torch.equal(grad, torch.where(said.one_to_one[:, None], of_all, 0.0))
+    assert everywhere.all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_is_that_of_finite_differences(kind: str) -> None:
     term, said = KINDS[kind][0](relation(4)), Case(5, TEACHER_VOCAB).compared(7)
@@ -174,7 +232,9 @@ def test_gradient_is_that_of_finite_differences(kind: str) -> None:
 def test_one_vocabulary_gives_the_classical_value(kind: str) -> None:
     case, student = Case(7, VOCAB), logits_of(8, VOCAB).requires_grad_()
     # With one vocabulary a segment is one token, the same on both sides.
-    said = Compared(exact_top(case.logits, VOCAB), *[case.log_p.gather(1, STUDENT_IDS[:, None])[:, 0]] * 2, STUDENT_IDS)
+    said = compared_of(
+        exact_top(case.logits, VOCAB), *[case.log_p.gather(1, STUDENT_IDS[:, None])[:, 0]] * 2, STUDENT_IDS
+    )
     p, q = case.logits.softmax(1), student.softmax(1)
     want = jensen_shannon(p, q) if kind == "hybrid" else F.kl_div(q.log(), p, reduction="none").sum(1)
     (of_student,) = torch.autograd.grad(want.sum(), student)
@@ -204,14 +264,14 @@ def test_what_follows_in_the_text_is_given_to_the_token_that_begins_it() -> None
     # Tokens of the teacher: a, ab, abc; of the student: a, abc, x. The text: abc, which the teacher writes as ab, c.
     log_p = torch.tensor([[0.2, 0.5, 0.3]]).double().log()
     top = TopTokens(log_p.argsort(1, descending=True), log_p.sort(1, descending=True).values)
-    said = Compared(top, torch.tensor([0.4]).double().log(), torch.tensor([0.5]).double().log(), torch.tensor([1]))
+    said = compared_of(top, torch.tensor([0.4]).double().log(), torch.tensor([0.5]).double().log(), torch.tensor([1]))
     term = ProjectionTerm(1.0, mapping_of(np.array([0, 0, 1])))
     tokens = term.prepare(said).tokens
     # ab, of which 0.4 goes on to abc, stays as a with 0.1.
     assert tokens.ids[0, :2].tolist() == [0, 1]
     torch.testing.assert_close(tokens.log_probs[0, :2].exp(), torch.tensor([0.3, 0.7]).double())
     # Beyond the k likeliest it is taken from what is there: 0.2 + 0.3 is told, the rest holds "ab".
-    said = Compared(
+    said = compared_of(
         top.first(1), torch.tensor([0.1]).double().log(), torch.tensor([0.3]).double().log(), torch.tensor([1])
     )
     tokens = term.prepare(said).tokens
@@ -220,7 +280,7 @@ def test_what_follows_in_the_text_is_given_to_the_token_that_begins_it() -> None
 
 def test_equally_likely_tokens_do_not_confuse_what_moves() -> None:
     log_p = torch.full((1, 4), 0.25).double().log()
-    said = Compared(TopTokens(torch.arange(4)[None], log_p), log_p[:, 2], log_p[:, 2], torch.tensor([2]))
+    said = compared_of(TopTokens(torch.arange(4)[None], log_p), log_p[:, 2], log_p[:, 2], torch.tensor([2]))
     tokens = ProjectionTerm(1.0, mapping_of(np.arange(4))).prepare(said).tokens
     torch.testing.assert_close(tokens.log_probs[0, :4].exp(), torch.full((4,), 0.25).double())
 
@@ -255,7 +315,7 @@ def test_models_may_have_fewer_or_more_logits_than_their_tokenizers(kind: str, v
     found = relation(18)[: TEACHER_VOCAB - 5]
     said = case.compared(TEACHER_VOCAB)
     ids = STUDENT_IDS.clamp(max=vocab - 1)
-    value, grad = run(KINDS[kind][0](found), Compared(said.top, said.log_probs, said.first_log_probs, ids), student)
+    value, grad = run(KINDS[kind][0](found), compared_of(said.top, said.log_probs, said.first_log_probs, ids), student)
     assert value.isfinite().all()
     torch.testing.assert_close(grad.sum(1), torch.zeros(ROWS).double(), atol=1e-9, rtol=0)
 

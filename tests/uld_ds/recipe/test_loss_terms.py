@@ -9,7 +9,7 @@ from uld_ds.recipe.loss_terms import LossTerm
 from uld_ds.recipe.objective import LOSS_TERMS
 
 EVERYTHING: dict[str, Any] = {
-    **dict(zip(LOSS_TERMS, (1.0, 1.5, 0.5, 0.7, 0.4, 0.9), strict=True)),
+    **dict(zip(LOSS_TERMS, (1.0, 1.5, 0.5, 0.7, 0.4, 0.9, 0.6), strict=True)),
     "classical_divergence": "reverse_kl",
 }
 
@@ -20,7 +20,7 @@ def facts_of(**objective: Any) -> dict[str, Any]:
 
 
 def test_rows_are_those_of_the_weights_in_their_order() -> None:
-    assert list(LOSS_TERMS) == ["ce", "uld", "likelihood", "classical", "hybrid", "projection"]
+    assert list(LOSS_TERMS) == ["ce", "uld", "likelihood", "classical", "hybrid", "projection", "completion"]
     assert [term.key for term in LOSS_TERMS.values()] == list(LOSS_TERMS)
     assert [key for key, term in LOSS_TERMS.items() if term.needs_one_tokenizer] == ["classical"]
     for key, term in LOSS_TERMS.items():
@@ -50,6 +50,10 @@ def test_facts_have_the_names_and_the_order_that_registered_versions_have() -> N
         ("classical_divergence", "reverse_kl"),
         ("hybrid_weight", 0.4),
         ("projection_weight", 0.9),
+        ("projection_divergence", "forward_kl"),
+        ("projection_rows", "all"),
+        ("projection_pick", "teacher"),
+        ("completion_weight", 0.6),
     ]
     plain = facts_of()
     assert (plain["ce_weight"], plain["projection_weight"]) == (1.0, 0.0)
@@ -64,7 +68,8 @@ def test_the_sum_in_words() -> None:
         "0.5 x likelihood matching ([arXiv 2503.20083](https://arxiv.org/abs/2503.20083))",
         "0.7 x reverse kl ([arXiv 2306.13649](https://arxiv.org/abs/2306.13649))",
         "0.4 x hybrid divergence",
-        "0.9 x KL of the projected teacher",
+        "0.9 x projection by forward kl on all segments with the teacher's tokens",
+        "0.6 x cross-entropy of completion sets ([arXiv 2609.34738](https://arxiv.org/abs/2609.34738))",
     ]
     assert LOSS_TERMS["hybrid"].described({"hybrid_weight": 0.0}) == ""
     assert LOSS_TERMS["hybrid"].described({}) == ""

@@ -58,3 +58,11 @@ def test_what_does_not_go_together(changes: dict[str, Any], expected: str, mende
     given = {key: value for key, value in {**beside, **changes}.items() if value is not None}
     assert refused(**given) == expected
     assert parse_recipe(tree_with(**{**beside, **changes, **mended})).rollouts is not None
+
+
+def test_choices_of_a_projection_have_an_effect_on_own_answers_too() -> None:
+    beside: dict[str, Any] = {"data__eval": HELD_OUT, "objective": {"projection_divergence": "reverse_kl"}}
+    recipe = parse_recipe(tree_with(**beside, rollouts={"objective": {"projection": 1.0}}))
+    assert (recipe.objective.projection, recipe.taught.projection) == (0.0, 1.0)
+    told = refused(**beside, rollouts={"objective": {"uld": 1.0}})
+    assert told.startswith("recipe: objective.projection_divergence 'reverse_kl' has no effect with")

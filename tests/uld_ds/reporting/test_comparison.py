@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from tests.helpers.run_folders import add_rounds, make_run
@@ -22,6 +23,23 @@ def test_what_a_run_folder_says(tmp_path: Path) -> None:
     assert found.curve == [(0.0, 4.0), (200.0, 3.0), (400.0, 2.5)]
     assert found.scores[BITS].value == 2.51
     assert (found.scores["f1"].value, found.scores["f1"].low, found.scores["f1"].high) == (40.0, 35.0, 45.0)
+
+
+def test_objectives_that_differ_look_different(tmp_path: Path) -> None:
+    def said(name: str, **objective: Any) -> str:
+        return ComparedRun.of(make_run(tmp_path, name, objective={"ce": 0.7, "projection": 0.3} | objective)).objective
+
+    plain = "0.7 ce + 0.3 projection, segments"
+    defaults = {"projection_divergence": "forward_kl", "projection_student_ids": 16, "skip_whitespace_rows": False}
+    # A run of an earlier version has the keys that it had.
+    assert said("a", **defaults, uld_gate=None, schedule={}, likelihood_run=1, likelihood_boundary=0.0) == plain
+    assert said("b", projection_divergence="reverse_kl", skip_whitespace_rows=True) == (
+        f"{plain}, projection_divergence reverse_kl, skip_whitespace_rows"
+    )
+    assert said("c", projection_pick="student", projection_student_ids=8) == (
+        f"{plain}, projection_pick student, projection_student_ids 8"
+    )
+    assert said("d", uld_gate=10) == f"{plain}, uld_gate 10"
 
 
 def test_an_evaluation_alone(tmp_path: Path) -> None:

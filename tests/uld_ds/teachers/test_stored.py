@@ -221,7 +221,7 @@ def test_students_of_two_tokenizers_learn_the_same_from_one_store(
     recipe = variant(tiny_recipe, workers=1, micro=2, normalize="token", stage="zero2")
     # The first store has more top-k tokens than the objective looks at, the other one has none.
     # (Terms that look at identities compare where a segment begins.)
-    names = ("classical", "hybrid", "projection")
+    names = ("classical", "hybrid", "projection", "completion")
     by_identity = {"classical": 0.7} if merge == "first" else dict.fromkeys(names, 0.0)
     recipe["objective"] |= {"merge": merge} | by_identity
     recipe["store"] = {"top_ids": 24 if merge == "first" else 0}

@@ -9,6 +9,8 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from tests.helpers import tokenizers_zoo as zoo
 from tests.helpers.span_texts import TEXTS, tokenizer_named
@@ -18,7 +20,9 @@ from uld_ds.tokenization.spans import token_spans
 
 FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # Their tokens spell every text to the last byte, and their decoders say so.
-LOSSLESS = ["gpt2", "deepseek", "tekken", "mistral", "llama2_style", "gemma_style", "plain_bytes", "byt5"]
+LOSSLESS = [
+    *("gpt2", "deepseek", "tekken", "mistral", "llama2_style", "gemma_style", "gemma_spaces", "plain_bytes", "byt5")
+]
 # Their decoders put spaces between words; the words themselves are what the tokens spell.
 WORDS = ["wordpiece", "wordpiece_cased", "clip_style", "word_level", "slow_wordpiece_cased"]
 
@@ -44,6 +48,10 @@ HAND_COMPUTED: list[tuple[str, list[str], list[str], list[bytes]]] = [
     ("mistral", ["▁hi", "</s>"], ["▁x"], [b" x"]),
     ("mistral", ["<s>"], ["▁x", "▁y"], [b"x", b" y"]),
     ("gemma_style", ["<bos>"], ["▁x"], [b" x"]),
+    # Added tokens that the model makes of spaces: text goes on after them. After one that spells itself it begins.
+    ("gemma_spaces", ["<bos>"], ["▁▁", "▁x", "\n\n", "▁▁▁"], [b"  ", b" x", b"\n\n", b"   "]),
+    ("llama2_spaces", ["▁hi", "</s>"], ["▁x", "▁▁", "▁y", "\n\n", "▁z"], [b"x", b"  ", b" y", b"\n\n", b"z"]),
+    ("llama2_spaces", ["▁▁"], ["▁x"], [b" x"]),
     ("gpt2_prefix_space", ["<|endoftext|>", "Ġa", "<|endoftext|>"], ["Ġa", "Ġa"], [b"a", b" a"]),
     # Words apart, but for what belongs to the word before: so says the decoder.
     ("wordpiece", ["hello"], ["king", "##dom", ".", "so"], [b"king", b"dom", b".", b" so"]),
@@ -154,15 +162,29 @@ def test_a_special_token_of_several_sorts_spells_itself() -> None:
     assert SampledTokens(tokenizer).pieces(ids) == [b"in", b"<user>", b"in"]
 
 
+def test_a_control_token_with_the_mark_in_its_name_spells_itself_whatever_the_vocabulary_has() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_description("llama2_style")))
+    tokenizer.add_special_tokens({"eos_token": "▁begin"})
+    ids = tokenizer.convert_tokens_to_ids(["▁x", "▁begin", "▁x"])
+    assert ids[1] < 32_000
+    assert SampledTokens(tokenizer).pieces(ids, ids[:1]) == [b" x", "▁begin".encode(), b"x"]
+
+
+def _description(name: str) -> str:
+    return str(tokenizer_named(name).backend_tokenizer.to_str())
+
+
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _plain_ids(tokenizer: Any) -> st.SearchStrategy[list[int]]:
-    """Ids of a vocabulary, none of them an added token; those of CANINE's that are characters people use."""
+    """Ids of a vocabulary, none of them an added token but runs of spaces; of CANINE's, characters people use."""
     most = min(len(tokenizer), 0x3000) if len(tokenizer) > 1_000_000 else len(tokenizer)
     added = tokenizer.added_tokens_decoder
     one = st.integers(0, most - 1).filter(lambda index: index not in added)
+    if runs := [index for index, token in added.items() if set(token.content) == {zoo.SPACE_MARK}]:
+        one = one | st.sampled_from(runs)
     return st.lists(one, min_size=1, max_size=12)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
@@ -10,7 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.helpers import tokenizers_zoo as zoo
 from tests.helpers.span_texts import SCRIPTS, TEXTS, Spans, check_decoding, check_tiling, tokenizer_named
-from uld_ds.tokenization.spans import batch_token_spans, spans_of_ids, token_spans
+from uld_ds.tokenization.sections import Tokens
+from uld_ds.tokenization.span_matching import Effort, normal_starts
+from uld_ds.tokenization.spans import AlignmentError, batch_token_spans, span_finder, spans_of_ids, token_spans
 
 # Without a decoder of their own (ByT5, CANINE), or with bytes that the vocabulary lacks and nothing shows (SmolLM2).
 DECODE_OTHERWISE = {"byt5", "canine", "smollm2"}
@@ -25,6 +28,17 @@ HAND_COMPUTED = [
     ("mistral", "中 a  b", [("▁", 0, 0), ("中", 0, 3), ("▁a", 3, 5), ("▁", 5, 6), ("▁b", 6, 8)]),
     ("gpt2_prefix_space", "hello world", [("Ġhello", 0, 5), ("Ġworld", 5, 11)]),
     ("gemma_style", "a  b", [("a", 0, 1), ("▁", 1, 2), ("▁b", 2, 4)]),
+    # Tokens that were added and are the model's as well: two spaces, or as they stand in the text.
+    ("gemma_spaces", "a   b", [("a", 0, 1), ("▁▁", 1, 3), ("▁b", 3, 5)]),
+    ("gemma_spaces", "a▁▁b", [("a", 0, 1), ("▁▁", 1, 7), ("b", 7, 8)]),
+    ("gemma_spaces", "a   ▁▁▁ b", [("a", 0, 1), ("▁▁▁", 1, 4), ("▁▁▁", 4, 13), ("▁b", 13, 15)]),
+    ("gemma_spaces", "▁ ▁ ▁▁", [("▁▁▁▁", 0, 8), ("▁▁", 8, 14)]),
+    ("gemma_spaces", "  \n\n  é▁▁", [("▁▁", 0, 2), ("\n\n", 2, 4), ("▁", 4, 5), ("▁é", 5, 8), ("▁▁", 8, 14)]),
+    (
+        "llama2_spaces",
+        "a    b▁▁c",
+        [("▁a", 0, 1), ("▁▁▁", 1, 4), ("▁b", 4, 6), ("▁▁", 6, 12), ("▁c", 12, 13)],
+    ),
     # A space is put before every stretch of text between special tokens.
     (
         "llama2_style",
@@ -249,7 +263,9 @@ def test_every_prefix_decodes_to_the_bytes_up_to_its_span(name: str, text: str) 
         assert decoded == text.encode()[:end].decode(errors="replace")
 
 
-@pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma_style", "wordpiece", "unigram_t5", "word_level"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "mistral", "gemma_style", "gemma_spaces", "wordpiece", "unigram_t5", "word_level"]
+)
 @FEW
 @given(text=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40))
 def test_spans_agree_with_offsets_on_ascii(name: str, text: str) -> None:
@@ -264,7 +280,63 @@ def test_spans_agree_with_offsets_on_ascii(name: str, text: str) -> None:
             assert text[start:end].strip() == text[slice(*offset)].strip()
 
 
-@pytest.mark.parametrize("name", ["smollm2", "mistral", "llama2_style", "unigram_albert", "gpt2_added", "byt5"])
+RUNS = [" ", "  ", "   ", "▁", "▁▁", "a", "é", "\n\n", " return x"]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(text=st.lists(st.sampled_from(RUNS), min_size=1, max_size=8).map("".join))
+def test_runs_of_spaces_are_where_the_offsets_say(text: str) -> None:
+    """The offsets are an oracle here: every token stands for whole characters, and nothing is dropped."""
+    tokenizer = tokenizer_named("gemma_spaces")
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    by_offsets = [tuple(len(text[:edge].encode()) for edge in pair) for pair in offsets]
+    assert token_spans(tokenizer, text) == by_offsets
+    # At first sight, and without offsets (tokens of another's making), also where the mark stands in the text.
+    reading, ids = span_finder(tokenizer).reading([]), np.array(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for given_offsets in (offsets.__getitem__, None):
+        (starts,) = normal_starts(reading, [Tokens(text, ids.astype(np.int64), given_offsets)], Effort())
+        assert isinstance(starts, np.ndarray), starts
+        assert starts.tolist() == [start for start, _ in by_offsets]
+
+
+def test_an_added_token_that_continues_words_as_well() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_copy("wordpiece"), unk_token="[UNK]")
+    tokenizer.add_tokens([AddedToken("##ing", normalized=False)])
+    ids = tokenizer.convert_tokens_to_ids(["playing", "##ing", "una", "##ffa", "##ing"])
+    text = "playing ##ing unaffaing"
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+    assert token_spans(tokenizer, text) == [(0, 7), (7, 13), (13, 17), (17, 20), (20, 23)]
+    # Without offsets one reading must do for all of a text, and where none does it is refused.
+    apart = [[ids[1]], ids[2:]]
+    assert [spans_of_ids(tokenizer, t, row).tolist() for t, row in zip(["##ing", "unaffaing"], apart, strict=True)] == [
+        [[0, 5]],
+        [[0, 3], [3, 6], [6, 9]],
+    ]
+    other = tokenizer.convert_tokens_to_ids(["play", "##ing", "##ing", "una", "##ffa", "##ing"])
+    with pytest.raises(AlignmentError, match="do not spell the text"):
+        spans_of_ids(tokenizer, text, other)
+    only_literal = tokenizer.convert_tokens_to_ids(["p", "##lay", "##ing", "so"])
+    assert spans_of_ids(tokenizer, "play ##ing so", only_literal).tolist() == [[0, 1], [1, 4], [4, 10], [10, 13]]
+
+
+def test_an_added_token_that_is_part_of_a_character_as_well() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_copy("gpt2"))
+    tokenizer.add_tokens([AddedToken("é", normalized=False)])  # of the vocabulary it is the byte 0xE9
+    text = "né駅"
+    spans = [(0, 1), (1, 3), (3, 4), (4, 5), (5, 6)]
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert list(zip(tokens, token_spans(tokenizer, text), strict=True)) == list(
+        zip(["n", "é", "é", "§", "ħ"], spans, strict=True)
+    )
+
+
+def _copy(name: str) -> Tokenizer:
+    return Tokenizer.from_str(tokenizer_named(name).backend_tokenizer.to_str())
+
+
+@pytest.mark.parametrize(
+    "name", ["smollm2", "mistral", "llama2_style", "gemma_spaces", "unigram_albert", "gpt2_added", "byt5"]
+)
 @FEW
 @given(texts=st.lists(TEXTS, max_size=5))
 def test_a_batch_is_its_texts_one_by_one(name: str, texts: list[str]) -> None:

@@ -74,7 +74,7 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
     assert len(outcomes) == 6
     for name, outcome in outcomes.items():
         reference = outcomes["1 rank x 1, " + name.rpartition(", ")[2]]
-        for key in ("loss", "ce", "uld", "likelihood", "classical", "hybrid", "projection"):
+        for key in ("loss", "ce", "uld", "likelihood", "classical", "hybrid", "projection", "completion"):
             assert outcome[key] == pytest.approx(reference[key], rel=1e-6), (name, key)
         for parameter, gradient in outcome["gradients"].items():
             expected = reference["gradients"][parameter]
@@ -174,6 +174,7 @@ def test_step_equals_plain_formulas_on_unsharded_models(
         "classical": 0.0,
         "hybrid": 0.0,
         "projection": 0.0,
+        "completion": 0.0,
     }
     job = prepared_job(recipe, tmp_path)
     (found,) = run_on_ranks(plain_step, 1, job.to_config(), [0, 1, 2, 3, 4, 5, 6, 7])

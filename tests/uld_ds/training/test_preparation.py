@@ -9,6 +9,7 @@ from transformers import LlamaConfig, T5Config
 from tests.helpers.recipe_trees import message, tree_with
 from uld_ds.data.sides import Side
 from uld_ds.recipe import Recipe, parse_recipe
+from uld_ds.teachers.stored_side import StoredSide
 from uld_ds.training.preparation import check_identities, check_rollouts, steps_of_run
 
 DECODER, WITH_ENCODER = LlamaConfig(), T5Config()
@@ -40,6 +41,19 @@ def test_terms_of_own_answers_need_what_terms_of_given_ones_need() -> None:
     )
     for recipe in (of_own, of_given):
         check_identities(recipe, recipe.teacher_named(), ONLINE, shared=True)
+
+
+def test_terms_that_look_at_what_stored_ids_spell_need_the_models_name() -> None:
+    stored = object.__new__(StoredSide)
+    stored.tokenizer_digest = "of the store"
+    recipe = recipe_with(
+        teacher={"source": "stored", "path": "a-store"}, objective={"projection": 0.3, "completion": 1}
+    )
+    assert message(check_identities, recipe, stored, shared=False) == (
+        "teacher.model: is missing: its tokenizer says what stored ids spell, which objective.projection and "
+        "objective.completion look at; name the model whose outputs are stored, or set those weights to 0"
+    )
+    check_identities(recipe_with(teacher={"source": "stored", "path": "a-store"}), stored, shared=False)
 
 
 def test_epochs_count_passes_over_given_answers_or_else_over_prompts() -> None:
