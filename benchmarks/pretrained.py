@@ -220,7 +220,7 @@ def as_they_are(folder: Path, size: Size) -> dict[str, float]:
     start_process()
     recipe, found = parse_recipe(tree_of(folder, size, BASELINE, 0)), {}
     rows = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
-    for name, settings in (("teacher", recipe.teacher), ("student", recipe.student)):
+    for name, settings in (("teacher", recipe.teacher_named()), ("student", recipe.student)):
         pretrained = Pretrained.from_settings(settings, name)  # type: ignore[arg-type]
         side = TextSide.of_model(pretrained, settings, name)  # type: ignore[arg-type]
         model: Any = pretrained.load(dtype=torch.bfloat16).eval()

@@ -41,6 +41,7 @@ from uld_ds.teachers.stored_side import StoredSide
 from uld_ds.training.deepspeed_config import student_config
 from uld_ds.training.engine import DistillationEngine
 from uld_ds.training.engines import init_process_group, load_student
+from uld_ds.training.teaching import Teachings
 from uld_ds.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
@@ -102,8 +103,8 @@ def train_prepared(
     """Trains a recipe's student from its store and measures it (``train_and_measure``); ``look`` sees it at the end."""
     place = make_student(recipe.student, lambda: training_texts(recipe.data), recipe.run.seed, target)
     side = TextSide.of_model(Pretrained(str(place)), recipe.student, "student")
-    store = SpectrumStore.open(str(recipe.teacher.path), with_top=recipe.objective.num_top_ids > 0)
-    held_out = held_out_store(str(recipe.teacher.path))
+    store = SpectrumStore.open(str(recipe.teacher_named().path), with_top=recipe.objective.num_top_ids > 0)
+    held_out = held_out_store(str(recipe.teacher_named().path))
     assert held_out is not None and recipe.data.eval is not None and recipe.training.steps is not None
     cache = folder / "prepared"
     train = Preparer(recipe, side, StoredSide(store)).prepare(recipe.data.train, "data.train", cache)
@@ -118,8 +119,7 @@ def train_prepared(
             total_steps=recipe.training.steps,
             device=CPU,
         ),
-        StoredTeacher(store, train.rows),
-        objective_of(recipe, side),
+        Teachings.of_one(StoredTeacher(store, train.rows), objective_of(recipe, side)),
         ranks=Ranks.current(),
         device=CPU,
     )
@@ -138,7 +138,7 @@ def objective_of(recipe: Recipe, side: TextSide) -> Objective:
     """The recipe's; terms that look at identities read the teacher's tokenizer, never its weights."""
     if not recipe.objective.needs_vocabularies:
         return Objective.from_settings(recipe.objective)
-    teacher = Pretrained.from_settings(recipe.teacher, "teacher").tokenizer()
+    teacher = Pretrained.from_settings(recipe.teacher_named(), "teacher").tokenizer()
     return Objective.from_settings(recipe.objective, relations_of(side.tokenizer, teacher))
 
 

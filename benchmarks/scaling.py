@@ -149,16 +149,15 @@ def plan_of(options: argparse.Namespace, ranks: int, batch: int) -> Plan:
         shape_of(AutoConfig.for_model(**{key: value for key, value in shape.items() if key != "architectures"}), name)
         for shape, name in ((LLAMA_1B, "1B"), (LLAMA_70B, "70B"))
     )
-    return Plan(recipe, hardware, student, teacher, recipe.student.max_length, recipe.teacher.max_length)
+    return Plan(recipe, hardware, student, {"teacher": teacher}, recipe.student.max_length)
 
 
 def of_cluster(plan: Plan, nodes: int, hop: float) -> Modeled:
     """Seconds of a plan's step, by what takes them."""
-    assert plan.teacher_shape is not None
     seconds, traffic, hardware = plan.seconds(), plan.traffic(), plan.hardware
     ring = hop * (plan.ranks - 1)
     collectives = {
-        "teacher": plan.teacher_forwards * (plan.teacher_shape.layers + 1),
+        "teacher": plan.teacher_forwards * (plan.teacher_shapes["teacher"].layers + 1),
         "student": STUDENT_COLLECTIVES * plan.recipe.accumulation * (plan.student_shape.layers + 1),
     }
     parts = {

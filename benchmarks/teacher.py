@@ -112,7 +112,9 @@ def located_smollm2() -> str:
     from uld_ds.models.locate import locate_model
     from uld_ds.recipe import load_recipe
 
-    return locate_model(load_recipe(ROOT / "launcher" / "recipes" / "demo.yaml", environment={}).teacher, "teacher")
+    return locate_model(
+        load_recipe(ROOT / "launcher" / "recipes" / "demo.yaml", environment={}).teacher_named(), "teacher"
+    )
 
 
 def scratch_student(name: str, folder: Path) -> Path:

@@ -19,7 +19,7 @@ from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored_side import StoredSide
 from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.training.assembly import assemble
-from uld_ds.training.deepspeed_config import student_config, teacher_config
+from uld_ds.training.deepspeed_config import student_config, teacher_configs
 from uld_ds.training.engines import init_process_group
 from uld_ds.utils.distributed import Ranks
 from uld_ds.utils.host_memory import hand_back_large_blocks
@@ -43,13 +43,15 @@ def main() -> None:
     init_process_group(on_gpu=False)
     ranks = Ranks.current()
     store = SpectrumStore.open(options.store) if options.store else None
-    student_place, teacher_place = str(recipe.student.model), str(recipe.teacher.model)
+    student_place, teacher_place = str(recipe.student.model), str(recipe.teacher_named().model)
     tokenizer = load_tokenizer(student_place, None, "student")
     side = load_tokenizer(teacher_place, None, "teacher") if store is None else StoredSide(store)
     cache = options.recipe.parent / f"prepared-{ranks.rank}-{options.micro}"
     split = Preparer(recipe, tokenizer, side).prepare(recipe.data.train, "data.train", cache)
-    configs = student_config(recipe, on_gpu=False), teacher_config(recipe, on_gpu=False)
-    job = Job(recipe, cache, teacher_place, student_place, "", "", False, *configs, {"train": str(split.folder)})
+    configs = student_config(recipe, on_gpu=False), teacher_configs(recipe, on_gpu=False)
+    job = Job(
+        recipe, cache, {"teacher": teacher_place}, student_place, "", "", False, *configs, {"train": str(split.folder)}
+    )
     parts = assemble(job, ranks=ranks, device=device)
     engine, batches = parts.engine, parts.batches
     print("READY", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -101,23 +102,51 @@ class SideBatch:
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """The input of one forward pass of the student: B examples with S segments."""
+class SegmentPairs:
+    """The S segments of a micro-batch that the student shares with one of its teachers."""
 
-    examples: list[int]
-    """[B] index of each example in the data."""
+    student: SegmentRows
+    """Places of the S segments among the student's answer rows of the examples that the teacher judges."""
+    teacher: SegmentRows
+    """Places of the S segments among the teacher's answer tokens, which stand example after example."""
+    example: Tensor
+    """[S] which of the B examples each segment belongs to."""
+    judged: tuple[int, ...] | None = None
+    """Which of the B examples the teacher judges; None where it judges all."""
+    answers: Tensor | None = None
+    """[J] the student's answer rows of these examples; None where the teacher judges all."""
+
+    def places(self, num_examples: int) -> Sequence[int]:
+        """List the places, among the B examples, of those that the teacher judges."""
+        return range(num_examples) if self.judged is None else self.judged
+
+    def to(self, device: torch.device) -> SegmentPairs:
+        """Move the tensors to ``device``."""
+        return replace(
+            self,
+            student=self.student.to(device),
+            teacher=self.teacher.to(device),
+            example=self.example.to(device, non_blocking=True),
+            answers=None if self.answers is None else self.answers.to(device, non_blocking=True),
+        )
+
+    def of(self, values: Tensor) -> Tensor:
+        """Select from values [A, ...] of all of the student's answer rows those of the judged examples, [J, ...]."""
+        return values if self.answers is None else values[self.answers]
+
+
+@dataclass(frozen=True)
+class JudgedBatch:
+    """A micro-batch as one teacher judges it: B examples, S segments in those of them that are this teacher's."""
+
     student: SideBatch
-    """Tokens of the student's side."""
+    """Tokens of the student's side, with the A answer rows of the judged examples alone."""
     student_segments: SegmentRows
     """Places of the S segments among the student's answer rows."""
     teacher_segments: SegmentRows
-    """Places of the S segments among the teacher's answer tokens, which stand example after example."""
+    """Places of the S segments among the teacher's answer tokens."""
     segment_example: Tensor
     """[S] which of the B examples each segment belongs to."""
-    example_weight: Tensor
-    """[B] weight of each example: 1.0, or 0.0 for a stand-in that fills up a window."""
-    answer_bytes: Tensor
-    """[B] int64 number of UTF-8 bytes that each example's answer rows spell."""
     own: Tensor | None = None
     """[B] bool, True where the student sampled the answer itself; None in runs without rollouts."""
 
@@ -131,6 +160,32 @@ class MicroBatch:
         """[S] bool: which segments are of the student's own answers; None in runs without rollouts."""
         return None if self.own is None else self.own[self.segment_example]
 
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The input of one forward pass of the student: B examples, with their segments for each teacher."""
+
+    examples: list[int]
+    """[B] index of each example in the data."""
+    student: SideBatch
+    """Tokens of the student's side."""
+    pairs: tuple[SegmentPairs, ...]
+    """The segments that each teacher judges, in the order of the recipe's teachers."""
+    example_weight: Tensor
+    """[B] weight of each example: 1.0, or 0.0 for a stand-in that fills up a window."""
+    answer_bytes: Tensor
+    """[B] int64 number of UTF-8 bytes that each example's answer rows spell."""
+    own: Tensor | None = None
+    """[B] bool, True where the student sampled the answer itself; None in runs without rollouts."""
+
+    def judged_by(self, number: int) -> JudgedBatch:
+        """Return the micro-batch as the teacher of a number judges it."""
+        pairs, student = self.pairs[number], self.student
+        if pairs.answers is not None:
+            names = ("answer_rows", "answer_ids", "answer_in_text", "answer_example")
+            student = replace(student, **{name: pairs.of(getattr(student, name)) for name in names})
+        return JudgedBatch(student, pairs.student, pairs.teacher, pairs.example, self.own)
+
     def weights_of(self, *, own: bool) -> Tensor:
         """Return the weight of each example, [B], or 0 where it is not of the student's own, or given, answers."""
         if self.own is None:
@@ -142,9 +197,7 @@ class MicroBatch:
         return MicroBatch(
             examples=self.examples,
             student=self.student.to(device),
-            student_segments=self.student_segments.to(device),
-            teacher_segments=self.teacher_segments.to(device),
-            segment_example=self.segment_example.to(device, non_blocking=True),
+            pairs=tuple(pairs.to(device) for pairs in self.pairs),
             example_weight=self.example_weight.to(device, non_blocking=True),
             answer_bytes=self.answer_bytes.to(device, non_blocking=True),
             own=None if self.own is None else self.own.to(device, non_blocking=True),

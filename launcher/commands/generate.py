@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.commands.options import OUTPUT, FactsAsJson, Overrides, RecipeFile
+from launcher.commands.options import OUTPUT, FactsAsJson, Overrides, RecipeFile, TeacherName
 from uld_ds.recipe import load_recipe
 
 _SHOWN = ("rows", "unusable", "duplicates", "too_long", "prompts", "tokens", "empty", "truncated", "dropped", "train")
@@ -28,21 +28,23 @@ def generate(
             "--output", help="Folder of the answers. Default: the recipe's generation.output.", rich_help_panel=OUTPUT
         ),
     ] = None,
+    teacher: TeacherName = None,
     overrides: Overrides = None,
     as_json: FactsAsJson = False,
 ) -> None:
-    """Let the recipe's teacher answer its prompts, into Parquet files. Run again, it goes on where it stopped."""
+    """Let a recipe's teacher answer its prompts, into Parquet files. Run again, it goes on where it stopped."""
     loaded = load_recipe(recipe, overrides or [])
+    chosen = loaded.teacher_named(teacher)
     if output is not None:
-        chosen = loaded.generation.model_copy(update={"output": output})
-        loaded = loaded.model_copy(update={"generation": chosen})
+        generation = loaded.generation.model_copy(update={"output": output})
+        loaded = loaded.model_copy(update={"generation": generation})
     logging.disable(logging.WARNING)
     # Ray's core remarks, as an error, on how Ray Data starts its actors.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from launcher.drivers.generate import generate_answers
 
     logging.disable(logging.NOTSET)
-    facts = generate_answers(loaded)
+    facts = generate_answers(loaded, chosen.name)
     if as_json:
         typer.echo(json.dumps(facts))
         return

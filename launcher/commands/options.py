@@ -16,6 +16,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. training.steps=100. Repeatable."),
 ]
 """Option ``--set`` with overrides of a recipe, for ``load_recipe``."""
+TeacherName = Annotated[
+    str | None, typer.Option("--teacher", metavar="NAME", help="Which of the recipe's teachers. Default: the only one.")
+]
+"""Option ``--teacher`` of verbs that need exactly one."""
 Address = Annotated[
     str | None,
     typer.Option(

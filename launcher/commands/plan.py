@@ -75,9 +75,9 @@ def plan(
             recipe=loaded,
             hardware=Hardware(kind, int(memory * _GB), per_node, peak, efficiency, inter_gbps, intra_gbps),
             student_shape=student_shape(loaded.student),
-            teacher_shape=teacher_shape(loaded.teacher) if loaded.teacher.source == "online" else None,
+            teacher_shapes={own.name: teacher_shape(own) for own in loaded.teachers if own.source == "online"},
             student_tokens=student_tokens or loaded.student.max_length,
-            teacher_tokens=teacher_tokens or loaded.teacher.max_length,
+            teacher_tokens=teacher_tokens,
         )
         if as_json:
             typer.echo(json.dumps(found.to_json()))
@@ -116,14 +116,23 @@ def _models(found: Plan) -> Table:
     hardware = found.hardware
     nodes = hardware.nodes(found.ranks)
     where = f"{found.ranks} x {hardware.memory / _GB:g} GB {found.kind.upper()}, {nodes} node{'s' * (nodes > 1)}"
-    teacher = "stored: takes no memory" if found.teacher is None else _described(found.teacher.shape)
     student = _described(found.student_shape)
     if found.student_shape.learning < found.student_shape.parameters:
         student += f"; {found.student_shape.learning / 1e6:,.1f} million of them learn"
-    rows: list[tuple[str, ...]] = [("workers", where), ("teacher", teacher), ("student", student)]
+    rows: list[tuple[str, ...]] = [("workers", where), *_teachers(found), ("student", student)]
     if found.student_shape.adapters is not None:
         rows.append(("", found.student_shape.adapters))
     return _rows("plan", rows)
+
+
+def _teachers(found: Plan) -> list[tuple[str, ...]]:
+    running = {teacher.settings.name: teacher.role.shape for teacher in found.teachers}
+    rows: list[tuple[str, ...]] = []
+    for settings in found.recipe.teachers:
+        shape = running.get(settings.name)
+        said = "stored: takes no memory" if shape is None else _described(shape)
+        rows.append((settings.key.replace("teachers.", "teacher "), said))
+    return rows
 
 
 def _described(shape: Any) -> str:
@@ -157,7 +166,7 @@ def _step(found: Plan) -> Table:
     rows: list[tuple[str, ...]] = []
     for role, tokens in facts["tokens_per_window"].items():
         rows.append((f"  {role} tokens", f"{tokens:,.0f} per worker and step"))
-    if found.teacher is not None:
+    if found.teachers:
         rows.append(("  teacher forwards", f"{found.teacher_forwards}, each with one gather of its weights"))
     if found.round is not None:
         rows.append(("  rollouts", _sampled(found.round, found.recipe.rollouts)))
@@ -187,7 +196,8 @@ def _sampled(of_round: Round, settings: Any) -> str:
 
 def _later(found: Plan) -> str:
     own = found.recipe.own_examples
-    if found.teacher is None or not found.recipe.teacher.cache or own == found.recipe.training.batch_size:
+    cached = any(teacher.settings.cache for teacher in found.teachers)
+    if not cached or own == found.recipe.training.batch_size:
         return ""
     of_given = " of given answers" if own else ""
     return f"; {found.cached_seconds():.3g} s once teacher outputs{of_given} are cached"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher.commands.options import OUTPUT, FactsAsJson, Overrides, RecipeFile
+from launcher.commands.options import OUTPUT, FactsAsJson, Overrides, RecipeFile, TeacherName
 from uld_ds.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -31,21 +31,35 @@ def build(
             "--output", help="Folder or URL of the store. Default: the recipe's teacher.path.", rich_help_panel=OUTPUT
         ),
     ] = None,
+    teacher: TeacherName = None,
     overrides: Overrides = None,
     as_json: FactsAsJson = False,
 ) -> None:
-    """Run the recipe's teacher over its data and keep what it says. Run again, it goes on where it stopped."""
-    # The last word: a URL is no YAML.
-    changes = [*(overrides or []), "teacher.source=online"]
-    loaded = load_recipe(recipe, changes)
+    """Run a recipe's teacher over its data and keep what it says. Run again, it goes on where it stopped."""
+    loaded = load_recipe(recipe, overrides or [], change=lambda tree: _asked(tree, teacher))
+    chosen = loaded.teacher_named(teacher)
     if output is not None:
-        teacher = loaded.teacher.model_copy(update={"path": output})
-        loaded = loaded.model_copy(update={"teacher": teacher})
+        loaded = loaded.with_teachers({chosen.name: {"path": output}})
+        chosen = loaded.teacher_named(teacher)
     logging.disable(logging.WARNING)
     from launcher.drivers.store import build_store
 
     logging.disable(logging.NOTSET)
-    _print(build_store(loaded), str(loaded.teacher.path), as_json=as_json)
+    _print(build_store(loaded, chosen.name), str(chosen.path), as_json=as_json)
+
+
+def _asked(tree: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """Copy a recipe with the teacher that is to be asked online, wherever its outputs are read from otherwise."""
+    online = {"source": "online"}
+    if isinstance(tree.get("teacher"), dict):
+        return tree | {"teacher": tree["teacher"] | online}
+    teachers = tree.get("teachers")
+    if not isinstance(teachers, list):
+        return tree
+    only = teachers[0].get("name") if len(teachers) == 1 and isinstance(teachers[0], dict) else None
+    is_meant = [isinstance(own, dict) and own.get("name") == (name or only) for own in teachers]
+    chosen = [own | online if meant else own for own, meant in zip(teachers, is_meant, strict=True)]
+    return tree | {"teachers": chosen}
 
 
 @store.command("info")

@@ -80,7 +80,7 @@ def evaluate_model(name: str, recipe: Recipe, output: str | None) -> dict[str, A
         size = recipe.generation.batch_size
         answered = answer_rows(model, prompts.kept, references, decoding, batch_size=size, note=note)
         measured = bits_per_byte_of(
-            model, side, rows, reader, batch_tokens=recipe.teacher.max_tokens_per_forward, device=device
+            model, side, rows, reader, batch_tokens=recipe.teachers[0].max_tokens_per_forward, device=device
         )
         suites = _suites(recipe, pretrained, settings, device, view)
     scores = score([prediction for prediction, _ in answered], metrics, words=words)

@@ -38,31 +38,36 @@ from uld_ds.workers.answers import Answerer, write_engine_rows
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
 
 
-def generate_answers(recipe: Recipe) -> dict[str, Any]:
-    """Let the recipe's teacher answer its prompts, and return the facts of all answers there are.
+def generate_answers(recipe: Recipe, teacher_name: str | None = None) -> dict[str, Any]:
+    """Let a recipe's teacher answer its prompts, and return the facts of all answers there are.
 
     The prompts are those of ``generation.prompts`` or ``data.train``. What was answered before is not asked again.
+
+    Args:
+        recipe: the recipe.
+        teacher_name: name of the teacher, where there are several. It answers all prompts, whoever judges them.
 
     Raises:
         UserError: something in the recipe cannot be done, or the folder holds answers of another teacher.
         RunError: the workers failed, or no answer is left.
     """
     quieten_libraries()
-    settings = recipe.teacher
+    settings = recipe.teacher_named(teacher_name)
+    recipe = recipe.alone_with(settings.name)
     if settings.model is None:
-        raise UserError("teacher.model", "is missing", "name the teacher that is to be asked")
+        raise UserError(f"{settings.key}.model", "is missing", "name the teacher that is to be asked")
     if recipe.generation.engine == "vllm" and find_spec("vllm") is None:
         raise UserError("generation.engine", "'vllm' is not installed", "pip install 'uld-ds[vllm]', on every node")
     if recipe.generation.engine == "vllm" and settings.remote_code is not None:
         problem = "the vllm engine does not tell one repository's code from another's"
-        raise UserError("teacher.remote_code", problem, "set generation.engine=transformers")
+        raise UserError(f"{settings.key}.remote_code", problem, "set generation.engine=transformers")
     check_dashboard_port(recipe.cluster)
     folder = writable_folder(Path(recipe.generation.output or RunFolder(recipe.run_dir).generated), "generation.output")
     with ProgressView(RunFolder(folder).progress) as view:
         view.note("looking at the teacher and the prompts")
         reader = ExampleReader(recipe.data)
         decoding = Decoding.of(recipe.generation, reader.task, recipe.run.seed)
-        teacher = Pretrained.from_settings(settings, "teacher")
+        teacher = Pretrained.from_settings(settings, settings.key)
         special_tokens = recipe.data.special_tokens
         side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
         key = "data.train" if recipe.generation.prompts is None else "generation.prompts"
@@ -93,7 +98,7 @@ def generate_answers(recipe: Recipe) -> dict[str, Any]:
 
 def _identity(recipe: Recipe, side: TextSide, decoding: Decoding) -> dict[str, Any]:
     """Collect all that decides an answer, besides its prompt."""
-    teacher, special_tokens = recipe.teacher, recipe.data.special_tokens
+    teacher, special_tokens = recipe.teacher_named(), recipe.data.special_tokens
     return {
         "teacher": teacher.model,
         "gguf_file": teacher.gguf_file,
@@ -179,7 +184,7 @@ def _with_transformers(source: ray.data.Dataset, asking: _Asking) -> ray.data.Da
         batch_format="pyarrow",
         fn_constructor_kwargs={
             "model": asking.teacher,
-            "precision": asking.recipe.teacher.precision,
+            "precision": asking.recipe.teacher_named().precision,
             "decoding": asking.decoding.to_json(),
             "ends": asking.side.end_ids,
             "reader": asking.side.reply_reader,
@@ -198,7 +203,8 @@ def _with_vllm(source: ray.data.Dataset, asking: _Asking, prompt_ends: dict[str,
     """Answer through Ray's own integration of vLLM: prompts go in as tokens, answers come out as text."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    recipe, settings, decoding = asking.recipe, asking.recipe.teacher, asking.decoding
+    recipe, decoding = asking.recipe, asking.decoding
+    settings = recipe.teacher_named()
     dtype = {"bf16": "bfloat16", "fp32": "float32"}[settings.precision]
     config = vLLMEngineProcessorConfig(
         model_source=asking.teacher.place,

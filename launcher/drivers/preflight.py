@@ -12,7 +12,7 @@ from launcher.jobs.inside import is_job
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe, load_recipe
 from uld_ds.runs.folder import RunFolder
-from uld_ds.training.deepspeed_config import read_student_config, student_config, teacher_config, zero_stage
+from uld_ds.training.deepspeed_config import read_student_config, student_config, teacher_configs, zero_stage
 from uld_ds.utils.files import in_home, write_whole
 from uld_ds.utils.redaction import Redactor
 
@@ -126,7 +126,7 @@ def check_deepspeed_configs(recipe: Recipe) -> None:
     """
     for on_gpu in (False, True):
         student_config(recipe, on_gpu=on_gpu)
-        teacher_config(recipe, on_gpu=on_gpu)
+        teacher_configs(recipe, on_gpu=on_gpu)
 
 
 def check_port(port: int | None, key: str) -> None:

@@ -17,6 +17,7 @@ from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DataSource, Recipe
+from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.runs.folder import RunFolder
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import MANIFEST, CodecFacts, StoreIdentity, StoreManifest
@@ -28,63 +29,109 @@ from uld_ds.workers.store import StoreJob, StorePart, build_store_worker
 
 
 def with_absolute_store(recipe: Recipe) -> Recipe:
-    """Make ``teacher.path`` absolute, where it is a folder here.
+    """Make the ``path`` of each teacher's store absolute, where it is a folder here.
 
     Workers run in another directory.
     """
-    path = recipe.teacher.path
-    if path is None or "://" in path:
-        return recipe
-    teacher = recipe.teacher.model_copy(update={"path": str(in_home(path).absolute())})
-    return recipe.model_copy(update={"teacher": teacher})
+    paths = {teacher.name: teacher.path for teacher in recipe.teachers}
+    here = {name: str(in_home(path).absolute()) for name, path in paths.items() if path and "://" not in path}
+    return recipe.with_teachers({name: {"path": path} for name, path in here.items()})
 
 
-def build_store(recipe: Recipe) -> StoreManifest:
-    """Run the teacher of a recipe over its training data (and its held-out data) into ``teacher.path``.
+def build_store(recipe: Recipe, teacher_name: str | None = None) -> StoreManifest:
+    """Run a teacher of a recipe over its training data (and its held-out data) into that teacher's ``path``.
 
     What is there already is not done again; a whole store of the same teacher and data is left as it is.
+
+    Args:
+        recipe: the recipe.
+        teacher_name: name of the teacher, where there are several; with ``combine: route`` only the rows that it
+            judges are stored.
 
     Raises:
         UserError: something in the recipe cannot be done, or another store is at that place.
         RunError: the workers failed.
     """
     quieten_libraries()
-    recipe = with_absolute_store(recipe)
-    settings = recipe.teacher
+    whole = with_absolute_store(recipe)
+    settings = whole.teacher_named(teacher_name)
+    recipe = whole.alone_with(settings.name)
     if settings.path is None:
-        raise UserError("teacher.path", "is missing", "name the folder or URL to build the store at, or use --output")
+        raise UserError(
+            f"{settings.key}.path", "is missing", "name the folder or URL to build the store at, or use --output"
+        )
     if settings.model is None:
-        raise UserError("teacher.model", "is missing", "name the teacher that is to be asked")
+        raise UserError(f"{settings.key}.model", "is missing", "name the teacher that is to be asked")
     check_deepspeed_configs(recipe)
     check_dashboard_port(recipe.cluster)
-    folder = writable_folder(Path(recipe.run.storage) / f"{recipe.run.name}-store", "run.storage")
+    beside = "-store" if settings.name == ONLY_TEACHER else f"-store-{settings.name}"
+    folder = writable_folder(Path(recipe.run.storage) / f"{recipe.run.name}{beside}", "run.storage")
     with ProgressView(RunFolder(folder).progress) as view:
         view.note("looking at the teacher and the data")
-        teacher = Pretrained.from_settings(settings, "teacher")
+        teacher = Pretrained.from_settings(settings, settings.key)
         special_tokens = recipe.data.special_tokens
         side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
         # Held-out examples first: whoever finds the main store finds all.
-        parts = [part_of("data.train", recipe.data.train, settings.path, recipe, side, folder)]
+        parts = [
+            part_of(
+                "data.train",
+                recipe.data.train,
+                settings.path,
+                recipe,
+                side,
+                folder,
+                routed_by=whole,
+                judge=settings.name,
+            )
+        ]
         if recipe.data.eval is not None:
             url = held_out_url(settings.path)
-            parts.insert(0, part_of("data.eval", recipe.data.eval, url, recipe, side, folder))
-        if any(not _is_whole(part) for part in parts):
+            parts.insert(
+                0,
+                part_of("data.eval", recipe.data.eval, url, recipe, side, folder, routed_by=whole, judge=settings.name),
+            )
+        if any(not _is_whole(part, settings.key) for part in parts):
             with connected(recipe.cluster, folder):
                 on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
-                job = StoreJob(recipe, folder, teacher.place, on_gpu, teacher_config(recipe, on_gpu=on_gpu), parts)
+                job = StoreJob(recipe, folder, teacher.place, on_gpu, teacher_config(settings, on_gpu=on_gpu), parts)
                 run_worker_group(build_store_worker, job.to_config(), recipe, folder, on_gpu=on_gpu)
                 check_not_stopped(folder)
         else:
             view.note(f"{settings.path} is whole already")
-    return SpectrumStore.open(settings.path, key="teacher.path").manifest
+    return SpectrumStore.open(settings.path, key=f"{settings.key}.path").manifest
 
 
-def part_of(key: str, source: DataSource, url: str, recipe: Recipe, side: TextSide, folder: Path) -> StorePart:
-    """Describe what is to be stored of one split; its rows are prepared beside ``folder``."""
+def part_of(
+    key: str,
+    source: DataSource,
+    url: str,
+    recipe: Recipe,
+    side: TextSide,
+    folder: Path,
+    *,
+    routed_by: Recipe | None = None,
+    judge: str | None = None,
+) -> StorePart:
+    """Describe what is to be stored of one split; its rows are prepared beside ``folder``.
+
+    Args:
+        key: the split's key in the recipe.
+        source: its rows.
+        url: place of the store.
+        recipe: the recipe of the teacher alone.
+        side: the teacher's side.
+        folder: folder of the command.
+        routed_by: the recipe of all teachers, by which only some rows may be this one's to judge.
+        judge: the teacher's name in it.
+    """
     work = TeacherEncoding(side, turns=recipe.data.turns)
-    rows = prepare_rows(source, key, folder.parent / PREPARED_DATA, work, recipe.data)
-    settings = recipe.teacher
+    settings, cache = recipe.teacher_named(), folder.parent / PREPARED_DATA
+    names = [] if routed_by is None else routed_by.names_of_judges
+    if routed_by is not None and names:
+        rows = prepare_rows(source, key, cache, work, routed_by.data, teachers=names, judge=judge)
+    else:
+        rows = prepare_rows(source, key, cache, work, recipe.data)
     assert settings.model is not None
     identity = StoreIdentity(
         teacher=settings.model,
@@ -103,7 +150,7 @@ def part_of(key: str, source: DataSource, url: str, recipe: Recipe, side: TextSi
     return StorePart(key, url, str(rows), identity.model_dump(mode="json"))
 
 
-def _is_whole(part: StorePart) -> bool:
+def _is_whole(part: StorePart, section: str) -> bool:
     """Tell whether a part of a store is there and whole.
 
     Raises:
@@ -111,6 +158,7 @@ def _is_whole(part: StorePart) -> bool:
     """
     if StoreFiles(part.url).read(MANIFEST) is None:
         return False
-    store = SpectrumStore.open(part.url, key="teacher.path")
-    store.check_matches(StoreIdentity.model_validate(part.identity), key="teacher.path")
+    key = f"{section}.path"
+    store = SpectrumStore.open(part.url, key=key)
+    store.check_matches(StoreIdentity.model_validate(part.identity), key=key)
     return True

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from launcher.terminal.progress import ProgressView
 from launcher.terminal.quiet import quieten_libraries
 from uld_ds.data.bad_examples import bad_examples
 from uld_ds.data.prepared import PREPARED_DATA, Split
-from uld_ds.data.sides import Side, TextSide
+from uld_ds.data.sides import TextSide
 from uld_ds.errors import StoppedError, UserError, one_line
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.trial import TrialStudent, try_student, with_own_head
@@ -37,14 +37,13 @@ from uld_ds.runs.progress import ProgressWriter
 from uld_ds.runs.stop_file import StopFile
 from uld_ds.tracking import mlflow_runs
 from uld_ds.tracking.run_record import begun_run, record_beginning, record_end, settle
-from uld_ds.training.deepspeed_config import student_config, teacher_config
+from uld_ds.training.deepspeed_config import student_config, teacher_configs
 from uld_ds.training.preparation import (
-    check_identities,
+    FoundTeacher,
     check_rollouts,
+    found_teachers,
     prepared_splits,
-    share_a_tokenizer,
     student_place,
-    teacher_sides,
     warn_of_splits,
 )
 from uld_ds.utils.environment import code_revision
@@ -69,7 +68,8 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     quieten_libraries()
     check_deepspeed_configs(recipe)
     check_engine(recipe)
-    recipe.teacher.codec.to_precision()
+    for teacher in recipe.teachers:
+        teacher.codec.to_precision()
     check_dashboard_port(recipe.cluster)
     recipe = with_absolute_store(recipe)
     run_dir = claim_run_dir(recipe)
@@ -101,7 +101,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     run_id=run_id,
                     on_gpu=on_gpu,
                     student_deepspeed=student_config(recipe, on_gpu=on_gpu),
-                    teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
+                    teachers_deepspeed=teacher_configs(recipe, on_gpu=on_gpu),
                 )
                 repair_checkpoint_list(run_dir, view.note)
                 grace = sigterm.after_a_checkpoint(stop_file, recipe.cluster.grace_seconds)
@@ -134,10 +134,9 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         view.note(trial.adapters)
     check_free_disk(run_dir, recipe, _checkpoint_parameters(trial, recipe.student))
     own = TextSide.of_model(student, recipe.student, "student", special_tokens=recipe.data.special_tokens)
-    teacher, sides = teacher_sides(recipe, own)
-    shared = share_a_tokenizer(own, sides["train"])
-    check_identities(recipe, sides["train"], shared=shared)
-    splits = _splits(recipe, run_dir, own, sides)
+    teachers = found_teachers(recipe, own)
+    shared = all(teacher.shares_tokenizer for teacher in teachers.values())
+    splits = _splits(recipe, run_dir, own, teachers)
     for name, split in splits.items():
         if name == "prompts" or split is not splits.get("prompts"):
             view.note(_described(name, split))
@@ -146,20 +145,22 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     warn_of_splits(splits)
     places = {name: str(split.folder) for name, split in splits.items()}
     if shared:
-        view.note("teacher and student have one tokenizer: objective.classical (KL, Jensen-Shannon) is possible, too")
+        both = "teacher and student" if len(teachers) == 1 else "teachers and student"
+        view.note(f"{both} have one tokenizer: objective.classical (KL, Jensen-Shannon) is possible, too")
     return {
         "recipe": recipe,
         "run_dir": run_dir,
-        "teacher": teacher,
+        "teachers": {name: teacher.place for name, teacher in teachers.items()},
         "student": student.place,
         "tracking_uri": uri,
         "splits": places,
-        "teacher_facts": teacher_facts(recipe, teacher) | {"same_tokenizer": shared},
+        "teacher_facts": teacher_facts(recipe, {name: teacher.place for name, teacher in teachers.items()})
+        | {"same_tokenizer": shared},
         "code_revision": str(code_revision()),
     }
 
 
-def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, Side]) -> dict[str, Split]:
+def _splits(recipe: Recipe, run_dir: Path, student: TextSide, teachers: Mapping[str, FoundTeacher]) -> dict[str, Split]:
     """Prepare the data, shared by all runs in ``run.storage`` that prepare the same rows alike.
 
     A run keeps the data it began with: what it was is noted in its folder, and the source is not asked again.
@@ -170,7 +171,7 @@ def _splits(recipe: Recipe, run_dir: Path, student: TextSide, sides: dict[str, S
         folders = {name: cache / key for name, key in json.loads(note.read_text(encoding="utf-8")).items()}
         if all(folder.is_dir() for folder in folders.values()):
             return {name: Split.load(folder) for name, folder in folders.items()}
-    splits = prepared_splits(recipe, student, sides, cache)
+    splits = prepared_splits(recipe, student, teachers, cache)
     keys = {name: split.folder.name for name, split in splits.items()}
     if note.is_file() and RunFolder(run_dir).run_id.exists() and json.loads(note.read_text(encoding="utf-8")) != keys:
         raise UserError(

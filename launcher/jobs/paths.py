@@ -29,11 +29,13 @@ def check_shared_paths(recipe: Recipe) -> None:
 
 def _shared(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield "run.storage", recipe.run.storage
-    if recipe.teacher.source == "stored" and recipe.teacher.path is not None:
-        yield "teacher.path", recipe.teacher.path
+    for teacher in recipe.teachers:
+        if teacher.source == "stored" and teacher.path is not None:
+            yield f"{teacher.key}.path", teacher.path
     if recipe.tracking.uri is not None and recipe.tracking.uri.startswith("sqlite:///"):
         yield "tracking.uri", recipe.tracking.uri.removeprefix("sqlite:///")
-    for key, model in (("teacher.model", recipe.teacher.model), ("student.model", recipe.student.model)):
+    models = [(f"{teacher.key}.model", teacher.model) for teacher in recipe.teachers]
+    for key, model in (*models, ("student.model", recipe.student.model)):
         # A name that is no folder here is a hub id, or a package.
         if model is not None and (model.startswith(".") or Path(model).is_dir()):
             yield key, model
@@ -80,7 +82,8 @@ def _travelling(recipe: Recipe, root: Path) -> Iterator[tuple[str, str]]:
     tokenizer = recipe.student.tokenizer
     if isinstance(tokenizer, str) and (tokenizer.startswith(".") or (root / tokenizer).exists()):
         yield "student.tokenizer", tokenizer
-    for role, settings in (("teacher", recipe.teacher), ("student", recipe.student)):
+    teachers = [(teacher.key, teacher) for teacher in recipe.teachers]
+    for role, settings in (*teachers, ("student", recipe.student)):
         if settings.deepspeed is not None and (root / settings.deepspeed).is_file():
             yield f"{role}.deepspeed", settings.deepspeed
 

@@ -38,7 +38,8 @@ _SUB_GROUP = 1_000_000_000
 class Line:
     """An item that takes memory on one rank."""
 
-    role: Literal["worker", "student", "teacher"]
+    role: str
+    """``worker``, ``student``, ``teacher``; of several teachers, ``teacher NAME``."""
     what: str
     bytes: int
     place: Place = "device"
@@ -96,11 +97,12 @@ class Role:
         return min(live, most, self.shape.parameters) * self.width
 
 
-def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) -> Iterator[Line]:
+def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool, teachers: int = 1) -> Iterator[Line]:
     """List what a student that is trained takes.
 
     Args:
         role: the student.
+        teachers: number of its teachers: the loss goes over the head once for each.
         tokens: of one micro-batch, padding included.
         rows: answer tokens of it.
         checkpointing: whether layers are computed again in the backward pass.
@@ -112,6 +114,9 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool) ->
     yield Line("student", "gathered layers", role.gathered(backward=True), moment="student")
     yield Line("student", "activations", activations(role, tokens, checkpointing=checkpointing), moment="student")
     yield Line("student", "head chunk", head_bytes(role, rows, backward=True), moment="student")
+    if role.shape.head_learns:
+        again = (teachers - 1) * role.shape.vocab * role.shape.hidden * 4
+        yield Line("student", "head gradients of further teachers", again, moment="student")
     if role.shape.quantized:
         unpacked = role.shape.largest_quantized * role.width
         yield Line("student", "a matrix out of its 4 bits", unpacked, moment="student")
@@ -148,23 +153,26 @@ def checkpoint_bytes(role: Role) -> tuple[int, int]:
     return role.share(shape.learning * states_width(role), 1), shape.learning * role.width + frozen * twice
 
 
-def teacher_lines(role: Role, *, tokens: int, rows: int, window_rows: int, top_ids: int = 0) -> Iterator[Line]:
+def teacher_lines(
+    role: Role, *, tokens: int, rows: int, window_rows: int, top_ids: int = 0, called: str = "teacher"
+) -> Iterator[Line]:
     """List what a frozen teacher takes.
 
     Args:
         role: the teacher.
+        called: what its lines call it.
         tokens: of one forward, padding included.
         rows: answer tokens of it.
         window_rows: answer tokens of a rank's window, whose spectra are held.
         top_ids: top-k tokens that are held of each.
     """
-    yield Line("teacher", "weights", role.share(role.weights, 3), role.offload("param"))
-    yield Line("teacher", "gathered layers", role.gathered(backward=False), moment="teacher")
-    yield Line("teacher", "activations", forward_bytes(role, tokens), moment="teacher")
-    yield Line("teacher", "head chunk", head_bytes(role, rows, backward=False), moment="teacher")
-    yield Line("teacher", "spectra of a window", window_rows * _SPECTRUM_BYTES)
-    yield Line("teacher", "top-k tokens of a window", window_rows * top_ids * _TOP_TOKEN_BYTES)
-    yield Line("teacher", "whole weights on the first rank", loading_bytes(role), "host", "loading")
+    yield Line(called, "weights", role.share(role.weights, 3), role.offload("param"))
+    yield Line(called, "gathered layers", role.gathered(backward=False), moment="teacher")
+    yield Line(called, "activations", forward_bytes(role, tokens), moment="teacher")
+    yield Line(called, "head chunk", head_bytes(role, rows, backward=False), moment="teacher")
+    yield Line(called, "spectra of a window", window_rows * _SPECTRUM_BYTES)
+    yield Line(called, "top-k tokens of a window", window_rows * top_ids * _TOP_TOKEN_BYTES)
+    yield Line(called, "whole weights on the first rank", loading_bytes(role), "host", "loading")
 
 
 def activations(role: Role, tokens: int, *, checkpointing: bool) -> int:

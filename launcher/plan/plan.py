@@ -12,7 +12,7 @@ from launcher.plan.sampling import Round, round_of, sampling_lines
 from launcher.plan.shapes import Shape
 from launcher.plan.speed import Hardware, Traffic, forward_operations, student_traffic, teacher_traffic
 from uld_ds.errors import UserError
-from uld_ds.recipe import Recipe, parse_recipe
+from uld_ds.recipe import NamedTeacherSettings, Recipe, parse_recipe
 from uld_ds.training.deepspeed_config import read_config, read_student_config
 
 USABLE = 0.94
@@ -35,17 +35,46 @@ _CHANGES: tuple[dict[str, Any], ...] = (
 
 
 @dataclass(frozen=True)
+class PlannedTeacher:
+    """A teacher that runs, and how it is held."""
+
+    settings: NamedTeacherSettings
+    role: Role
+    tokens: float
+    """Tokens of a rank's window that it reads."""
+
+    @property
+    def called(self) -> str:
+        """What lines and times call it: ``teacher``, or with its name where there are several."""
+        return self.settings.key.replace("teachers.", "teacher ")
+
+    def forwards(self, share: float = 1.0) -> int:
+        """Count its forwards of a share of a window."""
+        return max(1, -int(-share * self.tokens // self.settings.max_tokens_per_forward))
+
+
+def _section(tree: dict[str, Any], key: str) -> tuple[Any, str]:
+    """Find the section of a recipe's plain values that a key is in, and the key's name there."""
+    section, _, name = key.rpartition(".")
+    if not section.startswith("teachers."):
+        return tree[section], name
+    called = section.partition(".")[2]
+    return next(own for own in tree["teachers"] if own["name"] == called), name
+
+
+@dataclass(frozen=True)
 class Plan:
     """The plan of one recipe on one kind of hardware."""
 
     recipe: Recipe
     hardware: Hardware
     student_shape: Shape
-    teacher_shape: Shape | None
-    """Sizes of the teacher; None where a stored teacher names no model: it takes no memory either way."""
+    teacher_shapes: Mapping[str, Shape]
+    """Sizes of the teachers that run, by their names: a stored one takes no memory."""
     student_tokens: float
     """Mean student tokens per example."""
-    teacher_tokens: float
+    teacher_tokens: float | None = None
+    """Mean tokens of every teacher per example; None: each one's ``max_length``."""
 
     @property
     def ranks(self) -> int:
@@ -65,14 +94,23 @@ class Plan:
         return Role(self.student_shape, settings.precision, zero, self.ranks, self.kind)
 
     @cached_property
-    def teacher(self) -> Role | None:
-        """The teacher, and how it is held; None where it does not run."""
-        settings = self.recipe.teacher
-        if settings.source == "stored" or self.teacher_shape is None:
-            return None
+    def teachers(self) -> list[PlannedTeacher]:
+        """The teachers that run, and how each is held."""
+        return [
+            PlannedTeacher(settings, self._held(settings), self._tokens_of(settings))
+            for settings in self.recipe.teachers
+            if settings.source == "online" and settings.name in self.teacher_shapes
+        ]
+
+    def _held(self, settings: NamedTeacherSettings) -> Role:
         config = read_config(settings.deepspeed, "teacher", on_gpu=self.kind == "gpu")
         zero = config.get("zero_optimization", {}) if settings.sharding == "zero3" else {}
-        return Role(self.teacher_shape, settings.precision, zero, self.ranks, self.kind)
+        return Role(self.teacher_shapes[settings.name], settings.precision, zero, self.ranks, self.kind)
+
+    def _tokens_of(self, settings: NamedTeacherSettings) -> float:
+        """Compute the tokens of a rank's window that a teacher reads: of rows that are routed, an equal share."""
+        share = len(self.recipe.teachers) if self.recipe.objective.combine == "route" else 1
+        return self.examples_per_rank * (self.teacher_tokens or settings.max_length) / share
 
     @property
     def examples_per_rank(self) -> float:
@@ -81,11 +119,8 @@ class Plan:
 
     @property
     def teacher_forwards(self) -> int:
-        """Teacher forwards of a window: each gathers the teacher once."""
-        if self.teacher is None:
-            return 0
-        window = self.examples_per_rank * self.teacher_tokens
-        return max(1, -int(-window // self.recipe.teacher.max_tokens_per_forward))
+        """Teacher forwards of a window, of all teachers: each gathers one of them once."""
+        return sum(teacher.forwards() for teacher in self.teachers)
 
     @property
     def round(self) -> Round | None:
@@ -100,15 +135,25 @@ class Plan:
         lines = [Line("worker", "libraries and device context", BASE[self.kind])]
         if self.kind == "gpu":
             lines.append(Line("worker", "libraries", HOST_BASE, "host"))
-        lines += student_lines(self.student, tokens=tokens, rows=tokens, checkpointing=settings.gradient_checkpointing)
-        if self.teacher is not None:
-            longest = self.recipe.teacher.max_length
-            forward = min(
-                max(self.recipe.teacher.max_tokens_per_forward, longest), int(self.examples_per_rank * longest)
-            )
-            window = int(self.examples_per_rank * self.teacher_tokens)
+        lines += student_lines(
+            self.student,
+            tokens=tokens,
+            rows=tokens,
+            checkpointing=settings.gradient_checkpointing,
+            teachers=len(self.recipe.teachers),
+        )
+        for teacher in self.teachers:
+            longest = teacher.settings.max_length
+            forward = min(max(teacher.settings.max_tokens_per_forward, longest), int(self.examples_per_rank * longest))
             rows, top_ids = max(forward, 1), self.recipe.taught.num_top_ids
-            lines += teacher_lines(self.teacher, tokens=rows, rows=rows, window_rows=window, top_ids=top_ids)
+            lines += teacher_lines(
+                teacher.role,
+                tokens=rows,
+                rows=rows,
+                window_rows=int(teacher.tokens),
+                top_ids=top_ids,
+                called=teacher.called,
+            )
         if self.recipe.rollouts is not None and self.round is not None:
             answers, longest = self.round.answers, settings.max_length
             lines += sampling_lines(self.student, self.recipe.rollouts, longest=longest, answers=answers)
@@ -121,16 +166,21 @@ class Plan:
         always = sum(line.bytes for line in here if line.moment == "always")
         if moment == "loading":
             return self._loading(here)
-        return always + sum(line.bytes for line in here if line.moment == moment)
+        by_role: dict[str, int] = {}
+        for line in here:
+            if line.moment == moment:
+                by_role[line.role] = by_role.get(line.role, 0) + line.bytes
+        # Several teachers run one after the other.
+        return always + max(by_role.values(), default=0)
 
     def _loading(self, lines: list[Line]) -> int:
         """Compute the peak of loading.
 
-        Teacher first, then the student; optimizer and gradients come after that.
+        Teachers first, then the student; optimizer and gradients come after that.
         """
         held = sum(line.bytes for line in lines if line.role == "worker")
         peaks = [held]
-        for role in ("teacher", "student"):
+        for role in (*(teacher.called for teacher in self.teachers), "student"):
             whole = sum(line.bytes for line in lines if line.role == role and line.moment == "loading")
             held += sum(line.bytes for line in lines if line.role == role and line.what == "weights")
             peaks.append(held + whole)
@@ -162,17 +212,18 @@ class Plan:
     def traffic(self) -> dict[str, Traffic]:
         """Compute the traffic of an optimizer step, by role."""
         student = student_traffic(self.student, self.hardware, self.recipe.accumulation)
-        if self.teacher is None:
-            return {"student": student}
-        return {"teacher": teacher_traffic(self.teacher, self.hardware, self.teacher_forwards), "student": student}
+        moved = {
+            teacher.called: teacher_traffic(teacher.role, self.hardware, teacher.forwards())
+            for teacher in self.teachers
+        }
+        return {**moved, "student": student}
 
     def seconds(self) -> dict[str, dict[str, float]]:
         """Compute the seconds of a step by role: computing, on the wire, and the longer of them (gathers run ahead)."""
         traffic = self.traffic()
         work = {"student": self._student_operations()}
-        if self.teacher is not None:
-            tokens = self.examples_per_rank * self.teacher_tokens
-            work["teacher"] = forward_operations(self.teacher, tokens, tokens)
+        for teacher in self.teachers:
+            work[teacher.called] = forward_operations(teacher.role, teacher.tokens, teacher.tokens)
         found = {}
         for role, moved in traffic.items():
             compute = self.hardware.seconds(work[role])
@@ -187,13 +238,13 @@ class Plan:
         """
         seconds, training = self.seconds(), self.recipe.training
         share = self.recipe.own_examples / training.batch_size
-        student = seconds["student"]["longer"]
-        if not share or self.teacher is None:
-            return student
-        window = share * self.examples_per_rank * self.teacher_tokens
-        forwards = max(1, -int(-window // self.recipe.teacher.max_tokens_per_forward))
-        teacher = seconds["teacher"]
-        return student + max(share * teacher["compute"], teacher["wire"] * forwards / self.teacher_forwards)
+        whole = seconds["student"]["longer"]
+        for teacher in self.teachers:
+            part = share if teacher.settings.cache else 1.0
+            own, forwards = seconds[teacher.called], teacher.forwards(part) / teacher.forwards()
+            if part:
+                whole += max(part * own["compute"], own["wire"] * forwards)
+        return whole
 
     def _student_operations(self) -> float:
         tokens = self.examples_per_rank * self.student_tokens
@@ -210,8 +261,8 @@ class Plan:
         """
         tree = self.recipe.model_dump(mode="json")
         for key, value in changes.items():
-            section, _, name = key.partition(".")
-            tree[section][name] = value
+            section, name = _section(tree, key)
+            section[name] = value
         return replace(self, recipe=parse_recipe(tree))
 
     def helpful_changes(self) -> list[dict[str, Any]]:
@@ -221,19 +272,28 @@ class Plan:
     def _possible_changes(self) -> Iterator[dict[str, Any]]:
         tree = self.recipe.model_dump(mode="json")
         for change in _CHANGES:
-            # Of a section that the recipe does not have, nothing changes.
-            if any(tree[key.partition(".")[0]] is None for key in change):
-                continue
-            values = {key: self._value(key, value) for key, value in change.items()}
-            if any(tree[key.partition(".")[0]][key.partition(".")[2]] != value for key, value in values.items()):
-                yield values
+            for own in self._changes_of(change):
+                # Of a section that the recipe does not have, nothing changes.
+                if any(_section(tree, key)[0] is None for key in own):
+                    continue
+                values = {key: self._value(tree, key, value) for key, value in own.items()}
+                sections = {key: _section(tree, key) for key in values}
+                if any(sections[key][0][sections[key][1]] != value for key, value in values.items()):
+                    yield values
 
-    def _value(self, key: str, value: Any) -> Any:
+    def _changes_of(self, change: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Write a change of the teacher as one of each teacher that runs."""
+        if not all(key.startswith("teacher.") for key in change):
+            return [dict(change)]
+        sections = [teacher.settings.key for teacher in self.teachers]
+        return [{f"{own}.{key.partition('.')[2]}": value for key, value in change.items()} for own in sections]
+
+    def _value(self, tree: dict[str, Any], key: str, value: Any) -> Any:
+        section, name = _section(tree, key)
         if value == "half":
-            section, _, name = key.partition(".")
-            return max(1, getattr(getattr(self.recipe, section), name) // 2)
-        if key == "teacher.path":
-            return self.recipe.teacher.path or value
+            return max(1, section[name] // 2)
+        if name == "path":
+            return section[name] or value
         return value.format(kind=self.kind) if isinstance(value, str) else value
 
     def _would_fit(self, change: dict[str, Any]) -> bool:
@@ -264,13 +324,16 @@ class Plan:
         seconds, places = self.seconds(), ("device", "host")
         tokens = {
             "student": self.examples_per_rank * self.student_tokens,
-            "teacher": self.examples_per_rank * self.teacher_tokens,
+            **{teacher.called: teacher.tokens for teacher in self.teachers},
         }
         return {
             "workers": self.ranks,
             "hardware": asdict(self.hardware),
             "student": asdict(self.student_shape),
-            "teacher": None if self.teacher is None else asdict(self.teacher.shape),
+            **(
+                {teacher.called: asdict(teacher.role.shape) for teacher in self.teachers}
+                or {"teacher": None}  # a stored one
+            ),
             "lines": [asdict(line) for line in self.lines],
             "moments": {place: {moment: self.bytes_at(moment, place) for moment in _MOMENTS} for place in places},
             "device_peak_bytes": self.device_peak,

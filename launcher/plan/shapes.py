@@ -16,7 +16,7 @@ from uld_ds.models.parts import check_config, check_vocabulary, rows_needed
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.trial import try_student, unmade_model, with_own_head
 from uld_ds.models.weight_files import cached_folder, tensor_bytes, weight_files
-from uld_ds.recipe import ModelSettings, StudentSettings, TrainedTokenizerSettings
+from uld_ds.recipe import ModelSettings, NamedTeacherSettings, StudentSettings, TrainedTokenizerSettings
 from uld_ds.recipe.models import code_options
 from uld_ds.tokenization.loading import load_tokenizer
 from uld_ds.tokenization.sentencepiece_files import SENTENCEPIECE_FILES
@@ -134,13 +134,13 @@ def _layers(model: Any) -> list[Any]:
     return [layer for found in outer if len(found) == len(longest) or isinstance(found[0], kind) for layer in found]
 
 
-def teacher_shape(settings: ModelSettings) -> Shape:
-    """Measure the recipe's teacher.
+def teacher_shape(settings: NamedTeacherSettings) -> Shape:
+    """Measure a teacher of the recipe.
 
     Raises:
         UserError: its configuration is not to be had.
     """
-    return _existing(settings, "teacher")
+    return _existing(settings, settings.key)
 
 
 def student_shape(settings: StudentSettings) -> Shape:

@@ -18,7 +18,7 @@ from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import parse_recipe
 from uld_ds.runs.job import Job
 from uld_ds.training.assembly import assemble
-from uld_ds.training.deepspeed_config import student_config, teacher_config
+from uld_ds.training.deepspeed_config import student_config, teacher_configs
 from uld_ds.training.engine import DistillationEngine
 from uld_ds.training.engines import load_teacher
 from uld_ds.utils.distributed import Ranks
@@ -31,11 +31,23 @@ def prepared_job(recipe: dict[str, Any], folder: Path) -> Job:
     data = {key: value for key, value in recipe["data"].items() if key != "eval"}
     parsed = parse_recipe(recipe | {"data": data, "teacher": recipe["teacher"] | {"cache": False}})
     assert parsed.student.model is not None
-    configs = student_config(parsed, on_gpu=False), teacher_config(parsed, on_gpu=False)
-    job = Job(parsed, folder, parsed.teacher.model, parsed.student.model, "", "", False, *configs, {})
+    configs = student_config(parsed, on_gpu=False), teacher_configs(parsed, on_gpu=False)
+    job = Job(
+        parsed,
+        folder,
+        {"teacher": str(parsed.teacher_named().model)},
+        parsed.student.model,
+        "",
+        "",
+        False,
+        *configs,
+        {},
+    )
     sides = [
         TextSide.of_model(Pretrained.at(job.student, parsed.student, "student"), parsed.student, "student"),
-        TextSide.of_model(Pretrained.at(job.teacher, parsed.teacher, "teacher"), parsed.teacher, "teacher"),
+        TextSide.of_model(
+            Pretrained.at(job.teachers["teacher"], parsed.teacher_named(), "teacher"), parsed.teacher_named(), "teacher"
+        ),
     ]
     split = Preparer(parsed, *sides).prepare(parsed.data.train, "data.train", folder)
     return replace(job, splits={"train": str(split.folder)})
@@ -48,11 +60,13 @@ def build(job: Job) -> tuple[DistillationEngine, Batcher]:
 
 
 def teacher_of(job: Job) -> Any:
-    return load_teacher(job.teacher, job.recipe.teacher, job.teacher_deepspeed, CPU)
+    return load_teacher(job.teachers["teacher"], job.recipe.teacher_named(), job.teachers_deepspeed["teacher"], CPU)
 
 
 def teacher_side(job: Job) -> TeacherBatcher:
-    return TeacherBatcher(job.split("train").rows, padding=0, max_tokens=job.recipe.teacher.max_tokens_per_forward)
+    return TeacherBatcher(
+        job.split("train").rows, padding=0, max_tokens=job.recipe.teacher_named().max_tokens_per_forward
+    )
 
 
 def window_of(job: Job, batcher: Batcher, indices: np.ndarray, ranks: Ranks) -> Any:

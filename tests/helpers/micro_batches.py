@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from uld_ds.batches import MicroBatch, SegmentRows, SideBatch
+from uld_ds.batches import MicroBatch, SegmentPairs, SegmentRows, SideBatch
 from uld_ds.data.pairing import FEATURES
 from uld_ds.data.teacher_batching import TeacherBatcher
 
@@ -21,7 +21,7 @@ def micro_batch(examples: list[tuple[float, int, int]]) -> MicroBatch:
     side = SideBatch(nothing, nothing, nothing, nothing, nothing, answers)
     none = SegmentRows(nothing, nothing, nothing, nothing, nothing, nothing)
     weights = torch.tensor([weight for weight, _, _ in examples])
-    return MicroBatch([], side, none, none, segments, weights, nothing)
+    return MicroBatch([], side, (SegmentPairs(none, none, segments),), weights, nothing)
 
 
 def row(number: int, student: list[Any], teacher: list[Any]) -> dict[str, Any]:

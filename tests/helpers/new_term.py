@@ -40,7 +40,10 @@ def what_is_said(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Everything in which a term must be found, of a run of one step."""
     job = prepared_job(recipe, folder / "data")
     metrics = one_step(job)
-    facts = {"teacher": job.teacher, **_facts(job, TrainState(), None, AutoTokenizer.from_pretrained(job.student))}
+    facts = {
+        "teacher": job.teachers["teacher"],
+        **_facts(job, TrainState(), None, AutoTokenizer.from_pretrained(job.student)),
+    }
     run = folder / "run"
     (run / "report").mkdir(parents=True)
     (run / "recipe.yaml").write_text(job.recipe.to_yaml())
@@ -56,7 +59,7 @@ def what_is_said(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
         "facts": facts,
         "report": report_page(run),
         "comparison": ComparedRun.of(run).objective,
-        "card": model_card(job.recipe, facts, None),
+        "card": model_card(job.recipe, facts, {}),
     }
 
 

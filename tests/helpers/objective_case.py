@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.helpers.segments import micro_batch_of, teacher_of
-from uld_ds.batches import MicroBatch, SegmentRows, SideBatch
+from uld_ds.batches import JudgedBatch, SegmentRows, SideBatch
 from uld_ds.losses.normalization import RowWeights
 from uld_ds.losses.objective import Objective
 from uld_ds.models.row_model import Head, LogitMap
@@ -74,14 +74,12 @@ class Case:
         weight = leaves[1] if self.weight is not None else None
         return Head(weight, leaves[2] if self.bias is not None else None, self.logit_map)
 
-    def two_answers(self, segments: SegmentRows, own: list[bool] | None) -> MicroBatch:
+    def two_answers(self, segments: SegmentRows, own: list[bool] | None) -> JudgedBatch:
         """A micro-batch of both answers, each an example, some of which the student sampled."""
         batch = replace(self.batch, answer_example=(torch.arange(ANSWERS) >= SECOND).long())
         return replace(
             micro_batch_of(batch, segments),
-            examples=[0, 1],
             segment_example=(segments.compared >= SECOND).long(),
-            example_weight=torch.ones(2),
             own=None if own is None else torch.tensor(own),
         )
 

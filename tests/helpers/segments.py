@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uld_ds.batches import MicroBatch, SegmentRows, SideBatch
+from uld_ds.batches import JudgedBatch, SegmentRows, SideBatch
 from uld_ds.losses.term import Compared
 from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.spectrum.top_tokens import TopTokens
 from uld_ds.teacher_outputs import TeacherSegments
 
 
-def micro_batch_of(student: SideBatch, segments: SegmentRows) -> MicroBatch:
+def micro_batch_of(student: SideBatch, segments: SegmentRows) -> JudgedBatch:
     """One example whose segments are the same rows on both sides."""
     nothing = torch.zeros(len(segments), dtype=torch.long)
-    return MicroBatch([0], student, segments, segments, nothing, torch.ones(1), torch.ones(1, dtype=torch.long))
+    return JudgedBatch(student, segments, segments, nothing)
 
 
 def teacher_of(spectrum: Spectrum, log_probs: Tensor | None = None, top: TopTokens | None = None) -> TeacherSegments:

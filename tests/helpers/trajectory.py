@@ -115,10 +115,14 @@ def build_store(recipe: dict[str, Any], folder: str) -> None:
     from uld_ds.workers.store import StoreBuild
 
     parsed, cpu, ranks = parse_recipe(recipe), torch.device("cpu"), Ranks.current()
-    assert parsed.teacher.model is not None
+    assert parsed.teacher_named().model is not None
     assert parsed.data.eval is not None
-    side = TextSide.of_model(Pretrained.from_settings(parsed.teacher, "teacher"), parsed.teacher, "teacher")
-    engine = load_teacher(parsed.teacher.model, parsed.teacher, teacher_config(parsed, on_gpu=False), cpu)
+    side = TextSide.of_model(
+        Pretrained.from_settings(parsed.teacher_named(), "teacher"), parsed.teacher_named(), "teacher"
+    )
+    engine = load_teacher(
+        parsed.teacher_named().model, parsed.teacher_named(), teacher_config(parsed.teacher_named(), on_gpu=False), cpu
+    )
     url = f"{folder}/store"
     for key, source, place in (
         ("data.eval", parsed.data.eval, held_out_url(url)),
@@ -127,7 +131,7 @@ def build_store(recipe: dict[str, Any], folder: str) -> None:
         part = part_of(key, source, place, parsed, side, Path(folder) / "x")
         part = replace(part, identity=part.identity | {"teacher": "teacher"})
         data = load_from_disk(str(Path(part.rows) / "rows"))
-        batcher = TeacherBatcher(data, padding=0, max_tokens=parsed.teacher.max_tokens_per_forward)
+        batcher = TeacherBatcher(data, padding=0, max_tokens=parsed.teacher_named().max_tokens_per_forward)
         teacher = OnlineTeacher(engine, batcher, ranks=ranks, device=cpu, top_ids=parsed.store.top_ids)
         StoreBuild(part, data, teacher, ranks, cpu, None).run()
 

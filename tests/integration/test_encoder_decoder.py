@@ -209,7 +209,7 @@ def written_out(job: Job, rows: list[dict[str, str]], examples: list[int]) -> tu
     Each example by itself, unpadded, from its text: cross-entropy by transformers' labels, distances by sorting.
     """
     student = AutoModelForSeq2SeqLM.from_pretrained(job.student, dtype=torch.float64)
-    teacher = AutoModelForCausalLM.from_pretrained(job.teacher, dtype=torch.float64)
+    teacher = AutoModelForCausalLM.from_pretrained(job.teachers["teacher"], dtype=torch.float64)
     tokenizer = AutoTokenizer.from_pretrained(job.student)
     nats, distances = [], []
     num_tokens = num_labels = 0

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tests.helpers.segments import teacher_of
 from tests.helpers.turns import text_turn
-from uld_ds.batches import MicroBatch
+from uld_ds.batches import MicroBatch, SegmentPairs
 from uld_ds.data.batching import segment_rows, side_batch
 from uld_ds.data.encoding import EncodedSide
 from uld_ds.data.pairing import pair
@@ -55,9 +55,13 @@ def micro_batch(lengths: list[tuple[int, int]], rng: np.random.Generator) -> Mic
     return MicroBatch(
         examples=list(range(len(rows))),
         student=side_batch(rows, "student", 0),
-        student_segments=segment_rows(rows, "student", "first"),
-        teacher_segments=segment_rows(rows, "teacher", "first"),
-        segment_example=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
+        pairs=(
+            SegmentPairs(
+                segment_rows(rows, "student", "first"),
+                segment_rows(rows, "teacher", "first"),
+                torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
+            ),
+        ),
         example_weight=torch.ones(len(rows)),
         answer_bytes=torch.full((len(rows),), 40),
     )
@@ -99,13 +103,13 @@ def test_loss_and_gradient_are_the_papers(
 
     ours = weight.clone().requires_grad_()
     parts = {"loss": 0.0, "ce": 0.0, "uld": 0.0}
-    for batch, states, logits, row_weights in zip(
+    for batch, states, logits, (row_weights,) in zip(
         window, hidden, teacher, step_weights(window, settings.normalize, lambda total: total), strict=True
     ):
-        compared = logits[batch.teacher_segments.compared]
+        compared = logits[batch.pairs[0].teacher.compared]
         spectrum = Spectrum.from_logits(compared, temperature=settings.teacher_temperature)
         loss, found = Objective(settings)(
-            states, Head(ours, None, LogitMap()), batch, teacher_of(spectrum), row_weights
+            states, Head(ours, None, LogitMap()), batch.judged_by(0), teacher_of(spectrum), row_weights
         )
         loss.backward()
         for name in parts:

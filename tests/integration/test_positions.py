@@ -67,12 +67,12 @@ def test_a_model_that_knows_what_comes_next_has_no_loss(model: RowModel, merge: 
     assert all(tokens.log_probs.abs().max() < 1e-9 * VOCAB for tokens in answers)
 
     # Both sides are certain wherever a segment is compared: no distance; and each token's cross-entropy is nothing.
-    outputs = type(answers[0]).cat(answers).segments(batch.teacher_segments)
-    (weights,) = step_weights([batch], "token", lambda values: values)
+    outputs = type(answers[0]).cat(answers).segments(batch.pairs[0].teacher)
+    ((weights,),) = step_weights([batch], "token", lambda values: values)
     settings = ObjectiveSettings(merge=merge)
 
     def loss(hidden: Tensor, head: Any) -> Tensor:
-        return Objective(settings)(hidden, head, batch, outputs, weights)[0]
+        return Objective(settings)(hidden, head, batch.judged_by(0), outputs, weights)[0]
 
     assert model(side, side.answer_rows, loss).item() < 1e-5
     # One position off, and it would be certain of the wrong token.

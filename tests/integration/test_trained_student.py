@@ -181,7 +181,7 @@ def test_generated_reasoning_is_learned_from_again(trained: Trained, tmp_path: P
     asked = tmp_path / "asked.jsonl"
     asked.write_text("".join(json.dumps(talk | {"messages": talk["messages"][:-1]}) + "\n" for talk in TALKS))
     rows = load_rows(FilesSource(source="files", path=str(asked)), "generation.prompts")
-    side = TextSide(trained.tokenizer, trained.recipe.teacher, "teacher")
+    side = TextSide(trained.tokenizer, trained.recipe.teacher_named(), "teacher")
     prompts = collect_prompts(rows, reader, side, max_tokens=96, on_bad_example="error", key="generation.prompts")
     folder = AnswerFolder(tmp_path / "answers", {"teacher": "thinker"})
     answerer = Answerer(

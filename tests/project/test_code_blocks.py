@@ -177,7 +177,13 @@ def test_yaml_is_a_part_of_a_recipe(page: str) -> None:
     whole: dict[str, Any] = yaml.safe_load(code_blocks("yaml", PAGES[GUIDE])[0])
     for block in code_blocks("yaml", PAGES[page]):
         part = yaml.safe_load(block)
-        merged = {key: whole.get(key, {}) | part.get(key, {}) for key in whole.keys() | part.keys()}
+        # A list is in the place of its section.
+        sections = {key: {} if f"{key}s" in part else value for key, value in whole.items()}
+        merged = {
+            key: part[key] if isinstance(part.get(key), list) else sections.get(key, {}) | part.get(key, {})
+            for key in sections.keys() | part.keys()
+        }
+        merged = {key: value for key, value in merged.items() if value or key in part}
         recipe = parse_recipe(merged)
         assert part.keys() <= recipe.model_dump().keys()
 

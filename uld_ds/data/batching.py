@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from uld_ds.batches import Merge, MicroBatch, SegmentRows, SideBatch
+from uld_ds.batches import Merge, MicroBatch, SegmentPairs, SegmentRows, SideBatch
 from uld_ds.data.sampling import IGNORED
+from uld_ds.data.teacher_views import as_judged, judges, view_of
 
 _NOT_OF_STUDENT = ("teacher_ids", "teacher_encoder_ids", "prompt")
 
@@ -27,12 +29,15 @@ class Batcher:
     """
 
     def __init__(self, rows: Dataset, *, padding: int, merge: Merge = "first", own_from: int | None = None) -> None:
-        self._rows = rows.remove_columns([name for name in _NOT_OF_STUDENT if name in rows.column_names])
-        self._rows = self._rows.with_format("numpy")
+        unread = [name for name in rows.column_names if name.rpartition(".")[2] in _NOT_OF_STUDENT]
+        self._rows = rows.remove_columns(unread).with_format("numpy")
+        self._teachers = judges(rows)
         self._padding = padding
         self._merge: Merge = merge
         self._own_from = own_from
-        self.lengths = whole_column(rows, "student_length") + whole_column(rows, "teacher_length")
+        self.lengths = whole_column(rows, "student_length")
+        for name in self._teachers:
+            self.lengths = self.lengths + whole_column(view_of(rows, name), "teacher_length")
         # Stands in for a missing example; the shortest costs least.
         self._stand_in = int(np.argmin(self.lengths))
 
@@ -52,17 +57,30 @@ class Batcher:
         return np.where(indices == IGNORED, self._stand_in, indices)
 
     def _micro_batch(self, indices: np.ndarray, rows: list[dict[str, Any]]) -> MicroBatch:
-        counts = [len(row["student_segments"]) for row in rows]
         return MicroBatch(
             examples=self._resolved(indices).tolist(),
             student=side_batch(rows, "student", self._padding),
-            student_segments=segment_rows(rows, "student", self._merge),
-            teacher_segments=segment_rows(rows, "teacher", self._merge),
-            segment_example=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
+            pairs=tuple(self._pairs([as_judged(row, name) for row in rows]) for name in self._teachers),
             example_weight=torch.from_numpy((indices != IGNORED).astype(np.float32)),
             answer_bytes=torch.tensor([int(row["answer_bytes"]) for row in rows]),
             own=None if self._own_from is None else torch.from_numpy(self._resolved(indices) >= self._own_from),
         )
+
+    def _pairs(self, rows: list[dict[str, Any]]) -> SegmentPairs:
+        """Make the segments of some rows, as one teacher judges them."""
+        counts = [len(row["student_segments"]) for row in rows]
+        judged = [place for place, row in enumerate(rows) if len(row["teacher_answers"])]
+        own = [rows[place] for place in judged] or rows  # where it judges none, nobody looks at the rows
+        pairs = SegmentPairs(
+            student=segment_rows(own, "student", self._merge),
+            teacher=segment_rows(own, "teacher", self._merge),
+            example=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
+        )
+        if len(judged) == len(rows):
+            return pairs
+        of_example = np.repeat(np.arange(len(rows)), [len(row["student_answers"]) for row in rows])  # [A]
+        answers = torch.from_numpy(np.flatnonzero(np.isin(of_example, judged)))
+        return replace(pairs, judged=tuple(judged), answers=answers)
 
 
 def whole_column(rows: Dataset, name: str) -> np.ndarray:

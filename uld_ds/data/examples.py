@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -32,6 +33,8 @@ class Example:
     """JSON schemas of the tools that may be called, for both sides."""
     template_arguments: dict[str, Any] | None = None
     """Variables of this conversation for the chat templates of both sides."""
+    judge: str | None = None
+    """Name of the teacher that judges it, where each row names one; it is no part of what is said."""
 
     @classmethod
     def of(cls, prompt: str, answer: str) -> Example:
@@ -142,10 +145,17 @@ def conversation_options(
 
 
 class ExampleReader:
-    """A reader of rows as Examples, by the recipe's task; where it names none, by its columns alone."""
+    """A reader of rows as Examples, by the recipe's task; where it names none, by its columns alone.
 
-    def __init__(self, data: DataSettings) -> None:
+    Args:
+        data: The recipe's ``data``.
+        teachers: Names of the recipe's teachers, of which a row names its judge where ``data.columns.teacher`` is set;
+            by default nobody asks who judges a row.
+    """
+
+    def __init__(self, data: DataSettings, teachers: Sequence[str] = ()) -> None:
         self.task = task_of(data)
+        self._teachers = tuple(teachers)
         self._named = data.task is not None
         self._shots = data.shots
         columns = data.columns
@@ -159,7 +169,7 @@ class ExampleReader:
         (A task's own texts are in the rows it makes.)
         """
         named = {"task": self.task.name, "shots": self._shots} if self._named else {}
-        return {"columns": self._columns.model_dump(mode="json"), **named}
+        return {"columns": self._columns.model_dump(mode="json", exclude={"teacher"}), **named}
 
     def check(self, rows: Dataset, key: str, *, answered: bool = True) -> None:
         """Check that rows have the columns that they need.
@@ -174,6 +184,13 @@ class ExampleReader:
         """
         if are_closed(rows):
             return  # each row has columns of its own
+        if self._teachers and self._columns.teacher is not None and self._columns.teacher not in rows.column_names:
+            there = ", ".join(rows.column_names)
+            raise UserError(
+                "data.columns.teacher",
+                f"{key} has no column {self._columns.teacher!r}",
+                f"set it to one of the columns there: {there}",
+            )
         if not self._named and answered:
             check_columns(rows, self._columns, key)
         missing = self.task.missing_column(rows.column_names, answered=answered)
@@ -204,6 +221,38 @@ class ExampleReader:
             ValueError: the row cannot be used.
         """
         row = dict(opened(row))
+        return self._judged(self._read(row), row)
+
+    def prompt(self, row: dict[str, Any]) -> Example:
+        """Read what a row asks as an Example, whose answer may still be missing.
+
+        Raises:
+            ValueError: the row cannot be used.
+        """
+        return self._judged(as_prompt(self.question(row)), row)
+
+    def rows_of(self, rows: Dataset, judge: str) -> list[int]:
+        """List the numbers of the rows that one teacher judges, and of those that name no teacher."""
+        column = self._columns.teacher
+        if column is None:
+            return list(range(len(rows)))
+        names = (opened(row).get(column) for row in rows)
+        return [number for number, name in enumerate(names) if name == judge or name not in self._teachers]
+
+    def _judged(self, example: Example, row: Mapping[str, Any]) -> Example:
+        is_routed = self._teachers and self._columns.teacher is not None
+        return replace(example, judge=self._judge(opened(row))) if is_routed else example
+
+    def _judge(self, row: Mapping[str, Any]) -> str:
+        """Read the name of the teacher that judges a row."""
+        column = self._columns.teacher
+        name = None if column is None else row.get(column)
+        if name not in self._teachers:
+            said = "has no teacher's name" if name is None else f"has {name!r}"
+            raise ValueError(f"column {column!r} {said}: the recipe's teachers are {', '.join(self._teachers)}")
+        return str(name)
+
+    def _read(self, row: dict[str, Any]) -> Example:
         if not self._named or (self.task.reads_columns_of_recipe and row.get(TEACHER_ANSWER) is None):
             return as_example(row, self._columns)
         question = self.question(row)

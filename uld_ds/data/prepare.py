@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,16 +19,18 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.data.bad_examples import note_bad_examples
-from uld_ds.data.examples import Example, ExampleReader, as_prompt
+from uld_ds.data.examples import Example, ExampleReader
 from uld_ds.data.notes import counted, lines_of
 from uld_ds.data.pairing import Pairing
 from uld_ds.data.prepared import Split
 from uld_ds.data.row_locations import row_places
+from uld_ds.data.several_teachers import SeveralPairings
 from uld_ds.data.sides import Side, TextSide
 from uld_ds.data.sources import load_rows, source_files
 from uld_ds.data.statistics import DataFacts, content_digest, digest_of, facts_of
 from uld_ds.errors import UserError
 from uld_ds.recipe import DataSettings, DataSource, Recipe
+from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.utils.cache import build_once
 
 log = logging.getLogger(__name__)
@@ -56,30 +58,42 @@ class RowWork(Protocol):
 
 
 class Preparer:
-    """A maker of prepared splits of a recipe, for one student and one teacher.
+    """A maker of prepared splits of a recipe, for one student and its teachers.
 
     Args:
         recipe: Recipe of the run.
         student: Side of the student, or the tokenizer of a decoder-only model.
-        teacher: Side of the teacher, which may be a stored one, or the tokenizer of a decoder-only model.
+        teachers: Side of each teacher by its name, or that of the only one; it may be a stored one, or the tokenizer of
+            a decoder-only model.
     """
 
     def __init__(
-        self, recipe: Recipe, student: PreTrainedTokenizerBase | TextSide, teacher: PreTrainedTokenizerBase | Side
+        self,
+        recipe: Recipe,
+        student: PreTrainedTokenizerBase | TextSide,
+        teachers: PreTrainedTokenizerBase | Side | Mapping[str, Side],
     ) -> None:
+        special_tokens = recipe.data.special_tokens
         if isinstance(student, PreTrainedTokenizerBase):
-            student = TextSide(student, recipe.student, "student", special_tokens=recipe.data.special_tokens)
-        if isinstance(teacher, PreTrainedTokenizerBase):
-            teacher = TextSide(teacher, recipe.teacher, "teacher", special_tokens=recipe.data.special_tokens)
+            student = TextSide(student, recipe.student, "student", special_tokens=special_tokens)
+        if isinstance(teachers, PreTrainedTokenizerBase):
+            teachers = TextSide(teachers, recipe.teacher_named(), "teacher", special_tokens=special_tokens)
+        if not isinstance(teachers, Mapping):
+            teachers = {recipe.teacher_named().name: teachers}
         self._data = recipe.data
-        self._work = Pairing(
-            student,
-            teacher,
-            alignment=recipe.objective.alignment,
-            turns=recipe.data.turns,
-            learn=recipe.data.learn,
-            skip_ends=(recipe.objective.skip_student_end, recipe.objective.skip_teacher_end),
-        )
+        self._names = recipe.names_of_judges
+        pairings = {
+            name: Pairing(
+                student,
+                side,
+                alignment=recipe.objective.alignment,
+                turns=recipe.data.turns,
+                learn=recipe.data.learn,
+                skip_ends=(recipe.objective.skip_student_end, recipe.objective.skip_teacher_end),
+            )
+            for name, side in teachers.items()
+        }
+        self._work: RowWork = joint_work(pairings, recipe)
 
     def prepare(self, source: DataSource, key: str, cache: Path) -> Split:
         """Prepare a split, unless ``cache`` holds what these rows, tokenizers and settings give.
@@ -92,7 +106,7 @@ class Preparer:
         Raises:
             UserError: a missing column, an unusable row under ``on_bad_example: error``, or no usable row.
         """
-        return prepare_split(source, key, cache, self._work, self._data, facts_of)
+        return prepare_split(source, key, cache, self._work, self._data, facts_of, self._names)
 
 
 def prepare_split(
@@ -102,6 +116,7 @@ def prepare_split(
     work: RowWork,
     data: DataSettings,
     facts: Callable[[Dataset, int], DataFacts],
+    teachers: Sequence[str] = (),
 ) -> Split:
     """Prepare a split in a folder of ``cache`` as `prepare_rows` does, with the facts about its rows.
 
@@ -112,6 +127,7 @@ def prepare_split(
         work: Work that makes rows of examples.
         data: Columns, and what to do with unusable rows.
         facts: Counts the facts of rows, beside which so many others were left out.
+        teachers: Names of the teachers, where each row names the one that judges it.
 
     Raises:
         UserError: a missing column, an unusable row under ``on_bad_example: error``, or no usable row.
@@ -120,7 +136,15 @@ def prepare_split(
     def note_facts(rows: Dataset, skipped: int, folder: Path) -> None:
         (folder / "facts.json").write_text(json.dumps(asdict(facts(rows, skipped)), indent=1), encoding="utf-8")
 
-    return Split.load(prepare_rows(source, key, cache, work, data, note_facts))
+    return Split.load(prepare_rows(source, key, cache, work, data, note_facts, teachers))
+
+
+def joint_work(pairings: Mapping[str, Pairing], recipe: Recipe) -> RowWork:
+    """Make the work of preparing rows for all teachers of a recipe, of the work for each by its name."""
+    if list(pairings) == [ONLY_TEACHER]:
+        return pairings[ONLY_TEACHER]
+    common = recipe.objective.combine == "difference"
+    return SeveralPairings(pairings, column=recipe.data.columns.teacher, common=common)
 
 
 class NoteFacts(Protocol):
@@ -138,6 +162,8 @@ def prepare_rows(
     work: RowWork,
     data: DataSettings,
     note_facts: NoteFacts | None = None,
+    teachers: Sequence[str] = (),
+    judge: str | None = None,
 ) -> Path:
     """Prepare the rows of a source in a folder of ``cache``, unless they are there, and return the folder.
 
@@ -150,14 +176,21 @@ def prepare_rows(
         work: Work that makes rows of examples.
         data: Columns, and what to do with unusable rows.
         note_facts: Called once the rows are there, if given.
+        teachers: Names of the teachers, where each row names the one that judges it.
+        judge: One of them whose rows alone are prepared; by default all rows are.
 
     Raises:
         UserError: a missing column, an unusable row under ``on_bad_example: error``, or no usable row.
     """
     rows = load_rows(source, key)
-    reader = ExampleReader(data)
+    reader = ExampleReader(data, teachers)
     reader.check(rows, key, answered=work.answered)
     places = row_places(source, source_files(source, key), rows)
+    if judge is not None:
+        taken = reader.rows_of(rows, judge)
+        rows, places = rows.select(taken), [places[number] for number in taken]
+        if not taken:
+            raise UserError(key, f"no row is judged by teacher {judge!r}", "name another teacher, or correct the data")
     settings = {**reader.identity(), "on_bad_example": data.on_bad_example, "places": digest_of(places)}
     identity = json.dumps([PREPARED_FORMAT, work.identity(), settings], sort_keys=True)
     name = hashlib.sha256(f"{identity}{content_digest(rows)}".encode()).hexdigest()[:32]
@@ -197,7 +230,7 @@ class _Batches:
         for place in range(number):
             try:
                 row = {name: column[place] for name, column in batch.items()}
-                example = self._reader(row) if self._work.answered else as_prompt(self._reader.question(row))
+                example = self._reader(row) if self._work.answered else self._reader.prompt(row)
                 examples.append((place, example))
             except ValueError as error:
                 results[place] = str(error)

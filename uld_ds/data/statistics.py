@@ -15,6 +15,7 @@ import pyarrow as pa
 from datasets import Dataset, load_from_disk
 
 from uld_ds.data.notes import counted
+from uld_ds.data.teacher_views import judges, view_of
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,24 @@ class DataFacts:
     """``digest_of`` the examples in order."""
     notes: dict[str, int] = field(default_factory=dict)
     """Number of examples of each of ``uld_ds.data.notes.NOTES``."""
+    teachers: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Of each of several teachers: the ``examples`` that it judges, and their tokens and segments. Empty with one; the
+    figures above are sums over all of them, but for the student's tokens, which are counted once."""
+
+    @property
+    def judged_tokens(self) -> int:
+        """The student's answer tokens, once for each teacher that judges them."""
+        return sum(own["student_tokens"] for own in self.teachers.values()) or self.student_tokens
 
     @property
     def alignment_rate(self) -> float:
         """Share of the student's answer tokens that begin a segment; NaN of prompts alone."""
-        return self.segments / self.student_tokens if self.student_tokens else math.nan
+        return self.segments / self.judged_tokens if self.judged_tokens else math.nan
 
     @property
     def student_tokens_per_segment(self) -> float:
         """Mean number of the student's answer tokens per segment; NaN of prompts alone."""
-        return self.student_tokens / self.segments if self.segments else math.nan
+        return self.judged_tokens / self.segments if self.segments else math.nan
 
     @property
     def teacher_tokens_per_segment(self) -> float:
@@ -53,27 +62,46 @@ class DataFacts:
 
 def facts_of(rows: Dataset, skipped: int) -> DataFacts:
     """Count the facts of paired rows, beside which ``skipped`` others were left out."""
-    columns = ["student_in_text", "teacher_in_text", "student_segments", "answer_bytes"]
-    student_tokens = teacher_tokens = segments = num_bytes = 0
-    for batch in rows.select_columns(columns).with_format("arrow").iter(batch_size=1024):
-        in_text, starts = (batch[name].combine_chunks() for name in ("student_in_text", "student_segments"))
-        lengths = starts.value_lengths().to_numpy()
-        first_tokens = np.cumsum(in_text.value_lengths().to_numpy()) - in_text.value_lengths().to_numpy()
-        spells = in_text.flatten().to_numpy(zero_copy_only=False)
-        student_tokens += int(spells.sum())
-        segments += int(spells[starts.flatten().to_numpy() + np.repeat(first_tokens, lengths)].sum())
-        teacher_tokens += int(batch["teacher_in_text"].combine_chunks().flatten().to_numpy(zero_copy_only=False).sum())
-        num_bytes += int(batch["answer_bytes"].to_numpy().sum())
+    names = judges(rows)
+    counts = {name: _counts(view_of(rows, name)) for name in names}
     return DataFacts(
         examples=len(rows),
         skipped=skipped,
-        answer_bytes=num_bytes,
-        student_tokens=student_tokens,
-        teacher_tokens=teacher_tokens,
-        segments=segments,
+        answer_bytes=sum(rows["answer_bytes"]),
+        student_tokens=_spelling(rows, "student_in_text"),
+        teacher_tokens=sum(own["teacher_tokens"] for own in counts.values()),
+        segments=sum(own["segments"] for own in counts.values()),
         digest=digest_of(rows["digest"]),
         notes=counted(rows["notes"]),
+        teachers={} if len(names) == 1 else counts,
     )
+
+
+def _counts(rows: Dataset) -> dict[str, int]:
+    """Count the examples of one teacher's view that it judges, and their tokens and segments in text."""
+    columns = ["student_in_text", "student_segments", "teacher_length"]
+    examples = student_tokens = segments = 0
+    for batch in rows.select_columns(columns).with_format("arrow").iter(batch_size=1024):
+        in_text, starts = (batch[name].combine_chunks() for name in columns[:2])
+        lengths, tokens = starts.value_lengths().to_numpy(), in_text.value_lengths().to_numpy()
+        judged = batch["teacher_length"].to_numpy() > 0
+        spells = in_text.flatten().to_numpy(zero_copy_only=False)
+        examples += int(judged.sum())
+        student_tokens += int(spells[np.repeat(judged, tokens)].sum())
+        first_tokens = np.cumsum(tokens) - tokens
+        segments += int(spells[starts.flatten().to_numpy() + np.repeat(first_tokens, lengths)].sum())
+    return {
+        "examples": examples,
+        "student_tokens": student_tokens,
+        "teacher_tokens": _spelling(rows, "teacher_in_text"),
+        "segments": segments,
+    }
+
+
+def _spelling(rows: Dataset, name: str) -> int:
+    """Count the tokens of a side that spell answers."""
+    batches = rows.select_columns([name]).with_format("arrow").iter(batch_size=1024)
+    return sum(int(batch[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).sum()) for batch in batches)
 
 
 def facts_of_prompts(rows: Dataset, skipped: int) -> DataFacts:

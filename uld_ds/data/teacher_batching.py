@@ -21,7 +21,7 @@ class TeacherBatcher:
     """A maker of the teacher's batches.
 
     Args:
-        rows: Rows of prepare.py.
+        rows: Rows of prepare.py, those of one teacher.
         padding: Token id that fills up sequences.
         max_tokens: Most tokens of a batch, padding included (a longer example is alone in one).
     """
@@ -31,7 +31,9 @@ class TeacherBatcher:
         self._padding = padding
         self._max_tokens = max_tokens
         self.lengths = whole_column(rows, "teacher_length")
-        self.shortest = int(np.argmin(self.lengths))
+        self.judged = np.flatnonzero(self.lengths)
+        """Numbers of the examples that the teacher judges: the others have no tokens for it."""
+        self.shortest = int(self.judged[np.argmin(self.lengths[self.judged])]) if len(self.judged) else -1
         """Number of the shortest example, the cheapest for a rank with nothing to do."""
 
     def groups(self, examples: Sequence[int]) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class Evaluation:
     """Wall time of the measurement."""
     calibration: dict[str, Any] | None = None
     """Confidence against correctness, as ``Calibration.to_json`` gives it; None on ranks that do not keep it."""
+    by_teacher: dict[str, float] = field(default_factory=dict)
+    """Bits per byte of each of several teachers, whose mean by their shares ``bits_per_byte`` is; empty otherwise."""
 
 
 class HeldOut:

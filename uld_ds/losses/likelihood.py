@@ -91,8 +91,8 @@ def likelihood_term(
         raise ValueError(f"one value per segment from both sides, got {list(teacher.shape)} and {list(student.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    log_p = _log_probability(teacher) / temperature
-    log_s = _log_probability(student).requires_grad_()
+    log_p = log_probability(teacher) / temperature
+    log_s = log_probability(student).requires_grad_()
     with torch.enable_grad():
         log_q = log_s / temperature
         value = _DIVERGENCES[divergence](log_p, log_q)
@@ -100,18 +100,19 @@ def likelihood_term(
     return LikelihoodTerm(value.detach(), slope)
 
 
-def _log_probability(given: Tensor) -> Tensor:
+def log_probability(given: Tensor) -> Tensor:
+    """Copy log-probabilities as float64, none nearer to certainty than the divergences can tell."""
     return given.detach().double().clamp(max=-_NEAREST_TO_ONE)
 
 
-def _log_rest(log_p: Tensor) -> Tensor:
+def log_rest(log_p: Tensor) -> Tensor:
     """Compute ``log(1 - p)`` from ``log p``."""
     return torch.log(-torch.expm1(log_p))
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    rest_p = _log_rest(log_p)
-    return log_p.exp() * (log_p - log_q) + rest_p.exp() * (rest_p - _log_rest(log_q))
+    rest_p = log_rest(log_p)
+    return log_p.exp() * (log_p - log_q) + rest_p.exp() * (rest_p - log_rest(log_q))
 
 
 def _reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

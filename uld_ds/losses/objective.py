@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uld_ds.alignment.vocabulary_mapping import VocabularyRelations
-from uld_ds.batches import MicroBatch
+from uld_ds.batches import JudgedBatch
 from uld_ds.losses.chunked import NUM_PARTS, ChunkedLoss, Rows, head_tensors
+from uld_ds.losses.difference import tilted
 from uld_ds.losses.likelihood import LikelihoodPart, likelihood_part
 from uld_ds.losses.normalization import RowWeights
 from uld_ds.losses.term import Compared, IdentityTerm
@@ -121,7 +122,7 @@ class Objective:
         self,
         hidden: Tensor,
         head: Head,
-        micro_batch: MicroBatch,
+        micro_batch: JudgedBatch,
         teacher: TeacherSegments,
         weights: RowWeights,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -130,7 +131,7 @@ class Objective:
         Args:
             hidden: [A, H] the student's hidden states, one row per answer token, differentiable.
             head: the student's output head; its tensors receive gradients.
-            micro_batch: the student's side, with S segments among the A rows.
+            micro_batch: the student's side, with S segments among the A rows, as one teacher judges it.
             teacher: the teacher's outputs for the S segments, with ``settings.num_top_ids`` or more top-k tokens where
                 a term looks at identities.
             weights: of the A and S rows.
@@ -176,7 +177,7 @@ class Objective:
             "student_entropy_rows": counted.sum(),
         }
 
-    def _compared(self, micro_batch: MicroBatch, teacher: TeacherSegments, order: Tensor) -> Compared | None:
+    def _compared(self, micro_batch: JudgedBatch, teacher: TeacherSegments, order: Tensor) -> Compared | None:
         """Collect what the identity terms compare the student with; None without such terms."""
         if not self.terms:
             return None
@@ -194,7 +195,7 @@ class Objective:
         self,
         hidden: Tensor,
         head: Head,
-        micro_batch: MicroBatch,
+        micro_batch: JudgedBatch,
         teacher: TeacherSegments,
         weights: RowWeights,
     ) -> LikelihoodPart | None:
@@ -209,9 +210,11 @@ class Objective:
         with torch.no_grad():
             of_tokens = log_probs_of(batch.answer_ids[segments.members])(hidden[segments.members], head)
         given = self.given or self.settings
+        own = segments.log_probs(of_tokens)
         return likelihood_part(
-            teacher.log_probs,
-            segments.log_probs(of_tokens),
+            # Of two teachers, what stands there is their difference.
+            tilted(own, teacher.log_probs) if self.settings.combine == "difference" else teacher.log_probs,
+            own,
             weights.segments,
             self.settings,
             weight=self._weight("likelihood", given.likelihood, micro_batch.own_segments),
@@ -221,7 +224,7 @@ class Objective:
         self,
         hidden: Tensor,
         head: Head,
-        micro_batch: MicroBatch,
+        micro_batch: JudgedBatch,
         teacher: TeacherSegments,
         order: Tensor,
         weights: RowWeights,

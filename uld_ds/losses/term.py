@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uld_ds.batches import MicroBatch
+from uld_ds.batches import JudgedBatch
 from uld_ds.spectrum.top_tokens import TopTokens
 from uld_ds.teacher_outputs import TeacherSegments
 
@@ -84,7 +84,7 @@ class Compared:
     """[S] bool: segments of one token on both sides."""
 
     @classmethod
-    def of(cls, micro_batch: MicroBatch, teacher: TeacherSegments, order: Tensor, top_ids: int) -> Compared:
+    def of(cls, micro_batch: JudgedBatch, teacher: TeacherSegments, order: Tensor, top_ids: int) -> Compared:
         """Collect what identity terms compare the segments of a micro-batch with.
 
         Args:

@@ -56,6 +56,12 @@ class ColumnSettings(Strict):
     """Beside messages, a column of the tools that may be called, as JSON schemas; read where it is there."""
     template_arguments: str = "chat_template_kwargs"
     """Beside messages, a column of variables for the chat templates of both sides; read where it is there."""
+    teacher: str | None = None
+    """With ``objective.combine: route``, the column that holds the name of the teacher that judges a row."""
+
+    def of_rows(self) -> ColumnSettings:
+        """Return the columns that rows are read by as prompts and answers, whoever judges them."""
+        return self.model_copy(update={"teacher": None})
 
     def named_beside_messages(self) -> list[str]:
         """List the fields of columns beside messages that have another name than the usual one."""
@@ -91,7 +97,7 @@ class DataSettings(Strict):
         task = None if self.task is None else get_task(self.task)
         if self.shots is not None and (task is None or task.reads_columns_of_recipe):
             raise ValueError("data.shots needs a data.task that has examples to show, e.g. squad")
-        if task is not None and not task.reads_columns_of_recipe and self.columns != ColumnSettings():
+        if task is not None and not task.reads_columns_of_recipe and self.columns.of_rows() != ColumnSettings():
             raise ValueError(f"data.columns has no effect with data.task {self.task!r}, which knows its own")
         beside = self.columns.named_beside_messages()
         if beside and self.columns.messages is None and self.task != "messages":

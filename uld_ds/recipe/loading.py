@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,18 @@ from uld_ds.recipe.removed_keys import without_removed_keys
 from uld_ds.recipe.renamed_keys import with_current_names
 from uld_ds.recipe.rollout_checks import check_rollout_settings
 from uld_ds.recipe.schema import Recipe
+from uld_ds.recipe.teacher_overrides import split_teachers, with_teachers_changed
 from uld_ds.recipe.validation_errors import as_user_error
 
 ENVIRONMENT_PREFIX = "ULD_DS__"
 
 
 def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), *, environment: Mapping[str, str] | None = None
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    environment: Mapping[str, str] | None = None,
+    change: Callable[[dict[str, Any]], dict[str, Any]] = lambda tree: tree,
 ) -> Recipe:
     """Read a recipe, merge environment variables and overrides over it, and validate the result.
 
@@ -32,6 +37,7 @@ def load_recipe(
         path: a YAML file.
         overrides: ``a.b=c`` strings; values are YAML, and text where the key takes text (see ``overrides``).
         environment: variables whose names begin with ``ULD_DS__`` override the file. Default: this process's.
+        change: Changes the recipe as plain values before it is validated, as the verb that loads it needs it.
 
     Raises:
         UserError: no such file, not YAML, a malformed override, an unknown key, a bad value.
@@ -47,12 +53,14 @@ def load_recipe(
         # Variables have no order: in them, both names of one key contradict each other.
         _with_current_names(OmegaConf.merge({}, *of_environment))
         # Renamed before it is merged, an override by either name wins over the file's key by either name.
-        merged = OmegaConf.to_container(OmegaConf.merge(*map(_with_current_names, layers)), resolve=True)
+        named, of_teachers = split_teachers([_with_current_names(layer) for layer in layers])
+        merged = OmegaConf.to_container(OmegaConf.merge(*named), resolve=True)
     except OmegaConfBaseException as error:
         reason = message_lines(error)[0]
         raise UserError(error.full_key or "recipe", reason, "correct the reference, or set what it names") from error
     assert isinstance(merged, dict)
-    return parse_recipe({str(key): value for key, value in merged.items()})
+    tree = with_teachers_changed({str(key): value for key, value in merged.items()}, of_teachers)
+    return parse_recipe(change(tree))
 
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:

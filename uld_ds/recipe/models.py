@@ -129,6 +129,31 @@ class TeacherSettings(ModelSettings):
         return self
 
 
+ONLY_TEACHER = "teacher"
+"""Name of the teacher of a recipe that has one, in the section ``teacher``."""
+
+
+class NamedTeacherSettings(TeacherSettings):
+    """One of several teachers: the keys of the section ``teacher``, a name, and a weight."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    """What messages, metrics and folders call it, and a row's column with ``objective.combine: route``."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weighs all that the loss compares with this teacher; cross-entropy, which needs no teacher, is not part of it."""
+
+    @property
+    def key(self) -> str:
+        """Key of its section for messages: ``teacher``, or ``teachers.NAME`` where a recipe has a list."""
+        return ONLY_TEACHER if self.name == ONLY_TEACHER else f"teachers.{self.name}"
+
+    @classmethod
+    def only(cls, teacher: TeacherSettings) -> NamedTeacherSettings:
+        """Name the teacher of a recipe that has one; which of its keys were given is still known."""
+        return cls.model_construct(
+            _fields_set=set(teacher.model_fields_set), **dict(teacher), name=ONLY_TEACHER, weight=1.0
+        )
+
+
 class StoreSettings(Strict):
     """What ``uld-ds store build`` keeps beside the spectra."""
 

@@ -142,6 +142,10 @@ class ObjectiveSettings(Strict):
     last, each scaled by the probability of the tokens before that."""
     normalize: Literal["token", "sample"] = "token"
     """``token``: sums over global counts. ``sample``: mean of per-example means (the paper)."""
+    combine: Literal["sum", "route", "difference"] = "sum"
+    """Of several ``teachers``: all judge every row and the terms are summed by their weights (``sum``); each row is
+    judged by the one that ``data.columns.teacher`` names (``route``); or the student is moved by what the first, the
+    strong one, gives more likelihood than the second, the weak one (``difference``, for ``likelihood``)."""
     method: Literal["linear", "exact"] = "linear"
     """How the distance is computed; ``exact`` sorts and is the reference."""
 

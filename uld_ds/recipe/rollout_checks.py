@@ -22,9 +22,10 @@ def check_rollout_settings(recipe: Recipe) -> None:
 
 def _check_judges(recipe: Recipe) -> None:
     """Check that somebody judges own answers, and that their effect is seen."""
-    if recipe.teacher.source == "stored":
+    stored = [teacher for teacher in recipe.teachers if teacher.source == "stored"]
+    if stored:
         raise UserError(
-            "teacher.source",
+            f"{stored[0].key}.source",
             "'stored' cannot judge what the student has yet to write: a store holds the teacher's outputs for given "
             "answers alone",
             "set it to online, where the teacher runs, or leave out rollouts",

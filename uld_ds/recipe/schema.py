@@ -12,14 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from pydantic import ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from uld_ds.conversations import KINDS
+from uld_ds.errors import UserError
 from uld_ds.recipe.base import Strict
 from uld_ds.recipe.data import DataSettings
 from uld_ds.recipe.infrastructure import (
@@ -30,6 +31,8 @@ from uld_ds.recipe.infrastructure import (
     TrackingSettings,
 )
 from uld_ds.recipe.models import (
+    ONLY_TEACHER,
+    NamedTeacherSettings,
     StoreSettings,
     StudentSettings,
     TeacherSettings,
@@ -38,6 +41,7 @@ from uld_ds.recipe.objective import ObjectiveSettings
 from uld_ds.recipe.removed_keys import with_removed_keys
 from uld_ds.recipe.renamed_keys import with_former_names
 from uld_ds.recipe.rollouts import RolloutSettings, taught
+from uld_ds.recipe.teacher_checks import check_combination, check_teachers
 from uld_ds.recipe.training import (
     EvaluationSettings,
     GenerationSettings,
@@ -47,7 +51,11 @@ from uld_ds.recipe.training import (
 
 class Recipe(Strict):
     run: RunSettings
-    teacher: TeacherSettings
+    teacher: TeacherSettings | None = None
+    """The teacher; several are a list in ``teachers``."""
+    teachers: list[NamedTeacherSettings] = Field(default_factory=list)
+    """Several teachers of one student, each with the keys of ``teacher``, a name and a weight. Instead of
+    ``teacher``; once a recipe is loaded, its one teacher is a list of one here, too."""
     student: StudentSettings
     data: DataSettings
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -60,6 +68,31 @@ class Recipe(Strict):
     tracking: TrackingSettings = TrackingSettings()
     profile: ProfileSettings = ProfileSettings()
     registry: RegistrySettings = RegistrySettings()
+
+    @model_validator(mode="after")
+    def _teachers_are_a_list(self) -> Recipe:
+        if self.teacher is None:
+            check_teachers(self.teachers)
+        elif self.teachers:
+            raise ValueError(
+                "teacher and teachers are both given: put the teacher into the list, or leave out the list"
+            )
+        else:
+            # Frozen for others: a recipe that is being made is nobody's yet.
+            self.__dict__["teachers"] = [NamedTeacherSettings.only(self.teacher)]
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_are_combined(self) -> Recipe:
+        check_combination(self.objective, self.data.columns, [teacher.name for teacher in self.teachers])
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the other of ``teacher`` and ``teachers``: what is written can be read, and reads as before."""
+        plain: dict[str, Any] = handler(self)
+        plain.pop("teachers" if self.teacher is not None else "teacher", None)
+        return plain
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Recipe:
@@ -107,6 +140,47 @@ class Recipe(Strict):
     def only_own_answers(self) -> bool:
         """Whether every example of a step is an own answer of the student, so that no given answer is needed."""
         return self.own_examples == self.training.batch_size
+
+    def teacher_named(self, name: str | None = None) -> NamedTeacherSettings:
+        """Return the teacher of a name, for whoever needs exactly one; by default the only one.
+
+        Raises:
+            UserError: there is none of that name, or there are several and none was named.
+        """
+        names = [teacher.name for teacher in self.teachers]
+        if name is None and len(names) == 1:
+            return self.teachers[0]
+        if name is None:
+            raise UserError("--teacher", f"is missing: the recipe has {len(names)} teachers", _one_of(names))
+        if name not in names:
+            raise UserError("--teacher", f"{name!r} is no teacher of the recipe", _one_of(names))
+        return self.teachers[names.index(name)]
+
+    @property
+    def names_of_judges(self) -> list[str]:
+        """Names of the teachers, where each row of the data names the one that judges it; else none."""
+        return [teacher.name for teacher in self.teachers] if self.objective.combine == "route" else []
+
+    def with_teachers(self, changes: Mapping[str, Mapping[str, Any]]) -> Recipe:
+        """Return the recipe with other values of some teachers' keys.
+
+        Args:
+            changes: values by their keys, by the teachers' names.
+        """
+        teachers = [teacher.model_copy(update=dict(changes.get(teacher.name, {}))) for teacher in self.teachers]
+        teacher = self.teacher and self.teacher.model_copy(update=dict(changes.get(ONLY_TEACHER, {})))
+        return self.model_copy(update={"teacher": teacher, "teachers": teachers})
+
+    def alone_with(self, name: str) -> Recipe:
+        """Return the recipe of one of the teachers alone, as if it had been the only one and judged every row."""
+        teacher = TeacherSettings.model_validate(
+            self.teacher_named(name).model_dump(exclude={"name", "weight"}, exclude_unset=True)
+        )
+        objective = self.objective.model_copy(update={"combine": "sum"})
+        columns = self.data.columns.of_rows()
+        data = self.data.model_copy(update={"columns": columns})
+        update = {"teacher": teacher, "teachers": [NamedTeacherSettings.only(teacher)]}
+        return self.model_copy(update={**update, "objective": objective, "data": data})
 
     @property
     def accumulation(self) -> int:
@@ -158,9 +232,10 @@ _LATER: dict[str, dict[str, Any]] = {
         "projection_student_ids": 16,
         "completion": 0.0,
         "skip_whitespace_rows": False,
+        "combine": "sum",
     },
 }
-_LATER_COLUMNS = {"tools": "tools", "template_arguments": "chat_template_kwargs"}
+_LATER_COLUMNS = {"tools": "tools", "template_arguments": "chat_template_kwargs", "teacher": None}
 
 
 def _without_later(plain: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +257,7 @@ _MAY_CHANGE_ON_RESUME: Any = {
     "tracking": True,
     "profile": True,
     "teacher": {"max_tokens_per_forward"},
+    "teachers": {"__all__": {"max_tokens_per_forward"}},
     "student": {"gradient_checkpointing"},
     "evaluation": {"micro_batch_size", "metrics", "words"},
     "generation": True,
@@ -206,6 +282,10 @@ _MAY_CHANGE_ON_RESUME: Any = {
 }
 
 
+def _one_of(names: Sequence[str]) -> str:
+    return f"name one with --teacher: {', '.join(names)}"
+
+
 def _escaped(tree: Any) -> Any:
     """Copy plain values with every ``${`` marked as text, not a reference."""
     if isinstance(tree, dict):
@@ -221,5 +301,8 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, list) and tree and isinstance(tree[0], Mapping):  # teachers, whose order matters
+        for number, value in enumerate(tree):
+            yield from _leaves(value, f"{prefix}[{number}]")
     else:
         yield prefix, tree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import mlflow
@@ -58,10 +59,20 @@ def lineage(client: mlflow.MlflowClient, name: str, version: str | None, alias: 
     for link, fields in _LINKS.items():
         values = {field: tags[tag] for field, tag in fields.items() if tag in tags}
         chain[link] = values or None
+    if "teachers" in tags:
+        chain["teacher"] = {**(chain["teacher"] or {}), **_teachers(tags["teachers"])}
     if chain["run"] is not None:
         for name, dataset in chain["run"].pop("datasets").items():
             chain["data"] = {**(chain["data"] or {}), name: dataset}
     return chain
+
+
+def _teachers(tag: str) -> dict[str, Any]:
+    """Read the facts of several teachers from their tag, by their names; a tag that was cut is told as it is."""
+    try:
+        return dict(json.loads(tag))
+    except ValueError:
+        return {"teachers": tag}
 
 
 def _with_alias(client: mlflow.MlflowClient, name: str, alias: str) -> ModelVersion:

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from uld_ds.models.identity import model_identity
 from uld_ds.models.pretrained import Pretrained
-from uld_ds.recipe import ModelSettings, Recipe
+from uld_ds.recipe import ModelSettings, NamedTeacherSettings, Recipe
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import MANIFEST
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.tokenization.loading import tokenizer_digest
 
 
-def teacher_facts(recipe: Recipe, place: str) -> dict[str, Any]:
-    """Identify the teacher that a student learns from, or the store of its outputs.
+def teacher_facts(recipe: Recipe, places: Mapping[str, str]) -> dict[str, Any]:
+    """Identify the teachers that a student learns from, or the stores of their outputs.
 
     Args:
         recipe: the run's recipe.
-        place: where an online teacher was found: a directory or hub id.
+        places: where each online teacher was found, by its name: a directory or hub id.
 
     Returns:
         ``teacher``, ``teacher_revision``, ``teacher_digest`` and ``teacher_tokenizer_digest``; of a stored teacher
-        also ``teacher_store`` and ``teacher_store_digest``.
+        also ``teacher_store`` and ``teacher_store_digest``. Of several, ``teacher`` names all, ``teacher_digest`` is of
+        all, and ``teachers`` has, as JSON, these facts and the weight of each by its name.
     """
-    settings = recipe.teacher
+    facts = {settings.name: _facts_of(settings, places[settings.name]) for settings in recipe.teachers}
+    if len(facts) == 1:
+        return next(iter(facts.values()))
+    weights = {settings.name: settings.weight for settings in recipe.teachers}
+    known = {name: {key: value for key, value in own.items() if value is not None} for name, own in facts.items()}
+    return {
+        "teacher": ", ".join(str(own["teacher"]) for own in facts.values()),
+        "teacher_digest": hashlib.sha256(
+            "\n".join(str(own["teacher_digest"]) for own in facts.values()).encode()
+        ).hexdigest(),
+        "teachers": json.dumps({name: {"weight": weights[name], **own} for name, own in known.items()}),
+    }
+
+
+def _facts_of(settings: NamedTeacherSettings, place: str) -> dict[str, Any]:
     if settings.source == "online":
-        teacher = Pretrained.at(place, settings, "teacher")
+        teacher = Pretrained.at(place, settings, settings.key)
         revision, digest = model_identity(teacher)
         return {
             "teacher": named(settings),
@@ -36,8 +53,8 @@ def teacher_facts(recipe: Recipe, place: str) -> dict[str, Any]:
             "teacher_tokenizer_digest": tokenizer_digest(teacher.tokenizer()),
         }
     assert settings.path is not None
-    manifest = SpectrumStore.open(settings.path, key="teacher.path").manifest
-    said = StoreFiles(settings.path, key="teacher.path").read(MANIFEST)
+    manifest = SpectrumStore.open(settings.path, key=f"{settings.key}.path").manifest
+    said = StoreFiles(settings.path, key=f"{settings.key}.path").read(MANIFEST)
     assert said is not None
     return {
         "teacher": manifest.teacher,

@@ -13,6 +13,7 @@ import yaml
 
 from uld_ds.recipe.objective import LOSS_TERMS, ObjectiveSettings
 from uld_ds.recipe.removed_keys import REMOVED_KEYS
+from uld_ds.reporting.run_data import names_of_teachers
 from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.progress import read_events
 from uld_ds.runs.status import result_of, run_status, steps_of
@@ -83,7 +84,7 @@ class ComparedRun:
         return cls(
             name=status.name,
             state=status.state,
-            teacher=str(recipe["teacher"].get("model") or recipe["teacher"].get("path")),
+            teacher=names_of_teachers(recipe),
             student=_student(recipe["student"]),
             objective=_objective(recipe["objective"]) + _rollouts(recipe.get("rollouts")),
             steps=result.get("steps", status.step),

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from uld_ds.recipe import HubSource, ModelSettings, Recipe
+from uld_ds.recipe import HubSource, ModelSettings, NamedTeacherSettings, Recipe
 from uld_ds.recipe.objective import LOSS_TERMS
 from uld_ds.reporting.templates import render
 
@@ -54,13 +54,13 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | None, *, readers: str = "") -> str:
+def model_card(recipe: Recipe, facts: Mapping[str, Any], places: Mapping[str, str], *, readers: str = "") -> str:
     """Write the README.md of an exported student, with the metadata that the Hugging Face hub reads.
 
     Args:
         recipe: the run's recipe.
         facts: the registered version's tags.
-        teacher_folder: where the teacher is, if it is a folder here; its own card tells its license.
+        places: where each teacher is, by its name; the card of one that is a folder here tells its license.
         readers: which versions of transformers read it.
     """
     name = recipe.registry.model_name or recipe.run.name
@@ -69,19 +69,20 @@ def model_card(recipe: Recipe, facts: Mapping[str, Any], teacher_folder: str | N
         metadata=_metadata(recipe, facts, name).to_yaml(),
         name=name,
         facts=facts,
-        link=_link(recipe),
-        loss=_loss(facts),
+        teachers=_taught_by(recipe, facts),
+        loss=_loss(facts) + _combined(recipe),
         rollouts=_rollouts(recipe),
         results=_results(facts),
         readers=readers,
         how_it_was_asked=_how_it_was_asked(recipe.student),
-        license_note=_license_note(str(facts["teacher"]), teacher_license(teacher_folder)),
+        license_note=_license_notes(recipe, facts, places),
         made_from=_made_from(facts),
     )
 
 
 def _metadata(recipe: Recipe, facts: Mapping[str, Any], name: str) -> ModelCardData:
-    bases = [m for m in (recipe.student.model, recipe.teacher.model) if m and _HUB_ID.fullmatch(m)]
+    models = (recipe.student.model, *(teacher.model for teacher in recipe.teachers))
+    bases = [m for m in dict.fromkeys(models) if m and _HUB_ID.fullmatch(m)]
     data = recipe.data.train
     return ModelCardData(
         library_name="transformers",
@@ -115,8 +116,30 @@ def _rollouts(recipe: Recipe) -> str:
     )
 
 
-def _link(recipe: Recipe) -> str:
-    model = recipe.teacher.model
+def _taught_by(recipe: Recipe, facts: Mapping[str, Any]) -> str:
+    """Name the teachers, each as a link in Markdown."""
+    if len(recipe.teachers) == 1:
+        return f"[{facts['teacher']}]({_link(recipe.teachers[0].model)})"
+    links = [f"[{_shown(teacher)}]({_link(teacher.model)})" for teacher in recipe.teachers]
+    return f"{', '.join(links[:-1])} and {links[-1]}"
+
+
+def _shown(teacher: NamedTeacherSettings) -> str:
+    return teacher.model or teacher.name
+
+
+def _combined(recipe: Recipe) -> str:
+    """Say how several teachers are combined, as what follows the sum of terms; empty with one."""
+    if len(recipe.teachers) == 1:
+        return ""
+    weights = ", ".join(f"{teacher.weight:g} {_shown(teacher)}" for teacher in recipe.teachers)
+    if recipe.objective.combine == "difference":
+        return f", by the difference of the first teacher and the second ({weights})"
+    judged = "each row by the teacher that it names" if recipe.objective.combine == "route" else "summed over teachers"
+    return f", {judged} ({weights})"
+
+
+def _link(model: str | None) -> str:
     return f"https://huggingface.co/{model}" if model and _HUB_ID.fullmatch(model) else "#made-from"
 
 
@@ -144,6 +167,14 @@ def _how_it_was_asked(settings: ModelSettings) -> str:
     if settings.system_prompt:
         lines += f" It was trained with the system prompt {json.dumps(settings.system_prompt, ensure_ascii=False)}."
     return lines
+
+
+def _license_notes(recipe: Recipe, facts: Mapping[str, Any], places: Mapping[str, str]) -> str:
+    if len(recipe.teachers) == 1:
+        return _license_note(str(facts["teacher"]), teacher_license(places.get(recipe.teachers[0].name)))
+    return "\n".join(
+        f"- {_license_note(_shown(teacher), teacher_license(places.get(teacher.name)))}" for teacher in recipe.teachers
+    )
 
 
 def _license_note(teacher: str, terms: str | None) -> str:

@@ -19,6 +19,19 @@ from uld_ds.utils.redaction import Redactor
 Facts = dict[str, Any]
 
 
+def names_of_teachers(recipe: Facts, otherwise: str = "") -> str:
+    """Name the teachers of a recipe's plain values: their models, else ``otherwise``, else the places of their stores.
+
+    Args:
+        recipe: a run's recipe.
+        otherwise: what a store said that its teacher was, where that is known.
+    """
+    if "teachers" not in recipe:
+        settings = recipe["teacher"]
+        return str(settings.get("model") or otherwise or settings.get("path"))
+    return ", ".join(str(own.get("model") or own.get("name")) for own in recipe["teachers"])
+
+
 @dataclass(frozen=True)
 class RunReport:
     """All that a run's report page shows."""
@@ -76,8 +89,7 @@ class RunReport:
     @property
     def teacher(self) -> str:
         """Name of the teacher, else the place of its store."""
-        settings = self.recipe["teacher"]
-        return str(settings.get("model") or (self.lineage or {}).get("teacher") or settings.get("path"))
+        return names_of_teachers(self.recipe, str((self.lineage or {}).get("teacher") or ""))
 
     @classmethod
     def read(cls, folder: Path, *, result: Mapping[str, Any] | None = None) -> RunReport:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ _ANSWER = Features(
         "problem": Value("string"),
     }
 )
-_SCHEMA = Features({**_ANSWER, **FEATURES}).arrow_schema.remove_metadata()
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,12 @@ class Round:
     """All answers of a round, in the order of their slots."""
 
     answers: tuple[RoundAnswer, ...]
+    features: Features = field(default_factory=lambda: FEATURES)
+    """Columns of prepared rows."""
 
     def rows(self) -> Dataset:
         """Return the prepared rows of the usable answers, in the order of their slots."""
-        return rows_of([answer.row for answer in self.answers if answer.row is not None])
+        return rows_of([answer.row for answer in self.answers if answer.row is not None], self.features)
 
     def numbers(self) -> np.ndarray:
         """Return the number of each slot's row among ``rows``; -1 where the answer is not usable."""
@@ -68,9 +69,9 @@ class Round:
         return np.where(usable, np.cumsum(usable) - 1, -1)
 
 
-def rows_of(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+def rows_of(rows: Sequence[Mapping[str, Any]], features: Features = FEATURES) -> Dataset:
     """Make a data set of prepared rows in memory."""
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
 class RoundFolder:
@@ -79,10 +80,13 @@ class RoundFolder:
     Args:
         folder: Folder on storage that all ranks share; made if missing.
         identity: Digest of all that decides the answers besides the student's weights.
+        features: Columns of prepared rows.
     """
 
-    def __init__(self, folder: Path, identity: str) -> None:
+    def __init__(self, folder: Path, identity: str, features: Features = FEATURES) -> None:
         self._folder = folder
+        self._features = features
+        self._schema = Features({**_ANSWER, **features}).arrow_schema.remove_metadata()
         self._identity = identity.encode()
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -90,7 +94,7 @@ class RoundFolder:
         """Write the answers of one batch, and return when they are on the disk."""
         file = self._file(number, batch)
         file.parent.mkdir(exist_ok=True)
-        table = pa.Table.from_pylist([_plain(answer) for answer in answers], schema=_SCHEMA)
+        table = pa.Table.from_pylist([self._plain(answer) for answer in answers], schema=self._schema)
         with whole_file(file, sync=True) as out:
             pq.write_table(table.replace_schema_metadata({_IDENTITY: self._identity}), out, write_page_checksum=True)
 
@@ -103,7 +107,7 @@ class RoundFolder:
         found: list[RoundAnswer] = []
         for batch in range(num_batches):
             found.extend(self._read(self._file(number, batch)))
-        return Round(tuple(sorted(found, key=lambda answer: answer.slot)))
+        return Round(tuple(sorted(found, key=lambda answer: answer.slot)), self._features)
 
     def is_whole(self, number: int, batch: int) -> bool:
         """Tell whether a batch is there and can be read; a damaged one is removed, to be sampled again."""
@@ -137,28 +141,26 @@ class RoundFolder:
             raise FinalError(f"{file} is damaged ({error}): {fix}") from error
         if (table.schema.metadata or {}).get(_IDENTITY) != self._identity:
             raise FinalError(f"{file} holds the answers of another run: remove its folder, or set another run.name")
-        return [_answer(row) for row in table.cast(_SCHEMA).to_pylist()]
+        return [self._answer(row) for row in table.cast(self._schema).to_pylist()]
+
+    def _plain(self, answer: RoundAnswer) -> dict[str, Any]:
+        own = {
+            "slot": answer.slot,
+            "prompt_number": answer.prompt,
+            "sampled_ids": answer.sampled.ids,
+            "sampled_log_probs": answer.sampled.log_probs,
+            "ended": answer.sampled.ended,
+            "problem": answer.problem,
+        }
+        return own | {name: None if answer.row is None else answer.row[name] for name in self._features}
+
+    def _answer(self, row: dict[str, Any]) -> RoundAnswer:
+        problem = str(row["problem"])
+        ids, log_probs = np.array(row["sampled_ids"], np.int32), np.array(row["sampled_log_probs"], np.float32)
+        sampled = Sampled(ids, log_probs, bool(row["ended"]))
+        prepared = None if problem else {name: row[name] for name in self._features}
+        return RoundAnswer(int(row["slot"]), int(row["prompt_number"]), sampled, prepared, problem)
 
 
 def _name(number: int) -> str:
     return f"round-{number:06d}"
-
-
-def _plain(answer: RoundAnswer) -> dict[str, Any]:
-    own = {
-        "slot": answer.slot,
-        "prompt_number": answer.prompt,
-        "sampled_ids": answer.sampled.ids,
-        "sampled_log_probs": answer.sampled.log_probs,
-        "ended": answer.sampled.ended,
-        "problem": answer.problem,
-    }
-    return own | {name: None if answer.row is None else answer.row[name] for name in FEATURES}
-
-
-def _answer(row: dict[str, Any]) -> RoundAnswer:
-    problem = str(row["problem"])
-    ids, log_probs = np.array(row["sampled_ids"], np.int32), np.array(row["sampled_log_probs"], np.float32)
-    sampled = Sampled(ids, log_probs, bool(row["ended"]))
-    prepared = None if problem else {name: row[name] for name in FEATURES}
-    return RoundAnswer(int(row["slot"]), int(row["prompt_number"]), sampled, prepared, problem)

@@ -87,7 +87,7 @@ def bytes_of(answer: RoundAnswer) -> int:
 def student_nats(answer: RoundAnswer, prompt_length: int) -> float:
     """Compute the negative log-probability of a usable answer under the student that sampled it.
 
-    It is of the tokens that the teacher judges, too: those in a segment. What was cut off is in none.
+    It is of the tokens that a teacher judges, too: those in a segment. What was cut off is in none.
 
     Args:
         answer: The answer.
@@ -99,8 +99,9 @@ def student_nats(answer: RoundAnswer, prompt_length: int) -> float:
     assert np.array_equal(kept, sampled.ids[: len(kept)]), "a row keeps the tokens as they were sampled"
     places = np.asarray(row["student_answers"], np.int64) - prompt_length
     in_segment = np.zeros(len(places) + 1, np.int64)
-    np.add.at(in_segment, np.asarray(row["student_segments"], np.int64), 1)
-    np.add.at(in_segment, np.asarray(row["student_segment_stops"], np.int64), -1)
+    for name in (name for name in row if name.rpartition(".")[2] == "student_segments"):
+        np.add.at(in_segment, np.asarray(row[name], np.int64), 1)
+        np.add.at(in_segment, np.asarray(row[name.removesuffix("s") + "_stops"], np.int64), -1)
     judged = places[np.cumsum(in_segment)[:-1] > 0]
     return -float(sampled.log_probs[judged].sum(dtype=np.float64))
 

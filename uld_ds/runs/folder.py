@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def teacher(self) -> Path:
-        """Cached teacher outputs, for later epochs and restarts."""
+        """Cached teacher outputs, for later epochs and restarts; of several teachers, in a folder of its name each."""
         return self.path / "teacher"
 
     @property

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from uld_ds.data.prepared import Split
+from uld_ds.data.teacher_views import view_of
 from uld_ds.recipe import Recipe, parse_recipe
+from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.runs.folder import RunFolder
 
 
@@ -19,8 +22,8 @@ class Job:
 
     recipe: Recipe
     run_dir: Path
-    teacher: str
-    """Directory or hub id of the teacher."""
+    teachers: dict[str, str]
+    """Directory or hub id of each teacher, by the recipe's name of it."""
     student: str
     """Directory or hub id that the student starts from; its tokenizer is there too."""
     tracking_uri: str
@@ -29,13 +32,14 @@ class Job:
     on_gpu: bool
     student_deepspeed: dict[str, Any]
     """Complete DeepSpeed configuration of the student: a path in the recipe may not lead anywhere from a worker."""
-    teacher_deepspeed: dict[str, Any]
+    teachers_deepspeed: dict[str, dict[str, Any]]
+    """Complete DeepSpeed configuration of each teacher, by its name."""
     splits: dict[str, str]
     """Folder of each prepared split: ``train``, ``eval`` where the recipe has one, ``prompts`` where it has rollouts.
 
     Where all answers are the student's own, the prompts are what it trains on."""
     teacher_facts: dict[str, Any] = field(default_factory=dict)
-    """Facts that identify the teacher: see ``uld_ds.registry.provenance``."""
+    """Facts that identify the teachers: see ``uld_ds.registry.provenance``."""
     code_revision: str = ""
     """Revision of the code that started the run: files may change while it runs."""
 
@@ -43,9 +47,27 @@ class Job:
         """Load a prepared split, ``train``, ``eval`` or ``prompts``."""
         return Split.load(Path(self.splits[name]))
 
+    def cached_outputs(self, teacher: str) -> Path:
+        """Name the folder of an online teacher's cached outputs; of the only one, ``RunFolder.teacher`` itself."""
+        return self.folder.teacher if teacher == ONLY_TEACHER else self.folder.teacher / teacher
+
     def rows(self, name: str) -> Dataset:
         """Load the rows of a prepared split, or of the prompts."""
         return self.split(name).rows
+
+    def shown_rows(self) -> tuple[int, Dataset]:
+        """Select the rows that pages and reports show, and the teacher whose view they are, by its number.
+
+        They are held-out ones where there are some, else training ones. Of several teachers it is the first that
+        judges some of them, and the rows are those.
+        """
+        rows = self.rows("eval" if "eval" in self.splits else "train")
+        for number, settings in enumerate(self.recipe.teachers):
+            view = view_of(rows, settings.name)
+            judged = np.arange(len(view)) if view is rows else np.flatnonzero(view["teacher_length"])
+            if len(judged):
+                return number, view if len(judged) == len(view) else view.select(judged)
+        return 0, rows
 
     @property
     def folder(self) -> RunFolder:

@@ -85,8 +85,16 @@ class OutputCache:
             return False
         return bool(self._places["step"][int(example)] >= 0)
 
-    def complete(self, num_examples: int) -> bool:
-        """Tell whether the outputs of all examples from 0 up to, not including, ``num_examples`` are cached."""
+    def complete(self, num_examples: int, judged: np.ndarray | None = None) -> bool:
+        """Tell whether the outputs of all examples from 0 up to, not including, ``num_examples`` are cached.
+
+        Args:
+            num_examples: Number of the examples.
+            judged: Numbers of those among them that count; by default all of them.
+        """
+        if judged is not None and len(judged) < num_examples:
+            known = judged[judged < len(self._places)]
+            return len(known) == len(judged) and bool((self._places["step"][known] >= 0).all())
         return len(self._places) >= num_examples and bool((self._places["step"][:num_examples] >= 0).all())
 
     def append(self, step: int, examples: Mapping[int, TeacherTokens]) -> dict[int, TeacherTokens]:

@@ -9,11 +9,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from uld_ds.batches import SideBatch
 from uld_ds.errors import RunError
-from uld_ds.recipe import Recipe
+from uld_ds.recipe import Recipe, TeacherSettings
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.cache import OutputCache
 from uld_ds.teachers.online import OnlineTeacher
@@ -22,17 +23,18 @@ from uld_ds.utils.distributed import Ranks
 log = logging.getLogger(__name__)
 
 
-def cache_identity(recipe: Recipe, rows: str) -> str:
+def cache_identity(recipe: Recipe, teacher: TeacherSettings, rows: str) -> str:
     """Compute the digest of all that decides cached teacher outputs and the examples' numbers.
 
     Args:
         recipe: Recipe of the run.
+        teacher: The teacher whose outputs they are.
         rows: Name of the prepared data, which is a digest of its content.
     """
     include = {"model", "revision", "gguf_file", "precision", "codec"}
     what: list[Any] = [
         rows,
-        recipe.teacher.model_dump(mode="json", include=include),
+        teacher.model_dump(mode="json", include=include),
         recipe.objective.teacher_temperature,
     ]
     # A cache without top-k tokens keeps the identity that it had in releases that knew of none.
@@ -51,6 +53,7 @@ class CachedTeacher:
         cache: output cache that all ranks share.
         teacher: Online teacher; None when everything is cached.
         num_examples: Number of examples of the training data.
+        judged: Numbers of those that the teacher judges; by default all of them.
         ranks: Process group whose ranks call the teacher together.
         device: Device of collectives.
         keeps_teacher: Whether examples from ``num_examples`` on are asked about, too: they are of the day, are never
@@ -63,6 +66,7 @@ class CachedTeacher:
         teacher: OnlineTeacher | None,
         *,
         num_examples: int,
+        judged: np.ndarray | None = None,
         ranks: Ranks,
         device: torch.device,
         keeps_teacher: bool = False,
@@ -70,6 +74,7 @@ class CachedTeacher:
         self._cache = cache
         self._teacher = teacher
         self._num_examples = num_examples
+        self._judged = judged
         self._ranks = ranks
         self._device = device
         self._keeps_teacher = keeps_teacher
@@ -130,9 +135,9 @@ class CachedTeacher:
         if self._teacher is None or self._keeps_teacher:
             return
         self._cache.refresh()
-        if self._max(0 if self._cache.complete(self._num_examples) else 1):
+        if self._max(0 if self._cache.complete(self._num_examples, self._judged) else 1):
             return
-        log.info("the teacher has answered all %d examples: its memory is freed", self._num_examples)
+        log.info("the teacher has answered all %d examples: its memory is freed", len(self._cache))
         self._spent = (self._teacher.tokens_run, self._teacher.bytes_gathered)
         self._teacher.close()
         self._teacher = None

@@ -59,7 +59,7 @@ def record_beginning(client: mlflow.MlflowClient, job: Job) -> None:
     redactor = Redactor()
     recipe = redactor.tree(job.recipe.model_dump(mode="json"))
     # By the names that params have in runs which are there already.
-    mlflow_runs.log_params(client, run_id, with_former_names(job.recipe.model_dump(mode="json")))
+    mlflow_runs.log_params(client, run_id, _params(job.recipe))
     code = code_revision()
     tags = {"mlflow.source.git.commit": code.revision} if code.dirty is not None else {}
     digests = {"recipe_digest": job.recipe.digest(), "data_digest": job.split("train").facts.digest}
@@ -69,14 +69,25 @@ def record_beginning(client: mlflow.MlflowClient, job: Job) -> None:
     client.log_text(run_id, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), job.folder.recipe.name)
     client.log_dict(run_id, redactor.tree(environment()), "environment.json")
     client.log_dict(run_id, redactor.tree(job.student_deepspeed), "deepspeed/student.json")
-    if job.recipe.teacher.source == "online":
-        client.log_dict(run_id, redactor.tree(job.teacher_deepspeed), "deepspeed/teacher.json")
+    for teacher in job.recipe.teachers:
+        if teacher.source == "online":
+            client.log_dict(
+                run_id, redactor.tree(job.teachers_deepspeed[teacher.name]), f"deepspeed/{teacher.name}.json"
+            )
     client.log_dict(run_id, alignment_report(job), "alignment/report.json")
     left_out = {name: bad_examples(Path(folder)) for name, folder in job.splits.items()}
     client.log_dict(run_id, redactor.tree(left_out), f"data/{job.folder.bad_examples.name}")
     for name, page in _alignment_pages(job):
         client.log_text(run_id, redactor.text(page), f"alignment/{name}")
     client.set_tag(run_id, _RECORDED, "true")
+
+
+def _params(recipe: Recipe) -> dict[str, Any]:
+    """Write a recipe as params, several teachers by their names."""
+    plain = with_former_names(recipe.model_dump(mode="json"))
+    if "teachers" in plain:
+        plain["teachers"] = {teacher["name"]: teacher for teacher in plain["teachers"]}
+    return plain
 
 
 def _datasets(job: Job) -> Iterator[DatasetInput]:
@@ -147,12 +158,13 @@ def _alignment_pages(job: Job) -> Iterator[tuple[str, str]]:
     They are those of held-out examples where there are some. A stored teacher has no tokenizer at hand: no pages then.
     """
     recipe = job.recipe
-    if recipe.teacher.source != "online":
+    number, rows = job.shown_rows()
+    shown = recipe.teachers[number]
+    if shown.source != "online":
         return
     student = Pretrained.at(job.student, recipe.student, "student").tokenizer()
-    teacher = Pretrained.at(job.teacher, recipe.teacher, "teacher").tokenizer()
-    rows = job.split("eval" if "eval" in job.splits else "train").rows
-    names = (recipe.student.model or "student", recipe.teacher.model or "teacher")
+    teacher = Pretrained.at(job.teachers[shown.name], shown, shown.key).tokenizer()
+    names = (recipe.student.model or "student", shown.model or "teacher")
     views = alignments(rows.select(range(min(_SHOWN_EXAMPLES, len(rows)))), student, teacher, names)
     for number, view in enumerate(views, 1):
         yield f"example-{number}.html", alignment_page(view)

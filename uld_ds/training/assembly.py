@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from uld_ds.training.engines import load_student
 from uld_ds.training.rollout_batches import RolloutBatches
 from uld_ds.training.rollout_setup import MakeEngine, RolloutSetup
 from uld_ds.training.teacher_setup import TeacherSetup
+from uld_ds.training.teaching import Teaching, Teachings
 from uld_ds.utils.distributed import Ranks
 
 
@@ -34,7 +35,8 @@ class Assembly:
     batches: StepBatches | RolloutBatches
     evaluators: dict[str, Evaluator]
     """Evaluators of ``teacher`` and ``student`` on held-out examples; empty where there are none."""
-    teacher: TeacherSetup
+    teachers: tuple[TeacherSetup, ...]
+    """The run's teachers, in the order of its engine's."""
     tokenizer: PreTrainedTokenizerBase
     """The student's tokenizer."""
     shown: Batcher
@@ -74,7 +76,7 @@ def assemble(
     """
     recipe = job.recipe
     tokenizer = Pretrained.at(job.student, recipe.student, "student").tokenizer()
-    setup = TeacherSetup(job, ranks=ranks, device=device, stage=stage)
+    setups = tuple(TeacherSetup(job, settings, ranks=ranks, device=device, stage=stage) for settings in recipe.teachers)
     own = None if recipe.rollouts is None else RolloutSetup(job, ranks=ranks, device=device)
     train_rows = job.rows("train") if own is None else own.given
     eval_rows = job.rows("eval") if recipe.data.eval else None
@@ -84,8 +86,8 @@ def assemble(
 
     train_data = batcher(train_rows)
     given = StepBatches(train_data, recipe.training, seed=recipe.run.seed, ranks=ranks)
-    # Teacher first: its sharding must not see the student's configuration.
-    source = setup.source(train_rows, begins=begins)
+    # Teachers first: their sharding must not see the student's configuration.
+    sources = [setup.source(train_rows, begins=begins) for setup in setups]
     stage("loading the student")
     student = load_student(
         job.student,
@@ -96,27 +98,70 @@ def assemble(
         total_steps=given.num_steps if own is None else own.plan().total_steps,
         device=device,
     )
-    objective = Objective.from_settings(recipe.objective, setup.relations(tokenizer), device, rollouts=recipe.rollouts)
-    engine = DistillationEngine(student, source, objective, ranks=ranks, device=device)
+    teachings = []
+    for setup, source in zip(setups, sources, strict=True):
+        relations = setup.relations(tokenizer)
+        objective = Objective.from_settings(recipe.objective, relations, device, rollouts=recipe.rollouts)
+        teachings.append(Teaching(setup.settings.name, source, objective, setup.settings.weight))
+    together = Teachings(tuple(teachings), recipe.objective.combine)
+    engine = DistillationEngine(student, together, ranks=ranks, device=device)
     batches: StepBatches | RolloutBatches = given
     if own is not None:
         folder = rounds_folder or job.folder.rollouts
-        batches = own.batches(student, lambda rows: setup.ask_about(source, rows), folder, make_rollout_engine)
+
+        def ask_about(rows: Dataset) -> None:
+            for setup, source in zip(setups, sources, strict=True):
+                setup.ask_about(source, rows)
+
+        batches = own.batches(student, ask_about, folder, make_rollout_engine)
     if eval_rows is None:
-        return Assembly(engine, batches, {}, setup, tokenizer, train_data, train_rows)
+        return Assembly(engine, batches, {}, setups, tokenizer, train_data, train_rows)
     eval_data = batcher(eval_rows)
-    evaluators = _evaluators(job, engine, setup, eval_rows, eval_data)
-    return Assembly(engine, batches, evaluators, setup, tokenizer, eval_data, train_rows)
+    evaluators = _evaluators(job, engine, setups, eval_rows, batcher)
+    return Assembly(engine, batches, evaluators, setups, tokenizer, eval_data, train_rows)
 
 
 def _evaluators(
-    job: Job, engine: DistillationEngine, setup: TeacherSetup, rows: Dataset, data: Batcher
+    job: Job,
+    engine: DistillationEngine,
+    setups: Sequence[TeacherSetup],
+    rows: Dataset,
+    batcher: Callable[[Dataset], Batcher],
 ) -> dict[str, Evaluator]:
     size = job.recipe.evaluation.micro_batch_size
-    held_out = HeldOut(data, micro_batch_size=size, ranks=engine.ranks, device=engine.device)
+
+    def held_out(of_rows: Dataset) -> HeldOut:
+        return HeldOut(batcher(of_rows), micro_batch_size=size, ranks=engine.ranks, device=engine.device)
+
+    every = held_out(rows)
 
     def teacher() -> Evaluation | None:
-        scores = setup.scores(engine.teacher, rows)
-        return None if scores is None else held_out.measure(scores)
+        found: dict[str, tuple[Evaluation, float]] = {}
+        for setup, teaching, share in zip(setups, engine.teachings.teachers, engine.teachings.shares, strict=True):
+            judged = setup.batcher(rows).judged
+            own = rows if len(judged) == len(rows) else rows.select(judged)
+            scores = setup.scores(teaching.source, own) if len(judged) else None
+            if scores is not None:
+                measured = every if own is rows else held_out(own)
+                part = share if engine.teachings.combine != "route" else float(sum(own["answer_bytes"]))
+                found[teaching.name] = measured.measure(scores), part
+        return together(found)
 
-    return {"teacher": teacher, "student": lambda: held_out.measure(student_scorer(engine))}
+    return {"teacher": teacher, "student": lambda: every.measure(student_scorer(engine))}
+
+
+def together(found: Mapping[str, tuple[Evaluation, float]]) -> Evaluation | None:
+    """Average the measurements of several teachers; that of one stays as it is, and of none there is none.
+
+    Args:
+        found: measurement of each, and its share in the mean; shares need not add up to 1.
+    """
+    if len(found) <= 1:
+        return next((evaluation for evaluation, _ in found.values()), None)
+    whole = sum(share for _, share in found.values())
+    return Evaluation(
+        bits_per_byte=sum(evaluation.bits_per_byte * share for evaluation, share in found.values()) / whole,
+        seconds=sum(evaluation.seconds for evaluation, _ in found.values()),
+        calibration=next(iter(found.values()))[0].calibration,
+        by_teacher={name: evaluation.bits_per_byte for name, (evaluation, _) in found.items()},
+    )

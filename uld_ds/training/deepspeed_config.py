@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from uld_ds.errors import UserError
-from uld_ds.recipe import DType, Recipe, StudentSettings
+from uld_ds.recipe import DType, NamedTeacherSettings, Recipe, StudentSettings
 from uld_ds.utils.files import in_home
 
 Role = Literal["student", "teacher"]
@@ -126,16 +126,25 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
-def teacher_config(recipe: Recipe, *, on_gpu: bool) -> dict[str, Any]:
-    """Complete the DeepSpeed configuration of the frozen teacher from the recipe.
+def teacher_configs(recipe: Recipe, *, on_gpu: bool) -> dict[str, dict[str, Any]]:
+    """Complete the DeepSpeed configuration of each frozen teacher of a recipe, by its name.
 
     Raises:
         UserError: as ``read_config``.
     """
-    config = read_config(recipe.teacher.deepspeed, "teacher", on_gpu=on_gpu)
+    return {teacher.name: teacher_config(teacher, on_gpu=on_gpu) for teacher in recipe.teachers}
+
+
+def teacher_config(settings: NamedTeacherSettings, *, on_gpu: bool) -> dict[str, Any]:
+    """Complete the DeepSpeed configuration of a frozen teacher from its settings.
+
+    Raises:
+        UserError: as ``read_config``.
+    """
+    config = read_config(settings.deepspeed, "teacher", on_gpu=on_gpu)
     return {
         **config,
-        **_precision(recipe.teacher.precision),
+        **_precision(settings.precision),
         # DeepSpeed wants batch sizes even of a model that is never trained.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

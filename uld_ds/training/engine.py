@@ -14,13 +14,12 @@ from torch import Tensor
 
 from uld_ds.batches import MicroBatch, SideBatch
 from uld_ds.losses.normalization import RowWeights, nats_to_bits, step_weights
-from uld_ds.losses.objective import Objective
 from uld_ds.models.row_model import Consume, Head, scores_of
-from uld_ds.teacher_outputs import TeacherSegments, TeacherTokens
-from uld_ds.teachers.source import NonFiniteTeacherError, TeacherSource
+from uld_ds.teachers.source import NonFiniteTeacherError
 from uld_ds.training.nonfinite import Watch
 from uld_ds.training.own_answers import OwnAnswers, OwnAnswerSums
 from uld_ds.training.step_result import StepResult
+from uld_ds.training.teaching import Judgments, Teachings
 from uld_ds.utils.distributed import Ranks
 
 T = TypeVar("T")
@@ -66,8 +65,7 @@ class DistillationEngine:
 
     Args:
         student: DeepSpeed engine around a RowModel, with optimizer and scheduler.
-        teacher: source of the teacher's outputs.
-        objective: the loss.
+        teachings: the teachers, each with its part of the loss.
         ranks: the process group.
         device: device of this rank, where batches go.
     """
@@ -75,15 +73,13 @@ class DistillationEngine:
     def __init__(
         self,
         student: Any,
-        teacher: TeacherSource,
-        objective: Objective,
+        teachings: Teachings,
         *,
         ranks: Ranks,
         device: torch.device,
     ) -> None:
         self.student = student
-        self.teacher = teacher
-        self.objective = objective
+        self.teachings = teachings
         self.ranks = ranks
         self.device = device
         self._gas = student.gradient_accumulation_steps()
@@ -108,20 +104,24 @@ class DistillationEngine:
         with clock.phase("data"):
             sums = _Sums(OwnAnswers(window))
             window = [micro_batch.to(self.device) for micro_batch in window]
-        before = self.teacher.tokens_run, self.teacher.bytes_gathered
+        before = self.teachings.counters
         learning_rate = self.student.get_lr()[0]
         with clock.phase("teacher"):
             try:
-                outputs = self._teacher_outputs(window)
+                outputs = self.teachings.outputs(window, self.student.global_steps, self.device)
             except NonFiniteTeacherError as error:
                 return self._without_teacher(error, learning_rate, clock)
         with clock.phase("reduce"):
-            weights = step_weights(window, self.objective.settings.normalize, self.ranks.sum)
+            together = self.teachings.combine == "route"
+            normalize = self.teachings.settings.normalize
+            weights = step_weights(window, normalize, self.ranks.sum, together=together)
         watch = Watch()
         self.student.train()
-        for micro_batch, teacher, row_weights in zip(window, outputs, weights, strict=True):
-            self._accumulate(micro_batch, teacher, row_weights, sums, clock, watch)
-        tokens, gathered = self.teacher.tokens_run - before[0], self.teacher.bytes_gathered - before[1]
+        for name in self.teachings.names_by_teacher:
+            sums.add(name, torch.zeros((), device=self.device))
+        for micro_batch, judgments, row_weights in zip(window, outputs, weights, strict=True):
+            self._accumulate(micro_batch, judgments, row_weights, sums, clock, watch)
+        tokens, gathered = (now - then for now, then in zip(self.teachings.counters, before, strict=True))
         sums.add("teacher_tokens", torch.tensor(tokens, device=self.device))
         sums.add("teacher_bytes", torch.tensor(gathered, device=self.device))
         return self._result(sums, learning_rate, clock, watch)
@@ -148,21 +148,11 @@ class DistillationEngine:
             reason="the teacher's logits are not finite",
         )
 
-    def _teacher_outputs(self, window: Sequence[MicroBatch]) -> list[TeacherSegments]:
-        """Get the teacher's outputs for each micro-batch of the window, one row per segment."""
-        examples = [example for micro_batch in window for example in micro_batch.examples]
-        answers = iter(self.teacher.answers(examples, self.student.global_steps))
-        outputs = []
-        for micro_batch in window:
-            tokens = TeacherTokens.cat([next(answers) for _ in micro_batch.examples])
-            outputs.append(tokens.to(self.device).segments(micro_batch.teacher_segments))
-        return outputs
-
     def _accumulate(
         self,
         micro_batch: MicroBatch,
-        teacher: TeacherSegments,
-        weights: RowWeights,
+        judgments: Judgments,
+        weights: Sequence[RowWeights],
         sums: _Sums,
         clock: PhaseClock,
         watch: Watch,
@@ -173,12 +163,12 @@ class DistillationEngine:
         def consume(hidden: Tensor, head: Head) -> Tensor:
             with clock.phase("loss"):
                 watch.begin(micro_batch, hidden)
-                loss, parts = self.objective(hidden, head, micro_batch, teacher, weights)
+                loss, parts = self.teachings.loss(hidden, head, micro_batch, judgments, weights)
                 in_text = batch.answer_in_text * given[batch.answer_example]
                 nats = parts.pop("token_nats")
                 watch.end(loss, nats)
                 sums.add("nats", nats.double() @ in_text.double())
-                of_own = sums.own.add(micro_batch, teacher, nats.detach())
+                of_own = sums.own.add(micro_batch, judgments, nats.detach(), self.teachings.shares)
                 for name, value in {"loss": loss, **parts, **of_own}.items():
                     sums.add(name, value)
             return loss
@@ -255,7 +245,7 @@ class DistillationEngine:
             uld=whole["uld"],
             uld_head=whole["uld_head"] / max(whole["uld"], 1e-12),
             uld_bound=whole["uld_bound"],
-            options={name: whole[name] for name in self.objective.optional_parts},
+            options={name: whole[name] for name in self.teachings.optional_parts},
             teacher_entropy=whole["teacher_entropy"],
             student_entropy=whole["student_entropy"] / max(whole["student_entropy_rows"], 1.0),
             bits_per_byte=nats_to_bits(whole["nats"]) / whole["bytes"] if whole["bytes"] else None,
@@ -276,7 +266,7 @@ class DistillationEngine:
     def close(self) -> None:
         """Free both models: memory, hooks and groups. Nothing else may be called afterwards."""
         self.student.destroy()
-        del self.student, self.teacher, self.objective
+        del self.student, self.teachings
 
     def answer_scores(self, micro_batch: MicroBatch) -> Tensor:
         """Score a micro-batch's answer tokens by the student. No gradient. Collective.

@@ -20,15 +20,13 @@ from uld_ds.models.quantization import check_installed
 from uld_ds.models.trial import try_student, with_own_head
 from uld_ds.recipe import Recipe, TrainedTokenizerSettings
 from uld_ds.runs.job import Job
-from uld_ds.training.deepspeed_config import student_config, teacher_config
+from uld_ds.training.deepspeed_config import student_config, teacher_configs
 from uld_ds.training.engines import init_process_group
 from uld_ds.training.preparation import (
-    check_identities,
     check_rollouts,
+    found_teachers,
     prepared_splits,
-    share_a_tokenizer,
     student_place,
-    teacher_sides,
     warn_of_splits,
 )
 from uld_ds.utils.distributed import Ranks, device_for
@@ -104,20 +102,19 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
     check_rollouts(recipe, config)
     try_student(config, recipe.student, place)
     own = TextSide.of_model(student, recipe.student, "student", special_tokens=recipe.data.special_tokens)
-    teacher, sides = teacher_sides(recipe, own)
-    check_identities(recipe, sides["train"], shared=share_a_tokenizer(own, sides["train"]))
-    splits = prepared_splits(recipe, own, sides, folder.parent / PREPARED_DATA)
+    teachers = found_teachers(recipe, own)
+    splits = prepared_splits(recipe, own, teachers, folder.parent / PREPARED_DATA)
     warn_of_splits(splits)
     return Job(
         recipe=recipe,
         run_dir=folder,
-        teacher=teacher,
+        teachers={name: teacher.place for name, teacher in teachers.items()},
         student=place,
         tracking_uri="",
         run_id="",
         on_gpu=on_gpu,
         student_deepspeed=student_config(recipe, on_gpu=on_gpu),
-        teacher_deepspeed=teacher_config(recipe, on_gpu=on_gpu),
+        teachers_deepspeed=teacher_configs(recipe, on_gpu=on_gpu),
         splits={name: str(split.folder) for name, split in splits.items()},
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from uld_ds.batches import MicroBatch
+from uld_ds.batches import JudgedBatch, MicroBatch
 from uld_ds.teacher_outputs import TeacherSegments
 
 
@@ -22,20 +22,37 @@ class SegmentNats:
     """[B] float64 the same under the student."""
 
     @classmethod
-    def of(cls, micro_batch: MicroBatch, teacher: TeacherSegments, token_nats: Tensor) -> SegmentNats:
+    def of(cls, judged: JudgedBatch, teacher: TeacherSegments, token_nats: Tensor, num_examples: int) -> SegmentNats:
         """Sum the nats of each example.
 
         Args:
-            micro_batch: B examples with S segments.
+            judged: B examples with S segments.
             teacher: the teacher's outputs for the S segments.
             token_nats: [A] the student's nats of its answer tokens.
+            num_examples: number B of examples.
         """
-        segments, owner = micro_batch.student_segments, micro_batch.segment_example
-        nothing = torch.zeros(len(micro_batch.example_weight), dtype=torch.float64, device=token_nats.device)
+        segments, owner = judged.student_segments, judged.segment_example
+        nothing = torch.zeros(num_examples, dtype=torch.float64, device=token_nats.device)
         of_tokens = token_nats[segments.members].double()
         return cls(
             teacher=nothing.index_add(0, owner, -teacher.log_probs.double()),
             student=nothing.index_add(0, owner[segments.member_segment], of_tokens),
+        )
+
+    @classmethod
+    def mean(cls, nats: Sequence[SegmentNats], shares: Sequence[float]) -> SegmentNats:
+        """Average the nats by several teachers, each with its share; those of the only one stay as they are.
+
+        Args:
+            nats: of the same B examples, by each teacher and by the student on that teacher's segments.
+            shares: share of each; a teacher that judges none of an example's segments has nats of 0.
+        """
+        if len(nats) == 1:
+            return nats[0]
+        pairs = list(zip(nats, shares, strict=True))
+        return cls(
+            teacher=torch.stack([own.teacher * share for own, share in pairs]).sum(0),
+            student=torch.stack([own.student * share for own, share in pairs]).sum(0),
         )
 
 
@@ -91,13 +108,20 @@ class OwnAnswers:
         self._places = iter([_own_places(micro_batch) for micro_batch in window])
         self.judged: Judged | None = None if all(micro_batch.own is None for micro_batch in window) else Judged()
 
-    def add(self, micro_batch: MicroBatch, teacher: TeacherSegments, token_nats: Tensor) -> dict[str, Tensor]:
+    def add(
+        self,
+        micro_batch: MicroBatch,
+        judgments: Mapping[int, TeacherSegments],
+        token_nats: Tensor,
+        shares: Sequence[float] = (1.0,),
+    ) -> dict[str, Tensor]:
         """Judge the own answers of the window's next micro-batch.
 
         Args:
             micro_batch: that one, on the device.
-            teacher: the teacher's outputs for its segments.
+            judgments: outputs of each teacher that judges some of its segments, by the teacher's number.
             token_nats: [A] the student's nats of its answer tokens.
+            shares: share of each teacher in what is said of an answer; 1 of one that judges it alone.
 
         Returns:
             Scalars that add up over micro-batches and ranks to what ``OwnAnswerSums.of`` takes; none in runs without
@@ -106,7 +130,13 @@ class OwnAnswers:
         places = next(self._places)
         if micro_batch.own is None or self.judged is None:
             return {}
-        nats, own = SegmentNats.of(micro_batch, teacher, token_nats), micro_batch.weights_of(own=True)
+        number = len(micro_batch.examples)
+        of_teachers = [
+            SegmentNats.of(micro_batch.judged_by(teacher), said, micro_batch.pairs[teacher].of(token_nats), number)
+            for teacher, said in judgments.items()
+        ]
+        nats = SegmentNats.mean(of_teachers, [shares[teacher] for teacher in judgments])
+        own = micro_batch.weights_of(own=True)
         self.judged.examples += [micro_batch.examples[place] for place in places]
         # Indexed by numbers, each is a view: a list would be copied to the device, and waited for.
         self.judged.nats += [nats.teacher[place] for place in places]

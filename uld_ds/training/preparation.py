@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedConfig
@@ -18,7 +20,8 @@ from uld_ds.models.architectures import is_encoder_decoder
 from uld_ds.models.locate import locate_model
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.student import make_student
-from uld_ds.recipe import Recipe
+from uld_ds.recipe import NamedTeacherSettings, Recipe
+from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.rollouts.prompts import PromptWork
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import check_store, held_out_store
@@ -41,29 +44,49 @@ def student_place(recipe: Recipe, folder: Path) -> str:
     return str(make_student(settings, lambda: training_texts(recipe.data), recipe.run.seed, folder))
 
 
-def teacher_sides(recipe: Recipe, student: TextSide) -> tuple[str, dict[str, Side]]:
-    """Find the teacher, or the store of its outputs, and its side of each split.
+@dataclass(frozen=True)
+class FoundTeacher:
+    """A teacher of a run that was found, or the store of its outputs."""
+
+    place: str
+    """Directory, hub id or name of the teacher."""
+    sides: dict[str, Side]
+    """Its side of each split, ``train`` and ``eval``."""
+    shares_tokenizer: bool
+    """Whether a token's id means the same to it and to the student."""
+
+
+def found_teachers(recipe: Recipe, student: TextSide) -> dict[str, FoundTeacher]:
+    """Find the teachers of a recipe, or the stores of their outputs, by the recipe's names of them.
 
     Args:
         recipe: the run's recipe.
         student: the student's side, which stands in for held-out examples that no teacher output was stored of.
 
-    Returns:
-        Directory, hub id or name of the teacher, and the sides of ``train`` and ``eval``.
-
     Raises:
-        UserError: the teacher is not there, or the store is of something else than the recipe says.
+        UserError: a teacher is not there, a store is of something else than the recipe says, or tokens are to be
+            compared by ids that mean different things, or by what stored ids spell, which is not known.
     """
-    settings = recipe.teacher
+    found = {}
+    for settings in recipe.teachers:
+        place, sides = _sides_of(recipe, settings, student)
+        shared = share_a_tokenizer(student, sides["train"])
+        check_identities(recipe, settings, sides["train"], shared=shared)
+        found[settings.name] = FoundTeacher(place, sides, shared)
+    return found
+
+
+def _sides_of(recipe: Recipe, settings: NamedTeacherSettings, student: TextSide) -> tuple[str, dict[str, Side]]:
     if settings.source == "online":
-        teacher = Pretrained.from_settings(settings, "teacher")
+        teacher = Pretrained.from_settings(settings, settings.key)
         special_tokens = recipe.data.special_tokens
         side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
         return teacher.place, {"train": side, "eval": side}
     assert settings.path is not None
-    store = SpectrumStore.open(settings.path, key="teacher.path")
-    check_store(recipe, store)
-    held_out = held_out_store(settings.path) if recipe.data.eval is not None else None
+    key = f"{settings.key}.path"
+    store = SpectrumStore.open(settings.path, key=key)
+    check_store(recipe, settings, store)
+    held_out = held_out_store(settings.path, key) if recipe.data.eval is not None else None
     # Without the teacher's outputs for them, held-out examples are the student's alone.
     return store.manifest.teacher, {
         "train": StoredSide(store),
@@ -79,11 +102,12 @@ def share_a_tokenizer(student: TextSide, teacher: Side) -> bool:
     return teacher.tokenizer.get_vocab() == student.tokenizer.get_vocab()
 
 
-def check_identities(recipe: Recipe, teacher: Side, *, shared: bool) -> None:
-    """Check that the objective's terms can know what they compare.
+def check_identities(recipe: Recipe, settings: NamedTeacherSettings, teacher: Side, *, shared: bool) -> None:
+    """Check that the objective's terms can know what they compare with a teacher.
 
     Args:
         recipe: the run's recipe.
+        settings: the teacher among its teachers.
         teacher: the teacher's side of the training data.
         shared: whether both sides have one tokenizer.
 
@@ -92,7 +116,7 @@ def check_identities(recipe: Recipe, teacher: Side, *, shared: bool) -> None:
             not known.
     """
     if recipe.taught.needs_vocabularies and isinstance(teacher, StoredSide):
-        _check_stored_tokenizer(recipe, teacher.tokenizer_digest)
+        _check_stored_tokenizer(recipe, settings, teacher.tokenizer_digest)
     by_number = [term.key for term in recipe.taught.weighed_terms if term.needs_one_tokenizer]
     if by_number and not shared:
         of_given = getattr(recipe.objective, by_number[0])
@@ -100,7 +124,7 @@ def check_identities(recipe: Recipe, teacher: Side, *, shared: bool) -> None:
         weight = getattr(recipe.objective if of_given else recipe.taught, by_number[0])
         raise UserError(
             f"{section}.{by_number[0]}",
-            f"{weight} needs one tokenizer on both sides, but teacher and student have two",
+            f"{weight} needs one tokenizer on both sides, but {_called(settings)} and student have two",
             f"set it to 0 and give {section}.uld or {section}.hybrid a weight: they compare any two tokenizers",
         )
 
@@ -125,27 +149,34 @@ def check_rollouts(recipe: Recipe, student: PreTrainedConfig) -> None:
         )
 
 
-def _check_stored_tokenizer(recipe: Recipe, digest: str) -> None:
+def _called(settings: NamedTeacherSettings) -> str:
+    """Call a teacher by its name, where it has one of its own."""
+    return "teacher" if settings.name == ONLY_TEACHER else f"teacher {settings.name!r}"
+
+
+def _check_stored_tokenizer(recipe: Recipe, settings: NamedTeacherSettings, digest: str) -> None:
     """Check that the tokenizer at hand is the one whose ids a store holds: what they spell only that one knows."""
-    settings = recipe.teacher
+    key = f"{settings.key}.model"
     if settings.model is None:
         asking = [f"objective.{term.key}" for term in recipe.taught.weighed_terms if term.vocabularies]
         look = "looks" if len(asking) == 1 else "look"
         raise UserError(
-            "teacher.model",
+            key,
             f"is missing: its tokenizer says what stored ids spell, which {' and '.join(asking)} {look} at",
             "name the model whose outputs are stored, or set those weights to 0",
         )
-    own = TextSide.of_model(Pretrained.from_settings(settings, "teacher"), settings, "teacher").tokenizer_digest
+    own = TextSide.of_model(Pretrained.from_settings(settings, settings.key), settings, "teacher").tokenizer_digest
     if own != digest:
         raise UserError(
-            "teacher.model",
-            f"{settings.model!r} has another tokenizer than the store in teacher.path was built with",
+            key,
+            f"{settings.model!r} has another tokenizer than the store in {settings.key}.path was built with",
             "name the model whose outputs are stored",
         )
 
 
-def prepared_splits(recipe: Recipe, student: TextSide, sides: dict[str, Side], cache: Path) -> dict[str, Split]:
+def prepared_splits(
+    recipe: Recipe, student: TextSide, teachers: Mapping[str, FoundTeacher], cache: Path
+) -> dict[str, Split]:
     """Prepare the recipe's splits, or find them in ``cache``, which all runs share that prepare the same rows alike.
 
     Returns:
@@ -158,24 +189,30 @@ def prepared_splits(recipe: Recipe, student: TextSide, sides: dict[str, Side], c
     if recipe.only_own_answers:
         del sources["train"]
     splits = {
-        name: Preparer(recipe, student, sides[name]).prepare(source, f"data.{name}", cache)
+        name: Preparer(recipe, student, sides_of(teachers, name)).prepare(source, f"data.{name}", cache)
         for name, source in sources.items()
         if source is not None
     }
     if recipe.rollouts is None:
         return splits
-    prompts = _prompts(recipe, student, sides["train"], cache)
+    prompts = _prompts(recipe, student, sides_of(teachers, "train"), cache)
     # Where all answers are the student's own, the prompts are all that is trained on.
     return {"train": splits.get("train", prompts), **splits, "prompts": prompts}
 
 
-def _prompts(recipe: Recipe, student: TextSide, teacher: Side, cache: Path) -> Split:
-    assert recipe.rollouts is not None and isinstance(teacher, TextSide)
+def sides_of(teachers: Mapping[str, FoundTeacher], split: str) -> dict[str, Side]:
+    """List the teachers' sides of a split, by their names."""
+    return {name: teacher.sides[split] for name, teacher in teachers.items()}
+
+
+def _prompts(recipe: Recipe, student: TextSide, teachers: Mapping[str, Side], cache: Path) -> Split:
+    assert recipe.rollouts is not None
+    sides = {name: side for name, side in teachers.items() if isinstance(side, TextSide)}
     source, key = recipe.rollouts.prompts, "rollouts.prompts"
     if source is None:
         source, key = recipe.data.train, "data.train"
-    work = PromptWork(recipe, student, teacher)
-    return prepare_split(source, key, cache, work, recipe.data, facts_of_prompts)
+    work = PromptWork(recipe, student, sides)
+    return prepare_split(source, key, cache, work, recipe.data, facts_of_prompts, recipe.names_of_judges)
 
 
 def steps_of_run(recipe: Recipe, *, num_data: int, num_prompts: int = 0) -> int:
@@ -202,6 +239,9 @@ def warn_of_splits(splits: dict[str, Split]) -> None:
         if shared:
             log.warning("%d held-out examples are also training examples: data.eval measures memory, too", len(shared))
     facts = splits["train"].facts
+    for name, own in facts.teachers.items():
+        if not own["examples"]:
+            log.warning("teacher %r judges none of the %d training examples", name, facts.examples)
     # Of prompts alone the rate is not a number, which is not below anything.
     if facts.alignment_rate < FEW_ALIGNED:
         log.warning(

@@ -14,11 +14,14 @@ from datasets import Dataset
 from uld_ds.data.batching import Batcher, padding_id
 from uld_ds.data.own_answers import OwnAnswers
 from uld_ds.data.prepare import PREPARED_FORMAT
+from uld_ds.data.several_teachers import SeveralOwnAnswers
 from uld_ds.data.sides import TextSide
+from uld_ds.data.teacher_views import features_of
 from uld_ds.errors import RunError
 from uld_ds.generation.sampling import Sampled, Sampling
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import Recipe
+from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.rollouts.engine import RolloutEngine
 from uld_ds.rollouts.journal import RoundFolder, rows_of
 from uld_ds.rollouts.prompts import asked_of
@@ -27,7 +30,7 @@ from uld_ds.runs.job import Job
 from uld_ds.training.local_rollouts import LocalEngine
 from uld_ds.training.preparation import steps_of_run
 from uld_ds.training.rollout_batches import RolloutBatches
-from uld_ds.training.rollouts import Rollouts
+from uld_ds.training.rollouts import Pairer, Rollouts
 from uld_ds.utils.distributed import Ranks
 
 _FORMAT = 1
@@ -54,14 +57,21 @@ class RolloutSetup:
         self._device = device
         special_tokens = recipe.data.special_tokens
         student = Pretrained.at(job.student, recipe.student, "student")
-        teacher = Pretrained.at(job.teacher, recipe.teacher, "teacher")
         self._student = TextSide.of_model(student, recipe.student, "student", special_tokens=special_tokens)
-        own = TextSide.of_model(teacher, recipe.teacher, "teacher", special_tokens=special_tokens)
-        self._pairer = OwnAnswers(self._student, own, learn=recipe.data.learn)
+        pairers = {}
+        for settings in recipe.teachers:
+            teacher = Pretrained.at(job.teachers[settings.name], settings, settings.key)
+            side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
+            pairers[settings.name] = OwnAnswers(self._student, side, learn=recipe.data.learn)
+        self._pairer: Pairer = pairers[ONLY_TEACHER] if list(pairers) == [ONLY_TEACHER] else self._several(pairers)
+        self._features = features_of(list(pairers))
         self._prompts = job.rows("prompts")
         self.given = self._stand_in() if recipe.only_own_answers else job.rows("train")
         """Given training examples; where there are none, one that stands in for own answers that cannot be used."""
         self.sampling = Sampling.of(self._settings, recipe.run.seed)
+
+    def _several(self, pairers: dict[str, OwnAnswers]) -> SeveralOwnAnswers:
+        return SeveralOwnAnswers(pairers, common=self._job.recipe.objective.combine == "difference")
 
     def batcher(self, rows: Dataset) -> Batcher:
         """Make the batcher of given and own rows together."""
@@ -97,7 +107,7 @@ class RolloutSetup:
             self.plan(),
             self._prompts,
             self.given,
-            RoundFolder(folder, self._identity(recipe)),
+            RoundFolder(folder, self._identity(recipe), self._features),
             (make_engine or self._local)(student, self._student),
             self._pairer,
             batch_size=self._settings.batch_size,
@@ -145,6 +155,6 @@ class RolloutSetup:
             prompt = self._prompts.with_format("numpy")[number]["prompt_ids"]
             (row,) = self._pairer([asked_of(self._prompts, number)], [Sampled.given(said)], [prompt])
             if not isinstance(row, str):
-                return rows_of([row])
+                return rows_of([row], self._features)
             problem = problem or row
         raise RunError(f"no prompt of rollouts can be answered in a way that both sides read: {problem}")

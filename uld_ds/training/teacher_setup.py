@@ -1,4 +1,4 @@
-"""A job's teacher as one rank has it: a sharded model, one with an output cache, or a store, as the recipe says."""
+"""A teacher of a job as one rank has it: a sharded model, one with an output cache, or a store, as the recipe says."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from uld_ds.alignment.vocabulary_mapping import VocabularyRelations, relations_of
 from uld_ds.data.batching import padding_id
 from uld_ds.data.teacher_batching import TeacherBatcher
+from uld_ds.data.teacher_views import view_of
 from uld_ds.evaluation.bits_per_byte import Scores, stored_scorer, teacher_scorer
 from uld_ds.models.pretrained import Pretrained
+from uld_ds.recipe import NamedTeacherSettings
+from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.runs.job import Job
 from uld_ds.teachers.cache import OutputCache
 from uld_ds.teachers.cached import CachedTeacher, cache_identity
@@ -26,27 +29,42 @@ from uld_ds.utils.distributed import Ranks
 
 
 class TeacherSetup:
-    """The teacher of a run: its outputs for training, scores of held-out answers, and vocabulary.
+    """A teacher of a run: its outputs for training, scores of held-out answers, and vocabulary.
+
+    Rows that it is given are those of the run: it takes its own view of them.
 
     Args:
         job: the run.
+        settings: the teacher among those of the run's recipe.
         ranks: the process group.
         device: device of this rank, where batches go.
         stage: called with a sentence about what takes a while.
     """
 
-    def __init__(self, job: Job, *, ranks: Ranks, device: torch.device, stage: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        settings: NamedTeacherSettings,
+        *,
+        ranks: Ranks,
+        device: torch.device,
+        stage: Callable[[str], None],
+    ) -> None:
         self._job = job
-        self._settings = job.recipe.teacher
+        self.settings = settings
         self._ranks = ranks
         self._device = device
         self._stage = stage
         self._padding = 0
         self.tokenizer: PreTrainedTokenizerBase | None = None
         """The teacher's tokenizer; None with a stored teacher."""
-        if self._settings.source == "online":
-            self.tokenizer = Pretrained.at(job.teacher, self._settings, "teacher").tokenizer()
+        if self.settings.source == "online":
+            self.tokenizer = self._pretrained.tokenizer()
             self._padding = padding_id(self.tokenizer)
+
+    @property
+    def _pretrained(self) -> Pretrained:
+        return Pretrained.at(self._job.teachers[self.settings.name], self.settings, self.settings.key)
 
     def source(self, rows: Dataset, *, begins: bool) -> TeacherSource:
         """Open the source of teacher outputs for the training data, and load the model if it is needed. Collective.
@@ -56,32 +74,39 @@ class TeacherSetup:
             begins: the run does not resume from a checkpoint, so the teacher itself is measured, too.
         """
         recipe = self._job.recipe
-        if self._settings.source == "stored":
-            assert self._settings.path is not None
+        if self.settings.source == "stored":
+            assert self.settings.path is not None
             with_top = recipe.taught.num_top_ids > 0
-            store = SpectrumStore.open(self._settings.path, key="teacher.path", with_top=with_top)
-            return StoredTeacher(store, rows)
-        if not self._settings.cache:
+            store = SpectrumStore.open(self.settings.path, key=self._key, with_top=with_top)
+            return StoredTeacher(store, view_of(rows, self.settings.name), self._key)
+        if not self.settings.cache:
             return self._model(rows)
         cache = OutputCache(
-            self._job.folder.teacher,
-            cache_identity(recipe, Path(self._job.splits["train"]).name),
+            self._job.cached_outputs(self.settings.name),
+            cache_identity(recipe, self.settings, Path(self._job.splits["train"]).name),
             rank=self._ranks.rank,
-            precision=self._settings.codec.to_precision(),
+            precision=self.settings.codec.to_precision(),
         )
-        judges = recipe.rollouts is not None
-        missing = int(judges or (begins and recipe.data.eval is not None) or not cache.complete(len(rows)))
+        judges, judged = recipe.rollouts is not None, self.batcher(rows).judged
+        missing = int(judges or (begins and recipe.data.eval is not None) or not cache.complete(len(rows), judged))
         needed = self._ranks.max(torch.tensor(missing, device=self._device))
         teacher = self._model(rows) if needed else None
         return CachedTeacher(
-            cache, teacher, num_examples=len(rows), ranks=self._ranks, device=self._device, keeps_teacher=judges
+            cache,
+            teacher,
+            num_examples=len(rows),
+            judged=judged,
+            ranks=self._ranks,
+            device=self._device,
+            keeps_teacher=judges,
         )
 
     def _model(self, rows: Dataset) -> OnlineTeacher:
-        self._stage("loading the teacher")
+        own = self.settings.name
+        self._stage("loading the teacher" if own == ONLY_TEACHER else f"loading the teacher {own}")
         objective = self._job.recipe.taught
         return OnlineTeacher(
-            load_teacher(self._job.teacher, self._settings, self._job.teacher_deepspeed, self._device),
+            load_teacher(self._job.teachers[own], self.settings, self._job.teachers_deepspeed[own], self._device),
             self.batcher(rows),
             ranks=self._ranks,
             device=self._device,
@@ -106,24 +131,29 @@ class TeacherSetup:
             return None
         teacher = self.tokenizer
         if teacher is None:  # a stored teacher; the driver has seen that it is the same tokenizer
-            teacher = Pretrained.from_settings(self._settings, "teacher").tokenizer()
+            teacher = Pretrained.from_settings(self.settings, self.settings.key).tokenizer()
         return relations_of(student, teacher)
 
     def scores(self, source: TeacherSource, held_out: Dataset) -> Scores | None:
         """Make the scorer of held-out answers by the teacher; None when no teacher outputs were stored for them."""
         batcher = self.batcher(held_out)
-        if self._settings.source == "online":
+        if self.settings.source == "online":
             return teacher_scorer(source, batcher, self._device)
         stored = self.store_of(held_out, held_out=True)
         return None if stored is None else stored_scorer(stored, batcher, self._device)
 
     def store_of(self, rows: Dataset, *, held_out: bool) -> StoredTeacher | None:
         """Open the store of ``rows``, training or held-out ones; None when the latter were never stored."""
-        path = self._settings.path
+        path = self.settings.path
         assert path is not None
-        store = held_out_store(path) if held_out else SpectrumStore.open(path, key="teacher.path")
-        return None if store is None else StoredTeacher(store, rows)
+        store = held_out_store(path, self._key) if held_out else SpectrumStore.open(path, key=self._key)
+        return None if store is None else StoredTeacher(store, view_of(rows, self.settings.name), self._key)
 
     def batcher(self, rows: Dataset) -> TeacherBatcher:
         """Make the batcher of the teacher's side of prepared rows, with at most so many tokens per forward."""
-        return TeacherBatcher(rows, padding=self._padding, max_tokens=self._settings.max_tokens_per_forward)
+        view = view_of(rows, self.settings.name)
+        return TeacherBatcher(view, padding=self._padding, max_tokens=self.settings.max_tokens_per_forward)
+
+    @property
+    def _key(self) -> str:
+        return f"{self.settings.key}.path"

@@ -35,7 +35,7 @@ from uld_ds.tracking.run_record import log_own_answers, log_plots, record_beginn
 from uld_ds.utils.environment import library_versions
 from uld_ds.utils.files import write_whole
 from uld_ds.utils.redaction import Redactor
-from uld_ds.workers.report_snapshots import shown_rows, write_answers
+from uld_ds.workers.report_snapshots import write_answers
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +81,14 @@ def finish(
     torch.manual_seed(job.recipe.run.seed)
     model = auto_class(AutoConfig.from_pretrained(job.folder.export)).from_pretrained(job.folder.export)
     tokenizer = load_tokenizer(str(job.folder.export), None, "student")
-    rows = shown_rows(job)
+    _, rows = job.shown_rows()
     side = TextSide(tokenizer, job.recipe.student, "student")
     after = sample_answers(model.eval(), side, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
     sample = Sample(rows[0]["prompt"], *((after[0].text, after[0].reasoning) if after else ("",)))
     write_answers(job, side, {"before": _answers_before(job, side, rows), "after": after})
     data = job.split("train").facts
     facts = _facts(job, state, bits_after, tokenizer)
-    card = model_card(job.recipe, facts, job.teacher, readers=readers_of(job.folder.export))
+    card = model_card(job.recipe, facts, job.teachers, readers=readers_of(job.folder.export))
     write_whole(job.folder.export / "README.md", Redactor().text(card), sync=True)
     # A held-out prompt is rendered already; as a message it would be rendered twice.
     messages = [{"role": "user", "content": "Hello, what can you do?"}] if tokenizer.chat_template else None
@@ -192,6 +192,7 @@ def _facts(job: Job, state: TrainState, bits_after: float | None, tokenizer: Pre
         "recipe_digest": recipe.digest(),
         "data_digest": data.digest,
         **held_out,
+        "combine": None if len(recipe.teachers) == 1 else objective.combine,
         "alignment": objective.alignment,
         # Of prompts alone there is none.
         "alignment_rate": round(data.alignment_rate, 6) if data.segments else None,

@@ -56,14 +56,14 @@ class ReportKeeper:
         self._device = device
         self._showcase = Showcase(job.folder, rows, batcher, tokenizer, first=ranks.is_first)
 
-    def beginning(self, teacher: PreTrainedTokenizerBase | None) -> None:
+    def beginning(self, setup: TeacherSetup) -> None:
         """Keep the shown examples as text, and as both tokenizers cut them.
 
         Args:
-            teacher: the teacher's tokenizer; None with a stored teacher.
+            setup: the teacher that the report shows.
         """
-        recipe = self._job.recipe
-        self._showcase.write_beginning(teacher, (recipe.student.model or "student", recipe.teacher.model or "teacher"))
+        student = self._job.recipe.student.model or "student"
+        self._showcase.write_beginning(setup.tokenizer, (student, setup.settings.model or "teacher"))
 
     def student(self, who: Who, engine: DistillationEngine, calibration: dict[str, Any] | None) -> None:
         """Keep the student's distributions as they are now, and its calibration. Collective."""
@@ -76,13 +76,14 @@ class ReportKeeper:
         """Keep the teacher's distributions, calibration and answers, as far as there are any. Collective.
 
         Args:
-            setup: the run's teacher.
+            setup: the teacher that the report shows.
             source: source of its outputs for the training data.
             rows: rows that the report shows.
             calibration: measured on held-out examples, or None.
         """
         if setup.tokenizer is not None:
-            self._present_teacher(source, setup.batcher(rows), setup.tokenizer, calibration)
+            side = TextSide(setup.tokenizer, setup.settings, "teacher")
+            self._present_teacher(source, setup.batcher(rows), side, calibration)
             return
         store = setup.store_of(rows, held_out=self._job.recipe.data.eval is not None)
         if store is not None:
@@ -92,7 +93,7 @@ class ReportKeeper:
         self,
         teacher: TeacherSource,
         batcher: TeacherBatcher,
-        tokenizer: PreTrainedTokenizerBase,
+        side: TextSide,
         calibration: dict[str, Any] | None,
     ) -> None:
         """Keep the snapshot of a teacher whose model is loaded; none of a cached teacher without its model."""
@@ -101,9 +102,8 @@ class ReportKeeper:
                 return
             teacher = teacher.asked
         assert isinstance(teacher, OnlineTeacher)
-        spectra = self._showcase.teacher_distributions(teacher.apply_at, batcher, tokenizer, self._device)
+        spectra = self._showcase.teacher_distributions(teacher.apply_at, batcher, side.tokenizer, self._device)
         tokens = self._job.recipe.evaluation.sample_tokens
-        side = TextSide(tokenizer, self._job.recipe.teacher, "teacher")
         answers = sample_answers(teacher.language_model, side, self._rows, "teacher", tokens, self._device)
         said = [asdict(answer) for answer in answers]
         self._showcase.write("teacher", spectra=spectra, calibration=calibration, answers=said)
@@ -126,7 +126,7 @@ def write_answers(job: Job, student: TextSide, said: dict[str, list[Answer]]) ->
     job.folder.report.mkdir(exist_ok=True)
     kept = job.folder.report_snapshot("teacher")
     teacher = json.loads(kept.read_text(encoding="utf-8")).get("answers") if kept.is_file() else None
-    rows = shown_rows(job)
+    _, rows = job.shown_rows()
     shown = list(rows.select(range(min(NUM_ANSWERS, len(rows)))))
     # Earlier versions kept a text alone.
     kept_answers = [Answer(item, 0, "stop") if isinstance(item, str) else Answer(**item) for item in teacher or []]
@@ -140,8 +140,3 @@ def write_answers(job: Job, student: TextSide, said: dict[str, list[Answer]]) ->
                 item |= {f"{who}_reasoning": answers[number].reasoning} if answers[number].reasoning else {}
         items.append(item)
     write_whole(job.folder.report_answers, json.dumps(Redactor().tree(items)), sync=True)
-
-
-def shown_rows(job: Job) -> Dataset:
-    """Select the rows that a report shows: held-out ones where there are some, else training ones."""
-    return job.split("eval" if "eval" in job.splits else "train").rows

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from uld_ds.checkpointing.state import TrainState
+from uld_ds.data.batching import Batcher, padding_id
 from uld_ds.evaluation.held_out import Evaluation
 from uld_ds.rollouts.statistics import CollapseWatch, collapse_of
 from uld_ds.rollouts.summary import RoundJudgment, RoundSummary, ShownAnswer
@@ -20,7 +21,7 @@ from uld_ds.training.callbacks import TrainerCallback, Who
 from uld_ds.training.skipped_steps import SkippedSteps
 from uld_ds.training.step_result import StepResult
 from uld_ds.utils.distributed import Ranks
-from uld_ds.workers.report_snapshots import ReportKeeper, shown_rows
+from uld_ds.workers.report_snapshots import ReportKeeper
 
 log = logging.getLogger(__name__)
 
@@ -85,21 +86,24 @@ class SnapshotCallback(TrainerCallback):
 
     def __init__(self, job: Job, parts: Assembly, ranks: Ranks) -> None:
         self._parts = parts
-        self._rows = shown_rows(job)
-        self._keeper = ReportKeeper(
-            job, self._rows, parts.shown, parts.tokenizer, ranks=ranks, device=parts.engine.device
-        )
+        self._teacher, self._rows = job.shown_rows()
+        shown = parts.shown
+        if len(parts.teachers) > 1:
+            padding = padding_id(parts.tokenizer)
+            shown = Batcher(self._rows, padding=padding, merge=job.recipe.objective.merge)
+        self._keeper = ReportKeeper(job, self._rows, shown, parts.tokenizer, ranks=ranks, device=parts.engine.device)
 
     def on_start(self, state: TrainState, total_steps: int, *, resumed: bool) -> None:
         """Keep the shown examples as text, once per run."""
         if not resumed:
-            self._keeper.beginning(self._parts.teacher.tokenizer)
+            self._keeper.beginning(self._parts.teachers[self._teacher])
 
     def on_evaluation(self, state: TrainState, who: Who, evaluation: Evaluation | None) -> None:
         """Keep distributions and calibration of the teacher, and of the student before and after."""
         calibration = None if evaluation is None else evaluation.calibration
         if who == "teacher":
-            self._keeper.teacher(self._parts.teacher, self._parts.engine.teacher, self._rows, calibration)
+            source = self._parts.engine.teachings.teachers[self._teacher].source
+            self._keeper.teacher(self._parts.teachers[self._teacher], source, self._rows, calibration)
         elif who in ("before", "after"):
             self._keeper.student(who, self._parts.engine, calibration)
 
@@ -150,6 +154,7 @@ class RecordCallback(TrainerCallback):
             return
         name = "eval/teacher_bits_per_byte" if who == "teacher" else "eval/bits_per_byte"
         metrics = {name: evaluation.bits_per_byte, f"seconds/evaluation_{who}": evaluation.seconds}
+        metrics |= {f"{name}/{own}": bits for own, bits in evaluation.by_teacher.items()}
         self._recorder.metrics(state.step, metrics)
         self._progress.evaluation(state.step, who, evaluation.bits_per_byte)
 

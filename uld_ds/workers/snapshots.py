@@ -73,14 +73,13 @@ class Place:
 def places_in(micro_batch: MicroBatch) -> list[Place]:
     """Choose a few segments of each example, away from its ends, where every model is sure."""
     found = []
+    (pairs,) = micro_batch.pairs
     for example in range(len(micro_batch.examples)):
-        segments = torch.nonzero(micro_batch.segment_example == example)[:, 0].tolist()
+        segments = torch.nonzero(pairs.example == example)[:, 0].tolist()
         steps = range(1, _SEGMENTS_PER_EXAMPLE + 1)
         chosen = {segments[len(segments) * step // (_SEGMENTS_PER_EXAMPLE + 1)] for step in steps} if segments else ()
         for segment in sorted(chosen):
-            rows = (
-                int(side.compared[segment]) for side in (micro_batch.student_segments, micro_batch.teacher_segments)
-            )
+            rows = (int(side.compared[segment]) for side in (pairs.student, pairs.teacher))
             found.append(Place(example, *rows))
     return found
 

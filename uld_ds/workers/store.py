@@ -103,7 +103,7 @@ def _build(job: StoreJob) -> None:
     progress = ProgressWriter(RunFolder(job.folder).progress) if ranks.is_first else None
     if progress:
         progress.stage("loading the teacher")
-    settings = job.recipe.teacher
+    settings = job.recipe.teacher_named()
     engine = load_teacher(job.teacher, settings, job.teacher_deepspeed, device)
     padding = padding_id(Pretrained.at(job.teacher, settings, "teacher").tokenizer())
     for part in job.parts:

@@ -175,3 +175,21 @@ def test_workers_find_a_store_that_was_named_from_here(
     assert place("/stores") == "/stores"
     assert place("s3://bucket/stores") == "s3://bucket/stores"
     assert place(None) is None
+
+
+def test_of_several_teachers_one_must_be_named(run: Run, tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    tree = {key: value for key, value in tiny_recipe.items() if key != "teacher"}
+    stored = {"name": "code", "source": "stored", "path": "s"}
+    tree["teachers"] = [tiny_recipe["teacher"] | {"name": "general"}, stored]
+    (recipe := tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    names = "name one with --teacher: general, code"
+    for verb in (["store", "build"], ["generate"]):
+        _, err = run(*verb, str(recipe), status=2)
+        assert f"--teacher: is missing: the recipe has 2 teachers; {names}" in err
+        _, err = run(*verb, str(recipe), "--teacher", "x", status=2)
+        assert f"--teacher: 'x' is no teacher of the recipe; {names}" in err
+    # A teacher whose outputs are read from a store is asked, too, where it is known.
+    _, err = run("store", "build", str(recipe), "--teacher", "code", status=2)
+    assert "teachers.1: teacher.model is missing: source 'online' needs it" in err
+    _, err = run("store", "build", str(recipe), "--teacher", "general", status=2)
+    assert "teachers.general.path: is missing; name the folder or URL" in err

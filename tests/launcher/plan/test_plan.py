@@ -19,9 +19,10 @@ from launcher.plan.shapes import shape_of, student_shape, teacher_shape
 from launcher.plan.speed import Hardware, student_traffic
 from tests.helpers.known_models import stand_in
 from uld_ds.errors import UserError
-from uld_ds.recipe import Recipe, load_recipe
+from uld_ds.recipe import Recipe, load_recipe, parse_recipe
 
 TEACHER, STUDENT = 70_553_706_496, 1_235_814_400  # Llama 3.3 70B and Llama 3.2 1B, as their cards say
+RESTING = ("weights", "spectra of a window", "top-k tokens of a window")
 # 400 TFLOP/s reached.
 H100 = Hardware("gpu", 80 * 10**9, 8, 1000.0, 0.4, 400.0, 3600.0)
 
@@ -39,8 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(folder: Path) -> Plan:
     """The shipped recipe for two nodes."""
     recipe = recipe_of(folder)
-    shapes = student_shape(recipe.student), teacher_shape(recipe.teacher)
-    return Plan(recipe, H100, *shapes, student_tokens=2048, teacher_tokens=2048)
+    shapes = {"teacher": teacher_shape(recipe.teacher_named())}
+    return Plan(recipe, H100, student_shape(recipe.student), shapes, student_tokens=2048, teacher_tokens=2048)
 
 
 def recipe_of(folder: Path, *changes: str) -> Recipe:
@@ -54,12 +55,11 @@ def lines_of(plan: Plan) -> dict[tuple[str, str], int]:
 
 def test_shapes_come_from_configurations(plan: Plan) -> None:
     assert plan.student_shape.parameters == STUDENT
-    assert plan.teacher_shape is not None
-    assert plan.teacher_shape.parameters == TEACHER
-    assert plan.teacher_shape.largest == 128256 * 8192
-    assert plan.teacher_shape.layers == 80
+    assert plan.teacher_shapes["teacher"].parameters == TEACHER
+    assert plan.teacher_shapes["teacher"].largest == 128256 * 8192
+    assert plan.teacher_shapes["teacher"].layers == 80
     attention, mlp, norms = 2 * 8192**2 + 2 * 8192 * 1024, 3 * 8192 * 28672, 2 * 8192
-    assert plan.teacher_shape.layer_parameters == attention + mlp + norms
+    assert plan.teacher_shapes["teacher"].layer_parameters == attention + mlp + norms
 
 
 def test_weights_gradients_and_states_are_shared_by_sixteen(plan: Plan) -> None:
@@ -241,3 +241,40 @@ def test_what_cannot_be_planned(folder: Path, tmp_path: Path) -> None:
     assert str(error) == f"teacher.model: '{tmp_path}' has no config.json; name a folder in Hugging Face layout"
     error = CliRunner().invoke(app, [*words, "--on", "tpu"]).exception
     assert str(error) == "--on: 'tpu' is no kind of device; write gpu or cpu"
+
+
+def test_several_teachers_are_all_in_memory_and_run_one_after_the_other(folder: Path, plan: Plan) -> None:
+    tree = plan.recipe.model_dump(mode="json")
+    large = tree.pop("teacher") | {"name": "large", "weight": 1.0}
+    small = large | {"name": "small", "model": str(folder / "student")}
+    kept = small | {"name": "kept", "source": "stored", "path": "store"}
+    both = parse_recipe(tree | {"teachers": [large, small, kept]})
+    shapes = {"large": plan.teacher_shapes["teacher"], "small": plan.student_shape}
+    found = replace(plan, recipe=both, teacher_shapes=shapes)
+    lines, alone = lines_of(found), lines_of(plan)
+    for what in ("weights", "activations", "spectra of a window", "gathered layers"):
+        assert lines["teacher large", what] == alone["teacher", what]
+    assert lines["teacher small", "weights"] == -(-STUDENT * 2 // 16)
+    assert not any(role == "teacher kept" for role, _ in lines)
+    # What is there all the time adds up; what a forward takes is there once.
+    resting = sum(size for (role, what), size in lines.items() if role == "teacher small" and what in RESTING)
+    assert found.bytes_at("teacher", "device") == plan.bytes_at("teacher", "device") + resting
+    # The loss goes over the head once for each teacher, and adds its gradient up in fp32.
+    head = lines["student", "head gradients of further teachers"]
+    assert head == 2 * 128256 * 2048 * 4
+    assert found.bytes_at("student", "device") == plan.bytes_at("student", "device") + resting + head
+    assert found.teacher_forwards == 2 * plan.teacher_forwards
+    seconds = found.seconds()
+    assert seconds["teacher large"] == plan.seconds()["teacher"]
+    assert set(seconds) == {"teacher large", "teacher small", "student"}
+    assert found.to_json()["seconds"]["step"] == pytest.approx(sum(role["longer"] for role in seconds.values()))
+    # Of rows that name their judge each reads a share.
+    routed = tree["data"] | {"columns": {"teacher": "judge"}}
+    objective = tree["objective"] | {"combine": "route"}
+    shared = parse_recipe(tree | {"teachers": [large, small, kept], "data": routed, "objective": objective})
+    assert [teacher.tokens for teacher in replace(found, recipe=shared).teachers] == pytest.approx(
+        [teacher.tokens / 3 for teacher in found.teachers]
+    )
+    changed = found.changed({"teachers.small.sharding": "none"})
+    assert lines_of(changed)["teacher small", "weights"] == STUDENT * 2
+    assert lines_of(changed)["teacher large", "weights"] == lines["teacher large", "weights"]

@@ -42,8 +42,8 @@ def changes(folder: Path, *more: str) -> list[str]:
 def without(folder: Path) -> Plan:
     """Two nodes, 256 examples of 2,048 tokens per step, no rollouts."""
     recipe = load_recipe(folder / "recipe.yaml", changes(folder), environment={})
-    shapes = student_shape(recipe.student), teacher_shape(recipe.teacher)
-    return Plan(recipe, H100, *shapes, student_tokens=2048, teacher_tokens=2048)
+    shapes = {"teacher": teacher_shape(recipe.teacher_named())}
+    return Plan(recipe, H100, student_shape(recipe.student), shapes, student_tokens=2048, teacher_tokens=2048)
 
 
 def planned(without: Plan, folder: Path, *more: str) -> Plan:

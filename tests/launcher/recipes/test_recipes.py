@@ -56,7 +56,7 @@ def test_it_is_planned(name: str, tmp_path: Path) -> None:
     file = str(resources.files("launcher.recipes") / f"{name}.yaml")
     recipe = load_recipe(file, environment={})
     words = []
-    for role, settings in (("teacher", recipe.teacher), ("student", recipe.student)):
+    for role, settings in (("teacher", recipe.teacher_named()), ("student", recipe.student)):
         if settings.model is not None:
             folder = stand_in(tmp_path / role, settings.model)
             words += ["--set", f"{role}.model={folder}", "--set", f"{role}.gguf_file=null"]

@@ -200,6 +200,6 @@ def test_a_batch_of_plain_answers_may_begin_with_a_bad_one(tokenizers: tuple[Any
             "training": {"steps": 1},
         }
     )
-    work = TeacherEncoding(TextSide(tokenizers[1], recipe.teacher, "teacher"), turns="last")
+    work = TeacherEncoding(TextSide(tokenizers[1], recipe.teacher_named(), "teacher"), turns="last")
     folder = prepare_rows(recipe.data.train, "data.train", tmp_path / "prepared", work, recipe.data)
     assert [row["piece_parts"] for row in load_from_disk(str(folder / "rows"))] == [[], []]

@@ -40,7 +40,7 @@ def test_logits_at_the_position_before_a_token_are_about_it() -> None:
     assert side.input_ids.flatten()[side.answer_rows].tolist() == [101, 102, 103, 104, 200, 201, 202]
     assert side.answer_in_text.tolist() == [True, True, True, False, True, True, False]
     assert side.answer_example.tolist() == [0, 0, 0, 0, 1, 1, 1]
-    assert batch.segment_example.tolist() == [0, 0, 0, 1, 1]
+    assert batch.pairs[0].example.tolist() == [0, 0, 0, 1, 1]
     assert batch.answer_bytes.tolist() == [10, 20]
     assert batch.example_weight.tolist() == [1, 1]
     assert batch.examples == [0, 1]
@@ -49,16 +49,16 @@ def test_logits_at_the_position_before_a_token_are_about_it() -> None:
 def test_first_compares_the_distributions_before_a_segments_first_token() -> None:
     batch = batch_of([0, 1])
     teacher = teacher_batcher().batch(batch.examples)
-    assert tokens_at(batch.student, batch.student_segments.compared) == [102, 103, 105, 201, 203]
-    assert tokens_at(teacher, batch.teacher_segments.compared) == [1102, 1103, 1104, 1203, 1208]
-    assert tokens_at(batch.student, batch.student_segments.others) == [104, 202]
-    assert len(batch.student_segments.earlier) == len(batch.teacher_segments.earlier) == 0
+    assert tokens_at(batch.student, batch.pairs[0].student.compared) == [102, 103, 105, 201, 203]
+    assert tokens_at(teacher, batch.pairs[0].teacher.compared) == [1102, 1103, 1104, 1203, 1208]
+    assert tokens_at(batch.student, batch.pairs[0].student.others) == [104, 202]
+    assert len(batch.pairs[0].student.earlier) == len(batch.pairs[0].teacher.earlier) == 0
 
 
 def test_chain_compares_those_before_its_last_token_scaled_by_the_tokens_before_that() -> None:
     batch = batch_of([0, 1], "chain")
     teacher = teacher_batcher().batch(batch.examples)
-    student, other = batch.student_segments, batch.teacher_segments
+    student, other = batch.pairs[0].student, batch.pairs[0].teacher
     assert tokens_at(batch.student, student.compared) == [102, 104, 105, 202, 203]
     assert tokens_at(batch.student, student.earlier) == [103, 201]
     assert student.earlier_segment.tolist() == [1, 3]
@@ -69,18 +69,18 @@ def test_chain_compares_those_before_its_last_token_scaled_by_the_tokens_before_
 
 
 def test_log_scale_adds_up_the_tokens_before() -> None:
-    rows = batch_of([0, 1], "chain").teacher_segments
+    rows = batch_of([0, 1], "chain").pairs[0].teacher
     scale = rows.log_scale(torch.tensor([-1.0, -0.5, -0.25, -2.0]))
     assert scale is not None
     assert scale.tolist() == [0, 0, 0, -3.75, 0]
-    assert batch_of([0, 1]).teacher_segments.log_scale(torch.zeros(0)) is None
+    assert batch_of([0, 1]).pairs[0].teacher.log_scale(torch.zeros(0)) is None
 
 
 @pytest.mark.parametrize("merge", ["first", "chain"])
 def test_a_segments_probability_is_the_product_of_all_its_tokens(merge: str) -> None:
     batch = batch_of([0, 1], merge)
     teacher = teacher_batcher().batch(batch.examples)
-    student, other = batch.student_segments, batch.teacher_segments
+    student, other = batch.pairs[0].student, batch.pairs[0].teacher
     assert tokens_at(batch.student, student.members) == [102, 103, 104, 105, 201, 202, 203]
     assert student.member_segment.tolist() == [0, 1, 1, 2, 3, 3, 4]
     assert tokens_at(teacher, other.members) == [1102, 1103, 1104, 1203, 1204, 1205, 1206, 1207, 1208]
@@ -97,7 +97,7 @@ def test_teacher_tokens_become_one_scaled_spectrum_per_segment() -> None:
         ("first", [0, 1, 2, 3, 8], 0.0),
         ("chain", [0, 1, 2, 7, 8], float(log_probs[3:7].sum())),
     ):
-        spectrum = tokens.segments(batch_of([0, 1], merge).teacher_segments).spectrum
+        spectrum = tokens.segments(batch_of([0, 1], merge).pairs[0].teacher).spectrum
         largest = logits.softmax(-1).max(-1).values[place]
         largest[3] *= np.exp(scale)
         assert spectrum.to_probabilities(1)[:, 0].tolist() == pytest.approx(largest.tolist(), rel=1e-5)
@@ -111,13 +111,13 @@ def test_teacher_tokens_become_one_scaled_spectrum_per_segment() -> None:
 def test_rows_predict_what_stands_next_and_every_row_has_one_part(indices: list[int], merge: str) -> None:
     batch = batch_of(indices, merge)
     teacher = teacher_batcher().batch(batch.examples)
-    for side, segments in ((batch.student, batch.student_segments), (teacher, batch.teacher_segments)):
+    for side, segments in ((batch.student, batch.pairs[0].student), (teacher, batch.pairs[0].teacher)):
         assert torch.equal(side.input_ids.flatten()[side.answer_rows + 1], side.answer_ids)
         assert torch.equal(side.attention_mask.flatten()[side.answer_rows + 1], torch.ones_like(side.answer_ids))
         every = torch.cat([segments.compared, segments.others])
         assert sorted(every.tolist()) == list(range(len(side.answer_ids)))
-        assert torch.equal(side.answer_example[segments.compared], batch.segment_example)
-        assert torch.equal(side.answer_example[segments.earlier], batch.segment_example[segments.earlier_segment])
+        assert torch.equal(side.answer_example[segments.compared], batch.pairs[0].example)
+        assert torch.equal(side.answer_example[segments.earlier], batch.pairs[0].example[segments.earlier_segment])
         assert set(segments.earlier.tolist()) <= set(segments.others.tolist())
 
 
@@ -166,10 +166,12 @@ def test_moving_a_micro_batch_moves_every_tensor(prompts: list[int]) -> None:
     data = Dataset.from_list([row | {"student_encoder_ids": prompts} for row in ROWS], features=FEATURES)
     (micro_batch,) = Batcher(data, padding=7, merge="chain").window([np.array([0, 1])])
     moved = micro_batch.to(torch.device("meta"))
-    parts = [part for part in vars(moved).values() if isinstance(part, SideBatch | SegmentRows)]
+    (pairs,) = moved.pairs
+    held = [*vars(moved).values(), *vars(pairs).values()]
+    parts = [part for part in held if isinstance(part, SideBatch | SegmentRows)]
     assert len(parts) == 3
     tensors = [tensor for part in parts for tensor in vars(part).values() if tensor is not None]
-    tensors += [moved.segment_example, moved.example_weight, moved.answer_bytes]
+    tensors += [moved.pairs[0].example, moved.example_weight, moved.answer_bytes]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 

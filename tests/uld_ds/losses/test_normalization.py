@@ -19,7 +19,7 @@ def over_ranks(windows: list[list[MicroBatch]], normalize: str) -> list[list[Row
     for window in windows:
         step_weights(window, normalize, lambda values: local.append(values) or values)  # type: ignore[arg-type,func-returns-value]
     total = torch.stack(local).sum(0)
-    return [step_weights(window, normalize, lambda _values: total) for window in windows]  # type: ignore[arg-type]
+    return [[row for (row,) in step_weights(window, normalize, lambda _values: total)] for window in windows]  # type: ignore[arg-type]
 
 
 counts = st.tuples(st.sampled_from([0.0, 1.0, 1.0]), st.integers(1, 6), st.integers(1, 6))
@@ -51,7 +51,7 @@ def test_sample_is_the_mean_of_per_sample_means() -> None:
     window = [micro_batch([(1, 2, 1), (0, 9, 9)]), micro_batch([(1, 4, 3), (1, 1, 2)])]
     losses = [torch.tensor([1.0, 3.0, *[99.0] * 9]), torch.tensor([2.0, 2.0, 4.0, 8.0, 10.0])]
     distances = [torch.tensor([0.5, *[99.0] * 9]), torch.tensor([1.0, 0.0, 0.5, 0.25, 0.75])]
-    weights = step_weights(window, "sample", lambda values: values)
+    weights = [row for (row,) in step_weights(window, "sample", lambda values: values)]
     ce = sum(float(row.answers @ loss) for row, loss in zip(weights, losses, strict=True))
     uld = sum(float(row.segments @ distance) for row, distance in zip(weights, distances, strict=True))
     # Samples: mean(1, 3) = 2, mean(2, 2, 4, 8) = 4, mean(10) = 10; and 0.5, mean(1, 0, 0.5) = 0.5, 0.5.
@@ -60,5 +60,5 @@ def test_sample_is_the_mean_of_per_sample_means() -> None:
 
 
 def test_a_step_of_stand_ins_alone_has_no_weight() -> None:
-    (weights,) = step_weights([micro_batch([(0, 2, 2)])], "token", lambda values: values)
+    ((weights,),) = step_weights([micro_batch([(0, 2, 2)])], "token", lambda values: values)
     assert weights.answers.tolist() == weights.segments.tolist() == [0, 0]

@@ -308,13 +308,13 @@ def one_step(config: dict[str, Any], target: str) -> dict[str, Any]:
         device=CPU,
     )
     (micro_batch,) = Batcher(job.split("train").rows, padding=0).window([torch.arange(2).numpy()])
-    spectrum = Spectrum.from_logits(torch.randn(len(micro_batch.student_segments), 77, generator=torch.manual_seed(0)))
-    (weights,) = step_weights([micro_batch], "token", ranks.sum)
+    spectrum = Spectrum.from_logits(torch.randn(len(micro_batch.pairs[0].student), 77, generator=torch.manual_seed(0)))
+    ((weights,),) = step_weights([micro_batch], "token", ranks.sum)
     objective, side = Objective(job.recipe.objective), micro_batch.student
     student.train()
     loss = student(
         side, side.answer_rows,
-        lambda hidden, head: objective(hidden, head, micro_batch, teacher_of(spectrum), weights)[0],
+        lambda hidden, head: objective(hidden, head, micro_batch.judged_by(0), teacher_of(spectrum), weights)[0],
     )  # fmt: skip
     student.backward(loss * ranks.size)
     learning = {name: p for name, p in student.module.named_parameters() if p.requires_grad}

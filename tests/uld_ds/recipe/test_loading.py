@@ -105,10 +105,10 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
         (b"run: 1\nrun: 2\n", "recipe: '{file}' is not YAML (while constructing a mapping"),
         (b"\xff\xfe\x00a", "recipe: '{file}' is not YAML ('utf-8' codec can't decode"),
         (b"- a\n- b\n", "recipe: '{file}' holds a list; a recipe is a mapping of sections"),
-        (b"", "run: is missing (and 4 more); set it in the recipe or with --set"),
+        (b"", "run: is missing (and 3 more); set it in the recipe or with --set"),
         (b"7", "recipe: '{file}' is not YAML (Invalid loaded object type: int)"),
-        (b"hello", "hello: unknown key (value None) (and 5 more); remove it; known here: run, teacher, student, "),
-        (b"1: 2", "1: unknown key (value 2) (and 5 more); "),
+        (b"hello", "hello: unknown key (value None) (and 4 more); remove it; known here: run, teacher, teachers, "),
+        (b"1: 2", "1: unknown key (value 2) (and 4 more); "),
     ],
 )
 def test_file_that_is_no_recipe(tmp_path: Path, content: bytes, start: str) -> None:
@@ -138,7 +138,7 @@ def test_file_that_is_no_recipe(tmp_path: Path, content: bytes, start: str) -> N
         (
             {"data__columns__zzzzzz": 1},
             "data.columns.zzzzzz: unknown key (value 1); remove it; known here: prompt, answer, messages, "
-            "tools, template_arguments",
+            "tools, template_arguments, teacher",
         ),
     ],
 )

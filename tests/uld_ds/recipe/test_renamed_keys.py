@@ -159,7 +159,7 @@ def test_digests_are_those_of_before(digest: str) -> None:
     tree, of_cache = DIGESTS[digest]
     recipe = parse_recipe({**tree, "teacher": {**tree["teacher"], "remember": True}})
     assert recipe.digest() == digest
-    assert cache_identity(recipe, "rows-1") == of_cache
+    assert cache_identity(recipe, recipe.teacher_named(), "rows-1") == of_cache
 
 
 def test_prepared_data_and_caches_do_not_know_the_renamed_keys() -> None:
@@ -170,7 +170,7 @@ def test_prepared_data_and_caches_do_not_know_the_renamed_keys() -> None:
         recipe = parse_recipe(tree | sides)
         rows = Preparer(recipe, zoo.characters(), zoo.plain_bytes())._work.identity()
         reader = ExampleReader(recipe.data).identity()
-        return json.dumps([rows, reader, cache_identity(recipe, "rows-1")], sort_keys=True)
+        return json.dumps([rows, reader, cache_identity(recipe, recipe.teacher_named(), "rows-1")], sort_keys=True)
 
     plain = identities(OLD)
     assert plain == identities(NEW)

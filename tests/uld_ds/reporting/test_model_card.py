@@ -34,7 +34,7 @@ FACTS: dict[str, Any] = {
 
 def test_card_reads_back_with_its_metadata(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     tree = tiny_recipe | {"teacher": {"model": "org/large"}}
-    (tmp_path / "README.md").write_text(model_card(parse_recipe(tree), FACTS, None))
+    (tmp_path / "README.md").write_text(model_card(parse_recipe(tree), FACTS, {}))
     card = ModelCard.load(tmp_path / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
     assert card.data.base_model == ["org/large"]
@@ -44,16 +44,34 @@ def test_card_reads_back_with_its_metadata(tiny_recipe: dict[str, Any], tmp_path
         assert part in card.text, part
 
 
+def test_every_teacher_has_its_link_its_weight_and_its_license(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "LICENSE").write_text("Free for all\n")
+    tree = {key: value for key, value in tiny_recipe.items() if key != "teacher"}
+    teachers = [
+        {"name": "general", "model": "org/large", "weight": 0.7},
+        {"name": "code", "source": "stored", "path": "s", "weight": 0.3},
+    ]
+    card = ModelCard(model_card(parse_recipe(tree | {"teachers": teachers}), FACTS, {"code": str(tmp_path)}))
+    assert card.data.base_model == ["org/large"]
+    for part in (
+        "A student that [org/large](https://huggingface.co/org/large) and [code](#made-from) taught by",
+        "(https://arxiv.org/abs/2402.12030)), summed over teachers (0.7 org/large, 0.3 code), alignment",
+        "- The teacher org/large tells no license here",
+        "- The teacher code is under `Free for all`.",
+    ):
+        assert part in card.text, part
+
+
 def test_who_can_read_it_is_told(tiny_recipe: dict[str, Any]) -> None:
     recipe = parse_recipe(tiny_recipe)
-    without = ModelCard(model_card(recipe, FACTS, None)).text
-    card = ModelCard(model_card(recipe, FACTS, None, readers="Read it with transformers 5.")).text
+    without = ModelCard(model_card(recipe, FACTS, {})).text
+    card = ModelCard(model_card(recipe, FACTS, {}, readers="Read it with transformers 5.")).text
     assert "(`tokenizer.apply_chat_template`).\n\nRead it with transformers 5.\n\n## License notes\n" in card
     assert card.replace("Read it with transformers 5.\n\n", "") == without
 
 
 def test_paths_are_no_base_models(tiny_recipe: dict[str, Any]) -> None:
-    card = ModelCard(model_card(parse_recipe(tiny_recipe), FACTS, None))
+    card = ModelCard(model_card(parse_recipe(tiny_recipe), FACTS, {}))
     assert card.data.base_model is None
 
 
@@ -63,7 +81,7 @@ def test_license_of_the_teacher_is_told(tiny_recipe: dict[str, Any], tmp_path: P
     assert teacher_license(str(tmp_path)) == "Apache License"
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A teacher\n")
     assert teacher_license(str(tmp_path)) == "mit"
-    assert "is under `mit`" in model_card(parse_recipe(tiny_recipe), FACTS, str(tmp_path))
+    assert "is under `mit`" in model_card(parse_recipe(tiny_recipe), FACTS, {"teacher": str(tmp_path)})
 
 
 def test_description_has_results_and_pictures_and_fits() -> None:

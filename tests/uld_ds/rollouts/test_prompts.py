@@ -40,8 +40,8 @@ def recipe_with(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> Rec
 
 def prepared(recipe: Recipe, folder: Path) -> Split:
     student = TextSide(train_tokenizer("unigram", 300, TEXTS), recipe.student, "student")
-    teacher = TextSide(train_tokenizer("bpe", 300, TEXTS), recipe.teacher, "teacher")
-    work = PromptWork(recipe, student, teacher)
+    teacher = TextSide(train_tokenizer("bpe", 300, TEXTS), recipe.teacher_named(), "teacher")
+    work = PromptWork(recipe, student, {"teacher": teacher})
     return prepare_split(recipe.data.train, "data.train", folder / "cache", work, recipe.data, facts_of_prompts)
 
 

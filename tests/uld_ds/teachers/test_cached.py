@@ -32,15 +32,19 @@ def recipe(**objective: Any) -> Recipe:
     )
 
 
+def identity(recipe: Recipe, rows: str) -> str:
+    return cache_identity(recipe, recipe.teacher_named(), rows)
+
+
 def test_a_memory_without_top_k_tokens_serves_no_run_that_needs_them(tmp_path: Path) -> None:
     plain, some, more = (
-        cache_identity(recipe(**o), "d") for o in ({}, {"classical": 1.0, "top_ids": 32}, {"classical": 1.0})
+        identity(recipe(**o), "d") for o in ({}, {"classical": 1.0, "top_ids": 32}, {"classical": 1.0})
     )
     assert len({plain, some, more}) == 3
     # What an objective does not look at is no part of it.
-    assert cache_identity(recipe(uld=0.3, top_ids=9), "d") == plain
-    assert cache_identity(recipe(classical=0.2, top_ids=32), "d") == some
-    assert cache_identity(recipe(), "e") != plain
+    assert identity(recipe(uld=0.3, top_ids=9), "d") == plain
+    assert identity(recipe(classical=0.2, top_ids=32), "d") == some
+    assert identity(recipe(), "e") != plain
     OutputCache(tmp_path, plain, rank=0).append(0, {3: tokens_of(2, 1)})
     with pytest.raises(UserError, match="is of another teacher, data or template"):
         OutputCache(tmp_path, some, rank=0)

@@ -18,6 +18,7 @@ from uld_ds.runs.job import Job
 from uld_ds.teachers.cache import OutputCache
 from uld_ds.teachers.cached import CachedTeacher
 from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.training.teaching import Teachings
 from uld_ds.utils.distributed import Ranks
 
 EXAMPLES = list(range(8))
@@ -125,11 +126,12 @@ def cached_run(config: dict[str, Any], folder: str, steps: int) -> dict[str, Any
     """Losses of some steps; then the same again by a teacher that only remembers."""
     job = Job.from_config(config)
     engine, batcher = build(job)
-    online: Any = engine.teacher
+    online: Any = engine.teachings.teachers[0].source
     memory = OutputCache(folder, "x", rank=engine.ranks.rank)
     number = len(batcher)
     arguments: dict[str, Any] = {"num_examples": number, "ranks": engine.ranks, "device": CPU}
-    teacher = engine.teacher = CachedTeacher(memory, online, **arguments)
+    teacher = CachedTeacher(memory, online, **arguments)
+    engine.teachings = Teachings.of_one(teacher, engine.teachings.teachers[0].objective)
     weights = [*online._engine.module.parameters()]
     results = []
     for step in range(steps):

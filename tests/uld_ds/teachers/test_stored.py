@@ -33,6 +33,7 @@ from uld_ds.teachers.online import OnlineTeacher
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher, check_store
 from uld_ds.teachers.stored_side import StoredSide
+from uld_ds.training.teaching import Teachings
 from uld_ds.utils.distributed import Ranks
 from uld_ds.workers.store import StoreBuild, StorePart
 
@@ -128,15 +129,15 @@ def build_parts(config: dict[str, Any], parts: list[dict[str, Any]]) -> None:
     ranks = Ranks.current()
     for part in (StorePart(**part) for part in parts):
         rows = load_from_disk(str(Path(part.rows) / "rows"))
-        batcher = TeacherBatcher(rows, padding=0, max_tokens=job.recipe.teacher.max_tokens_per_forward)
+        batcher = TeacherBatcher(rows, padding=0, max_tokens=job.recipe.teacher_named().max_tokens_per_forward)
         teacher = OnlineTeacher(engine, batcher, ranks=ranks, device=CPU, top_ids=job.recipe.store.top_ids)
         StoreBuild(part, rows, teacher, ranks, CPU, None).run()
 
 
 def store_part(recipe: Recipe, folder: Path, url: Path) -> dict[str, Any]:
-    assert recipe.teacher.model is not None
-    tokenizer = AutoTokenizer.from_pretrained(recipe.teacher.model)
-    teacher = TextSide(tokenizer, recipe.teacher, "teacher")
+    assert recipe.teacher_named().model is not None
+    tokenizer = AutoTokenizer.from_pretrained(recipe.teacher_named().model)
+    teacher = TextSide(tokenizer, recipe.teacher_named(), "teacher")
     return vars(part_of("data.train", recipe.data.train, str(url), recipe, teacher, folder))
 
 
@@ -192,7 +193,8 @@ def step_of_each(configs: dict[str, dict[str, Any]], path: str) -> dict[str, Any
             engine, batcher = build(job)
             if source == "stored":
                 with_top = job.recipe.objective.num_top_ids > 0
-                engine.teacher = StoredTeacher(SpectrumStore.open(path, with_top=with_top), job.split("stored").rows)
+                stored = StoredTeacher(SpectrumStore.open(path, with_top=with_top), job.split("stored").rows)
+                engine.teachings = Teachings.of_one(stored, engine.teachings.teachers[0].objective)
             gradients: list[torch.Tensor] = []
             update = engine.student.step
 
@@ -281,11 +283,16 @@ def test_what_a_recipe_says_must_be_so(tmp_path: Path, change: dict[str, Any], m
         "objective": objective,
         "training": {"steps": 1},
     }
+
+    def check() -> None:
+        recipe = parse_recipe(tree)
+        check_store(recipe, recipe.teacher_named(), store)
+
     with pytest.raises(UserError) as caught:
-        check_store(parse_recipe(tree), store)
+        check()
     assert str(caught.value).startswith(message)
     tree["teacher"] = {"source": "stored", "path": "p", "model": "t", "max_length": 99, "codec": {"num_exact": 64}}
     tree["objective"] = {}
-    check_store(parse_recipe(tree), store)
+    check()
     tree["teacher"] = {"source": "stored", "path": "p", "model": None, "revision": None}
-    check_store(parse_recipe(tree), store)
+    check()

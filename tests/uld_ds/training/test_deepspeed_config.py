@@ -167,7 +167,7 @@ def test_the_optimizer_fits_the_device() -> None:
 
 
 def test_the_teachers_complete_configuration() -> None:
-    config = teacher_config(recipe(), on_gpu=True)
+    config = teacher_config(recipe().teacher_named(), on_gpu=True)
     assert config["bf16"]["enabled"] is False
     assert "optimizer" not in config
     assert config["zero_optimization"]["stage3_max_reuse_distance"] == 0

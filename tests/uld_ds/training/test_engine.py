@@ -130,7 +130,7 @@ def plain_step(config: dict[str, Any], indices: list[int]) -> dict[str, float]:
     engine, batcher = build(job)
     window = window_of(job, batcher, np.asarray(indices), engine.ranks)
     student, teacher = (
-        AutoModelForCausalLM.from_pretrained(p, dtype=torch.float64) for p in (job.student, job.teacher)
+        AutoModelForCausalLM.from_pretrained(p, dtype=torch.float64) for p in (job.student, job.teachers["teacher"])
     )
     result = engine.train_step(window)
     rows = job.split("train").rows.with_format("torch").select(indices)
@@ -196,7 +196,7 @@ def sharded_logits_and_export(config: dict[str, Any], target: str) -> dict[str, 
     engine.student.eval()
     with torch.no_grad():
         student_logits = engine.student(side, side.answer_rows, keep)
-        teacher_engine = engine.teacher._engine  # type: ignore[attr-defined]
+        teacher_engine = engine.teachings.teachers[0].source._engine  # type: ignore[attr-defined]
         teacher_logits = teacher_engine(of_teacher, of_teacher.answer_rows, keep)
     export_student(engine.student, AutoTokenizer.from_pretrained(job.student), Path(target), engine.ranks)
     sharded = sum(p.ds_tensor.numel() for p in teacher_engine.module.parameters())
@@ -228,7 +228,7 @@ def test_sharded_logits_equal_unsharded_ones_and_export_keeps_them(
     assert torch.equal(first["student"], second["student"])
     torch.testing.assert_close(first["student"], whole_logits(target, first["side"]), rtol=0, atol=1e-5)
     torch.testing.assert_close(
-        first["teacher"], whole_logits(Path(job.teacher), first["teacher_side"]), rtol=0, atol=1e-5
+        first["teacher"], whole_logits(Path(job.teachers["teacher"]), first["teacher_side"]), rtol=0, atol=1e-5
     )
     assert first["sharded_share"] == pytest.approx(0.5, abs=0.01)
     exported = AutoModelForCausalLM.from_pretrained(target)

@@ -74,7 +74,8 @@ def several(cases: dict[str, tuple[dict[str, Any], list[int] | None]]) -> dict[s
 
 def plain_nats(job: Job, side: str, example: int) -> float:
     """Nats of the tokens in an example's segments by an unsharded model in float64."""
-    model = AutoModelForCausalLM.from_pretrained(getattr(job, side), dtype=torch.float64)
+    place = job.student if side == "student" else job.teachers["teacher"]
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float64)
     row = job.split("train").rows.with_format("torch")[example]
     ids, answers = row[f"{side}_ids"].long(), row[f"{side}_answers"].long()
     with torch.no_grad():

@@ -31,14 +31,16 @@ def test_a_student_with_an_encoder_has_no_rollouts() -> None:
 
 def test_terms_of_own_answers_need_what_terms_of_given_ones_need() -> None:
     of_own = recipe_with(rollouts={"objective": {"classical": 0.5}})
-    assert message(check_identities, of_own, ONLINE, shared=False).startswith(
+    assert message(check_identities, of_own, of_own.teacher_named(), ONLINE, shared=False).startswith(
         "rollouts.objective.classical: 0.5 needs one tokenizer on both sides, but teacher and student have two; set it "
         "to 0 and give rollouts.objective.uld or"
     )
     of_given = recipe_with(objective={"classical": 0.7}, rollouts={"objective": {"classical": 0.9}})
-    assert message(check_identities, of_given, ONLINE, shared=False).startswith("objective.classical: 0.7 needs one")
+    assert message(check_identities, of_given, of_given.teacher_named(), ONLINE, shared=False).startswith(
+        "objective.classical: 0.7 needs one"
+    )
     for recipe in (of_own, of_given):
-        check_identities(recipe, ONLINE, shared=True)
+        check_identities(recipe, recipe.teacher_named(), ONLINE, shared=True)
 
 
 def test_terms_that_look_at_what_stored_ids_spell_need_the_models_name() -> None:
