@@ -23,7 +23,7 @@ from torch import Tensor
 from uld_ds.losses.likelihood import log_probability, log_rest
 
 
-def centred_difference(strong: Tensor, weak: Tensor, example: Tensor) -> Tensor:
+def centered_difference(strong: Tensor, weak: Tensor, example: Tensor) -> Tensor:
     """Compute the difference of two teachers' log-probabilities of S segments, less its mean over each answer.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from uld_ds.batches import MicroBatch
-from uld_ds.losses.difference import centred_difference
+from uld_ds.losses.difference import centered_difference
 from uld_ds.losses.normalization import RowWeights
 from uld_ds.losses.objective import Objective
 from uld_ds.models.row_model import Head
@@ -154,7 +154,7 @@ class Teachings:
         strong, weak = self.teachers
         example = micro_batch.pairs[0].example
         log_probs = judgments[0].log_probs * strong.weight, judgments[1].log_probs * weak.weight
-        return replace(judgments[0], log_probs=centred_difference(*log_probs, example))
+        return replace(judgments[0], log_probs=centered_difference(*log_probs, example))
 
     @property
     def settings(self) -> ObjectiveSettings:

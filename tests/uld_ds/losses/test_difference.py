@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from uld_ds.losses.difference import centred_difference, tilted
+from uld_ds.losses.difference import centered_difference, tilted
 from uld_ds.losses.likelihood import likelihood_term
 
 
@@ -21,7 +21,7 @@ def logs(*values: float) -> Tensor:
 def test_a_case_by_hand() -> None:
     # Log-ratios log 4, 0 and log 2 in the first answer, whose mean is log 2; one segment alone says nothing.
     example = torch.tensor([0, 0, 0, 1])
-    difference = centred_difference(logs(0.8, 0.3, 0.5, 0.9), logs(0.2, 0.3, 0.25, 0.1), example)
+    difference = centered_difference(logs(0.8, 0.3, 0.5, 0.9), logs(0.2, 0.3, 0.25, 0.1), example)
     expected = torch.tensor([math.log(2), -math.log(2), 0.0, 0.0], dtype=torch.float64)
     torch.testing.assert_close(difference, expected, rtol=0, atol=1e-15)
     # Odds of 1:1 become 2:1 and 1:2; the others stay.
@@ -43,10 +43,10 @@ def test_the_student_moves_along_the_difference_and_no_faster_than_it_may(
 ) -> None:
     strong, weak, own = (torch.tensor(side, dtype=torch.float64).log() for side in zip(*values, strict=True))
     example = torch.zeros(len(values), dtype=torch.long)
-    difference = centred_difference(strong, weak, example)
+    difference = centered_difference(strong, weak, example)
     assert difference.sum().abs() < 1e-9
     # How sure a teacher is in general cancels.
-    torch.testing.assert_close(centred_difference(strong, weak + math.log(surer), example), difference)
+    torch.testing.assert_close(centered_difference(strong, weak + math.log(surer), example), difference)
     odds = (own - torch.log1p(-own.exp())).requires_grad_()
     log_q = torch.nn.functional.logsigmoid(odds)
     target = tilted(log_q.detach(), difference)
@@ -62,5 +62,5 @@ def test_the_student_moves_along_the_difference_and_no_faster_than_it_may(
 
 def test_there_is_none_of_no_segments() -> None:
     nothing = torch.zeros(0)
-    assert len(centred_difference(nothing, nothing, torch.zeros(0, dtype=torch.long))) == 0
+    assert len(centered_difference(nothing, nothing, torch.zeros(0, dtype=torch.long))) == 0
     assert tilted(logs(1.0), torch.tensor([3.0])).item() == pytest.approx(0, abs=1e-4)
