@@ -28,7 +28,9 @@ class Setting:
     problems: str
     """Of lab_tasks.py."""
     noise: float
-    """Share of the answers told to anybody that are wrong: two neighbors are swapped. Held-out ones are right."""
+    """Share of the answers told to the student that are wrong: two neighbors are swapped. Held-out ones are right."""
+    teacher_noise: float
+    """The same of those told to the teacher: it is unsure, and right to be so."""
     teacher_vocab: int
     student_vocab: int
     teacher_examples: int
@@ -58,12 +60,12 @@ MIXED = {"gold": 2_000, "prompts": 4_000, "start_steps": 250, "steps": 300}
 COARSE = {"gold": 2_000, "prompts": 4_000, "start_steps": 200, "steps": 300}
 FINE = {"gold": 2_000, "prompts": 2_000, "start_steps": 400, "steps": 200}
 SETTINGS = {
-    "mixed": Setting("sorting", 0.0, NUMBERS, MOST_NUMBERS, 60_000, 1_400, **MIXED),
-    "mixed, noisy": Setting("sorting", 0.3, NUMBERS, MOST_NUMBERS, 60_000, 1_400, **MIXED),
-    "coarse": Setting("sorting", 0.0, DIGITS, NUMBERS, 60_000, 600, **COARSE),
-    "coarse, noisy": Setting("sorting", 0.3, DIGITS, NUMBERS, 60_000, 600, **COARSE),
-    "fine": Setting("sorting few", 0.0, NUMBERS, DIGITS, 40_000, 1_400, **FINE),
-    "fine, noisy": Setting("sorting few", 0.3, NUMBERS, DIGITS, 40_000, 1_400, **FINE),
+    "mixed": Setting("sorting", 0.0, 0.0, NUMBERS, MOST_NUMBERS, 60_000, 1_400, **MIXED),
+    "mixed, noisy": Setting("sorting", 0.3, 0.1, NUMBERS, MOST_NUMBERS, 60_000, 1_400, **MIXED),
+    "coarse": Setting("sorting", 0.0, 0.0, DIGITS, NUMBERS, 60_000, 600, **COARSE),
+    "coarse, noisy": Setting("sorting", 0.3, 0.3, DIGITS, NUMBERS, 60_000, 600, **COARSE),
+    "fine": Setting("sorting few", 0.0, 0.0, NUMBERS, DIGITS, 40_000, 900, **FINE),
+    "fine, noisy": Setting("sorting few", 0.3, 0.1, NUMBERS, DIGITS, 40_000, 900, **FINE),
 }
 MAIN_SETTINGS = ["mixed, noisy", "coarse, noisy", "fine, noisy"]
 
@@ -101,7 +103,13 @@ class Layout:
     def __init__(self, folder: Path, setting: Setting) -> None:
         self.setting = setting
         problems = [setting.problems, setting.drawn]
-        teacher = [*problems, setting.noise, setting.teacher_vocab, setting.teacher_examples, setting.teacher_steps]
+        teacher = [
+            *problems,
+            setting.teacher_noise,
+            setting.teacher_vocab,
+            setting.teacher_examples,
+            setting.teacher_steps,
+        ]
         name = setting.problems.replace(" ", "-")
         self.rows = folder / f"{name}-{_digest(problems)}.jsonl"
         """All problems, with right answers."""
@@ -157,7 +165,7 @@ class Layout:
         rows, setting = read_rows(self.rows), self.setting
         if len(rows) < setting.held_out + setting.prompts + 8 * setting.gold + setting.teacher_examples:
             raise ValueError(f"{len(rows)} problems are too few")
-        return swapped(rows[-setting.teacher_examples :], setting.noise)
+        return swapped(rows[-setting.teacher_examples :], setting.teacher_noise)
 
 
 def swapped(rows: list[Row], share: float) -> list[Row]:

@@ -126,9 +126,11 @@ def tables(records: Sequence[Record], begun: Sequence[Record], teachers: Mapping
         starts = by_budget(begun, name).get(100, {}).get(START, {})
         above = f"{100 * np.mean(teacher['right']):.1f} %"
         told = f", {setting['noise']:.0%} of them wrong," if setting["noise"] else ""
+        noise = setting["teacher_noise"]
+        taught = f", told {noise:.0%} wrong answers," if noise else ""
         lines = [
             f"**{name}**: {setting['gold']:,} gold examples{told} and {setting['prompts']:,} prompts without. Of "
-            f"{setting['held_out']:,} held-out problems the teacher solves {above}, and "
+            f"{setting['held_out']:,} held-out problems the teacher{taught} solves {above}, and "
             f"the students that all arms begin from {_listed(percents(starts).values())} %; then {setting['steps']:,} "
             f"steps of {setting['batch_size']} examples",
             "",
