@@ -8,8 +8,8 @@
 
 A setting (lab_setup.py) is a kind of problem of the reasoning-gym package, each with one right answer, and a pair of
 tokenizers. ``mixed``: numbers are tokens of the teacher, and most of them of the student. ``fine``: the student knows
-bytes alone. ``coarse``: numbers are the student's tokens, and the teacher knows bytes alone. In ``noisy`` ones 30 % of the
-answers that the student is told have two neighbors swapped, and 10 or 30 % of those that the teacher is told: it is
+bytes alone. ``coarse``: numbers are the student's tokens, and the teacher knows bytes alone. In ``noisy`` ones 30 % of
+the answers that the student is told have two neighbors swapped, and 10 or 30 % of those that the teacher is told: it is
 unsure, and right to be so.
 The teacher is a Llama of 0.7M parameters that was told tens of thousands of answers; the student, one of its size, is
 told few (``gold``). There are more prompts that nobody tells the answers to.

@@ -31,6 +31,7 @@ class Gold:
 
 SOME, MOST = {"ce": 0.7, "projection": 0.3}, {"ce": 0.3, "projection": 0.7}
 REVERSE = {"projection_divergence": "reverse_kl"}
+SETS = {"projection_outcomes": "sets"}
 COMPLETED = {"ce": 0.3, "projection": 0.35, "completion": 0.35}
 HALF_OWN = {"share": 0.5, "every": 5}
 ARMS: dict[str, Ours | Gold] = {
@@ -42,6 +43,7 @@ ARMS: dict[str, Ours | Gold] = {
     "0.7 projection, Jensen-Shannon": Ours("labeled", MOST | {"projection_divergence": "jensen_shannon"}),
     "0.7 projection, one-to-one rows": Ours("labeled", MOST | {"projection_rows": "one_to_one"}),
     "0.7 projection, picked by the student": Ours("labeled", MOST | {"projection_pick": "student"}),
+    "0.7 projection, sets": Ours("labeled", MOST | SETS),
     "0.35 projection, 0.35 completion": Ours("labeled", COMPLETED),
     "0.3 likelihood": Ours("labeled", {"ce": 0.7, "likelihood": 0.3}),
     "0.3 hybrid": Ours("labeled", {"ce": 0.7, "hybrid": 0.3}),
@@ -50,6 +52,12 @@ ARMS: dict[str, Ours | Gold] = {
     "rollouts, reverse": Ours("labeled", SOME | REVERSE, HALF_OWN | {"objective": {"projection": 1.0}}),
     "rollouts, projection and completion": Ours(
         "labeled", COMPLETED, HALF_OWN | {"objective": {"projection": 0.5, "completion": 0.5}}
+    ),
+    "rollouts, sets": Ours("labeled", SOME | SETS, HALF_OWN | {"objective": {"projection": 1.0}}),
+    "rollouts, sets, completion and likelihood": Ours(
+        "labeled",
+        {"ce": 0.4, "projection": 0.2, "completion": 0.2, "likelihood": 0.2} | SETS,
+        HALF_OWN | {"objective": {"projection": 0.5, "completion": 0.5, "likelihood": 0.5}},
     ),
     "rollouts, likelihood": Ours(
         "labeled", {"ce": 0.7, "likelihood": 0.3}, HALF_OWN | {"objective": {"likelihood": 1.0}}

@@ -19,7 +19,7 @@ from uld_ds.losses.divergences import ClassicalTerm
 from uld_ds.losses.hybrid import HybridTerm
 from uld_ds.losses.projection import ProjectionTerm
 from uld_ds.losses.term import IdentityTerm
-from uld_ds.losses.token_mapping import mapping_of
+from uld_ds.losses.token_mapping import mapping_of, outcomes_of
 from uld_ds.recipe import ObjectiveSettings
 
 log = logging.getLogger(__name__)
@@ -63,13 +63,15 @@ def _projection(
     settings: ObjectiveSettings, relations: VocabularyRelations | None, device: torch.device | str
 ) -> IdentityTerm:
     assert relations is not None
+    as_sets = settings.projection_outcomes == "sets"
     return ProjectionTerm(
         settings.projection,
-        mapping_of(relations.projection, device),
+        mapping_of(relations.teacher_outcomes if as_sets else relations.projection, device),
         kind=settings.projection_divergence,
         beta=settings.jensen_shannon_beta,
         only_one_to_one=settings.projection_rows == "one_to_one",
         num_picked=settings.projection_student_ids if settings.projection_pick == "student" else None,
+        outcomes=outcomes_of(relations.outcomes, device) if as_sets else None,
     )
 
 

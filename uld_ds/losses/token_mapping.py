@@ -27,6 +27,11 @@ def mapping_of(relation: NDArray[np.int64], device: torch.device | str = "cpu") 
     return mapping.masked_fill(mapping < 0, NOWHERE).to(device)
 
 
+def outcomes_of(outcomes: NDArray[np.int64], device: torch.device | str = "cpu") -> Tensor:
+    """Turn the outcomes of the student's tokens, [V_s], into [V_s + 1]; the last is for ids that nobody knows."""
+    return torch.from_numpy(np.append(outcomes, outcomes.max(initial=-1) + 1)).to(device)
+
+
 def images(top: TopTokens, mapping: Tensor) -> Tensor:
     """Look up the student's token for each of the teacher's top-k tokens, [S, k], or NOWHERE."""
     return mapping[top.ids.clamp(max=len(mapping) - 1)]

@@ -90,6 +90,7 @@ class ObjectiveSettings(Strict):
             summand="projection",
             details={
                 "projection_divergence": "by {}",
+                "projection_outcomes": "of {}",
                 "projection_rows": "on {} segments",
                 "projection_pick": "with the {}'s tokens",
             },
@@ -101,6 +102,9 @@ class ObjectiveSettings(Strict):
     each to the student token with the longest bytes that it begins with."""
     projection_divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     """``forward_kl``: KL(teacher, student); ``reverse_kl``: KL(student, teacher); ``jensen_shannon``: generalized."""
+    projection_outcomes: Literal["tokens", "sets"] = "tokens"
+    """What ``projection`` tells apart: tokens of the student, or sets of those that the bytes of both vocabularies do
+    not tell apart where a segment begins. Sets are for students with longer tokens than their teacher's."""
     projection_rows: Literal["all", "one_to_one"] = "all"
     """``one_to_one``: ``projection`` compares only segments of one token on both sides; elsewhere it is 0, and what is
     left weighs what it did."""
@@ -175,7 +179,7 @@ class ObjectiveSettings(Strict):
         Raises:
             ValueError: names the key that has none.
         """
-        for name in ("projection_divergence", "projection_rows", "projection_pick"):
+        for name in ("projection_divergence", "projection_outcomes", "projection_rows", "projection_pick"):
             if (value := getattr(self, name)) != type(self).model_fields[name].default and not self.projection:
                 raise ValueError(f"objective.{name} {value!r} has no effect with objective.projection 0")
         field = type(self).model_fields["projection_student_ids"]

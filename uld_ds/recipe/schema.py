@@ -227,6 +227,7 @@ _LATER: dict[str, dict[str, Any]] = {
     "student": {"template_arguments": {}},
     "objective": {
         "projection_divergence": "forward_kl",
+        "projection_outcomes": "tokens",
         "projection_rows": "all",
         "projection_pick": "teacher",
         "projection_student_ids": 16,

@@ -15,7 +15,7 @@ from uld_ds.recipe.objective import LOSS_TERMS
 from uld_ds.recipe.rollouts import RolloutSettings, taught
 
 SAME = np.arange(5)
-RELATIONS = VocabularyRelations(SAME, SAME, 5, np.zeros(5, bool), CompletionIndex.nothing(5, 5))
+RELATIONS = VocabularyRelations(SAME, SAME, 5, np.zeros(5, bool), SAME, SAME, CompletionIndex.nothing(5, 5))
 
 
 def test_terms_that_look_at_identities_have_a_factory_and_no_others() -> None:

@@ -51,6 +51,7 @@ def test_facts_have_the_names_and_the_order_that_registered_versions_have() -> N
         ("hybrid_weight", 0.4),
         ("projection_weight", 0.9),
         ("projection_divergence", "forward_kl"),
+        ("projection_outcomes", "tokens"),
         ("projection_rows", "all"),
         ("projection_pick", "teacher"),
         ("completion_weight", 0.6),
@@ -68,7 +69,7 @@ def test_the_sum_in_words() -> None:
         "0.5 x likelihood matching ([arXiv 2503.20083](https://arxiv.org/abs/2503.20083))",
         "0.7 x reverse kl ([arXiv 2306.13649](https://arxiv.org/abs/2306.13649))",
         "0.4 x hybrid divergence",
-        "0.9 x projection by forward kl on all segments with the teacher's tokens",
+        "0.9 x projection by forward kl of tokens on all segments with the teacher's tokens",
         "0.6 x cross-entropy of completion sets ([arXiv 2609.34738](https://arxiv.org/abs/2609.34738))",
     ]
     assert LOSS_TERMS["hybrid"].described({"hybrid_weight": 0.0}) == ""
