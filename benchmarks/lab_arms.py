@@ -33,6 +33,7 @@ SOME, MOST = {"ce": 0.7, "projection": 0.3}, {"ce": 0.3, "projection": 0.7}
 REVERSE = {"projection_divergence": "reverse_kl"}
 SETS = {"projection_outcomes": "sets"}
 COMPLETED = {"ce": 0.3, "projection": 0.35, "completion": 0.35}
+ALL_THREE = {"ce": 0.4, "projection": 0.2, "completion": 0.2, "likelihood": 0.2} | SETS
 HALF_OWN = {"share": 0.5, "every": 5}
 ARMS: dict[str, Ours | Gold] = {
     BASELINE: Ours("gold", {"ce": 1.0}),
@@ -45,6 +46,7 @@ ARMS: dict[str, Ours | Gold] = {
     "0.7 projection, picked by the student": Ours("labeled", MOST | {"projection_pick": "student"}),
     "0.7 projection, sets": Ours("labeled", MOST | SETS),
     "0.35 projection, 0.35 completion": Ours("labeled", COMPLETED),
+    "sets, completion and likelihood": Ours("labeled", ALL_THREE),
     "0.3 likelihood": Ours("labeled", {"ce": 0.7, "likelihood": 0.3}),
     "0.3 hybrid": Ours("labeled", {"ce": 0.7, "hybrid": 0.3}),
     "0.3 ULD": Ours("labeled", {"ce": 0.7, "uld": 0.3}),
@@ -56,7 +58,7 @@ ARMS: dict[str, Ours | Gold] = {
     "rollouts, sets": Ours("labeled", SOME | SETS, HALF_OWN | {"objective": {"projection": 1.0}}),
     "rollouts, sets, completion and likelihood": Ours(
         "labeled",
-        {"ce": 0.4, "projection": 0.2, "completion": 0.2, "likelihood": 0.2} | SETS,
+        ALL_THREE,
         HALF_OWN | {"objective": {"projection": 0.5, "completion": 0.5, "likelihood": 0.5}},
     ),
     "rollouts, likelihood": Ours(
