@@ -30,7 +30,7 @@ def test_a_teacher_without_a_held_out_row_has_a_store_of_training_rows(
         settings = whole.teacher_named(name)
         side = TextSide.of_model(Pretrained.from_settings(settings, settings.key), settings, "teacher")
         found = parts_of(whole, settings, side, tmp_path / "x", said.append)
-        return {part.key: len(load_from_disk(str(Path(part.rows) / "rows"))) for part in found}
+        return {part.name: len(load_from_disk(str(Path(part.rows) / "rows"))) for part in found}
 
     assert parts("code") == {"data.train": 16}
     assert said == ["teacher 'code' judges no held-out row: none are stored"]
