@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
 from launcher.cluster.worker_group import check_not_stopped, run_worker_group
 from launcher.drivers.preflight import check_deepspeed_configs, writable_folder
 from launcher.terminal.progress import ProgressView
 from launcher.terminal.quiet import quieten_libraries
-from uld_ds.data.prepare import prepare_rows
+from uld_ds.data.prepare import NoRowsOfJudgeError, prepare_rows
 from uld_ds.data.prepared import PREPARED_DATA
 from uld_ds.data.sides import TextSide
 from uld_ds.data.statistics import rows_digest
 from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
-from uld_ds.recipe import DataSource, Recipe
+from uld_ds.recipe import DataSource, NamedTeacherSettings, Recipe
 from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.runs.folder import RunFolder
 from uld_ds.teachers.store.files import StoreFiles
@@ -71,25 +73,7 @@ def build_store(recipe: Recipe, teacher_name: str | None = None) -> StoreManifes
         teacher = Pretrained.from_settings(settings, settings.key)
         special_tokens = recipe.data.special_tokens
         side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
-        # Held-out examples first: whoever finds the main store finds all.
-        parts = [
-            part_of(
-                "data.train",
-                recipe.data.train,
-                settings.path,
-                recipe,
-                side,
-                folder,
-                routed_by=whole,
-                judge=settings.name,
-            )
-        ]
-        if recipe.data.eval is not None:
-            url = held_out_url(settings.path)
-            parts.insert(
-                0,
-                part_of("data.eval", recipe.data.eval, url, recipe, side, folder, routed_by=whole, judge=settings.name),
-            )
+        parts = parts_of(whole, settings, side, folder, view.note)
         if any(not _is_whole(part, settings.key) for part in parts):
             with connected(recipe.cluster, folder):
                 on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
@@ -100,6 +84,37 @@ def build_store(recipe: Recipe, teacher_name: str | None = None) -> StoreManifes
         else:
             view.note(f"{settings.path} is whole already")
     return SpectrumStore.open(settings.path, key=f"{settings.key}.path").manifest
+
+
+def parts_of(
+    whole: Recipe, settings: NamedTeacherSettings, side: TextSide, folder: Path, note: Callable[[str], None]
+) -> list[StorePart]:
+    """Describe all that is to be stored of a teacher: of its held-out rows, if it judges any, and of training rows.
+
+    Held-out ones come first: whoever finds the main store finds all.
+
+    Args:
+        whole: the recipe of all teachers.
+        settings: the teacher among them, whose ``path`` is where the store is to be.
+        side: its side.
+        folder: folder of the command.
+        note: called with a sentence about what is left out.
+
+    Raises:
+        UserError: the data cannot be used, or no training row is the teacher's to judge.
+    """
+    recipe = whole.alone_with(settings.name)
+    assert settings.path is not None
+    routed: dict[str, Any] = {"routed_by": whole, "judge": settings.name}
+    parts = [part_of("data.train", recipe.data.train, settings.path, recipe, side, folder, **routed)]
+    if recipe.data.eval is None:
+        return parts
+    url = held_out_url(settings.path)
+    try:
+        return [part_of("data.eval", recipe.data.eval, url, recipe, side, folder, **routed), *parts]
+    except NoRowsOfJudgeError:
+        note(f"teacher {settings.name!r} judges no held-out row: none are stored")
+        return parts
 
 
 def part_of(

@@ -46,7 +46,7 @@ def test_a_stored_teacher_and_one_that_runs_teach_rows_of_their_own(
     run = client.get_run(result["run_id"])
     assert run.data.params["teachers.code.source"] == "stored"
     assert {"train/uld", "train/general/uld", "train/code/uld"} <= set(run.data.metrics)
-    assert {f"eval/teacher_bits_per_byte/{name}" for name in ("general", "code")} <= set(run.data.metrics)
+    assert {f"eval/{name}/teacher_bits_per_byte" for name in ("general", "code")} <= set(run.data.metrics)
     page = (training.run_dir / "report.html").read_text()
     assert "general" in page
     card = (training.run_dir / "export" / "README.md").read_text()

@@ -232,11 +232,19 @@ class ExampleReader:
         return self._judged(as_prompt(self.question(row)), row)
 
     def rows_of(self, rows: Dataset, judge: str) -> list[int]:
-        """List the numbers of the rows that one teacher judges, and of those that name no teacher."""
+        """List the numbers of the rows that one teacher judges, and of those that name no teacher or cannot be read."""
         column = self._columns.teacher
         if column is None:
             return list(range(len(rows)))
-        names = (opened(row).get(column) for row in rows)
+        whole = rows if are_closed(rows) else rows.select_columns([column])
+
+        def said(row: dict[str, Any]) -> Any:
+            try:
+                return opened(row).get(column)
+            except ValueError:
+                return None
+
+        names = map(said, whole)
         return [number for number, name in enumerate(names) if name == judge or name not in self._teachers]
 
     def _judged(self, example: Example, row: Mapping[str, Any]) -> Example:

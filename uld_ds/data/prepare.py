@@ -41,6 +41,10 @@ _NOTES = "notes.json"
 ROWS_PER_PROCESS = 2_000
 
 
+class NoRowsOfJudgeError(UserError):
+    """The teacher whose rows alone were asked for judges none of them."""
+
+
 class RowWork(Protocol):
     """Work that makes prepared rows of examples."""
 
@@ -186,19 +190,24 @@ def prepare_rows(
     reader = ExampleReader(data, teachers)
     reader.check(rows, key, answered=work.answered)
     places = row_places(source, source_files(source, key), rows)
+    numbers: Sequence[int] = range(len(rows))
     if judge is not None:
-        taken = reader.rows_of(rows, judge)
-        rows, places = rows.select(taken), [places[number] for number in taken]
-        if not taken:
-            raise UserError(key, f"no row is judged by teacher {judge!r}", "name another teacher, or correct the data")
-    settings = {**reader.identity(), "on_bad_example": data.on_bad_example, "places": digest_of(places)}
+        numbers = reader.rows_of(rows, judge)
+        rows, places = rows.select(numbers), [places[number] for number in numbers]
+        if not numbers:
+            raise NoRowsOfJudgeError(
+                key, f"no row is judged by teacher {judge!r}", "name another teacher, or correct the data"
+            )
+    # What a row's judge may be called decides which rows are bad ones.
+    judges = {} if judge is None else {"judges": list(teachers)}
+    settings = {**reader.identity(), **judges, "on_bad_example": data.on_bad_example, "places": digest_of(places)}
     identity = json.dumps([PREPARED_FORMAT, work.identity(), settings], sort_keys=True)
     name = hashlib.sha256(f"{identity}{content_digest(rows)}".encode()).hexdigest()[:32]
 
     def build(aside: Path) -> None:
         working = aside / "working"
         working.mkdir()
-        usable, problems = _usable(rows, places, key, working, _Batches(work, reader), data)
+        usable, problems = _usable(rows, places, numbers, key, working, _Batches(work, reader), data)
         usable.save_to_disk(aside / "rows")
         shutil.rmtree(working)
         note_bad_examples(aside, problems, places)
@@ -242,9 +251,18 @@ class _Batches:
 
 
 def _usable(
-    rows: Dataset, places: Sequence[str], key: str, working: Path, batches: _Batches, data: DataSettings
+    rows: Dataset,
+    places: Sequence[str],
+    numbers: Sequence[int],
+    key: str,
+    working: Path,
+    batches: _Batches,
+    data: DataSettings,
 ) -> tuple[Dataset, list[tuple[int, str]]]:
-    """Prepare the rows that can be used, and list the numbers of the others with what is wrong with them."""
+    """Prepare the rows that can be used, and list the others by their places here with what is wrong with them.
+
+    ``numbers`` are those of the rows in the source, by which messages call them.
+    """
     with _environment_kept():
         prepared = rows.map(
             batches,
@@ -263,7 +281,7 @@ def _usable(
         index, problem = problems[0]
         raise UserError(
             key,
-            f"row {index}: {problem} ({len(problems)} unusable of {len(prepared)})",
+            f"row {numbers[index]}: {problem} ({len(problems)} unusable of {len(prepared)})",
             "repair the row, or leave such rows out with data.on_bad_example=skip",
         )
     prepared = prepared.add_column("place", pa.array(places, pa.string()))
@@ -271,7 +289,10 @@ def _usable(
     if len(bad) == len(prepared):
         raise UserError(key, f"none of {len(prepared)} rows is usable: {problems[0][1]}", "repair the data")
     if bad:
-        log.warning("%s: %d of %d rows left out, e.g. row %d: %s", key, len(bad), len(prepared), *problems[0])
+        index, problem = problems[0]
+        log.warning(
+            "%s: %d of %d rows left out, e.g. row %d: %s", key, len(bad), len(prepared), numbers[index], problem
+        )
         prepared = prepared.select([i for i in range(len(prepared)) if i not in bad])
     return prepared.remove_columns("problem"), problems
 

@@ -5,6 +5,7 @@ Their columns are those of ``uld_ds.data.teacher_views``.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -144,8 +145,10 @@ def _placed(row: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, An
     if not (np.isin(own, every).all() and np.array_equal(ids, most[: len(ids)]) and prompts):
         raise ValueError(OTHER_PARTS)
     numbers = np.searchsorted(every, own)
-    starts = numbers[np.asarray(row["student_segments"], np.int64)]
-    stops = numbers[np.asarray(row["student_segment_stops"], np.int64) - 1] + 1
+    own_starts, own_stops = (np.asarray(row[name], np.int64) for name in ("student_segments", "student_segment_stops"))
+    starts, stops = numbers[own_starts], numbers[own_stops - 1] + 1
+    if not np.array_equal(stops - starts, own_stops - own_starts):  # tokens that it does not show are within one
+        raise ValueError(OTHER_PARTS)
     return {**row, "student_segments": starts.astype(np.int32), "student_segment_stops": stops.astype(np.int32)}
 
 
@@ -157,15 +160,16 @@ def _common(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any
     parts = [np.stack([np.asarray(row[name], np.int64) for name in _SEGMENTS], 1) for row in rows.values()]
     first, second = ({int(start): n for n, start in enumerate(part[:, 0])} for part in parts)
     ends = [{int(stop): n for n, stop in enumerate(part[:, 1])} for part in parts]
+    stops = sorted(ends[0].keys() & ends[1].keys())
     chosen: list[list[list[int]]] = [[], []]
     taken = 0
     for start in sorted(first.keys() & second.keys()):
         if start < taken:
             continue
         begins = first[start], second[start]
-        stop = next((s for s in sorted(ends[0].keys() & ends[1].keys()) if s > start), None)
-        if stop is None:
+        if (place := bisect_right(stops, start)) == len(stops):
             break
+        stop = stops[place]
         runs = [part[begin : own[stop] + 1] for part, begin, own in zip(parts, begins, ends, strict=True)]
         if all(_is_gapless(run) for run in runs):
             for collected, run in zip(chosen, runs, strict=True):

@@ -18,6 +18,7 @@ from uld_ds.recipe.removed_keys import without_removed_keys
 from uld_ds.recipe.renamed_keys import with_current_names
 from uld_ds.recipe.rollout_checks import check_rollout_settings
 from uld_ds.recipe.schema import Recipe
+from uld_ds.recipe.teacher_checks import check_one_section
 from uld_ds.recipe.teacher_overrides import split_teachers, with_teachers_changed
 from uld_ds.recipe.validation_errors import as_user_error
 
@@ -54,13 +55,14 @@ def load_recipe(
         _with_current_names(OmegaConf.merge({}, *of_environment))
         # Renamed before it is merged, an override by either name wins over the file's key by either name.
         named, of_teachers = split_teachers([_with_current_names(layer) for layer in layers])
-        merged = OmegaConf.to_container(OmegaConf.merge(*named), resolve=True)
+        whole = OmegaConf.merge(*named)
+        assert isinstance(whole, DictConfig)
+        merged = OmegaConf.to_container(with_teachers_changed(whole, of_teachers), resolve=True)
     except OmegaConfBaseException as error:
         reason = message_lines(error)[0]
         raise UserError(error.full_key or "recipe", reason, "correct the reference, or set what it names") from error
     assert isinstance(merged, dict)
-    tree = with_teachers_changed({str(key): value for key, value in merged.items()}, of_teachers)
-    return parse_recipe(change(tree))
+    return parse_recipe(change({str(key): value for key, value in merged.items()}))
 
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
@@ -73,6 +75,7 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
         UserError: names a bad key, its value and the fix.
     """
     tree = without_removed_keys(with_current_names(tree))
+    check_one_section(tree)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:

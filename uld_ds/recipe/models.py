@@ -136,7 +136,7 @@ ONLY_TEACHER = "teacher"
 class NamedTeacherSettings(TeacherSettings):
     """One of several teachers: the keys of the section ``teacher``, a name, and a weight."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
     """What messages, metrics and folders call it, and a row's column with ``objective.combine: route``."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Weighs all that the loss compares with this teacher; cross-entropy, which needs no teacher, is not part of it."""

@@ -84,7 +84,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _teachers_are_combined(self) -> Recipe:
-        check_combination(self.objective, self.data.columns, [teacher.name for teacher in self.teachers])
+        own = {} if self.rollouts is None else self.rollouts.weights(self.objective)
+        check_combination(self.objective, self.data.columns, [teacher.name for teacher in self.teachers], own)
         return self
 
     @model_serializer(mode="wrap")

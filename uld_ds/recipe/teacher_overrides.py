@@ -33,29 +33,37 @@ def split_teachers(layers: Sequence[DictConfig]) -> tuple[list[DictConfig], list
     return rest, by_name
 
 
-def with_teachers_changed(tree: dict[str, Any], changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a recipe with other values of some teachers' keys.
+def with_teachers_changed(recipe: DictConfig, changes: Sequence[Mapping[str, Any]]) -> DictConfig:
+    """Return a recipe with other values of some teachers' keys; references in both are still to be resolved.
 
     Args:
-        tree: the recipe as plain values.
+        recipe: the recipe, its layers merged.
         changes: values by the teachers' names, later ones winning; names from the environment are in small letters.
 
     Raises:
-        UserError: there is no teacher of a name.
+        UserError: there is no teacher of a name, or a value is given for a whole teacher.
     """
-    for change in changes:
-        teachers = [dict(own) for own in tree.get(_LIST) or [] if isinstance(own, Mapping)]
-        names = [str(own.get("name")) for own in teachers]
-        for name, values in change.items():
-            place = next((n for n, known in enumerate(names) if name in (known, known.lower())), None)
-            if place is None or not isinstance(values, Mapping):
-                known = (
-                    f"set the keys of one of {', '.join(names)}" if names else "give a list of teachers in the recipe"
-                )
-                raise UserError(f"{_LIST}.{name}", "is no teacher of the recipe", known)
-            merged = OmegaConf.merge(OmegaConf.create(teachers[place]), OmegaConf.create(dict(values)))
-            found = OmegaConf.to_container(merged, resolve=True)
-            assert isinstance(found, dict)
-            teachers[place] = {str(key): value for key, value in found.items()}
-        tree = tree | {_LIST: teachers}
-    return tree
+    if not changes:
+        return recipe
+    plain = OmegaConf.to_container(recipe)
+    assert isinstance(plain, dict)
+    found = plain.get(_LIST)
+    teachers = found if isinstance(found, list) else []
+    for name, values in ((str(name), values) for change in changes for name, values in change.items()):
+        place = _place_of(name, teachers)
+        if not isinstance(values, Mapping):
+            raise UserError(f"{_LIST}.{name}", f"{values!r} is not a section", f"set a key of it: {_LIST}.{name}.KEY")
+        merged = OmegaConf.merge(OmegaConf.create(teachers[place]), OmegaConf.create(dict(values)))
+        teachers[place] = OmegaConf.to_container(merged)
+    return OmegaConf.create(plain)
+
+
+def _place_of(name: str, teachers: Sequence[Any]) -> int:
+    """Find a teacher in the list by its name."""
+    names = [str(own.get("name")) if isinstance(own, Mapping) else None for own in teachers]
+    for place, known in enumerate(names):
+        if known is not None and name in (known, known.lower()):
+            return place
+    there = ", ".join(known for known in names if known is not None)
+    fix = f"set the keys of one of {there}" if there else "give a list of teachers in the recipe"
+    raise UserError(f"{_LIST}.{name}", "is no teacher of the recipe", fix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ from pydantic_core import ErrorDetails
 from uld_ds.errors import UserError
 
 LONGEST_VALUE = 80
+_NAME = re.compile(r"[\w-]{1,64}")
 
 
 def as_user_error(error: ValidationError, tree: Mapping[str, Any], model: type[BaseModel]) -> UserError:
@@ -66,12 +68,18 @@ def _dotted(detail: ErrorDetails, tree: Any) -> str:
     for part in parents:
         if _has(tree, part):
             tree = tree[part]
-            written.append(str(part))
+            written.append(_called(tree, part))
     if detail["type"] == "missing" or _has(tree, last):
-        written.append(str(last))
+        written.append(_called(tree[last], last) if _has(tree, last) else str(last))
     if detail["type"].startswith("union_tag"):
         written.append(detail["ctx"]["discriminator"].strip("'"))
     return ".".join(written)
+
+
+def _called(item: Any, part: str | int) -> str:
+    """Call a section in a list by its name, as ``--set`` does; anything else by its key or number."""
+    name = item.get("name") if isinstance(part, int) and isinstance(item, Mapping) else None
+    return name if isinstance(name, str) and _NAME.fullmatch(name) else str(part)
 
 
 def _has(tree: Any, part: str | int) -> bool:
@@ -99,6 +107,7 @@ def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def _nearest(key: str, known: Sequence[str]) -> str:
     """Advise on an unknown key: name the nearest known one of its section, or else of any section."""
     section, _, name = key.rpartition(".")
+    known = [_of_same_teacher(other, key) for other in known]
     if key in known:
         return f"remove it; it belongs to another kind of {section}"
     siblings = [other for other in known if other.rpartition(".")[0] == section]
@@ -109,6 +118,14 @@ def _nearest(key: str, known: Sequence[str]) -> str:
         if near:
             return f"did you mean {candidates[names.index(near[0])]}?"
     return f"remove it; known here: {', '.join(dict.fromkeys(key.rpartition('.')[2] for key in siblings))}"
+
+
+def _of_same_teacher(known: str, key: str) -> str:
+    """Write a known key of one of several teachers with the name of the one that another key is of."""
+    first, *rest = key.split(".")
+    if first != "teachers" or len(rest) < 2 or not known.startswith("teachers."):
+        return known
+    return f"teachers.{rest[0]}.{known.removeprefix('teachers.')}"
 
 
 def _kind(detail: ErrorDetails) -> str:

@@ -84,7 +84,7 @@ class ComparedRun:
         return cls(
             name=status.name,
             state=status.state,
-            teacher=names_of_teachers(recipe),
+            teacher=names_of_teachers(recipe, weighed=True),
             student=_student(recipe["student"]),
             objective=_objective(recipe["objective"]) + _rollouts(recipe.get("rollouts")),
             steps=result.get("steps", status.step),
@@ -159,7 +159,7 @@ def _choices(settings: dict[str, Any]) -> Iterator[str]:
     """Yield what an objective says besides its weights; of older runs also what has been removed since."""
     fields = ObjectiveSettings.model_fields
     defaults = {name: fields[name].default for term in LOSS_TERMS.values() for name in term.details}
-    defaults |= {name: fields[name].default for name in ("projection_student_ids", "skip_whitespace_rows")}
+    defaults |= {name: fields[name].default for name in ("projection_student_ids", "skip_whitespace_rows", "combine")}
     defaults |= {key.removeprefix("objective."): removed.default for key, removed in REMOVED_KEYS.items()}
     for name, default in defaults.items():
         if (value := settings.get(name, default)) != default:

@@ -19,17 +19,22 @@ from uld_ds.utils.redaction import Redactor
 Facts = dict[str, Any]
 
 
-def names_of_teachers(recipe: Facts, otherwise: str = "") -> str:
+def names_of_teachers(recipe: Facts, otherwise: str = "", *, weighed: bool = False) -> str:
     """Name the teachers of a recipe's plain values: their models, else ``otherwise``, else the places of their stores.
 
     Args:
         recipe: a run's recipe.
         otherwise: what a store said that its teacher was, where that is known.
+        weighed: whether the weights of several stand before them, where not all are 1.
     """
     if "teachers" not in recipe:
         settings = recipe["teacher"]
         return str(settings.get("model") or otherwise or settings.get("path"))
-    return ", ".join(str(own.get("model") or own.get("name")) for own in recipe["teachers"])
+    teachers = recipe["teachers"]
+    weighed = weighed and any(own["weight"] != 1 for own in teachers)
+    return ", ".join(
+        (f"{own['weight']:g} " if weighed else "") + str(own.get("model") or own.get("name")) for own in teachers
+    )
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ class Teachings:
             more, found = teacher.objective(pairs.of(hidden), head, micro_batch.judged_by(number), said, own)
             loss = more if first else loss + more
             nats = found.pop("token_nats")
+            found["teacher_entropy"] = self._share_of_entropy(number, found["teacher_entropy"])
             if pairs.answers is not None:
                 parts["token_nats"] = parts["token_nats"].to(nats.dtype).index_copy(0, pairs.answers, nats)
             elif first:
@@ -148,6 +149,11 @@ class Teachings:
         if first or self._is_apart:
             return weights
         return replace(weights, answers=torch.zeros_like(weights.answers))
+
+    def _share_of_entropy(self, number: int, weighed: Tensor) -> Tensor:
+        """Make a teacher's entropy, weighed as its segments are, its part of a mean over the teachers."""
+        weight, share = self.teachers[number].weight, self.shares[number]
+        return weighed if self.combine == "difference" or weight == share else weighed * (share / weight)
 
     def _difference(self, micro_batch: MicroBatch, judgments: Judgments) -> TeacherSegments:
         """Put the difference of two teachers in the place of the strong one's log-probabilities."""

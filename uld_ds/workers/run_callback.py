@@ -154,7 +154,8 @@ class RecordCallback(TrainerCallback):
             return
         name = "eval/teacher_bits_per_byte" if who == "teacher" else "eval/bits_per_byte"
         metrics = {name: evaluation.bits_per_byte, f"seconds/evaluation_{who}": evaluation.seconds}
-        metrics |= {f"{name}/{own}": bits for own, bits in evaluation.by_teacher.items()}
+        # Not below the name of the mean: stores of MLflow that are folders have a file of that name.
+        metrics |= {f"eval/{own}/teacher_bits_per_byte": bits for own, bits in evaluation.by_teacher.items()}
         self._recorder.metrics(state.step, metrics)
         self._progress.evaluation(state.step, who, evaluation.bits_per_byte)
 

@@ -190,6 +190,6 @@ def test_of_several_teachers_one_must_be_named(run: Run, tiny_recipe: dict[str, 
         assert f"--teacher: 'x' is no teacher of the recipe; {names}" in err
     # A teacher whose outputs are read from a store is asked, too, where it is known.
     _, err = run("store", "build", str(recipe), "--teacher", "code", status=2)
-    assert "teachers.1: teacher.model is missing: source 'online' needs it" in err
+    assert "teachers.code: teacher.model is missing: source 'online' needs it" in err
     _, err = run("store", "build", str(recipe), "--teacher", "general", status=2)
     assert "teachers.general.path: is missing; name the folder or URL" in err

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from uld_ds.data.bad_examples import bad_examples, reason_of
-from uld_ds.data.prepare import Preparer, prepare_rows
+from uld_ds.data.prepare import NoRowsOfJudgeError, Preparer, prepare_rows
 from uld_ds.data.prepared import Split
 from uld_ds.data.sides import TextSide
 from uld_ds.data.teacher_rows import TeacherEncoding
@@ -203,3 +203,43 @@ def test_a_batch_of_plain_answers_may_begin_with_a_bad_one(tokenizers: tuple[Any
     work = TeacherEncoding(TextSide(tokenizers[1], recipe.teacher_named(), "teacher"), turns="last")
     folder = prepare_rows(recipe.data.train, "data.train", tmp_path / "prepared", work, recipe.data)
     assert [row["piece_parts"] for row in load_from_disk(str(folder / "rows"))] == [[], []]
+
+
+def test_the_rows_of_one_judge_and_what_names_none(tokenizers: tuple[Any, Any], tmp_path: Path) -> None:
+    row = '{"prompt": "q", "answer": "Return the sum.", "judge": "%s"}'
+    lines = [row % "b", row % "a", row % "b", row % "nobody", "{", row % "a"]
+    (file := tmp_path / "train.jsonl").write_text("\n".join(lines))
+    (only_b := tmp_path / "b.jsonl").write_text(row % "b")
+
+    def recipe(policy: str, path: Path = file) -> Any:
+        teachers = [{"name": name, "model": "t"} for name in ("a", "b")]
+        data = {"train": {"source": "files", "path": str(path)}, "columns": {"teacher": "judge"}, "workers": 1}
+        return parse_recipe(
+            {
+                "run": {"name": "x"},
+                "teachers": teachers,
+                "student": {"model": "s"},
+                "data": data | {"on_bad_example": policy},
+                "objective": {"combine": "route"},
+                "training": {"steps": 1},
+            }
+        )
+
+    def prepared(of: Any, **judge: Any) -> Path:
+        side = TextSide(tokenizers[1], of.teachers[0], "teacher")
+        return prepare_rows(
+            of.data.train, "data.train", tmp_path / "p", TeacherEncoding(side, turns="all"), of.data, **judge
+        )
+
+    of_a = {"teachers": ["a", "b"], "judge": "a"}
+    folder = prepared(recipe("skip"), **of_a)
+    assert len(load_from_disk(str(folder / "rows"))) == 2
+    assert bad_examples(folder)["left_out"] == 2
+    with pytest.raises(UserError, match=r"row 3: column 'judge' has 'nobody'.* \(2 unusable of 4\)"):
+        prepared(recipe("error"), **of_a)
+    with pytest.raises(NoRowsOfJudgeError, match=r"data\.train: no row is judged by teacher 'a'"):
+        prepared(recipe("error", only_b), **of_a)
+    # The same rows, whoever judges them, are others: none of them is bad.
+    every = prepared(recipe("skip", only_b), teachers=["a", "b"], judge="b")
+    assert prepared(recipe("skip", only_b)) != every
+    assert prepared(recipe("skip", only_b), teachers=["a", "b", "nobody"], judge="b") != every

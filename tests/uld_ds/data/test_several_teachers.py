@@ -92,6 +92,10 @@ def test_a_teacher_that_reads_less_judges_the_beginning() -> None:
     other = row(1, [8, [1, 3], 2, [(0, 1), (1, 2)]], [5, [2, 3], 2, [(0, 1), (1, 2)]])
     with pytest.raises(ValueError, match=OTHER_PARTS):
         joined({"a": plain(A), "b": plain(other)}, NAMES)
+    # A segment of the tokens 2 and 4 would have the one between them in it, which the teacher did not see.
+    apart = row(1, [5, [2, 4], 2, [(0, 2)]], [5, [2, 3], 2, [(0, 2)]])
+    with pytest.raises(ValueError, match=OTHER_PARTS):
+        joined({"a": plain(A), "b": plain(apart)}, NAMES)
     with pytest.raises(ValueError, match="b: it is too long"):
         joined({"a": plain(A), "b": "it is too long"}, NAMES)
 

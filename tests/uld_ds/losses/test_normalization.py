@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -62,3 +64,33 @@ def test_sample_is_the_mean_of_per_sample_means() -> None:
 def test_a_step_of_stand_ins_alone_has_no_weight() -> None:
     ((weights,),) = step_weights([micro_batch([(0, 2, 2)])], "token", lambda values: values)
     assert weights.answers.tolist() == weights.segments.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("normalize", ["token", "sample"])
+def test_rows_of_their_own_are_counted_over_all_teachers_and_ranks(normalize: str) -> None:
+    """One rank has rows of the first teacher alone, the other one of each: together they weigh as of one teacher."""
+
+    def routed(examples: list[tuple[float, int, int]], judges: list[int]) -> MicroBatch:
+        whole = micro_batch(examples)
+        (pairs,) = whole.pairs
+        of_judge = torch.tensor(judges)
+        return replace(
+            whole,
+            pairs=tuple(replace(pairs, example=pairs.example[of_judge[pairs.example] == n]) for n in (0, 1)),
+        )
+
+    examples = [[(1.0, 3, 2), (1.0, 2, 1)], [(1.0, 4, 3), (1.0, 1, 1), (0.0, 2, 2)]]
+    windows = [[routed(examples[0], [0, 0])], [routed(examples[1], [1, 0, 1])]]
+    local: list[Tensor] = []
+    for window in windows:
+        step_weights(window, normalize, lambda values: local.append(values) or values)  # type: ignore[arg-type,func-returns-value]
+    total = torch.stack(local).sum(0)
+    found = [step_weights(w, normalize, lambda _: total, together=True)[0] for w in windows]  # type: ignore[arg-type]
+    of_one = [rank[0] for rank in over_ranks([[micro_batch(own)] for own in examples], normalize)]
+    assert [len(by_teacher.segments) for by_teacher in found[0]] == [3, 0]
+    assert found[0][0].segments.tolist() == pytest.approx(of_one[0].segments.tolist())
+    # The second rank's segments: three of its first example, one of the next, two of a stand-in.
+    of_second = of_one[1].segments.tolist()
+    assert found[1][1].segments.tolist() == pytest.approx(of_second[:3] + of_second[4:])
+    assert found[1][0].segments.tolist() == pytest.approx(of_second[3:4])
+    assert sum(float(own.segments.sum()) for rank in found for own in rank) == pytest.approx(1)

@@ -32,19 +32,41 @@ def refused(**changes: Any) -> str:
     return str(caught.value)
 
 
+TWO_ONLINE = [GENERAL, GENERAL | {"name": "weak"}]
+HELD_OUT = {name: {"source": "files", "path": name} for name in ("train", "eval")}
 LIKELIHOOD = {"combine": "difference", "uld": 0.0, "likelihood": 1.0}
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"teacher": {"model": "t"}}, "recipe: teacher and teachers are both given: put the teacher into the list"),
+        (
+            {"teacher": {"model": "t"}},
+            "teacher: and teachers are both given; put the teacher into the list, or leave out one of both; a key of "
+            "one in the list is set by its name: teachers.general.KEY",
+        ),
         ({"teachers": None}, "recipe: teacher is missing: name one there, or several in teachers"),
         ({"teachers": [GENERAL, GENERAL]}, "recipe: teachers: 2 of them have the name 'general': each needs its own"),
         ({"teachers": [GENERAL | {"name": "teacher"}]}, "recipe: teachers: the name 'teacher' is that of the section"),
-        ({"teachers": [GENERAL, {"name": "code"}]}, "teachers.1: teacher.model is missing: source 'online' needs it"),
+        (
+            {"teachers": [GENERAL, {"name": "code"}]},
+            "teachers.code: teacher.model is missing: source 'online' needs it",
+        ),
         ({"teachers": [{"model": "t"}]}, "teachers.0.name: is missing; set it in the recipe or with --set"),
-        ({"teachers": [GENERAL | {"weight": 0.0}]}, "teachers.0.weight: Input should be greater than 0 (value 0.0)"),
+        (
+            {"teachers": [GENERAL, CODE | {"name": "General"}]},
+            "recipe: teachers: the names 'general' and 'General' differ in capitals alone: choose another",
+        ),
+        ({"teachers": [GENERAL | {"name": "a" * 65}]}, "teachers.0.name: String should have at most 64 characters"),
+        ({"teachers": [GENERAL, "code"]}, "teachers.1: 'code' is not a section"),
+        (
+            {"teachers": [GENERAL | {"wieght": 1}]},
+            "teachers.general.wieght: unknown key (value 1); did you mean teachers.general.weight?",
+        ),
+        (
+            {"teachers": [GENERAL | {"weight": 0.0}]},
+            "teachers.general.weight: Input should be greater than 0 (value 0.0)",
+        ),
         ({"teachers": [GENERAL | {"name": "a/b"}]}, "teachers.0.name: String should match pattern"),
         ({"teachers": [GENERAL], "objective": {"combine": "route"}}, "recipe: objective.combine 'route' needs several"),
         ({"objective": {"combine": "route"}}, "recipe: objective.combine 'route' needs data.columns.teacher: the"),
@@ -54,11 +76,21 @@ LIKELIHOOD = {"combine": "difference", "uld": 0.0, "likelihood": 1.0}
             "recipe: objective.combine 'difference' needs two teachers, the strong one first, and there are 3",
         ),
         (
+            {
+                "objective": LIKELIHOOD,
+                "teachers": TWO_ONLINE,
+                "rollouts": {"share": 0.5, "objective": {"uld": 1.0}},
+                "data": HELD_OUT,
+            },
+            "recipe: objective.combine 'difference' is of likelihoods alone, and has no meaning with "
+            "rollouts.objective.uld 1.0",
+        ),
+        (
             {"data": {"train": {"source": "files", "path": "x"}, "columns": {"teacher": "judge"}}},
             "recipe: data.columns.teacher 'judge' has no effect with objective.combine 'sum'",
         ),
         (
-            {"rollouts": {"share": 0.5}, "data": {n: {"source": "files", "path": n} for n in ("train", "eval")}},
+            {"rollouts": {"share": 0.5}, "data": HELD_OUT},
             "teachers.code.source: 'stored' cannot judge what the student has yet to write",
         ),
     ],
@@ -127,3 +159,45 @@ def test_a_key_of_one_of_several_is_set_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe(file, ["teachers.x.path=y"], environment={})
     assert str(caught.value) == "teachers.x: is no teacher of the recipe; set the keys of one of general, code"
+
+
+def test_what_is_set_by_name_may_refer_to_other_keys_and_is_read_once(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    # Escaped, it is no reference; it must not become one when another key is set.
+    written = tree(
+        run={"name": "x", "storage": "s3://b"}, teachers=[GENERAL | {"prompt_template": "\\${a} {prompt}"}, CODE]
+    )
+    file.write_text(yaml.safe_dump(written))
+    changes = ["teachers.code.path=${run.storage}/${run.name}", "teachers.general.precision=fp32"]
+    general, code = load_recipe(file, changes, environment={}).teachers
+    assert code.path == "s3://b/x"
+    assert (general.prompt_template, general.precision) == ("${a} {prompt}", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("teachers.code=5", "teachers.code: 5 is not a section; set a key of it: teachers.code.KEY"),
+        ("teachers.code.path=${run.x}", "teachers[1].path: "),
+        ("teacher.precision=fp32", "teacher: and teachers are both given; "),
+        ("teachers.code.weight=.nan", "teachers.code.weight: Input should be "),
+    ],
+)
+def test_a_key_that_is_set_wrongly_is_named(tmp_path: Path, change: str, said: str) -> None:
+    (file := tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree()))
+    with pytest.raises(UserError) as caught:
+        load_recipe(file, [change], environment={})
+    assert str(caught.value).startswith(said)
+
+
+def test_an_entry_that_is_no_section_is_not_lost_when_another_is_set(tmp_path: Path) -> None:
+    (file := tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree(teachers=[GENERAL, "code"])))
+    with pytest.raises(UserError, match=r"teachers\.1: 'code' is not a section"):
+        load_recipe(file, ["teachers.general.weight=2"], environment={})
+
+
+def test_the_difference_may_be_of_own_answers_alone() -> None:
+    objective = LIKELIHOOD | {"likelihood": 0.0, "ce": 1.0}
+    rollouts = {"share": 0.5, "objective": {"likelihood": 1.0}}
+    recipe = parse_recipe(tree(objective=objective, teachers=TWO_ONLINE, rollouts=rollouts, data=HELD_OUT))
+    assert recipe.taught.likelihood == 1.0

@@ -40,6 +40,17 @@ def test_objectives_that_differ_look_different(tmp_path: Path) -> None:
         f"{plain}, projection_pick student, projection_student_ids 8"
     )
     assert said("d", uld_gate=10) == f"{plain}, uld_gate 10"
+    assert said("e", combine="route") == f"{plain}, combine route"
+
+
+def test_teachers_that_weigh_differently_look_different(tmp_path: Path) -> None:
+    def said(name: str, *weights: float) -> str:
+        given = zip(weights, ({"name": "a", "model": "org/large"}, {"name": "b", "model": None}), strict=True)
+        place = make_run(tmp_path, name, teachers=[teacher | {"weight": weight} for weight, teacher in given])
+        return ComparedRun.of(place).teacher
+
+    assert said("x", 0.7, 0.3) == "0.7 org/large, 0.3 b"
+    assert said("y", 1.0, 1.0) == "org/large, b"
 
 
 def test_an_evaluation_alone(tmp_path: Path) -> None:

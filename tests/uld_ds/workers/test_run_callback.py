@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers.run_folders import own_round
 from uld_ds.checkpointing.state import TrainState
+from uld_ds.evaluation.held_out import Evaluation
 from uld_ds.rollouts.summary import RoundJudgment, RoundSummary, ShownAnswer
 from uld_ds.runs.progress import ProgressWriter, read_events
 from uld_ds.runs.rounds import rounds_of
@@ -119,3 +120,18 @@ def test_of_very_many_rounds_some_are_shown(tmp_path: Path) -> None:
     assert shown == [*range(0, 999, 5), 998]
     (kept,) = events_in(tmp_path, "rollout_answers")[0]["answers"]
     assert kept == replace(answer, prompt="…" + "p" * 2000, answer="é" * 2000 + "…").to_json()
+
+
+def test_what_each_of_several_teachers_measures_has_a_name_that_can_be_a_file_beside_the_mean(tmp_path: Path) -> None:
+    callback = callback_in(tmp_path)
+    by_teacher = {"general": 1.0, "code": 3.0}
+    callback.on_evaluation(TrainState(step=2), "teacher", Evaluation(2.0, 0.1, by_teacher=by_teacher))
+    found = {name: points[-1][1] for name, points in history(tmp_path / "metrics").items()}
+    assert found.pop("seconds/evaluation_teacher") == 0.1
+    assert found == {
+        "eval/teacher_bits_per_byte": 2.0,
+        "eval/general/teacher_bits_per_byte": 1.0,
+        "eval/code/teacher_bits_per_byte": 3.0,
+    }
+    # MLflow's stores in folders have a file of each metric: none may be a folder of another.
+    assert not any(other.startswith(f"{name}/") for name in found for other in found)
