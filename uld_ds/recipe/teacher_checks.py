@@ -8,7 +8,10 @@ from typing import Any
 from uld_ds.errors import UserError
 from uld_ds.recipe.data import ColumnSettings
 from uld_ds.recipe.models import ONLY_TEACHER, NamedTeacherSettings
-from uld_ds.recipe.objective import ObjectiveSettings
+from uld_ds.recipe.objective import LOSS_TERMS, ObjectiveSettings
+
+# Facts of a teacher, among which the teachers' names stand in a version's lineage, and parts of metrics' names.
+_TAKEN = {"teachers", "model", "revision", "digest", "tokenizer_digest", "weight", "store", "loss", "own"}
 
 
 def check_one_section(tree: Mapping[str, Any]) -> None:
@@ -46,6 +49,10 @@ def check_teachers(teachers: Sequence[NamedTeacherSettings]) -> None:
             raise ValueError(f"teachers: the names {name!r} and {other!r} differ in capitals alone: choose another")
         if name == ONLY_TEACHER:
             raise ValueError(f"teachers: the name {name!r} is that of the section {ONLY_TEACHER}: choose another")
+        if name in _TAKEN or name in LOSS_TERMS:
+            raise ValueError(
+                f"teachers: the name {name!r} is that of a metric or of a fact about a teacher: choose another"
+            )
 
 
 def check_combination(

@@ -57,6 +57,10 @@ LIKELIHOOD = {"combine": "difference", "uld": 0.0, "likelihood": 1.0}
             {"teachers": [GENERAL, CODE | {"name": "General"}]},
             "recipe: teachers: the names 'general' and 'General' differ in capitals alone: choose another",
         ),
+        (
+            {"teachers": [GENERAL, CODE | {"name": "uld"}]},
+            "recipe: teachers: the name 'uld' is that of a metric or of a fact about a teacher: choose another",
+        ),
         ({"teachers": [GENERAL | {"name": "a" * 65}]}, "teachers.0.name: String should have at most 64 characters"),
         ({"teachers": [GENERAL, "code"]}, "teachers.1: 'code' is not a section"),
         (
