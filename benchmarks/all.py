@@ -30,7 +30,6 @@ TITLES = {
     "demo": "The demo, whole",
     "quality": "Does distilling help?",
     "lab": "Which objective teaches most?",
-    "on_policy": "A student's own answers, and given ones",
     "on_policy_cost": "What a step on own answers costs, against TRL's",
     "uld": "The loss alone, against TRL's",
     "step": "A whole step, by length and vocabulary, against TRL's",
@@ -44,9 +43,8 @@ TITLES = {
     "plan": "What a plan predicts, and what is used",
     "four_bits": "Frozen weights of a student in fp32, bf16 and 4 bits",
 }
-# Those of `make bench`. The demo is left to `--run demo`: a short one of it says nothing, and the tests have that. What
-# on_policy.py measured stands until lab.py, which took its place, has been run.
-SHORT = [name for name in TITLES if name not in ("demo", "on_policy")]
+# Those of `make bench`. The demo is left to `--run demo`: a short one of it says nothing, and the tests have that.
+SHORT = [name for name in TITLES if name != "demo"]
 INDEX = "README.md"
 WRITTEN_BY = (
     "Written by `make bench`, which runs every benchmark but the demo in its short version, and with "

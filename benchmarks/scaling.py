@@ -149,7 +149,8 @@ def plan_of(options: argparse.Namespace, ranks: int, batch: int) -> Plan:
         shape_of(AutoConfig.for_model(**{key: value for key, value in shape.items() if key != "architectures"}), name)
         for shape, name in ((LLAMA_1B, "1B"), (LLAMA_70B, "70B"))
     )
-    return Plan(recipe, hardware, student, {"teacher": teacher}, recipe.student.max_length)
+    tokens = recipe.student.max_length, recipe.teacher_named().max_length
+    return Plan(recipe, hardware, student, {"teacher": teacher}, *tokens)
 
 
 def of_cluster(plan: Plan, nodes: int, hop: float) -> Modeled:

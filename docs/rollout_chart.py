@@ -27,7 +27,7 @@ def rollouts(sections: dict[str, str]) -> str:
     (report,) = [section for line, section in sections.items() if line.startswith("lab ") and "--quick" not in line]
     panels = []
     for words, rows in tables(report):
-        said = re.match(r"\*\*([\w, ]+)\*\*: .* the teacher solves ([\d.]+) %", words)
+        said = re.match(r"\*\*([\w, ]+)\*\*: .* the teacher(?:, told [^,]*,)? solves ([\d.]+) %", words)
         if said is not None:
             panels.append((said[1], float(said[2]), rows))
     arms = list(dict.fromkeys(row["arm"] for _, _, rows in panels for row in rows))

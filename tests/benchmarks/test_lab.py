@@ -30,7 +30,7 @@ NAME = "coarse, noisy"
 def run(solved: str, *, arm: str = "x", seed: int = 0, budget: int = 100) -> dict[str, Any]:
     """A run that solved the problems marked 1, half as many when it was half way through."""
     share = solved.count("1") / len(solved)
-    facts = {"gold": 10, "noise": 0.3, "prompts": 40, "held_out": 10, "steps": 5, "batch_size": 8}
+    facts = {"gold": 10, "noise": 0.3, "teacher_noise": 0.1, "prompts": 40, "held_out": 10, "steps": 5, "batch_size": 8}
     return {
         "cell": vars(Cell(NAME, arm, seed, budget)),
         "setup": {"setting": facts},
@@ -109,7 +109,7 @@ def test_noise_swaps_two_neighbors_and_leaves_what_is_held_out(tmp_path: Path) -
     layout = Layout(tmp_path, setting)
     write_rows(layout.rows, rows)
     assert layout.held_out() == rows[:100]
-    assert layout.gold(0) == found[200:300] and layout.taught() == found[-1_000:]
+    assert layout.gold(0) == found[200:300] and layout.taught() == swapped(rows, setting.teacher_noise)[-1_000:]
 
 
 def test_files_of_other_settings_have_other_names_and_one_teacher(tmp_path: Path) -> None:
@@ -253,7 +253,10 @@ def test_the_table_has_a_row_for_every_arm() -> None:
     begun = [run("1000000000", arm=START, seed=seed) for seed in (0, 1)]
     text = table.tables(records, begun, {NAME: run("1" * 9 + "0"), "fine": None})
     assert "**coarse, noisy**: 10 gold examples, 30% of them wrong, and 40 prompts without" in text
-    assert "the teacher solves 90.0 %" in text and "begin from 10.0 / 10.0 %; then 5 steps of 8 examples" in text
+    assert (
+        "the teacher, told 10% wrong answers, solves 90.0 %" in text
+        and "begin from 10.0 / 10.0 %; then 5 steps of 8 examples" in text
+    )
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert "| 80.0 / 80.0 | +30.0 [+30.0, +30.0] | +30.0 / +30.0 | 0.500 | 62% (62% to 62%) |" in rows["0.7 projection"]
     assert rows["0.7 projection"].endswith("| +10.0 [+10.0, +10.0] | 2.00 | 0.25 | 7 | better |")

@@ -78,7 +78,7 @@ def test_a_non_finite_step_leaves_no_trace_on_any_rank(
     token, bad = rare_token(healthy, "student")
     break_token(healthy.student, token, tmp_path / "student")
     teacher_token, bad_teacher = rare_token(healthy, "teacher")
-    break_token(healthy.teacher, teacher_token, tmp_path / "teacher")
+    break_token(healthy.teachers["teacher"], teacher_token, tmp_path / "teacher")
     make_steep(healthy.student, tmp_path / "steep")
     others = [i for i in range(40) if i not in (bad, bad_teacher)]
     good, better = others[:8], others[8:16]
@@ -103,8 +103,8 @@ def test_a_non_finite_step_leaves_no_trace_on_any_rank(
         "stage 0, never": (staged(plain), [good, better]),
         "exact": (exact | {"student": str(tmp_path / "student")}, [good, broken, better]),
         "exact, never": (exact | {"student": str(tmp_path / "student")}, [good, better]),
-        "teacher": (job(teacher=str(tmp_path / "teacher")), [good, misread, better]),
-        "teacher, never": (job(teacher=str(tmp_path / "teacher")), [good, better]),
+        "teacher": (job(teachers={"teacher": str(tmp_path / "teacher")}), [good, misread, better]),
+        "teacher, never": (job(teachers={"teacher": str(tmp_path / "teacher")}), [good, better]),
         "huge": (huge | {"student": str(tmp_path / "steep")}, [good]),
     }
     runs = {name: run for name, run in runs.items() if name.removesuffix(", never") in kinds}

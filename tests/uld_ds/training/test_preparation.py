@@ -49,11 +49,12 @@ def test_terms_that_look_at_what_stored_ids_spell_need_the_models_name() -> None
     recipe = recipe_with(
         teacher={"source": "stored", "path": "a-store"}, objective={"projection": 0.3, "completion": 1}
     )
-    assert message(check_identities, recipe, stored, shared=False) == (
+    assert message(check_identities, recipe, recipe.teacher_named(), stored, shared=False) == (
         "teacher.model: is missing: its tokenizer says what stored ids spell, which objective.projection and "
         "objective.completion look at; name the model whose outputs are stored, or set those weights to 0"
     )
-    check_identities(recipe_with(teacher={"source": "stored", "path": "a-store"}), stored, shared=False)
+    without = recipe_with(teacher={"source": "stored", "path": "a-store"})
+    check_identities(without, without.teacher_named(), stored, shared=False)
 
 
 def test_epochs_count_passes_over_given_answers_or_else_over_prompts() -> None:

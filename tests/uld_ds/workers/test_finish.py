@@ -18,6 +18,7 @@ def said_of_own_answers(objective: dict[str, Any], rollouts: dict[str, Any]) -> 
 
 def test_terms_of_own_answers_alone_are_told_with_their_choices() -> None:
     reverse = {"ce": 1.0, "uld": 0.0, "projection_divergence": "reverse_kl"}
-    choices = {"projection_divergence": "reverse_kl", "projection_rows": "all", "projection_pick": "teacher"}
+    choices = {"projection_divergence": "reverse_kl", "projection_outcomes": "tokens", "projection_rows": "all"}
+    choices |= {"projection_pick": "teacher"}
     assert said_of_own_answers(reverse, {"objective": {"projection": 0.5}}) == {"projection": 0.5} | choices
     assert said_of_own_answers({"ce": 1.0, "uld": 0.5}, {}) == {"uld": 0.5}, "nothing of terms without a weight"
