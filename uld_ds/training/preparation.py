@@ -127,6 +127,12 @@ def check_identities(recipe: Recipe, settings: NamedTeacherSettings, teacher: Si
             f"{weight} needs one tokenizer on both sides, but {_called(settings)} and student have two",
             f"set it to 0 and give {section}.uld or {section}.hybrid a weight: they compare any two tokenizers",
         )
+    if recipe.rollouts is not None and not shared and not recipe.rollouts.weights(recipe.objective)["likelihood"]:
+        # Measured: such students unlearn what comes after the first token of a segment (docs/rollouts.md).
+        log.warning(
+            "rollouts.objective has no likelihood: with two tokenizers, nothing judges all bytes of the student's own "
+            "answers, and it may unlearn them; give rollouts.objective.likelihood a weight, e.g. 0.5 (docs/rollouts.md)"
+        )
 
 
 def check_rollouts(recipe: Recipe, student: PreTrainedConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import pytest
 from transformers import LlamaConfig, T5Config
 
 from tests.helpers.recipe_trees import message, tree_with
@@ -41,6 +42,19 @@ def test_terms_of_own_answers_need_what_terms_of_given_ones_need() -> None:
     )
     for recipe in (of_own, of_given):
         check_identities(recipe, recipe.teacher_named(), ONLINE, shared=True)
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "is_told"),
+    [({"projection": 1.0}, False, True), ({"projection": 1.0}, True, False), ({"likelihood": 0.5}, False, False)],
+)
+def test_own_answers_that_nothing_judges_whole_are_told_of(
+    own: dict[str, float], shared: bool, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_with(rollouts={"objective": own})
+    check_identities(recipe, recipe.teacher_named(), ONLINE, shared=shared)
+    told = [text for text in caplog.messages if text.startswith("rollouts.objective has no likelihood")]
+    assert len(told) == is_told
 
 
 def test_terms_that_look_at_what_stored_ids_spell_need_the_models_name() -> None:
