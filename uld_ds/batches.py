@@ -85,6 +85,8 @@ class SideBatch:
     """[B, E] int64, padded on the right: the prompts of a model with an encoder, whose decoder has ``input_ids``."""
     encoder_mask: Tensor | None = None
     """[B, E] int64 mask of ``encoder_ids``, 0 for padding."""
+    lengths: tuple[int, ...] | None = None
+    """Tokens of each of the B examples without padding, known on the host; None where there is an encoder."""
 
     def num_tokens(self) -> Tensor:
         """Count the tokens that the model reads, without padding, as a scalar tensor."""
@@ -97,7 +99,7 @@ class SideBatch:
 
     def to(self, device: torch.device) -> SideBatch:
         """Move the tensors to ``device``."""
-        there = {name: value for name, value in self.__dict__.items() if value is not None}
+        there = {name: value for name, value in self.__dict__.items() if isinstance(value, Tensor)}
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in there.items()})
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from uld_ds.data.batching import Batcher
+from uld_ds.data.dealing import Dealer
 from uld_ds.data.prepare import Preparer
-from uld_ds.data.sampling import deal
 from uld_ds.data.sides import TextSide
 from uld_ds.data.teacher_batching import TeacherBatcher
 from uld_ds.models.pretrained import Pretrained
@@ -70,21 +70,24 @@ def teacher_side(job: Job) -> TeacherBatcher:
 
 
 def window_of(job: Job, batcher: Batcher, indices: np.ndarray, ranks: Ranks) -> Any:
-    dealt = deal(
-        indices,
-        batcher.lengths,
-        rank=ranks.rank,
-        ranks=ranks.size,
-        micro_batch_size=job.recipe.training.micro_batch_size,
-    )
-    return batcher.window(dealt)
+    return batcher.window(Dealer(job.recipe.training, ranks)(batcher, indices))
 
 
-def variant(recipe: dict[str, Any], *, workers: int, micro: int, normalize: str, stage: str) -> dict[str, Any]:
+def variant(
+    recipe: dict[str, Any],
+    *,
+    workers: int,
+    micro: int,
+    normalize: str,
+    stage: str,
+    tokens: int | None = None,
+    packing: bool = True,
+) -> dict[str, Any]:
     return recipe | {
-        "training": recipe["training"] | {"micro_batch_size": micro},
+        "training": recipe["training"] | {"micro_batch_size": micro, "micro_batch_tokens": tokens},
         "cluster": recipe["cluster"] | {"workers": workers},
-        "student": recipe["student"] | {"deepspeed": f"student_{stage}_cpu.json"},
+        "teacher": recipe["teacher"] | {"packing": packing},
+        "student": recipe["student"] | {"deepspeed": f"student_{stage}_cpu.json", "packing": packing},
         # (The driver refuses classical for two tokenizers; here any numbers do.)
         "objective": {
             "normalize": normalize,

@@ -35,9 +35,12 @@ class Batcher:
         self._padding = padding
         self._merge: Merge = merge
         self._own_from = own_from
-        self.lengths = whole_column(rows, "student_length")
-        for name in self._teachers:
-            self.lengths = self.lengths + whole_column(view_of(rows, name), "teacher_length")
+        sides = [whole_column(rows, "student_length")]
+        sides += [whole_column(view_of(rows, name), "teacher_length") for name in self._teachers]
+        self.lengths = np.sum(sides, axis=0)
+        """[number of rows] tokens of each example, all sides together."""
+        self.longest_side = np.max(sides, axis=0)
+        """[number of rows] tokens of each example, on the side where it has most."""
         # Stands in for a missing example; the shortest costs least.
         self._stand_in = int(np.argmin(self.lengths))
 
@@ -121,6 +124,7 @@ def side_batch(rows: Sequence[dict[str, Any]], side: str, padding: int) -> SideB
         answer_example=torch.from_numpy(example),
         encoder_ids=torch.from_numpy(encoder_ids) if has_encoder else None,
         encoder_mask=torch.from_numpy(encoder_mask) if has_encoder else None,
+        lengths=None if has_encoder else tuple(len(row[f"{side}_ids"]) for row in rows),
     )
 
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-IGNORED = -1
+from uld_ds.data.step_plan import IGNORED
 
 
 def num_steps(num_examples: int, batch_size: int, *, epochs: float | None, steps: int | None) -> int:

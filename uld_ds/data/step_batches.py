@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from uld_ds.batches import MicroBatch
 from uld_ds.data.batching import Batcher
-from uld_ds.data.sampling import deal, num_run_examples, num_steps, step_examples
+from uld_ds.data.dealing import Dealer
+from uld_ds.data.sampling import num_run_examples, num_steps, step_examples
 from uld_ds.recipe import TrainingSettings
-from uld_ds.utils.distributed import Ranks
 
 
 class StepBatches:
@@ -16,14 +16,14 @@ class StepBatches:
         batcher: Batcher of the training examples.
         training: Length of the run, batch and micro-batch size.
         seed: Seed of the order of examples.
-        ranks: Process group; a step sees the same examples whatever its size.
+        dealer: Deals a step's examples to this rank's micro-batches; a step sees the same examples on any rank.
     """
 
-    def __init__(self, batcher: Batcher, training: TrainingSettings, *, seed: int, ranks: Ranks) -> None:
+    def __init__(self, batcher: Batcher, training: TrainingSettings, *, seed: int, dealer: Dealer) -> None:
         self._batcher = batcher
         self._training = training
         self._seed = seed
-        self._ranks = ranks
+        self._dealer = dealer
 
     @property
     def num_steps(self) -> int:
@@ -36,11 +36,4 @@ class StepBatches:
         training, num_examples = self._training, len(self._batcher)
         total = None if training.epochs is None else num_run_examples(num_examples, training.epochs)
         indices = step_examples(step, num_examples, training.batch_size, self._seed, total=total)
-        dealt = deal(
-            indices,
-            self._batcher.lengths,
-            rank=self._ranks.rank,
-            ranks=self._ranks.size,
-            micro_batch_size=training.micro_batch_size,
-        )
-        return self._batcher.window(dealt)
+        return self._batcher.window(self._dealer(self._batcher, indices))

@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from uld_ds.batches import SideBatch
 from uld_ds.data.batching import read_rows, side_batch, whole_column
+from uld_ds.data.step_plan import first_fit
 
 _COLUMNS = ["teacher_ids", "teacher_encoder_ids", "teacher_answers", "teacher_in_text", "teacher_length"]
 
@@ -23,7 +24,7 @@ class TeacherBatcher:
     Args:
         rows: Rows of prepare.py, those of one teacher.
         padding: Token id that fills up sequences.
-        max_tokens: Most tokens of a batch, padding included (a longer example is alone in one).
+        max_tokens: Most tokens of a batch, padding included where there is any (a longer example is alone in one).
     """
 
     def __init__(self, rows: Dataset, *, padding: int, max_tokens: int) -> None:
@@ -36,16 +37,31 @@ class TeacherBatcher:
         self.shortest = int(self.judged[np.argmin(self.lengths[self.judged])]) if len(self.judged) else -1
         """Number of the shortest example, the cheapest for a rank with nothing to do."""
 
-    def groups(self, examples: Sequence[int]) -> list[list[int]]:
-        """Group examples, longest first, so that each group's padded size keeps to ``max_tokens``."""
+    def groups(self, examples: Sequence[int], *, padded: bool = True) -> list[list[int]]:
+        """Group examples, longest first, so that each group keeps to ``max_tokens``.
+
+        Args:
+            examples: Numbers of the examples.
+            padded: Whether the model pads a group to its longest example; without, it costs what its tokens are.
+        """
+        if not padded:
+            return self._packed_groups(examples)
         groups: list[list[int]] = []
         longest = 0
-        for example in sorted(examples, key=lambda example: (-self.lengths[example], example)):
+        for example in self._longest_first(examples):
             if not groups or (len(groups[-1]) + 1) * longest > self._max_tokens:
                 groups.append([])
                 longest = int(self.lengths[example])
             groups[-1].append(example)
         return groups
+
+    def _packed_groups(self, examples: Sequence[int]) -> list[list[int]]:
+        """Fill groups first-fit: each example goes to the first that has room for it."""
+        ordered = self._longest_first(examples)
+        return [[ordered[place] for place in own] for own in first_fit(self.lengths[ordered], self._max_tokens)]
+
+    def _longest_first(self, examples: Sequence[int]) -> list[int]:
+        return sorted(examples, key=lambda example: (-self.lengths[example], example))
 
     def batch(self, examples: Sequence[int]) -> SideBatch:
         """Make the batch of the teacher's side of some examples."""

@@ -19,6 +19,7 @@ from uld_ds.evaluation.predictions import Prediction
 from uld_ds.generation.decoding import Answer, Decoding, Model
 from uld_ds.generation.prompts import Prompt, batches_by_length
 from uld_ds.losses.normalization import nats_to_bits
+from uld_ds.models.packing import choose_packing
 from uld_ds.models.row_model import RowModel, choose_head_path, log_probs_of
 
 Note = Callable[[int, int], None]
@@ -105,8 +106,9 @@ def bits_per_byte_of(
     batcher = TeacherBatcher(data, padding=padding_id(side.tokenizer), max_tokens=batch_tokens)
     wrapped = RowModel(model.lm)
     choose_head_path(wrapped, wrapped, device, "model")
+    choose_packing(wrapped, wrapped, device, "model")
     nats = np.zeros(len(encoded))
-    for group in batcher.groups(range(len(encoded))):
+    for group in batcher.groups(range(len(encoded)), padded=not wrapped.packs):
         batch = batcher.batch(group).to(device)
         found = wrapped(batch, batch.answer_rows, log_probs_of(batch.answer_ids)) * batch.answer_in_text
         sums = torch.zeros(len(group), device=device).index_add_(0, batch.answer_example, -found)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from uld_ds.batches import SideBatch
 from uld_ds.models.architectures import is_encoder_decoder
 from uld_ds.models.output_head import HeadWeights, LowRank, lend, open_head, shifted_adapters
+from uld_ds.models.packing import PackedRow, attends_by_flash
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -101,6 +102,8 @@ class RowModel(nn.Module):
         self.logit_map = LogitMap.of(lm.config)
         # A linear head, with or without LoRA, opens itself. Anything else (quantized) keeps its own forward.
         self.direct_head = open_head(lm.get_output_embeddings()) is None
+        self.packs = False
+        """Whether the examples of a batch are laid end to end instead of padded; ``choose_packing`` finds out."""
 
     def forward(self, batch: SideBatch, rows: Tensor, consume: Consume[T]) -> T:
         """Call ``consume(hidden [R, H], head)`` for the positions ``rows`` and return what it returned.
@@ -111,32 +114,52 @@ class RowModel(nn.Module):
             consume: makes logits with ``head``, in chunks. Runs on every rank alike, also for no rows.
         """
         output = self.lm.get_output_embeddings()
+        inputs, rows = self._laid_out(batch, rows)
         # Adapters may have been switched since, to some that cannot lend their weights.
         if not self.direct_head or open_head(output) is not None:
-            logits = self.lm(**self._inputs(batch)).logits.flatten(0, 1)[rows]
+            logits = self.lm(**inputs).logits.flatten(0, 1)[rows]
             return consume(logits, Head(None, None, LogitMap()))
-        hidden = self._hidden(batch).flatten(0, 1)[rows]
+        hidden = self._hidden(batch, inputs).flatten(0, 1)[rows]
 
         def use(hidden: Tensor, whole: HeadWeights) -> T:
             return consume(hidden, Head(whole.weight, whole.bias, self.logit_map, whole.low_rank))
 
         return lend(output, hidden, use)
 
+    @property
+    def inner(self) -> Any:
+        """The language model itself, without the wrapper that holds adapters."""
+        return _unwrapped(self.lm)
+
+    def num_positions(self, batch: SideBatch) -> int:
+        """Count the positions that are computed for a batch: its tokens, and padding where there is any."""
+        return sum(batch.lengths) if self._is_packed(batch) else batch.num_positions()  # type: ignore[arg-type]
+
+    def _is_packed(self, batch: SideBatch) -> bool:
+        return self.packs and batch.lengths is not None
+
+    def _laid_out(self, batch: SideBatch, rows: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """Return the arguments of a forward, and where ``rows`` are among its flattened positions."""
+        if not self._is_packed(batch):
+            return self._inputs(batch), rows
+        packed = PackedRow.of(batch, flash=attends_by_flash(self.inner))
+        return packed.arguments, packed.places(rows)
+
     def _inputs(self, batch: SideBatch) -> dict[str, Any]:
-        """Return the arguments of a forward of the whole model."""
+        """Return the arguments of a forward of the whole model on a padded batch."""
         own = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if not self.has_encoder:
             return {**own, "use_cache": False}
         decoder = {f"decoder_{name}": value for name, value in own.items()}
         return {**decoder, "input_ids": batch.encoder_ids, "attention_mask": batch.encoder_mask, "use_cache": False}
 
-    def _hidden(self, batch: SideBatch) -> Tensor:
-        """Compute the hidden states [B, L, H] that the output head is applied to."""
-        lm = _unwrapped(self.lm)
+    def _hidden(self, batch: SideBatch, inputs: dict[str, Any]) -> Tensor:
+        """Compute the hidden states, [B, L, H] or [1, T, H], that the output head is applied to."""
+        lm = self.inner
         if not self.has_encoder:
             body = body_of(lm)
             assert body is not None, "the head is direct"
-            return body(**self._inputs(batch)).last_hidden_state
+            return body(**inputs).last_hidden_state
         read = lm.get_encoder()(input_ids=batch.encoder_ids, attention_mask=batch.encoder_mask).last_hidden_state
         return lm.get_decoder()(
             input_ids=batch.input_ids,

@@ -34,6 +34,9 @@ class ModelSettings(Strict):
     """Variables of the chat template, e.g. ``{enable_thinking: true}``; those of a row count more."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Tokens per example. Longer ones are cut where both tokenizers have a boundary."""
+    packing: bool = True
+    """Lay examples of a forward end to end, so that nothing is computed for padding, where the architecture's logits
+    stay the same: that is measured when the model is loaded. ``false``: pad them to the longest."""
 
     @model_validator(mode="after")
     def _template_has_a_place_for_the_prompt(self) -> ModelSettings:

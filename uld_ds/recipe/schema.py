@@ -97,6 +97,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Recipe:
+        if self.training.micro_batch_tokens is not None:
+            return self
         per_forward = self.training.micro_batch_size * self.cluster.workers
         if self.training.batch_size % per_forward:
             raise ValueError(
@@ -185,7 +187,9 @@ class Recipe(Strict):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of one optimizer step on one rank."""
+        """Micro-batches of one optimizer step on one rank; 1 where their number is another in each step."""
+        if self.training.micro_batch_tokens is not None:
+            return 1
         return self.training.batch_size // (self.training.micro_batch_size * self.cluster.workers)
 
     @property
@@ -226,6 +230,7 @@ _LATER: dict[str, dict[str, Any]] = {
     "data": {"learn": list(KINDS), "special_tokens": "control"},
     "teacher": {"template_arguments": {}},
     "student": {"template_arguments": {}},
+    "training": {"micro_batch_tokens": None},
     "objective": {
         "projection_divergence": "forward_kl",
         "projection_outcomes": "tokens",
@@ -258,9 +263,9 @@ _MAY_CHANGE_ON_RESUME: Any = {
     "run": {"storage"},
     "tracking": True,
     "profile": True,
-    "teacher": {"max_tokens_per_forward"},
-    "teachers": {"__all__": {"max_tokens_per_forward"}},
-    "student": {"gradient_checkpointing"},
+    "teacher": {"max_tokens_per_forward", "packing"},
+    "teachers": {"__all__": {"max_tokens_per_forward", "packing"}},
+    "student": {"gradient_checkpointing", "packing"},
     "evaluation": {"micro_batch_size", "metrics", "words"},
     "generation": True,
     "store": True,

@@ -5,7 +5,7 @@ Models are strict: an unknown key, or a value of another type, is an error.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,7 +40,12 @@ class TrainingSettings(Strict):
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Examples per optimizer step over all workers."""
     micro_batch_size: Annotated[int, Field(ge=1)] = 1
-    """Examples per student forward on one worker. Accumulation follows from the other two."""
+    """Examples per student forward on one worker. Accumulation follows from the other two. With
+    ``micro_batch_tokens`` the most examples, by default any number."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens per student forward on one worker, at most, on either side: a step's examples are dealt to workers and
+    micro-batches by their lengths, so that long ones take no more memory than short ones. A longer example is alone in
+    one. Default: by number of examples."""
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
@@ -53,6 +58,14 @@ class TrainingSettings(Strict):
     """Steps between checkpoints; the last step always makes one."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """How many of the latest stay on disk."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokens_alone_bound_a_micro_batch(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("micro_batch_tokens") is not None and "micro_batch_size" not in tree:
+            default = cls.model_fields["batch_size"].default
+            return {**tree, "micro_batch_size": tree.get("batch_size", default)}
+        return tree
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSettings:

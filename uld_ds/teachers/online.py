@@ -59,6 +59,11 @@ class OnlineTeacher:
         """Bytes of the teacher's weights that this rank has received from others."""
         return self._traffic.bytes
 
+    @property
+    def _packs(self) -> bool:
+        model: Any = getattr(self._engine, "module", self._engine)
+        return bool(model.packs)
+
     def ask_about(self, batcher: TeacherBatcher) -> None:
         """Take other examples to be asked about by number: new ones have come, e.g. the student's own answers."""
         self._batcher = batcher
@@ -81,7 +86,7 @@ class OnlineTeacher:
         Raises:
             NonFiniteTeacherError: on every rank, when an example of any has logits that are not finite.
         """
-        groups = self._batcher.groups(sorted(set(examples)))
+        groups = self._batcher.groups(sorted(set(examples)), padded=not self._packs)
         number = int(self._ranks.max(torch.tensor(len(groups), device=self._device)))
         said: dict[int, TeacherTokens] = {}
         bad: set[int] = set()

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from uld_ds.data.batching import Batcher, padding_id
+from uld_ds.data.dealing import Dealer
 from uld_ds.data.step_batches import StepBatches
 from uld_ds.evaluation.bits_per_byte import student_scorer
 from uld_ds.evaluation.held_out import Evaluation, HeldOut
@@ -85,7 +86,9 @@ def assemble(
         return Batcher(rows, padding=padding_id(tokenizer), merge=recipe.objective.merge)
 
     train_data = batcher(train_rows)
-    given = StepBatches(train_data, recipe.training, seed=recipe.run.seed, ranks=ranks)
+    hidden = Pretrained.at(job.student, recipe.student, "student").config().get_text_config().hidden_size
+    dealer = Dealer(recipe.training, ranks, knee=6.0 * hidden)
+    given = StepBatches(train_data, recipe.training, seed=recipe.run.seed, dealer=dealer)
     # Teachers first: their sharding must not see the student's configuration.
     sources = [setup.source(train_rows, begins=begins) for setup in setups]
     stage("loading the student")
@@ -113,7 +116,7 @@ def assemble(
             for setup, source in zip(setups, sources, strict=True):
                 setup.ask_about(source, rows)
 
-        batches = own.batches(student, ask_about, folder, make_rollout_engine)
+        batches = own.batches(student, ask_about, folder, make_rollout_engine, dealer=dealer)
     if eval_rows is None:
         return Assembly(engine, batches, {}, setups, tokenizer, train_data, train_rows)
     eval_data = batcher(eval_rows)

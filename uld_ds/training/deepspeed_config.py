@@ -179,11 +179,14 @@ def student_config(recipe: Recipe, *, on_gpu: bool) -> dict[str, Any]:
         UserError: as ``read_student_config``.
     """
     config = read_student_config(recipe.student, on_gpu=on_gpu)
+    training = recipe.training
+    # DeepSpeed wants a product. With micro-batches by tokens there is none: the engine says itself where a step ends.
+    size = training.micro_batch_size if training.micro_batch_tokens is None else 1
     return {
         **config,
         **_precision(recipe.student.precision),
-        "train_batch_size": recipe.training.batch_size,
-        "train_micro_batch_size_per_gpu": recipe.training.micro_batch_size,
+        "train_batch_size": size * recipe.accumulation * recipe.cluster.workers,
+        "train_micro_batch_size_per_gpu": size,
         "gradient_accumulation_steps": recipe.accumulation,
         "gradient_clipping": recipe.training.gradient_clipping,
         "optimizer": {"type": "AdamW", "params": _optimizer_params(recipe, config)},

@@ -93,13 +93,8 @@ class DistillationEngine:
         as they are, and so does the learning rate's schedule, which counts updates.
 
         Args:
-            window: exactly ``accumulation`` micro-batches, on any device.
-
-        Raises:
-            ValueError: another number of micro-batches.
+            window: micro-batches of this rank, on any device; as many on every rank.
         """
-        if len(window) != self._gas:
-            raise ValueError(f"a window of {len(window)} micro-batches for {self._gas} accumulated ones")
         clock = PhaseClock(self.device)
         with clock.phase("data"):
             sums = _Sums(OwnAnswers(window))
@@ -119,7 +114,9 @@ class DistillationEngine:
         self.student.train()
         for name in self.teachings.names_by_teacher:
             sums.add(name, torch.zeros((), device=self.device))
-        for micro_batch, judgments, row_weights in zip(window, outputs, weights, strict=True):
+        for number, (micro_batch, judgments, row_weights) in enumerate(zip(window, outputs, weights, strict=True), 1):
+            # By DeepSpeed's own count every step would have as many micro-batches.
+            self.student.set_gradient_accumulation_boundary(number == len(window))
             self._accumulate(micro_batch, judgments, row_weights, sums, clock, watch)
         tokens, gathered = (now - then for now, then in zip(self.teachings.counters, before, strict=True))
         sums.add("teacher_tokens", torch.tensor(tokens, device=self.device))
@@ -177,7 +174,7 @@ class DistillationEngine:
             loss = self.student(batch, batch.answer_rows, consume)
         clock.seconds["student"] -= clock.seconds["loss"] - seconds_of_loss
         sums.add("student_tokens", batch.num_tokens())
-        sums.add("student_positions", torch.tensor(batch.num_positions(), device=self.device))
+        sums.add("student_positions", torch.tensor(self.student.module.num_positions(batch), device=self.device))
         sums.add("bytes", micro_batch.answer_bytes @ given.to(torch.int64))
         # DeepSpeed takes the mean over ranks and accumulated micro-batches; the weights are global already.
         scale: Tensor | int = self.ranks.size * self._gas

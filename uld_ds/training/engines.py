@@ -20,6 +20,7 @@ from uld_ds.models.adapters import shaped
 from uld_ds.models.architectures import DTYPES
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import loading_options, settle
+from uld_ds.models.packing import choose_packing
 from uld_ds.models.row_model import RowModel, choose_head_path
 from uld_ds.recipe import ModelSettings, StudentSettings, TeacherSettings, TrainingSettings
 from uld_ds.training.deepspeed_config import zero_stage
@@ -60,10 +61,12 @@ def load_teacher(place: str, settings: TeacherSettings, config: dict[str, Any], 
     if not sharded:
         model.to(device)
         choose_head_path(model, model, device, "teacher")
+        choose_packing(model, model, device, "teacher", wanted=settings.packing)
         return model
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()
     choose_head_path(model, engine, device, "teacher")
+    choose_packing(model, engine, device, "teacher", wanted=settings.packing)
     return engine
 
 
@@ -115,6 +118,7 @@ def load_student(
     return_free_memory()
     engine.eval()
     choose_head_path(model, engine, device, "student")
+    choose_packing(model, engine, device, "student", wanted=settings.packing)
     return engine
 
 

@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from uld_ds.batches import MicroBatch
 from uld_ds.data.batching import Batcher
-from uld_ds.data.sampling import deal, num_run_examples, step_examples
+from uld_ds.data.dealing import Dealer
+from uld_ds.data.sampling import num_run_examples, step_examples
 from uld_ds.recipe import TrainingSettings
 from uld_ds.rollouts.summary import RoundSummary, ShownAnswer
 from uld_ds.training.rollouts import Rollouts, Sign
@@ -30,6 +31,7 @@ class RolloutBatches:
         num_given: Given examples; where every answer is the student's own, those that stand in for missing ones.
         seed: Seed of the order of given examples.
         ranks: Process group; a step sees the same examples whatever its size.
+        dealer: Deals a step's examples to this rank's micro-batches.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class RolloutBatches:
         num_given: int,
         seed: int,
         ranks: Ranks,
+        dealer: Dealer,
     ) -> None:
         self.rollouts = rollouts
         self._make = batcher
@@ -51,6 +54,7 @@ class RolloutBatches:
         self._given_per_step = training.batch_size - rollouts.plan.per_step
         self._seed = seed
         self._ranks = ranks
+        self._dealer = dealer
         self._batcher: Batcher | None = None
 
     @property
@@ -77,14 +81,7 @@ class RolloutBatches:
         """Make this rank's micro-batches of optimizer step ``step``, counted from 0, whose round has begun."""
         assert self._batcher is not None, "a round has begun"
         indices = np.concatenate([self._given(step), self.rollouts.examples_of(step)])
-        dealt = deal(
-            indices,
-            self._batcher.lengths,
-            rank=self._ranks.rank,
-            ranks=self._ranks.size,
-            micro_batch_size=self._training.micro_batch_size,
-        )
-        return self._batcher.window(dealt)
+        return self._batcher.window(self._dealer(self._batcher, indices))
 
     def _given(self, step: int) -> np.ndarray:
         number, per_step, epochs = self._num_given, self._given_per_step, self._training.epochs

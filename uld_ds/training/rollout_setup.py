@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 
 from uld_ds.data.batching import Batcher, padding_id
+from uld_ds.data.dealing import Dealer
 from uld_ds.data.own_answers import OwnAnswers
 from uld_ds.data.prepare import PREPARED_FORMAT
 from uld_ds.data.several_teachers import SeveralOwnAnswers
@@ -92,7 +93,13 @@ class RolloutSetup:
         )
 
     def batches(
-        self, student: Any, on_rows: Callable[[Dataset], None], folder: Path, make_engine: MakeEngine | None = None
+        self,
+        student: Any,
+        on_rows: Callable[[Dataset], None],
+        folder: Path,
+        make_engine: MakeEngine | None = None,
+        *,
+        dealer: Dealer,
     ) -> RolloutBatches:
         """Make the run's batches, of given and own answers.
 
@@ -101,6 +108,7 @@ class RolloutSetup:
             on_rows: told of given and own rows together whenever a round begins.
             folder: where rounds are kept; what is there was answered by an earlier attempt at the same run.
             make_engine: makes what samples, where that is not the student in the workers.
+            dealer: deals a step's examples to micro-batches.
         """
         recipe = self._job.recipe
         rollouts = Rollouts(
@@ -123,6 +131,7 @@ class RolloutSetup:
             num_given=len(self.given),
             seed=recipe.run.seed,
             ranks=self._ranks,
+            dealer=dealer,
         )
 
     def _local(self, student: Any, side: TextSide) -> RolloutEngine:

@@ -170,7 +170,7 @@ def test_moving_a_micro_batch_moves_every_tensor(prompts: list[int]) -> None:
     held = [*vars(moved).values(), *vars(pairs).values()]
     parts = [part for part in held if isinstance(part, SideBatch | SegmentRows)]
     assert len(parts) == 3
-    tensors = [tensor for part in parts for tensor in vars(part).values() if tensor is not None]
+    tensors = [tensor for part in parts for tensor in vars(part).values() if isinstance(tensor, torch.Tensor)]
     tensors += [moved.pairs[0].example, moved.example_weight, moved.answer_bytes]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 

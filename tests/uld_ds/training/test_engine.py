@@ -41,6 +41,7 @@ def gradient_of_one_step(config: dict[str, Any], indices: list[int]) -> dict[str
     masks = [micro_batch.student.attention_mask for micro_batch in window]
     of_rank = {
         "gradients": gradients,
+        "turns": len(window),
         "padding": result.student_padding,
         "mine": 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks),
     }
@@ -53,12 +54,17 @@ def gradients_of_steps(configs: dict[str, dict[str, Any]], indices: list[int]) -
 
 
 def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    # Uneven answers, one example missing: eight examples as 1 x 4 x 2, 2 x 2 x 2 and 1 x 1 x 8.
+    """Nor on whether examples are laid end to end or padded, nor on how many tokens a micro-batch may hold."""
+    # Uneven answers, one example missing: eight examples as 1 x 4 x 2, 2 x 2 x 2 and 1 x 1 x 8, and by tokens.
     indices = [3, 11, 0, 25, 40, 7, 19, -1]
     shapes = {
         "1 rank x 1": {"workers": 1, "micro": 8, "stage": "zero2"},
         "1 rank x 4": {"workers": 1, "micro": 2, "stage": "zero3"},
         "2 ranks x 2": {"workers": 2, "micro": 2, "stage": "zero3"},
+        "1 rank x 1, padded": {"workers": 1, "micro": 8, "stage": "zero2", "packing": False},
+        "1 rank x 4, padded": {"workers": 1, "micro": 2, "stage": "zero3", "packing": False},
+        "1 rank, 260 tokens": {"workers": 1, "micro": 8, "stage": "zero2", "tokens": 260},
+        "2 ranks, 250 tokens": {"workers": 2, "micro": 8, "stage": "zero3", "tokens": 250},
     }
     outcomes: dict[str, dict[str, Any]] = {}
     for ranks in (1, 2):
@@ -71,7 +77,7 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
             if shape["workers"] == ranks
         }
         outcomes |= run_on_ranks(gradients_of_steps, ranks, configs, indices)[0]
-    assert len(outcomes) == 6
+    assert len(outcomes) == 14
     for name, outcome in outcomes.items():
         reference = outcomes["1 rank x 1, " + name.rpartition(", ")[2]]
         for key in ("loss", "ce", "uld", "likelihood", "classical", "hybrid", "projection", "completion"):
@@ -80,7 +86,9 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
             expected = reference["gradients"][parameter]
             error = (gradient - expected).norm() / expected.norm()
             assert error < 2e-6, (name, parameter, float(error))
-    together, apart = (outcomes[f"1 rank x {turns}, token"] for turns in (1, 4))
+    assert outcomes["1 rank x 1, token"]["padding"] == outcomes["2 ranks, 250 tokens, token"]["padding"] == 0
+    assert [outcomes[f"{name}, token"]["turns"] for name in shapes] == [1, 4, 2, 1, 4, 3, 2]
+    together, apart = (outcomes[f"1 rank x {turns}, padded, token"] for turns in (1, 4))
     assert (together["padding"], apart["padding"]) == pytest.approx((together["mine"], apart["mine"]))
     assert 0 < apart["padding"] < together["padding"], "examples of a length share a micro-batch"
     difference = outcomes["1 rank x 1, token"]["ce"] - outcomes["1 rank x 1, sample"]["ce"]
@@ -117,7 +125,8 @@ def test_the_norm_of_the_gradient_is_the_same_at_every_stage(tiny_recipe: dict[s
         found = first[f"fp32 {stage}"]
         assert first["fp32 0"]["norms"][0] == pytest.approx(found["norms"][0], rel=1e-6)
         assert found["norms"][0] == pytest.approx(found["held"], rel=1e-6)
-        assert first["fp32 0"]["norms"][1] == pytest.approx(found["norms"][1], rel=1e-4)
+        # Adam's first update is made of signs, which rounding turns where a gradient is all but zero.
+        assert first["fp32 0"]["norms"][1] == pytest.approx(found["norms"][1], rel=3e-4)
     assert first["fp32 0"]["norms"][0] > 3, "nothing is clipped"
     assert first["bf16 0"]["norms"][0] == pytest.approx(first["fp32 0"]["norms"][0], rel=0.05)
     for part in ("norms", "losses"):
