@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -118,6 +119,20 @@ class Plan:
         return self.recipe.training.batch_size / self.ranks
 
     @property
+    def micro_batch_tokens(self) -> int:
+        """Most tokens of a micro-batch of the student."""
+        training, longest = self.recipe.training, self.recipe.student.max_length
+        most = training.micro_batch_size * longest
+        return most if training.micro_batch_tokens is None else min(most, max(training.micro_batch_tokens, longest))
+
+    @property
+    def student_forwards(self) -> int:
+        """Micro-batches of a step on each rank: those that all of its examples fill at their longest."""
+        if self.recipe.training.micro_batch_tokens is None:
+            return self.recipe.accumulation
+        return max(1, math.ceil(self.examples_per_rank * self.recipe.student.max_length / self.micro_batch_tokens))
+
+    @property
     def teacher_forwards(self) -> int:
         """Teacher forwards of a window, of all teachers: each gathers one of them once."""
         return sum(teacher.forwards() for teacher in self.teachers)
@@ -131,7 +146,7 @@ class Plan:
     def lines(self) -> list[Line]:
         """All items that take memory on the rank that needs most."""
         training, settings = self.recipe.training, self.recipe.student
-        tokens = training.micro_batch_size * settings.max_length
+        tokens = self.micro_batch_tokens
         lines = [Line("worker", "libraries and device context", BASE[self.kind])]
         if self.kind == "gpu":
             lines.append(Line("worker", "libraries", HOST_BASE, "host"))
@@ -211,7 +226,7 @@ class Plan:
 
     def traffic(self) -> dict[str, Traffic]:
         """Compute the traffic of an optimizer step, by role."""
-        student = student_traffic(self.student, self.hardware, self.recipe.accumulation)
+        student = student_traffic(self.student, self.hardware, self.student_forwards)
         moved = {
             teacher.called: teacher_traffic(teacher.role, self.hardware, teacher.forwards())
             for teacher in self.teachers

@@ -63,6 +63,9 @@ def recipe_in(folder: Path) -> dict[str, Any]:
     recipe["store"] = {"top_ids": 16}
     recipe["training"] |= {"steps": STEPS}
     recipe["cluster"] |= {"workers": 1}
+    # The bits are those of padded batches, as they were before there were others.
+    for side in ("teacher", "student"):
+        recipe[side] |= {"packing": False}
     return recipe
 
 
@@ -137,7 +140,7 @@ def build_store(recipe: dict[str, Any], folder: str) -> None:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Run all of it: an online teacher on one and on two ranks, and a stored one on two."""
+    """Run all of it: an online teacher on one and on two ranks, and a stored one on two; and the first one packed."""
     from tests.helpers.ranks import run_on_ranks
 
     recipe = recipe_in(folder)
@@ -145,6 +148,7 @@ def measure(folder: Path) -> dict[str, Any]:
     def named(name: str, **teacher: Any) -> dict[str, Any]:
         return recipe | {"run": recipe["run"] | {"name": name}, "teacher": recipe["teacher"] | teacher}
 
+    packed = {side: recipe[side] | {"packing": True} for side in ("teacher", "student")}
     two = {"cluster": recipe["cluster"] | {"workers": 2}}
     run_on_ranks(build_store, 1, recipe, str(folder))
     files = sorted((folder / "store").glob("*.*"))
@@ -156,6 +160,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "store": store,
         "online, 1 rank": run_on_ranks(train, 1, named("one"), str(folder / "one"))[0],
         "online, 2 ranks": run_on_ranks(train, 2, named("two") | two, str(folder / "two"))[0],
+        "packed, 1 rank": run_on_ranks(train, 1, named("packed") | packed, str(folder / "packed"))[0],
         "stored, 2 ranks": run_on_ranks(train, 2, stored, str(folder / "stored"))[0],
     }
 

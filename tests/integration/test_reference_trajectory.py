@@ -50,6 +50,12 @@ def test_bits_are_those_of_the_reference(found: dict[str, Any], part: str) -> No
     assert found[part] == REFERENCE[part]
 
 
+def test_laying_examples_end_to_end_changes_rounding_alone(found: dict[str, Any]) -> None:
+    packed, padded = (found[name] for name in ("packed, 1 rank", "online, 1 rank"))
+    assert numbers(packed) == pytest.approx(numbers(padded), rel=1e-4)
+    assert packed["export"] != padded["export"], "both were computed in one way"
+
+
 def test_the_number_of_ranks_changes_rounding_alone() -> None:
     one, two = (numbers(REFERENCE[f"online, {ranks}"]) for ranks in ("1 rank", "2 ranks"))
     assert one == pytest.approx(two, rel=1e-4)
