@@ -99,14 +99,22 @@ def _difference(stored: Path, recipe: Recipe) -> str | None:
         return f"of another version: {error}"
 
 
-def check_free_disk(run_dir: Path, recipe: Recipe, num_parameters: int) -> None:
+def check_free_disk(
+    run_dir: Path, recipe: Recipe, num_parameters: int, *, weight_bytes: int | None = None
+) -> None:
     """Check that the checkpoints of a student of this size fit on the disk.
+
+    Args:
+        run_dir: folder of the run.
+        recipe: of the run.
+        num_parameters: number of parameters that a checkpoint holds.
+        weight_bytes: bytes of the student's weights, which decide how it is sharded by default.
 
     Raises:
         UserError: they do not.
     """
     # One more than is kept, because a checkpoint is complete before an older one goes; and the best one.
-    sharded = zero_stage(read_student_config(recipe.student, on_gpu=False)) == 3
+    sharded = zero_stage(read_student_config(recipe.student, on_gpu=False, weight_bytes=weight_bytes)) == 3
     each = CHECKPOINT_BYTES_AT_ZERO_3 if sharded else CHECKPOINT_BYTES_BELOW
     needed = num_parameters * (each * (recipe.training.keep_checkpoints + 2) + 8)
     free = shutil.disk_usage(run_dir).free

@@ -23,6 +23,7 @@ from launcher.drivers.store import with_absolute_store
 from launcher.jobs.inside import short_stop
 from launcher.terminal.progress import ProgressView
 from launcher.terminal.quiet import quieten_libraries
+from uld_ds.checkpointing.files import any_shards_weights
 from uld_ds.data.bad_examples import bad_examples
 from uld_ds.data.prepared import PREPARED_DATA, Split
 from uld_ds.data.sides import TextSide
@@ -37,7 +38,7 @@ from uld_ds.runs.progress import ProgressWriter
 from uld_ds.runs.stop_file import StopFile
 from uld_ds.tracking import mlflow_runs
 from uld_ds.tracking.run_record import begun_run, record_beginning, record_end, settle
-from uld_ds.training.deepspeed_config import student_config, teacher_configs
+from uld_ds.training.deepspeed_config import SMALL_STUDENT, student_config, teacher_configs
 from uld_ds.training.preparation import (
     FoundTeacher,
     check_rollouts,
@@ -90,6 +91,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
         actors = rollout_actors(recipe)
         # The run's record begins when nothing that the user asked for can be refused any more.
         with connected(recipe.cluster, run_dir, actors), SigtermStops() as sigterm:
+            weight_bytes = found.pop("weight_bytes")
             on_gpu = prepare_cluster(recipe.cluster, run_dir, view.note, actors)
             run_id = mlflow_runs.open_run(client, recipe, run_dir)
             view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
@@ -100,7 +102,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
                     **found,
                     run_id=run_id,
                     on_gpu=on_gpu,
-                    student_deepspeed=student_config(recipe, on_gpu=on_gpu),
+                    student_deepspeed=student_config(recipe, on_gpu=on_gpu, weight_bytes=weight_bytes),
                     teachers_deepspeed=teacher_configs(recipe, on_gpu=on_gpu),
                 )
                 repair_checkpoint_list(run_dir, view.note)
@@ -132,7 +134,14 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
     trial = try_student(config, recipe.student, student.place)
     if trial.adapters is not None:
         view.note(trial.adapters)
-    check_free_disk(run_dir, recipe, _checkpoint_parameters(trial, recipe.student))
+    # An attempt that began before small students were whole on each worker goes on as it began.
+    size = None if any_shards_weights(run_dir) else trial.weight_bytes(recipe.student.precision)
+    check_free_disk(run_dir, recipe, _checkpoint_parameters(trial, recipe.student), weight_bytes=size)
+    if recipe.student.deepspeed is None and size is not None and size <= SMALL_STUDENT:
+        view.note(
+            f"the student's {size / 1e6:,.0f} MB of weights are whole on each worker (ZeRO-2); "
+            "student.deepspeed: student_zero3_cpu.json or _gpu.json would shard them"
+        )
     own = TextSide.of_model(student, recipe.student, "student", special_tokens=recipe.data.special_tokens)
     teachers = found_teachers(recipe, own)
     shared = all(teacher.shares_tokenizer for teacher in teachers.values())
@@ -152,6 +161,7 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         "run_dir": run_dir,
         "teachers": {name: teacher.place for name, teacher in teachers.items()},
         "student": student.place,
+        "weight_bytes": size,
         "tracking_uri": uri,
         "splits": places,
         "teacher_facts": teacher_facts(recipe, {name: teacher.place for name, teacher in teachers.items()})

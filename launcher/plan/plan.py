@@ -13,6 +13,7 @@ from launcher.plan.sampling import Round, round_of, sampling_lines
 from launcher.plan.shapes import Shape
 from launcher.plan.speed import Hardware, Traffic, forward_operations, student_traffic, teacher_traffic
 from uld_ds.errors import UserError
+from uld_ds.models.architectures import DTYPES
 from uld_ds.recipe import NamedTeacherSettings, Recipe, parse_recipe
 from uld_ds.training.deepspeed_config import read_config, read_student_config
 
@@ -91,7 +92,9 @@ class Plan:
     def student(self) -> Role:
         """The student, and how it is held."""
         settings = self.recipe.student
-        zero = read_student_config(settings, on_gpu=self.kind == "gpu").get("zero_optimization", {})
+        size = self.student_shape.parameters * DTYPES[settings.precision].itemsize
+        config = read_student_config(settings, on_gpu=self.kind == "gpu", weight_bytes=size)
+        zero = config.get("zero_optimization", {})
         return Role(self.student_shape, settings.precision, zero, self.ranks, self.kind)
 
     @cached_property

@@ -104,7 +104,7 @@ def divide_anew(source: Path, target: Path) -> None:
     shutil.rmtree(target.parent, ignore_errors=True)
     target.mkdir(parents=True)
     options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
-    folders = {"input_folder": str(source), "output_folder": str(target), "inject_missing_state": False}
+    folders = {"input_folder": str(source), "output_folder": str(target), "inject_missing_state": True}
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it talks, and draws bars
         ds_to_universal.main(argparse.Namespace(**folders, **options))
 
@@ -128,7 +128,8 @@ def load_divided(student: Any, folder: Path) -> tuple[str | None, dict[str, Any]
     student._config.load_universal_checkpoint = True
     try:
         path, client = student.load_checkpoint(str(folder), tag=_TAG)
-        if path is not None:
+        # Below stage 3 the module's state is in one file, and DeepSpeed loads all of it.
+        if path is not None and student.zero_optimization_partition_weights():
             _load_what_does_not_learn(student.module, folder / _TAG)
             _forget_copies(student.module)
         return path, client

@@ -109,6 +109,11 @@ def num_ranks(folder: Path) -> int | None:
     return None
 
 
+def any_shards_weights(run_dir: Path) -> bool:
+    """Tell whether a run has a checkpoint of a student under ZeRO-3: it goes on as it began, whatever is the default."""
+    return any(True for _ in run_dir.glob("checkpoint_*/*/zero_pp_rank_*_model_states.pt"))
+
+
 def problem_of(folder: Path, ranks: Iterable[int]) -> str | None:
     """Find what is wrong with the files of some ranks, or None; every byte of them is read."""
     for rank in ranks:

@@ -25,6 +25,7 @@ from uld_ds.checkpointing.files import (
 )
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.errors import FinalError, RunError
+from uld_ds.models.quantization import is_quantized
 from uld_ds.runs.folder import RunFolder, step_of
 from uld_ds.utils.distributed import Ranks
 
@@ -158,10 +159,10 @@ class Checkpoints:
         made_by = num_ranks(folder)
         if made_by == self._ranks.size:
             return load_state(student, folder, self._ranks)
-        if not student.zero_optimization_partition_weights():
+        if not student.zero_optimization_stage() or is_quantized(student.module):
             raise FinalError(
-                f"{folder} was made by {made_by} workers, this run has {self._ranks.size}: only a student at ZeRO "
-                f"stage 3 goes on with another number; set cluster.workers={made_by}"
+                f"{folder} was made by {made_by} workers, this run has {self._ranks.size}: a student without ZeRO or "
+                f"in 4 bits does not go on with another number; set cluster.workers={made_by}"
             )
         warn(f"checkpoint {folder.name} was made by {made_by} workers: it is divided anew among {self._ranks.size}")
         universal = RunFolder(self._run_dir).universal

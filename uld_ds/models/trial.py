@@ -13,10 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from uld_ds.errors import UserError, one_line
 from uld_ds.models.adapters import describe_adapters, is_adapted, merged, output_head_name, shaped
-from uld_ds.models.architectures import auto_class, is_encoder_decoder
+from uld_ds.models.architectures import DTYPES, auto_class, is_encoder_decoder
 from uld_ds.models.quantization import check_installed, check_quantizable, quantization_method, quantized_linears
 from uld_ds.models.weight_files import tensors, weight_files
-from uld_ds.recipe import StudentSettings
+from uld_ds.recipe import DType, StudentSettings
 from uld_ds.recipe.models import NO_CODE
 
 _OTHER = "choose a language model that transformers knows, or correct its config.json"
@@ -32,6 +32,10 @@ class TrialStudent:
     """Sizes of the matrices that are held in 4 bits."""
     adapters: str | None
     """What is adapted and what is not, for a person; None without adapters."""
+
+    def weight_bytes(self, precision: DType) -> int:
+        """Compute the bytes of its weights in a precision, as if none were in 4 bits."""
+        return sum(weight.numel() for weight in self.model.parameters()) * DTYPES[precision].itemsize
 
 
 def unmade_model(config: PreTrainedConfig, key: str, name: str, **code: Any) -> PreTrainedModel:

@@ -100,7 +100,7 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
     student = Pretrained.at(place, recipe.student, "student")
     config = with_own_head(student.config(), Path(place), student.key)
     check_rollouts(recipe, config)
-    try_student(config, recipe.student, place)
+    trial = try_student(config, recipe.student, place)
     own = TextSide.of_model(student, recipe.student, "student", special_tokens=recipe.data.special_tokens)
     teachers = found_teachers(recipe, own)
     splits = prepared_splits(recipe, own, teachers, folder.parent / PREPARED_DATA)
@@ -113,7 +113,7 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
         tracking_uri="",
         run_id="",
         on_gpu=on_gpu,
-        student_deepspeed=student_config(recipe, on_gpu=on_gpu),
+        student_deepspeed=student_config(recipe, on_gpu=on_gpu, weight_bytes=trial.weight_bytes(recipe.student.precision)),
         teachers_deepspeed=teacher_configs(recipe, on_gpu=on_gpu),
         splits={name: str(split.folder) for name, split in splits.items()},
     )
