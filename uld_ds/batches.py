@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ class SideBatch:
 
     def to(self, device: torch.device) -> SideBatch:
         """Move the tensors to ``device``."""
-        there = {name: value for name, value in self.__dict__.items() if isinstance(value, Tensor)}
+        there: dict[str, Any] = {name: value for name, value in self.__dict__.items() if isinstance(value, Tensor)}
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in there.items()})
 
 
@@ -185,7 +185,8 @@ class MicroBatch:
         pairs, student = self.pairs[number], self.student
         if pairs.answers is not None:
             names = ("answer_rows", "answer_ids", "answer_in_text", "answer_example")
-            student = replace(student, **{name: pairs.of(getattr(student, name)) for name in names})
+            own: dict[str, Any] = {name: pairs.of(getattr(student, name)) for name in names}
+            student = replace(student, **own)
         return JudgedBatch(student, pairs.student, pairs.teacher, pairs.example, self.own)
 
     def weights_of(self, *, own: bool) -> Tensor:

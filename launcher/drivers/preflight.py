@@ -99,9 +99,7 @@ def _difference(stored: Path, recipe: Recipe) -> str | None:
         return f"of another version: {error}"
 
 
-def check_free_disk(
-    run_dir: Path, recipe: Recipe, num_parameters: int, *, weight_bytes: int | None = None
-) -> None:
+def check_free_disk(run_dir: Path, recipe: Recipe, num_parameters: int, *, weight_bytes: int | None = None) -> None:
     """Check that the checkpoints of a student of this size fit on the disk.
 
     Args:

@@ -148,8 +148,7 @@ class Plan:
     @cached_property
     def lines(self) -> list[Line]:
         """All items that take memory on the rank that needs most."""
-        training, settings = self.recipe.training, self.recipe.student
-        tokens = self.micro_batch_tokens
+        settings, tokens = self.recipe.student, self.micro_batch_tokens
         lines = [Line("worker", "libraries and device context", BASE[self.kind])]
         if self.kind == "gpu":
             lines.append(Line("worker", "libraries", HOST_BASE, "host"))

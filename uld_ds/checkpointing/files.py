@@ -110,7 +110,7 @@ def num_ranks(folder: Path) -> int | None:
 
 
 def any_shards_weights(run_dir: Path) -> bool:
-    """Tell whether a run has a checkpoint of a student under ZeRO-3: it goes on as it began, whatever is the default."""
+    """Tell whether a run has a checkpoint of a student under ZeRO-3, and so goes on under it, whatever the default."""
     return any(True for _ in run_dir.glob("checkpoint_*/*/zero_pp_rank_*_model_states.pt"))
 
 

@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from uld_ds.data.step_plan import IGNORED
+IGNORED = -1
+"""Stands for no example among the indices of a step or a micro-batch."""
 
 
 def num_steps(num_examples: int, batch_size: int, *, epochs: float | None, steps: int | None) -> int:

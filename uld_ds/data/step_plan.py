@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-IGNORED = -1
-"""Stands for no example in a micro-batch that would have none: a stand-in without weight is computed."""
+from uld_ds.data.sampling import IGNORED
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ def work(lengths: np.ndarray, knee: float) -> np.ndarray:
 def first_fit(lengths: Sequence[int] | np.ndarray, tokens: int, examples: int | None = None) -> list[list[int]]:
     """Fill groups first-fit in the order given: each example goes to the first group with room for it.
 
-    Longest first, that takes at most 11/9 of the fewest groups and 6/9 of one (Dósa 2007, doi 10.1007/978-3-540-74450-4).
+    Longest first, that takes at most 11/9 of the fewest groups and 6/9 of one (Dósa 2007,
+    doi 10.1007/978-3-540-74450-4).
 
     Args:
         lengths: [N] tokens of each example, longest first.
@@ -79,7 +79,7 @@ def plan_step(
 
     Returns:
         For each rank as many micro-batches as for any other, each [n] examples, n at least 1: [IGNORED] where a rank
-        has nothing left to do. Every example is in one of them, once.
+        has nothing left to do, and computes a stand-in without weight. Every example is in one of them, once.
     """
     real = examples[examples != IGNORED]
     ordered = real[np.lexsort((real, -seconds[real]))]

@@ -237,7 +237,8 @@ def _largest_head_error(model: RowModel, call: Callable[..., Any], device: torch
     ids = torch.arange(1, 5, device=device)[None]
     none = torch.empty(0, dtype=torch.long, device=device)
     ones = torch.ones_like(ids)
-    batch = SideBatch(ids, ones, none, none, none, none, *([ids, ones] if model.has_encoder else []))
+    encoder: dict[str, Any] = {"encoder_ids": ids, "encoder_mask": ones} if model.has_encoder else {}
+    batch = SideBatch(ids, ones, none, none, none, none, **encoder)
     rows = torch.arange(4, device=device)
     results = []
     # LoRA's B starts at zero, where its path could be anything.

@@ -174,9 +174,7 @@ def default_student_config(settings: StudentSettings, *, on_gpu: bool, weight_by
     return f"student_zero{stage}_{'gpu' if on_gpu else 'cpu'}.json"
 
 
-def read_student_config(
-    settings: StudentSettings, *, on_gpu: bool, weight_bytes: int | None = None
-) -> dict[str, Any]:
+def read_student_config(settings: StudentSettings, *, on_gpu: bool, weight_bytes: int | None = None) -> dict[str, Any]:
     """Read and check the student's DeepSpeed JSON, by default that of ``default_student_config``.
 
     Raises:

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel, set_seed
 from uld_ds.errors import FinalError
 from uld_ds.models.adapters import shaped
 from uld_ds.models.architectures import DTYPES
+from uld_ds.models.packing import choose_packing
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import loading_options, settle
-from uld_ds.models.packing import choose_packing
 from uld_ds.models.row_model import RowModel, choose_head_path
 from uld_ds.recipe import ModelSettings, StudentSettings, TeacherSettings, TrainingSettings
 from uld_ds.training.deepspeed_config import zero_stage

@@ -113,7 +113,9 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
         tracking_uri="",
         run_id="",
         on_gpu=on_gpu,
-        student_deepspeed=student_config(recipe, on_gpu=on_gpu, weight_bytes=trial.weight_bytes(recipe.student.precision)),
+        student_deepspeed=student_config(
+            recipe, on_gpu=on_gpu, weight_bytes=trial.weight_bytes(recipe.student.precision)
+        ),
         teachers_deepspeed=teacher_configs(recipe, on_gpu=on_gpu),
         splits={name: str(split.folder) for name, split in splits.items()},
     )

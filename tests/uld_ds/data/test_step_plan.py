@@ -34,7 +34,9 @@ def test_a_plan(lengths: list[int], tokens: int, examples: int | None, ranks: in
     assert max(loads) - min(loads) <= seconds.max() + 1e-9
 
 
-@given(lengths=st.lists(st.integers(1, 100), min_size=200, max_size=200), ranks=st.integers(2, 4), seed=st.integers(0, 9))
+@given(
+    lengths=st.lists(st.integers(1, 100), min_size=200, max_size=200), ranks=st.integers(2, 4), seed=st.integers(0, 9)
+)
 def test_ranks_work_alike_where_lengths_allow(lengths: list[int], ranks: int, seed: int) -> None:
     sizes = np.array(lengths)
     seconds = work(sizes.astype(float), 6 * 64.0)
