@@ -40,6 +40,7 @@ TITLES = {
     "alignment": "Byte spans and alignment",
     "vocabulary": "Two vocabularies by their bytes",
     "sampling": "Sampling own answers, against transformers' generate",
+    "packing": "Padding, and lengths that differ",
     "checkpoint": "Checkpoints",
     "plan": "What a plan predicts, and what is used",
     "four_bits": "Frozen weights of a student in fp32, bf16 and 4 bits",

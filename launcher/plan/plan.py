@@ -331,7 +331,7 @@ class Plan:
     def _on(self, number: int) -> Plan:
         # The batch per rank stays: other sizes of it are another question.
         training = self.recipe.training
-        per_rank = training.batch_size // self.ranks
+        per_rank = max(1, training.batch_size // self.ranks)
         cluster = self.recipe.cluster.model_copy(update={"workers": number})
         training = training.model_copy(update={"batch_size": per_rank * number})
         return replace(self, recipe=self.recipe.model_copy(update={"cluster": cluster, "training": training}))

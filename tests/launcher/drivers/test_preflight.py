@@ -33,9 +33,9 @@ def tree(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def message(call: Any, *args: Any) -> str:
+def message(call: Any, *args: Any, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
-        call(*args)
+        call(*args, **options)
     return str(caught.value)
 
 
@@ -115,6 +115,8 @@ def test_free_disk(tree: dict[str, Any], tmp_path: Path) -> None:
     below = recipe(tree, student__deepspeed="student_zero2_cpu.json")
     check_free_disk(tmp_path, below, int(free * 0.9) // 72)
     message(check_free_disk, tmp_path, below, int(free * 1.1) // 72)
+    # So is a small one.
+    message(check_free_disk, tmp_path, recipe(tree), int(free * 1.1) // 72, weight_bytes=1 << 20)
     # A student in 4 bits is at ZeRO-2 unless the recipe says otherwise.
     message(check_free_disk, tmp_path, recipe(tree, student__lora={"quantize": "nf4"}), int(free * 1.1) // 72)
     text = message(check_free_disk, tmp_path, recipe(tree), int(free * 1.1) // 56)

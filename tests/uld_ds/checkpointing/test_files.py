@@ -15,6 +15,7 @@ import torch
 
 from tests.helpers.checkpoints import state
 from uld_ds.checkpointing.files import (
+    any_shards_weights,
     best_name,
     is_complete,
     keep_best,
@@ -155,3 +156,13 @@ def test_the_best_outlives_its_folder_and_costs_no_second_copy(folder: Path) -> 
     assert num_ranks(best) == 1
     assert json.loads((best / "manifest-00000.json").read_text())["rank"] == 0
     assert sorted(file.name for file in folder.parent.iterdir()) == ["best", "checkpoint_000000009"]
+
+
+def test_whether_a_checkpoint_shards_weights(tmp_path: Path) -> None:
+    names = {"whole": "state/mp_rank_00_model_states.pt", "sharded": "state/zero_pp_rank_1_mp_rank_00_model_states.pt"}
+    for kind, name in names.items():
+        file = tmp_path / kind / "checkpoint_000000003" / name
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert (any_shards_weights(tmp_path / "whole"), any_shards_weights(tmp_path / "sharded")) == (False, True)
+    assert not any_shards_weights(tmp_path / "no run")

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from uld_ds.batches import SideBatch
+from uld_ds.models.adapters import shaped
 from uld_ds.models.packing import PACKED, PackedRow, choose_packing, packed_attention
 from uld_ds.models.row_model import RowModel, choose_head_path
+from uld_ds.recipe import StudentSettings
 
 CPU = torch.device("cpu")
 NONE = torch.empty(0, dtype=torch.long)
@@ -153,6 +155,26 @@ def test_gradients_are_those_of_each_example_alone(kind: str, checkpointing: boo
         return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
     found, expected = gradients(logits_of(model, batch)), gradients(alone(model, batch))
+    assert len(found) == len(expected) > 10
+    for own, right in zip(found, expected, strict=True):
+        assert float((own - right).norm()) <= 1e-6 * float(right.norm()) + 1e-7
+
+
+def test_adapters_learn_what_they_learn_of_each_example_alone() -> None:
+    settings = StudentSettings(model="m", lora={"rank": 4, "dropout": 0.0}, precision="fp32")
+    model = RowModel(shaped(wrapped("llama", {}).lm, settings))
+    batch = batch_of()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    choose_packing(model, model, CPU, "student")
+    assert model.packs
+    found, expected = [], []
+    for logits, kept in ((logits_of(model, batch), found), (alone(model, batch), expected)):
+        model.zero_grad()
+        (logits.log_softmax(1) @ torch.linspace(-1, 1, VOCAB)).sum().backward()
+        kept += [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
     assert len(found) == len(expected) > 10
     for own, right in zip(found, expected, strict=True):
         assert float((own - right).norm()) <= 1e-6 * float(right.norm()) + 1e-7

@@ -31,3 +31,5 @@ def test_a_head_of_its_own_is_tried_as_one(tmp_path: Path, rows: list[dict[str, 
     plain = StudentSettings(model=str(own))
     sizes = [sum(p.numel() for p in try_student(kept[folder], plain, "").model.parameters()) for folder in (tied, own)]
     assert sizes[1] - sizes[0] == kept[own].vocab_size * kept[own].hidden_size
+    trial = try_student(kept[own], plain, "")
+    assert (trial.weight_bytes("fp32"), trial.weight_bytes("bf16")) == (4 * sizes[1], 2 * sizes[1])

@@ -14,6 +14,7 @@ from uld_ds.recipe import Recipe, parse_recipe
 from uld_ds.training.deepspeed_config import (
     ALLOWED_STAGES,
     OWNED_BY_RECIPE,
+    SMALL_STUDENT,
     Role,
     read_config,
     shipped_configs,
@@ -156,6 +157,29 @@ def test_the_students_complete_configuration() -> None:
     # Torch accepts what DeepSpeed hands on.
     del params["torch_adam"]
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], **params)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_small_student_is_whole_on_each_rank_by_default(on_gpu: bool) -> None:
+    kind = "gpu" if on_gpu else "cpu"
+    stages = {
+        size: zero_stage(student_config(recipe(), on_gpu=on_gpu, weight_bytes=size))
+        for size in (None, 0, SMALL_STUDENT, SMALL_STUDENT + 1)
+    }
+    assert stages == {None: 3, 0: 2, SMALL_STUDENT: 2, SMALL_STUDENT + 1: 3}
+    named = recipe(deepspeed=f"student_zero3_{kind}.json")
+    assert zero_stage(student_config(named, on_gpu=on_gpu, weight_bytes=1)) == 3
+
+
+def test_with_budgets_of_tokens_the_batch_is_no_product() -> None:
+    tree = recipe().model_dump(mode="json")
+    tree["training"] |= {"batch_size": 13, "micro_batch_tokens": 4096}
+    del tree["training"]["micro_batch_size"]
+    found = parse_recipe(tree)
+    assert (found.training.micro_batch_size, found.accumulation) == (13, 1)
+    config = student_config(found, on_gpu=False)
+    assert config["train_micro_batch_size_per_gpu"] == config["gradient_accumulation_steps"] == 1
+    assert config["train_batch_size"] == found.cluster.workers
 
 
 def test_the_optimizer_fits_the_device() -> None:
