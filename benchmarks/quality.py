@@ -33,19 +33,16 @@ A run is one process's one thread; two run at a time. Not a timing: other work b
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import quality_table
-from measuring import add_output_options, write_results
+from cells import add_folder_option, add_run_options, finished, in_folder, parse_runs, results_in, run_all, write_runs
 from quality_setup import ANSWERS, ARMS, BASELINE, FULL, MAIN_ARMS, QUICK, STUDENTS, Cell, Size, prepare, setup_facts
 
 QUICK_ARMS = [BASELINE, "ce+0.3uld first"]
@@ -54,30 +51,17 @@ QUICK_ARMS = [BASELINE, "ce+0.3uld first"]
 def main() -> int:
     options = parse()
     size = QUICK if options.quick else FULL
-    if options.folder is None:
-        with tempfile.TemporaryDirectory(prefix="uld-ds-quality-") as folder:
-            return measure(Path(folder), size, options)
-    return measure(options.folder.expanduser().resolve() / ("quick" if options.quick else "full"), size, options)
+    return in_folder("quality", options, partial(measure, options, size))
 
 
-def measure(folder: Path, size: Size, options: argparse.Namespace) -> int:
+def measure(options: argparse.Namespace, size: Size, folder: Path) -> int:
     """Runs what is missing, then prints what there is."""
-    results = folder / "cells"
-    results.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    if not options.report:
-        wanted = [cell for cell in cells_of(options) if load(results, cell, size) is None]
-        if wanted:
-            for answers in options.answers:
-                prepare(folder, size, answers)
-            failed = run_all(folder, results, size, wanted, options.workers)
-    found = [load(results, cell, size) for cell in cells_of(options)]
-    records = [record for record in found if record is not None]
-    text = quality_table.tables(records, list(ARMS), BASELINE) if records else "No run has finished."
-    seconds = sum(record["cpu_seconds"] for record in records)
-    notes = [f"{len(records)} of {len(found)} runs, {seconds / 3600:.1f} core-hours of training"]
-    notes += ["a few steps, to see that it runs: nothing about quality"] if options.quick else []
-    write_results("quality", text, {"cells": records}, options, notes=notes)
+    results, cells = results_in(folder), cells_of(options)
+    missing = [] if options.report else [cell for cell in cells if load(results, cell, size) is None]
+    failed = run_missing(folder, results, size, missing, options) if missing else 0
+    records = [record for cell in cells if (record := load(results, cell, size)) is not None]
+    tables = partial(quality_table.tables, records, list(ARMS), BASELINE)
+    write_runs("quality", tables, {"cells": records}, options, found=records, wanted=len(cells))
     return 1 if failed or not records else 0
 
 
@@ -96,57 +80,40 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
 
 def load(results: Path, cell: Cell, size: Size) -> dict[str, Any] | None:
     """A finished run, if it was made as it would be made now."""
-    file = results / f"{cell.name}.json"
-    if not file.is_file():
-        return None
-    record: dict[str, Any] = json.loads(file.read_text())
-    same = record["setup"] == json.loads(json.dumps(setup_facts(size, cell))) and record["arm"] == ARMS[cell.arm]
-    return record if same else None
+    return finished(results / f"{cell.name}.json", {"setup": setup_facts(size, cell), "arm": ARMS[cell.arm]})
 
 
-def run_all(folder: Path, results: Path, size: Size, cells: list[Cell], workers: int) -> int:
-    """Runs cells in processes that each do one after another; how many failed."""
+def run_missing(folder: Path, results: Path, size: Size, cells: list[Cell], options: argparse.Namespace) -> int:
+    """What all runs share, then cells in processes that each do one after another; how many failed."""
+    for answers in options.answers:
+        prepare(folder, size, answers)
     from quality_cell import run_cell
 
-    failed = 0
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(run_cell, folder, results, size, cell): cell for cell in cells}
-        for number, done in enumerate(as_completed(waiting), start=1):
-            cell, error = waiting[done], done.exception()
-            failed += error is not None
-            record = None if error else load(results, cell, size)
-            said = f"failed: {error!r}" if record is None else f"{quality_table.bits_of(record):.4f} bits per byte"
-            print(f"{number}/{len(cells)} {cell.name}: {said}", file=sys.stderr, flush=True)
-    return failed
+    calls = {cell.name: (run_cell, folder, results, size, cell) for cell in cells}
+    return run_all(options.workers, calls, partial(quality_table.said_of, results), runs_per_process=None)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="keeps store and finished runs; default: a temporary one")
+    add_folder_option(parser, keeps="store")
     parser.add_argument("--arm", action="append", choices=["all", *ARMS], help="repeatable; default: the main ones")
     parser.add_argument("--student", action="append", choices=list(STUDENTS), help="repeatable; default: all")
     parser.add_argument("--fraction", action="append", type=int, help="percent of the data; default: 100, 50, 25")
     parser.add_argument("--budget", action="append", type=int, help="percent of the steps, repeatable; default: 100")
     parser.add_argument("--answers", action="append", choices=ANSWERS, help="whose, repeatable; default: given")
-    parser.add_argument("--seeds", type=int, help="runs of each; default: 3")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each (default: 2)")
-    parser.add_argument("--report", action="store_true", help="run nothing, print what is in --folder")
-    add_output_options(parser, quick="a few steps of two arms, one student, one seed: says nothing about quality")
-    options = parser.parse_args(arguments)
+    add_run_options(parser, seeds=3)
+    options = parse_runs(parser, arguments, seeds=3, few="two arms, one student")
     options.arm = options.arm or (QUICK_ARMS if options.quick else list(MAIN_ARMS))
     options.arm = list(ARMS) if "all" in options.arm else options.arm
     options.student = options.student or (["scratch"] if options.quick else list(STUDENTS))
     options.fraction = options.fraction or ([100] if options.quick else [100, 50, 25])
     options.budget = options.budget or [100]
     options.answers = options.answers or ["given"]
-    options.seeds = options.seeds or (1 if options.quick else 3)
     if BASELINE not in options.arm:
         options.arm.insert(0, BASELINE)
     if not all(0 < percent <= 100 for percent in options.fraction + options.budget):
         parser.error("--fraction and --budget are percentages between 1 and 100")
-    if options.report and options.folder is None:
-        parser.error("--report needs --folder")
     return options
 
 

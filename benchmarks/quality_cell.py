@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import tempfile
@@ -16,6 +15,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from cells import write_json
 from quality_setup import ARMS, Cell, Size, recipe_of, rows_of, setup_facts
 from transformers import set_seed
 
@@ -88,9 +88,7 @@ def run_cell(folder: Path, results: Path, size: Size, cell: Cell) -> None:
         "seconds": time.perf_counter() - begin,
         "cpu_seconds": time.process_time() - cpu,
     }
-    aside = results / f"{cell.name}.partial"
-    aside.write_text(json.dumps(record))
-    aside.replace(results / f"{cell.name}.json")
+    write_json(results / f"{cell.name}.json", record)
 
 
 def train_prepared(

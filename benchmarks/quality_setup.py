@@ -38,6 +38,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "0.7ce+0.3projection": {"ce": 0.7, "projection": 0.3, **SEGMENTS},
     "0.7ce+0.3projection+0.3uld": {"ce": 0.7, "uld": 0.3, "projection": 0.3, **SEGMENTS},
     "0.3ce+0.7projection": {"ce": 0.3, "projection": 0.7, **SEGMENTS},
+    "0.3ce+0.35projection+0.35completion": {"ce": 0.3, "projection": 0.35, "completion": 0.35, **SEGMENTS},
+    "0.4ce+0.2projection+0.2completion+0.2likelihood sets": {
+        **{"ce": 0.4, "projection": 0.2, "completion": 0.2, "likelihood": 0.2},
+        "projection_outcomes": "sets",
+        **SEGMENTS,
+    },
 }
 MAIN_ARMS = [BASELINE, "ce+1.5uld positional", "ce+0.3uld first", "ce+0.3uld chain", "0.7ce+0.3projection"]
 COLUMNS: dict[Answers, dict[str, str]] = {

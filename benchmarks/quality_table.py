@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,11 @@ class Against:
 def bits_of(record: Record) -> float:
     """Held-out bits per byte at the end of a run."""
     return float(np.sum(record["nats"]) / np.log(2) / np.sum(record["bytes"]))
+
+
+def said_of(results: Path, name: str) -> str:
+    """What is said of a finished run."""
+    return f"{bits_of(json.loads((results / f'{name}.json').read_text())):.4f} bits per byte"
 
 
 def against(arm: Mapping[int, Record], baseline: Mapping[int, Record], *, resamples: int = 2000) -> Against:

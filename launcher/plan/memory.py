@@ -97,12 +97,12 @@ class Role:
         return min(live, most, self.shape.parameters) * self.width
 
 
-def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool, teachers: int = 1) -> Iterator[Line]:
+def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool, passes: int = 1) -> Iterator[Line]:
     """List what a student that is trained takes.
 
     Args:
         role: the student.
-        teachers: number of its teachers: the loss goes over the head once for each.
+        passes: how often the loss goes over the head, once for each teacher that it compares with.
         tokens: of one micro-batch, padding included.
         rows: answer tokens of it.
         checkpointing: whether layers are computed again in the backward pass.
@@ -115,7 +115,7 @@ def student_lines(role: Role, *, tokens: int, rows: int, checkpointing: bool, te
     yield Line("student", "activations", activations(role, tokens, checkpointing=checkpointing), moment="student")
     yield Line("student", "head chunk", head_bytes(role, rows, backward=True), moment="student")
     if role.shape.head_learns:
-        again = (teachers - 1) * role.shape.vocab * role.shape.hidden * 4
+        again = (passes - 1) * role.shape.vocab * role.shape.hidden * 4
         yield Line("student", "head gradients of further teachers", again, moment="student")
     if role.shape.quantized:
         unpacked = role.shape.largest_quantized * role.width

@@ -117,6 +117,11 @@ class Plan:
         return self.examples_per_rank * (self.teacher_tokens or settings.max_length) / share
 
     @property
+    def loss_passes(self) -> int:
+        """How often the loss goes over the student's head: the difference of two teachers is compared with as one."""
+        return 1 if self.recipe.objective.combine == "difference" else len(self.recipe.teachers)
+
+    @property
     def examples_per_rank(self) -> float:
         """Examples of a window on each rank."""
         return self.recipe.training.batch_size / self.ranks
@@ -157,7 +162,7 @@ class Plan:
             tokens=tokens,
             rows=tokens,
             checkpointing=settings.gradient_checkpointing,
-            teachers=len(self.recipe.teachers),
+            passes=self.loss_passes,
         )
         for teacher in self.teachers:
             longest = teacher.settings.max_length

@@ -14,7 +14,7 @@ from measuring import Cell, add_output_options, ratio, spread, write_results
 from tests.benchmarks.conftest import BENCHMARKS
 
 SCRIPTS = ["alignment", "checkpoint", "lab", "on_policy_cost", "plan", "quality", "scaling", "step", "store"]
-SCRIPTS += ["teacher", "uld"]
+SCRIPTS += ["teacher", "uld", "pretrained"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

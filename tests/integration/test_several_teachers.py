@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.helpers.several_teachers import alone, several
 from tests.helpers.trajectory import weights_digest
 from uld_ds.errors import UserError
 from uld_ds.recipe import parse_recipe
+from uld_ds.training.deepspeed_config import read_config
 from uld_ds.training.trainer import Trainer
 
 
@@ -118,6 +120,58 @@ def test_each_row_goes_to_its_judge_and_counts_as_any_other(
         assert row[f"{judge}.digest"] == row["digest"]
         nothing = [row[f"{other}.{name}"] for name in ("teacher_ids", "student_segments", "digest", "teacher_length")]
         assert nothing == [[], [], "", 0]
+
+
+def sharded_steps(recipe: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Train some steps of a student under ZeRO-3: losses, the first gradient, how far all weights moved, and judges.
+
+    Those are, for each step, the numbers of the teachers that judge any of this rank's rows.
+    """
+    from deepspeed.utils import safe_get_full_grad
+
+    engine = (trainer := Trainer.from_recipe(recipe, callbacks=[])).engine
+    update, gradients, losses, judges = engine.student.step, [], [], []
+
+    def look() -> None:
+        if not losses and engine.student.is_gradient_accumulation_boundary():
+            gradients.extend(safe_get_full_grad(p).flatten() for p in engine.student.module.parameters())
+        update()
+
+    def weights() -> torch.Tensor:
+        whole = engine.student._zero3_consolidated_16bit_state_dict()
+        return torch.cat([value.flatten().double() for value in whole.values()]) if whole else torch.zeros(0)
+
+    engine.student.step = look
+    before = weights()
+    for step in range(steps):
+        window = trainer.batches.window(step)
+        judges.append({n for one in window for n, pairs in enumerate(one.pairs) if pairs.places(len(one.examples))})
+        losses.append(engine.train_step(window).loss)
+    return {"losses": losses, "gradient": torch.cat(gradients), "moved": weights() - before, "judges": judges}
+
+
+def test_ranks_whose_rows_have_other_judges_learn_what_one_rank_does(
+    tiny_recipe: dict[str, Any], tmp_path: Path, rows: list[dict[str, str]]
+) -> None:
+    config = read_config(None, "student", on_gpu=False)
+    # Every weight is gathered for every use: ranks that do not do the same would wait for each other.
+    config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
+    (tmp_path / "sharded.json").write_text(json.dumps(config))
+    recipe = named(several(tiny_recipe, tmp_path, rows, routed=True), "route")
+    recipe["student"] |= {"deepspeed": str(tmp_path / "sharded.json")}
+    found = {}
+    for ranks, micro_batch_size in ((1, 4), (2, 1)):
+        recipe["cluster"]["workers"] = ranks
+        recipe["training"] |= {"batch_size": 4, "micro_batch_size": micro_batch_size}
+        found[ranks] = run_on_ranks(sharded_steps, ranks, recipe, 6)
+    one, two = found[1][0], found[2][0]
+    # In some step one of two ranks has no row of a teacher that the other one has rows of; one rank has rows of both.
+    assert any(len(mine) < 2 and mine != theirs for mine, theirs in zip(*(r["judges"] for r in found[2]), strict=True))
+    assert {0, 1} in one["judges"]
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert close(two["gradient"], one["gradient"])
+    # Six steps of Adam, which divides by what small gradients were.
+    assert (two["moved"] - one["moved"]).norm() <= 1e-4 * one["moved"].norm()
 
 
 @pytest.mark.parametrize(

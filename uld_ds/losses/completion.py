@@ -15,6 +15,7 @@ its share in its set, the gradient is ``dvalue/dz_u = q_u sum over g of M_g  -  
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,18 +30,48 @@ from uld_ds.spectrum.top_tokens import TopTokens
 
 
 @dataclass(frozen=True)
-class CompletionTargets:
-    """Completion sets of A rows with at most G sets each, as ranges of the student's tokens sorted by their bytes."""
+class CompletionSets:
+    """Completion sets of R rows with at most G sets each, as ranges of the student's tokens sorted by their bytes."""
 
+    rows: Tensor
+    """[R] the rows, ascending."""
     masses: Tensor
-    """[A, G] float64 the teacher's probability of each group; 0 for padding."""
+    """[R, G] float64 the teacher's probability of each group; 0 for padding."""
     low: Tensor
-    """[A, G] place of the first token of each set."""
+    """[R, G] place of the first token of each set."""
     high: Tensor
-    """[A, G] the place behind the last."""
+    """[R, G] the place behind the last."""
+    num_tokens: int
+    """Number E of tokens of all sets."""
 
-    def __getitem__(self, rows: slice | Tensor) -> CompletionTargets:
-        return CompletionTargets(self.masses[rows], self.low[rows], self.high[rows])
+
+@dataclass(frozen=True)
+class CompletionTargets:
+    """The R of A rows that have completion sets. Their numbers are on the host: no chunk waits for the device."""
+
+    sets: CompletionSets
+    """The sets of all of them."""
+    numbers: list[int]
+    """[R] the rows, ascending."""
+    ends: list[int]
+    """[R + 1] number of tokens in the sets before each row, and in all."""
+
+    @classmethod
+    def of(cls, masses: Tensor, low: Tensor, high: Tensor) -> CompletionTargets:
+        """Select from [A, G] sets the rows that have any."""
+        rows = (masses.sum(1) > 0).nonzero().squeeze(1)
+        masses, low, high = masses[rows], low[rows], high[rows]
+        numbers, ends = torch.stack([rows, (high - low).sum(1).cumsum(0)]).tolist()
+        ends = [0, *ends]
+        return cls(CompletionSets(rows, masses, low, high, ends[-1]), numbers, ends)
+
+    def __getitem__(self, chunk: slice) -> CompletionSets:
+        first, behind = (bisect_left(self.numbers, row) for row in (chunk.start, chunk.stop))
+        own, of_all = slice(first, behind), self.sets
+        num_tokens = self.ends[behind] - self.ends[first]
+        return CompletionSets(
+            of_all.rows[own] - chunk.start, of_all.masses[own], of_all.low[own], of_all.high[own], num_tokens
+        )
 
 
 @dataclass(frozen=True)
@@ -69,23 +100,22 @@ class CompletionTerm:
         masses, kept = masses.topk(min(most, masses.shape[1]), dim=1)
         places = pairs.gather(1, kept)
         low, high = (table[places].masked_fill(masses == 0, 0) for table in (self.tables.low, self.tables.high))
-        return CompletionTargets(*(compared.laid_out(values, self.row) for values in (masses, low, high)))
+        return CompletionTargets.of(*(compared.laid_out(values, self.row) for values in (masses, low, high)))
 
     @torch.no_grad()
     def add(
-        self, logits: Tensor, log_normalizer: Tensor, prepared: CompletionTargets, weight: Tensor, grad: Tensor
+        self, logits: Tensor, log_normalizer: Tensor, prepared: CompletionSets, weight: Tensor, grad: Tensor
     ) -> Tensor:
         """Compute the cross-entropy of the sets of C rows, [C] float64 nats, and add its gradient.
 
         See ``IdentityTerm.add``.
         """
         value = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
-        rows = (prepared.masses.sum(1) > 0).nonzero().squeeze(1)
+        sets, rows = prepared, prepared.rows  # R of the C rows, with G sets each
         if len(rows) == 0:
             return value
-        sets = prepared[rows]  # R of the C rows, with G sets each
         log_q = logits[rows].to(accumulation_dtype(logits.dtype)) - log_normalizer[rows, None]  # [R, V]
-        tokens, set_of_token = _members(sets, self.tables.order, log_q.shape[1])  # [E] both
+        tokens, set_of_token = self.tables.members(sets, log_q.shape[1])  # [E] both
         row_of_token = set_of_token // sets.masses.shape[1]
         of_tokens = log_q[row_of_token, tokens]  # [E]
         log_sums = _log_sums(of_tokens, set_of_token, sets.masses.numel())  # [R * G]
@@ -100,17 +130,6 @@ class CompletionTerm:
         change[row_of_token, tokens] -= shares * factor[row_of_token]
         grad.index_add_(0, rows, change.to(grad.dtype))
         return value
-
-
-def _members(sets: CompletionTargets, order: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-    """List the E tokens of all sets below ``vocab``, [E], and the set of each among the R * G, [E]."""
-    low, sizes = sets.low.flatten(), (sets.high - sets.low).flatten()
-    numbers = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
-    first = sizes.cumsum(0) - sizes
-    within = torch.arange(len(numbers), device=sizes.device) - first[numbers]
-    tokens = order[low[numbers] + within]
-    there = tokens < vocab  # a tokenizer may have more tokens than its model has logits
-    return tokens[there], numbers[there]
 
 
 def _log_sums(of_tokens: Tensor, set_of_token: Tensor, num_sets: int) -> Tensor:
@@ -192,3 +211,16 @@ class CompletionTables:
         wanted = teacher_ids * (num_student + 1) + spelled[:, None]
         found = torch.searchsorted(self.keys, wanted.contiguous()).clamp(max=len(self.keys) - 1)
         return found, (self.keys[found] == wanted) & (spelled < num_student)[:, None]
+
+    def members(self, sets: CompletionSets, vocab: int) -> tuple[Tensor, Tensor]:
+        """List the E tokens of all sets below ``vocab``, [E], and the set of each among the R * G, [E]."""
+        low, sizes = sets.low.flatten(), (sets.high - sets.low).flatten()
+        numbers = torch.arange(len(sizes), device=sizes.device)
+        numbers = numbers.repeat_interleave(sizes, output_size=sets.num_tokens)
+        first = sizes.cumsum(0) - sizes
+        within = torch.arange(len(numbers), device=sizes.device) - first[numbers]
+        tokens = self.order[low[numbers] + within]
+        if vocab >= len(self.canonical) - 1:
+            return tokens, numbers
+        there = tokens < vocab  # this tokenizer has more tokens than its model has logits
+        return tokens[there], numbers[there]

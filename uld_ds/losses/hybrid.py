@@ -98,8 +98,9 @@ class HybridTerm:
 
     def _twinless(self, vocab: int) -> Tensor:
         """Mark the student's tokens that are nobody's twin, [V] bool."""
-        twins = self.mapping[self.mapping < vocab]
-        return torch.ones(vocab, dtype=torch.bool, device=twins.device).index_fill_(0, twins, False)
+        # One behind the last stands for all that the model has no logits of.
+        twins = self.mapping.clamp(max=vocab)
+        return torch.ones(vocab + 1, dtype=torch.bool, device=twins.device).index_fill_(0, twins, False)[:vocab]
 
 
 def _sorted_rest(

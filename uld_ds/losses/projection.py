@@ -67,6 +67,8 @@ class ProjectionTerm:
     outcomes: Tensor | None = None
     """[V_s + 1] the outcome of each of the student's tokens, where outcomes are sets; ``mapping`` is then to them. Its
     last entry, larger than any, is for ids that the student's tokenizer does not know."""
+    num_outcomes: int = 0
+    """How many outcomes there are, where they are sets: on the host, so that no chunk waits for the device."""
     row: ClassVar[Row] = "first"
 
     @property
@@ -89,7 +91,7 @@ class ProjectionTerm:
         """Compute the divergence of C rows, [C] float64 nats, and add its gradient; see ``IdentityTerm.add``."""
         if self.outcomes is None:
             return self._compare(logits, log_normalizer, prepared, weight, grad)
-        sets = SetLogits.of(logits, self.outcomes)
+        sets = SetLogits.of(logits, self.outcomes, self.num_outcomes)
         of_sets = torch.zeros_like(sets.log_sums)
         value = self._compare(sets.log_sums, log_normalizer, sets.those_there(prepared), weight, of_sets)
         grad += sets.to_tokens(of_sets).to(grad.dtype)
@@ -123,13 +125,13 @@ class SetLogits:
     """[C, K] logits of the sets; the last one's is of tokens that nobody looks at."""
 
     @classmethod
-    def of(cls, logits: Tensor, outcomes: Tensor) -> SetLogits:
-        """Add up logits [C, V] by the outcome of each token, [V_s + 1]."""
+    def of(cls, logits: Tensor, outcomes: Tensor, number: int) -> SetLogits:
+        """Add up logits [C, V] by the outcome of each token, [V_s + 1]; ``number`` is how many outcomes there are."""
         vocab, known = logits.shape[1], len(outcomes) - 1
         set_of_token = outcomes[torch.arange(vocab, device=logits.device).clamp(max=known)]
         z = logits.to(accumulation_dtype(logits.dtype))
         index = set_of_token.expand_as(z)
-        shape = (len(z), int(outcomes[-1]) + 1)
+        shape = (len(z), number)
         largest = z.new_full(shape, float("-inf")).scatter_reduce_(1, index, z, "amax")
         largest = largest.masked_fill(largest == float("-inf"), 0.0)
         sums = z.new_zeros(shape).scatter_add_(1, index, (z - largest.gather(1, index)).exp_())

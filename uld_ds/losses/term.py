@@ -114,9 +114,10 @@ class Compared:
         """
         if row == "first":
             return values
-        there = self.next_rows >= 0
-        on_rows = values.new_zeros((self.num_rows, *values.shape[1:]))
-        return on_rows.index_copy_(0, self.next_rows[there], values[there])
+        # Those without a next row share one behind the last, as nothing here waits for the device.
+        rows = torch.where(self.next_rows < 0, self.num_rows, self.next_rows)
+        on_rows = values.new_zeros((self.num_rows + 1, *values.shape[1:]))
+        return on_rows.index_copy_(0, rows, values)[: self.num_rows]
 
     def without(self, left_out: Tensor) -> Compared:
         """Make padding, which no term compares, of the segments that are marked in ``left_out`` [S]."""

@@ -64,6 +64,7 @@ def _projection(
 ) -> IdentityTerm:
     assert relations is not None
     as_sets = settings.projection_outcomes == "sets"
+    outcomes = outcomes_of(relations.outcomes) if as_sets else None
     return ProjectionTerm(
         settings.projection,
         mapping_of(relations.teacher_outcomes if as_sets else relations.projection, device),
@@ -71,7 +72,8 @@ def _projection(
         beta=settings.jensen_shannon_beta,
         only_one_to_one=settings.projection_rows == "one_to_one",
         num_picked=settings.projection_student_ids if settings.projection_pick == "student" else None,
-        outcomes=outcomes_of(relations.outcomes, device) if as_sets else None,
+        outcomes=None if outcomes is None else outcomes.to(device),
+        num_outcomes=0 if outcomes is None else int(outcomes[-1]) + 1,
     )
 
 

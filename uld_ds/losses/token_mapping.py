@@ -27,9 +27,9 @@ def mapping_of(relation: NDArray[np.int64], device: torch.device | str = "cpu") 
     return mapping.masked_fill(mapping < 0, NOWHERE).to(device)
 
 
-def outcomes_of(outcomes: NDArray[np.int64], device: torch.device | str = "cpu") -> Tensor:
+def outcomes_of(outcomes: NDArray[np.int64]) -> Tensor:
     """Turn the outcomes of the student's tokens, [V_s], into [V_s + 1]; the last is for ids that nobody knows."""
-    return torch.from_numpy(np.append(outcomes, outcomes.max(initial=-1) + 1)).to(device)
+    return torch.from_numpy(np.append(outcomes, outcomes.max(initial=-1) + 1))
 
 
 def images(top: TopTokens, mapping: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import mlflow
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_ds.checkpointing.state import TrainState
 from uld_ds.data.sides import TextSide
@@ -22,7 +23,7 @@ from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import Recipe
 from uld_ds.recipe.objective import LOSS_TERMS
 from uld_ds.recipe.renamed_keys import with_former_names
-from uld_ds.registry.log_student import example_input, log_student
+from uld_ds.registry.log_student import RegisteredModel, example_input, log_student
 from uld_ds.registry.provenance import student_base
 from uld_ds.reporting.model_card import description, model_card
 from uld_ds.reporting.run_html import write_report
@@ -49,6 +50,23 @@ class Sample:
     prompt: str
     answer: str
     reasoning: str = ""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The student as the run's folder has it now."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    side: TextSide
+    """How it reads prompts and answers."""
+
+    @classmethod
+    def of(cls, job: Job) -> Exported:
+        """Load it, in its own type, on the CPU."""
+        model = auto_class(AutoConfig.from_pretrained(job.folder.export)).from_pretrained(job.folder.export)
+        tokenizer = load_tokenizer(str(job.folder.export), None, "student")
+        return cls(model.eval(), tokenizer, TextSide(tokenizer, job.recipe.student, "student"))
 
 
 def finish(
@@ -79,36 +97,78 @@ def finish(
     log_own_answers(client, job.run_id, job.run_dir)
     progress.stage("registering the student" if job.recipe.registry.model_name else "logging the student")
     torch.manual_seed(job.recipe.run.seed)
-    model = auto_class(AutoConfig.from_pretrained(job.folder.export)).from_pretrained(job.folder.export)
-    tokenizer = load_tokenizer(str(job.folder.export), None, "student")
-    _, rows = job.shown_rows()
-    side = TextSide(tokenizer, job.recipe.student, "student")
-    after = sample_answers(model.eval(), side, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
-    sample = Sample(rows[0]["prompt"], *((after[0].text, after[0].reasoning) if after else ("",)))
-    write_answers(job, side, {"before": _answers_before(job, side, rows), "after": after})
-    data = job.split("train").facts
-    facts = _facts(job, state, bits_after, tokenizer)
-    card = model_card(job.recipe, facts, job.teachers, readers=readers_of(job.folder.export))
-    write_whole(job.folder.export / "README.md", Redactor().text(card), sync=True)
-    # A held-out prompt is rendered already; as a message it would be rendered twice.
-    messages = [{"role": "user", "content": "Hello, what can you do?"}] if tokenizer.chat_template else None
+    student = Exported.of(job)
+    sample = _sample(job, student)
+    facts = _facts(job, state, bits_after, student.tokenizer)
+    card = _write_card(job, facts)
     about = description(job.recipe.run.name, facts, job.run_id, plots)
     client.set_tag(job.run_id, "mlflow.note.content", about)
-    registered = log_student(
+    registered = _register(job, client, student, sample, facts, about=about, card=card)
+    result = _result(job, state, student, registered, sample, bits_after=bits_after, peak_memory=peak_memory)
+    client.log_dict(job.run_id, Redactor().tree(result), job.folder.result.name)
+    if _report(job, facts, result):
+        client.log_artifact(job.run_id, str(job.folder.report_page))
+    # Synchronized, as the export is: a run that says so is finished, and is not run again.
+    write_whole(job.folder.outcome, json.dumps(result, indent=1), sync=True)
+
+
+def _sample(job: Job, student: Exported) -> Sample:
+    """Ask the student about held-out prompts; the report keeps its answers, and those from before training."""
+    _, rows = job.shown_rows()
+    after = sample_answers(student.model, student.side, rows, "student", job.recipe.evaluation.sample_tokens, CPU)
+    write_answers(job, student.side, {"before": _answers_before(job, student.side, rows), "after": after})
+    return Sample(rows[0]["prompt"], *((after[0].text, after[0].reasoning) if after else ("",)))
+
+
+def _write_card(job: Job, facts: dict[str, Any]) -> str:
+    """Write the model card beside the exported weights, and return it, without secrets."""
+    card = Redactor().text(model_card(job.recipe, facts, job.teachers, readers=readers_of(job.folder.export)))
+    write_whole(job.folder.export / "README.md", card, sync=True)
+    return card
+
+
+def _register(
+    job: Job,
+    client: mlflow.MlflowClient,
+    student: Exported,
+    sample: Sample,
+    facts: dict[str, Any],
+    *,
+    about: str,
+    card: str,
+) -> RegisteredModel:
+    """Log the student to the run, and register it where the recipe names a model."""
+    # A held-out prompt is rendered already; as a message it would be rendered twice.
+    messages = [{"role": "user", "content": "Hello, what can you do?"}] if student.tokenizer.chat_template else None
+    return log_student(
         client,
         job.run_id,
-        model,
-        tokenizer,
+        student.model,
+        student.tokenizer,
         name=job.recipe.registry.model_name,
         alias=job.recipe.registry.alias,
         example=example_input(sample.prompt, messages),
         facts=facts,
         description=about,
-        chat=side.served_chat(),
-        model_card=Redactor().text(card),
+        chat=student.side.served_chat(),
+        model_card=card,
         workspace=job.run_dir,
     )
-    result: dict[str, Any] = {
+
+
+def _result(
+    job: Job,
+    state: TrainState,
+    student: Exported,
+    registered: RegisteredModel,
+    sample: Sample,
+    *,
+    bits_after: float | None,
+    peak_memory: int,
+) -> dict[str, Any]:
+    """Collect what the command prints in the end, with ``--json`` as it is."""
+    data = job.split("train").facts
+    return {
         "run_id": job.run_id,
         "model_name": registered.name,
         "model_version": registered.version,
@@ -120,7 +180,7 @@ def finish(
         # Of prompts alone there is none, and JSON has no number for that.
         "alignment_rate": data.alignment_rate if data.segments else None,
         "same_tokenizer": job.teacher_facts.get("same_tokenizer"),
-        "has_encoder": is_encoder_decoder(model.config),
+        "has_encoder": is_encoder_decoder(student.model.config),
         "peak_memory_bytes": peak_memory,
         "steps": state.step,
         "skipped_steps": state.skipped,
@@ -128,11 +188,6 @@ def finish(
         "final_loss": state.final_loss,
         "sample": asdict(sample),
     }
-    client.log_dict(job.run_id, Redactor().tree(result), job.folder.result.name)
-    if _report(job, facts, result):
-        client.log_artifact(job.run_id, str(job.folder.report_page))
-    # Synchronized, as the export is: a run that says so is finished, and is not run again.
-    write_whole(job.folder.outcome, json.dumps(result, indent=1), sync=True)
 
 
 def _best(job: Job, state: TrainState) -> dict[str, Any]:

@@ -275,6 +275,21 @@ def test_several_teachers_are_all_in_memory_and_run_one_after_the_other(folder: 
     assert [teacher.tokens for teacher in replace(found, recipe=shared).teachers] == pytest.approx(
         [teacher.tokens / 3 for teacher in found.teachers]
     )
+    # Of two whose difference is compared with, the head has one gradient: 128256 x 2048 in the student's bf16 (its part
+    # of the chunk) and none added up in fp32.
+    of_likelihoods = {"ce": 1.0, "uld": 0.0, "likelihood": 1.0}
+    added, difference = (
+        replace(
+            found,
+            recipe=parse_recipe(
+                tree | {"teachers": [large, small], "objective": of_likelihoods | {"combine": combine}}
+            ),
+        )
+        for combine in ("sum", "difference")
+    )
+    assert ("student", "head gradients of further teachers") not in lines_of(difference)
+    saved = 128256 * 2048 * 4
+    assert added.bytes_at("student", "device") - difference.bytes_at("student", "device") == saved
     changed = found.changed({"teachers.small.sharding": "none"})
     assert lines_of(changed)["teacher small", "weights"] == STUDENT * 2
     assert lines_of(changed)["teacher large", "weights"] == lines["teacher large", "weights"]

@@ -14,9 +14,11 @@ from torch import Tensor
 from tests.helpers.completion import Spellings, completion_value
 from tests.helpers.objective_case import ANSWERS, SECOND, SEGMENTS, STOPS, TEACHER_VOCAB, VOCAB, Case, segments_of
 from tests.helpers.segments import teacher_of
+from tests.helpers.waits import NoWaits
 from uld_ds.alignment.vocabulary_mapping import VocabularyRelations, relate
 from uld_ds.losses.objective import Objective
 from uld_ds.losses.term import Compared
+from uld_ds.losses.terms import identity_terms
 from uld_ds.models import row_model
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.recipe.rollouts import RolloutSettings
@@ -139,6 +141,33 @@ def test_segments_whose_student_token_is_white_space_can_be_left_out(term: str) 
     assert parts[term].item() <= all_parts[term].item()
     for gradient, other in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"projection": 1.0},
+        {"projection": 1.0, "projection_outcomes": "sets"},
+        {"projection": 1.0, "projection_pick": "student"},
+        {"hybrid": 1.0},
+        {"completion": 1.0},
+    ],
+    ids=str,
+)
+def test_no_term_waits_for_the_device_chunk_by_chunk(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_model, "_CHUNK_ELEMENTS_CPU", 4 * VOCAB)
+    objective, case, watched = ObjectiveSettings(uld=0.5, top_ids=K, **settings), begun_case(), []
+    (term,) = identity_terms(objective, relations())
+    inside = type(term).add
+
+    def watch(*arguments: Any) -> Tensor:
+        with NoWaits():
+            watched.append(inside(*arguments))
+        return watched[-1]
+
+    monkeypatch.setattr(type(term), "add", watch)
+    chunked(case, objective)
+    assert len(watched) > 1 and torch.cat(watched).any()
 
 
 def test_what_is_compared_knows_both_sides_tokens_and_the_rows_after() -> None:
