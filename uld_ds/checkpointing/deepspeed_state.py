@@ -128,9 +128,11 @@ def load_divided(student: Any, folder: Path) -> tuple[str | None, dict[str, Any]
     student._config.load_universal_checkpoint = True
     try:
         path, client = student.load_checkpoint(str(folder), tag=_TAG)
-        # Below stage 3 the module's state is in one file, and DeepSpeed loads all of it.
-        if path is not None and student.zero_optimization_partition_weights():
-            _load_what_does_not_learn(student.module, folder / _TAG)
+        if path is not None:
+            if student.zero_optimization_partition_weights():
+                _load_what_does_not_learn(student.module, folder / _TAG)
+            else:
+                _load_whole_what_does_not_learn(student.module, folder / _TAG)
             _forget_copies(student.module)
         return path, client
     finally:
@@ -173,6 +175,24 @@ def _load_what_does_not_learn(module: Any, folder: Path) -> None:
                 if Ranks.current().is_first:
                     flat = torch.cat([shard[FROZEN_PARAM_FRAGMENTS][name] for shard in shards])
                     weight.copy_(flat[: weight.numel()].view(weight.shape))  # the last shard ends in padding
+
+
+def _load_whole_what_does_not_learn(module: Any, folder: Path) -> None:
+    """Load frozen parameters and buffers of a divided checkpoint into a module that is whole on each rank.
+
+    Raises:
+        FinalError: the checkpoint has others than the module.
+    """
+    (file,) = folder.glob("mp_rank_*_model_states.pt")
+    saved = torch.load(file, map_location="cpu", mmap=True, weights_only=False)["module"]
+    here = module.state_dict()
+    learned = {name for name, weight in module.named_parameters() if weight.requires_grad}
+    fixed = {name: tensor for name, tensor in here.items() if name not in learned}
+    found = {name: tensor for name, tensor in saved.items() if name not in learned}
+    _check_alike(folder, *({name: tensor.shape for name, tensor in part.items()} for part in (found, fixed)))
+    with torch.no_grad():
+        for name, tensor in fixed.items():
+            tensor.copy_(saved[name])
 
 
 def _check_alike(folder: Path, saved: Mapping[str, torch.Size], here: Mapping[str, torch.Size]) -> None:

@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from uld_ds.batches import SideBatch
+from uld_ds.errors import one_line
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ def _difference(model: Any, call: Callable[..., Any], device: torch.device) -> s
         packed = _logits(model, call, ids, lengths, device, packs=True)
         neighbor = _logits(model, call, other, lengths, device, packs=True)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        return f"a packed row ends in {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+        return f"a packed row ends in {one_line(error, kind=True)}"
     size = float(padded.abs().max().clamp_min(1e-6))
     rounding = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (2e-2, 4e-3)}
     most, most_by_neighbor = rounding.get(model.inner.dtype, rounding[torch.bfloat16])
