@@ -3,8 +3,8 @@
     python benchmarks/packing.py                # four ways, two mixes of lengths: some minutes of one core
     python benchmarks/packing.py --quick        # few tokens, to see that it runs
 
-A small Llama with random weights, cross-entropy on all tokens, one process's one thread. Lengths are all alike, or drawn
-from a log-normal distribution, cut at 16 and 2,048 tokens. Ways:
+A small Llama with random weights, cross-entropy on all tokens, one process's one thread. Lengths are all alike, or
+drawn from a log-normal distribution, cut at 16 and 2,048 tokens. Ways:
 
     padded                 micro-batches of so many examples, sorted by length, padded to their longest
     block-diagonal mask    budgets of tokens, laid end to end, with the mask that transformers makes of their positions
