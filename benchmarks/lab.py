@@ -6,11 +6,14 @@
     python benchmarks/lab.py --folder ~/lab --budget 40 --arm "0.7 projection"      # also with 40 % of the steps
     python benchmarks/lab.py --folder ~/lab --report          # what is there so far, nothing is run
 
-A setting (lab_setup.py) is a kind of problem of the reasoning-gym package, each with one right answer, and a pair of
-tokenizers. ``mixed``: numbers are tokens of the teacher, and most of them of the student. ``fine``: the student knows
-bytes alone. ``coarse``: numbers are the student's tokens, and the teacher knows bytes alone. In ``noisy`` ones 30 % of
-the answers that the student is told have two neighbors swapped, and 10 or 30 % of those that the teacher is told: it is
-unsure, and right to be so.
+A setting (lab_setup.py) is a kind of problem of the reasoning-gym package and a pair of tokenizers. In most of them
+numbers are sorted, and one answer is right. ``mixed``: numbers are tokens of the teacher, and most of them of the
+student. ``fine``: the student knows bytes alone. ``coarse``: numbers are the student's tokens, and the teacher knows
+bytes alone. In ``noisy`` ones 30 % of the answers told to the student have two neighbors swapped, and 10 or 30 % of
+those that the teacher is told: it is unsure, and right to be so. Two have vocabularies as ``mixed`` has. ``several``:
+even numbers first, in any order; one right answer is told, drawn by the problem alone, and any of them counts: the
+teacher is unsure of the order, and knows which ones there are. ``steps``: sums whose partial results are written, each
+from the one before.
 The teacher is a Llama of 0.7M parameters that was told tens of thousands of answers; the student, one of its size, is
 told few (``gold``). There are more prompts that nobody tells the answers to.
 All arms of a seed begin from the same student, trained on the gold examples, and take the same number of steps of as

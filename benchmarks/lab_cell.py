@@ -17,7 +17,7 @@ import torch
 import transformers
 from cells import write_json
 from lab_arms import ARMS, START, Gold
-from lab_measure import Curve, Held
+from lab_measure import Curve, Held, right_answers
 from lab_models import answers, new_model, train_plainly
 from lab_setup import (
     TEACHER_BATCH,
@@ -27,6 +27,7 @@ from lab_setup import (
     read_rows,
     recipe_of,
     setup_facts,
+    swapped,
     write_rows,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -86,7 +87,7 @@ def make_teacher(layout: Layout) -> None:
     prompts = layout.unanswered()
     said = answers(layout.teacher, prompts, setting.max_new_tokens)
     answered = [{"prompt": row["prompt"], "answer": text} for row, text in zip(prompts, said, strict=True) if text]
-    write_rows(layout.evaluated, layout.held_out()[:EVALUATED])
+    write_rows(layout.evaluated, swapped(layout.held_out()[:EVALUATED], 0.0))
     write_rows(layout.answered, answered)
 
 
@@ -197,5 +198,5 @@ def measured(layout: Layout, model: Path) -> dict[str, Any]:
     shown = [{**row, "said": text} for row, text in zip(rows[:SHOWN], said, strict=False)]
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     found = Held(AutoTokenizer.from_pretrained(model), rows).measure(lm)
-    right = [int(text == row["answer"]) for text, row in zip(said, rows, strict=True)]
+    right = [int(text in right_answers(row)) for text, row in zip(said, rows, strict=True)]
     return {"right": right, "shown": shown, "bits": found["bits"], "spelled": found["solved"]}

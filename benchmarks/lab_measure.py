@@ -26,6 +26,11 @@ def answer_ids(tokenizer: Any, row: Row) -> list[int]:
     return [*tokenizer(row["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
+def right_answers(row: Row) -> list[str]:
+    """All of a problem: the one that is told, then those beside it, if it has any."""
+    return [row["answer"], *row["also"].split("|")] if row.get("also") else [row["answer"]]
+
+
 def padded(examples: Sequence[Encoded], padding: int) -> dict[str, torch.Tensor]:
     """Prompts and answers as a batch [B, L]; only answers have labels."""
     longest = max(len(prompt) + len(answer) for prompt, answer in examples)
@@ -40,32 +45,60 @@ def padded(examples: Sequence[Encoded], padding: int) -> dict[str, torch.Tensor]
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
+Batches = list[tuple[list[int], dict[str, torch.Tensor]]]
+
+
 class Held:
     """Held-out problems, encoded once for a model that is measured again and again."""
 
     def __init__(self, tokenizer: Any, rows: Sequence[Row]) -> None:
-        encoded = [(prompt_ids(tokenizer, row), answer_ids(tokenizer, row)) for row in rows]
-        encoded.sort(key=lambda example: len(example[0]) + len(example[1]))
-        self.batches = [
-            padded(encoded[start : start + PER_FORWARD], tokenizer.pad_token_id)
-            for start in range(0, len(encoded), PER_FORWARD)
+        self.told = _batches(tokenizer, list(enumerate(rows)))
+        others = [
+            (number, {**row, "answer": answer}) for number, row in enumerate(rows) for answer in right_answers(row)[1:]
         ]
+        self.others = _batches(tokenizer, others)
         self.rows = len(rows)
         self.bytes = sum(len(row["answer"].encode()) for row in rows)
 
     @torch.no_grad()
     def measure(self, model: Any) -> dict[str, float]:
-        """Share of right answers whose every token, the end included, is the most likely one after those before it, and
-        bits per byte of right answers. The first is what greedy decoding solves, spelled as the tokenizer spells."""
-        solved, nats, was_training = 0, 0.0, model.training
+        """Share of problems with a right answer whose every token, the end included, is the most likely one after those
+        before it, and bits per byte of the right answers that are told. The first is what greedy decoding solves,
+        spelled as the tokenizer spells."""
+        solved: set[int] = set()
+        nats, was_training = 0.0, model.training
         model.eval()
-        for batch in self.batches:
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-            labels = batch["labels"][:, 1:]
-            solved += int(((logits.argmax(-1) == labels) | (labels == -100)).all(1).sum())
+        for numbers, batch in self.told:
+            logits, labels = _predicted(model, batch)
+            solved.update(_followed(numbers, logits, labels))
             nats += float(cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"))
+        for numbers, batch in self.others:
+            solved.update(_followed(numbers, *_predicted(model, batch)))
         model.train(was_training)
-        return {"solved": solved / self.rows, "bits": nats / math.log(2) / self.bytes}
+        return {"solved": len(solved) / self.rows, "bits": nats / math.log(2) / self.bytes}
+
+
+def _batches(tokenizer: Any, rows: Sequence[tuple[int, Row]]) -> Batches:
+    """Of rows and the numbers of their problems, those of one length beside each other."""
+    encoded = [(number, (prompt_ids(tokenizer, row), answer_ids(tokenizer, row))) for number, row in rows]
+    encoded.sort(key=lambda example: len(example[1][0]) + len(example[1][1]))
+    batches = []
+    for start in range(0, len(encoded), PER_FORWARD):
+        numbers, examples = zip(*encoded[start : start + PER_FORWARD], strict=True)
+        batches.append((list(numbers), padded(examples, tokenizer.pad_token_id)))
+    return batches
+
+
+def _predicted(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the tokens after the first [B, L - 1, V], and what they should be."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    return logits, batch["labels"][:, 1:]
+
+
+def _followed(numbers: Sequence[int], logits: torch.Tensor, labels: torch.Tensor) -> set[int]:
+    """Numbers of the rows whose answer is the greedy one."""
+    whole = ((logits.argmax(-1) == labels) | (labels == -100)).all(1)
+    return {number for number, is_whole in zip(numbers, whole.tolist(), strict=True) if is_whole}
 
 
 class Curve:

@@ -66,6 +66,8 @@ SETTINGS = {
     "coarse, noisy": Setting("sorting", 0.3, 0.3, DIGITS, NUMBERS, 60_000, 600, **COARSE),
     "fine": Setting("sorting few", 0.0, 0.0, NUMBERS, DIGITS, 40_000, 900, **FINE),
     "fine, noisy": Setting("sorting few", 0.3, 0.1, NUMBERS, DIGITS, 40_000, 900, **FINE),
+    "several": Setting("even first", 0.0, 0.0, NUMBERS, MOST_NUMBERS, 60_000, 600, **MIXED),
+    "steps": Setting("chain_sum digits", 0.0, 0.0, NUMBERS, MOST_NUMBERS, 60_000, 900, **MIXED),
 }
 MAIN_SETTINGS = ["mixed, noisy", "coarse, noisy", "fine, noisy"]
 
@@ -169,7 +171,7 @@ class Layout:
 
 
 def swapped(rows: list[Row], share: float) -> list[Row]:
-    """Rows of which such a share has an answer with two neighbors swapped, by the problem alone."""
+    """Prompts and answers alone, of which such a share has two neighbors swapped, by the problem alone."""
     found = []
     for row in rows:
         draw = random.Random(row["prompt"])  # noqa: S311 (no secret)
@@ -177,7 +179,7 @@ def swapped(rows: list[Row], share: float) -> list[Row]:
         if draw.random() < share:
             place = draw.randrange(len(words) - 1)
             words[place], words[place + 1] = words[place + 1], words[place]
-        found.append({**row, "answer": " ".join(words)})
+        found.append({"prompt": row["prompt"], "answer": " ".join(words)})
     return found
 
 

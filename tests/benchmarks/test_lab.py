@@ -15,7 +15,8 @@ import lab_table as table
 import pytest
 import torch
 from lab_arms import ARMS, BASELINE, LABELED, START, Gold, Ours
-from lab_measure import Curve, Held, answer_ids, padded, prompt_ids
+from lab_cell import measured
+from lab_measure import Curve, Held, answer_ids, padded, prompt_ids, right_answers
 from lab_models import learning_rate_share
 from lab_setup import SETTINGS, Cell, Layout, gold_settings, recipe_of, setting_of, setup_facts, swapped, write_rows
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -68,8 +69,8 @@ def test_every_arm_begins_alike_and_takes_as_many_steps(name: str, tmp_path: Pat
         assert (recipe.rollouts is not None) == arm.startswith("rollouts")
         if recipe.rollouts is not None:
             assert recipe.rollouts.prompts is not None and recipe.rollouts.prompts.path == str(layout.answered)
-            # More than the longest right answer with its end: 4 numbers, a token a byte.
-            assert recipe.rollouts.max_new_tokens == setting.max_new_tokens >= len("99 98 97 96") + 1
+            # More than the longest right answer with its end, a token a byte: 4 numbers, or the sums of 0-9-9-9-9.
+            assert recipe.rollouts.max_new_tokens == setting.max_new_tokens >= len("-9 -18 -27 -36") + 1
     for arm in THEIRS:
         told = gold_settings(layout, Cell(name, arm, 1))
         assert told["student"] == str(layout.start(1)) and told["data"] == str(layout.data("labeled", 1))
@@ -93,7 +94,7 @@ def test_nobody_sees_what_is_held_out_and_seeds_have_gold_of_their_own(tmp_path:
     for full in SETTINGS.values():
         for size in (full, full.quick()):
             # Some problems are drawn twice.
-            differ = {"sorting": 0.97, "sorting few": 0.65}[size.problems]
+            differ = {"sorting few": 0.65, "chain_sum digits": 0.85}.get(size.problems, 0.97)
             assert differ * size.drawn > size.held_out + size.prompts + 8 * size.gold + size.teacher_examples
 
 
@@ -178,6 +179,48 @@ def test_a_curve_has_the_accuracy_of_greedy_answers_and_their_bits() -> None:
         curve.take(step, 7.0 * step)
     assert [(point["step"], point["tokens"]) for point in curve.found] == [(0, 0.0), (5, 35.0), (10, 70.0)]
     assert [point["solved"] for point in curve.found] == pytest.approx([2 / 3, 2 / 3, 1.0])
+
+
+SEVERAL = [
+    {"prompt": "# 1 2 4", "answer": "2 4 1", "also": "4 2 1"},
+    {"prompt": "# 3 6 5", "answer": "6 3 5", "also": "6 5 3"},
+    {"prompt": "# 8 7", "answer": "8 7", "also": ""},
+]
+SAID = ["2 4 1", "6 5 3", "7 8"]
+"""The answer that is told, the other right one, and a wrong one."""
+
+
+def test_any_right_answer_solves_a_problem_and_bits_are_of_the_one_that_is_told() -> None:
+    assert [right_answers(row) for row in SEVERAL] == [["2 4 1", "4 2 1"], ["6 3 5", "6 5 3"], ["8 7"]]
+    tokenizer: Any = train_tokenizer("bpe", 261, ["1"])
+    held = Held(tokenizer, SEVERAL)
+    found = held.measure(Told([{**row, "answer": said} for row, said in zip(SEVERAL, SAID, strict=True)], tokenizer))
+    assert found["solved"] == pytest.approx(2 / 3)
+    # 5 + 5 + 3 bytes and three ends: of the first answer each token has a logit of 1 among 260 zeros, of the others
+    # all 261 are alike.
+    known = math.log2(260 + math.e) - math.log2(math.e)
+    assert found["bits"] == pytest.approx((6 * known + 10 * math.log2(261)) / 13)
+
+
+def test_any_right_answer_that_is_written_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = replace(SETTINGS["several"], held_out=3)
+    layout, model = Layout(tmp_path, setting), tmp_path / "model"
+    write_rows(layout.rows, SEVERAL)
+    tokenizer: Any = train_tokenizer("bpe", 261, ["1"])
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=len(tokenizer))).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    monkeypatch.setattr("lab_cell.answers", lambda *_arguments: SAID)
+    assert measured(layout, model)["right"] == [1, 1, 0]
+
+
+def test_nobody_is_told_of_other_right_answers(tmp_path: Path) -> None:
+    rows = [{"prompt": f"# {number}", "answer": "2 4 1", "also": "4 2 1"} for number in range(100)]
+    layout = Layout(tmp_path, replace(SETTINGS["several"], gold=5, prompts=10, held_out=10, teacher_examples=20))
+    write_rows(layout.rows, rows)
+    assert layout.held_out() == rows[:10]
+    told = [{"prompt": row["prompt"], "answer": "2 4 1"} for row in rows]
+    assert layout.gold(1) == told[25:30] and layout.taught() == told[-20:]
 
 
 class Told(torch.nn.Module):
