@@ -145,7 +145,7 @@ def _measured(
     size = recipe.generation.batch_size
     answered = answer_rows(model, prompts.kept, references, decoding, batch_size=size, note=note)
     tokens = recipe.teachers[0].max_tokens_per_forward
-    bits = bits_per_byte_of(model, side, rows, reader, batch_tokens=tokens, device=_device())
+    bits = bits_per_byte_of(model, side, rows, reader, batch_tokens=tokens, device=_device(), packing=settings.packing)
     return Measured(prompts, answered, bits, decoding)
 
 

@@ -26,6 +26,7 @@ _CHANGES: tuple[dict[str, Any], ...] = (
     {"teacher.sharding": "zero3"},
     {"student.gradient_checkpointing": True},
     {"training.micro_batch_size": 1},
+    {"training.micro_batch_tokens": "half"},
     {"teacher.max_tokens_per_forward": "half"},
     {"rollouts.batch_size": "half"},
     {"rollouts.ahead": 0},
@@ -130,7 +131,7 @@ class Plan:
     def micro_batch_tokens(self) -> int:
         """Most tokens of a micro-batch of the student."""
         training, longest = self.recipe.training, self.recipe.student.max_length
-        most = training.micro_batch_size * longest
+        most = min(training.micro_batch_size, math.ceil(self.examples_per_rank)) * longest
         return most if training.micro_batch_tokens is None else min(most, max(training.micro_batch_tokens, longest))
 
     @property
@@ -293,7 +294,10 @@ class Plan:
 
     def _possible_changes(self) -> Iterator[dict[str, Any]]:
         tree = self.recipe.model_dump(mode="json")
+        by_tokens = tree["training"]["micro_batch_tokens"] is not None
         for change in _CHANGES:
+            if by_tokens and "training.micro_batch_size" in change:
+                continue
             for own in self._changes_of(change):
                 # Of a section that the recipe does not have, nothing changes.
                 if any(_section(tree, key)[0] is None for key in own):
@@ -313,7 +317,7 @@ class Plan:
     def _value(self, tree: dict[str, Any], key: str, value: Any) -> Any:
         section, name = _section(tree, key)
         if value == "half":
-            return max(1, section[name] // 2)
+            return section[name] and max(1, section[name] // 2)
         if name == "path":
             return section[name] or value
         return value.format(kind=self.kind) if isinstance(value, str) else value
@@ -336,7 +340,7 @@ class Plan:
     def _on(self, number: int) -> Plan:
         # The batch per rank stays: other sizes of it are another question.
         training = self.recipe.training
-        per_rank = max(1, training.batch_size // self.ranks)
+        per_rank = math.ceil(training.batch_size / self.ranks)
         cluster = self.recipe.cluster.model_copy(update={"workers": number})
         training = training.model_copy(update={"batch_size": per_rank * number})
         return replace(self, recipe=self.recipe.model_copy(update={"cluster": cluster, "training": training}))

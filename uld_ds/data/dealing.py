@@ -26,6 +26,9 @@ class Dealer:
         self._training = training
         self._ranks = ranks
         self._knee = knee
+        self.padded = False
+        """Whether the student pads its micro-batches, which is known once it is loaded; budgets then count padding."""
+        self._work: tuple[Batcher, np.ndarray] | None = None
 
     def __call__(self, batcher: Batcher, indices: np.ndarray) -> list[np.ndarray]:
         """Choose this rank's micro-batches of a step.
@@ -43,6 +46,11 @@ class Dealer:
                 ranks=ranks.size,
                 micro_batch_size=training.micro_batch_size,
             )
-        budget = Budget(training.micro_batch_tokens, training.micro_batch_size)
-        seconds = work(batcher.lengths.astype(np.float64), self._knee)
-        return plan_step(indices, batcher.longest_side, seconds, budget, ranks.size)[ranks.rank]
+        budget = Budget(training.micro_batch_tokens, training.micro_batch_size, padded=self.padded)
+        return plan_step(indices, batcher.longest_side, self._work_of(batcher), budget, ranks.size)[ranks.rank]
+
+    def _work_of(self, batcher: Batcher) -> np.ndarray:
+        """Estimate the work of every example, [number of rows], once for a batcher."""
+        if self._work is None or self._work[0] is not batcher:
+            self._work = batcher, work(batcher.lengths.astype(np.float64), self._knee)
+        return self._work[1]

@@ -23,6 +23,8 @@ class Budget:
     """Most tokens of either side; a longer example is alone in its micro-batch."""
     examples: int | None = None
     """Most examples; None for any number."""
+    padded: bool = False
+    """Whether each example costs as much as the longest beside it."""
 
 
 def work(lengths: np.ndarray, knee: float) -> np.ndarray:
@@ -36,7 +38,9 @@ def work(lengths: np.ndarray, knee: float) -> np.ndarray:
     return lengths * (1.0 + lengths / knee)
 
 
-def first_fit(lengths: Sequence[int] | np.ndarray, tokens: int, examples: int | None = None) -> list[list[int]]:
+def first_fit(
+    lengths: Sequence[int] | np.ndarray, tokens: int, examples: int | None = None, *, padded: bool = False
+) -> list[list[int]]:
     """Fill groups first-fit in the order given: each example goes to the first group with room for it.
 
     Longest first, that takes at most 11/9 of the fewest groups and 6/9 of one (Dósa 2007,
@@ -46,22 +50,25 @@ def first_fit(lengths: Sequence[int] | np.ndarray, tokens: int, examples: int | 
         lengths: [N] tokens of each example, longest first.
         tokens: most tokens of a group; a longer example is alone in one.
         examples: most examples of a group.
+        padded: an example takes as many tokens as the first of its group, which is the longest.
 
     Returns:
         Places of the examples, group by group; every place once.
     """
     groups: list[list[int]] = []
     room: list[int] = []
+    first: list[int] = []
     for place, length in enumerate(int(length) for length in lengths):
         for number, left in enumerate(room):
-            if length <= left and (examples is None or len(groups[number]) < examples):
+            if (first[number] if padded else length) <= left and (examples is None or len(groups[number]) < examples):
                 break
         else:
             number = len(groups)
             groups.append([])
             room.append(tokens)
+            first.append(length)
         groups[number].append(place)
-        room[number] -= length
+        room[number] -= first[number] if padded else length
     return groups
 
 
@@ -96,7 +103,7 @@ def plan_step(
 
 def _filled(own: list[int], lengths: np.ndarray, budget: Budget) -> list[list[int]]:
     ordered = sorted(own, key=lambda example: (-lengths[example], example))
-    groups = first_fit(lengths[ordered], budget.tokens, budget.examples)
+    groups = first_fit(lengths[ordered], budget.tokens, budget.examples, padded=budget.padded)
     return [[ordered[place] for place in group] for group in groups]
 
 

@@ -78,7 +78,14 @@ def answer_rows(
 
 @torch.no_grad()
 def bits_per_byte_of(
-    model: Model, side: TextSide, rows: Dataset, reader: ExampleReader, *, batch_tokens: int, device: torch.device
+    model: Model,
+    side: TextSide,
+    rows: Dataset,
+    reader: ExampleReader,
+    *,
+    batch_tokens: int,
+    device: torch.device,
+    packing: bool = True,
 ) -> BitsPerByte | None:
     """Measure a model's bits per byte of the rows' answers, as its own side reads them; None where no row has one.
 
@@ -91,6 +98,7 @@ def bits_per_byte_of(
         reader: Reader of rows by the recipe's task.
         batch_tokens: Most tokens of a forward.
         device: Device of the model.
+        packing: Whether examples of a forward are laid end to end, where the architecture allows it.
     """
     encode = TeacherEncoding(side, turns="last")
     examples = []
@@ -106,7 +114,7 @@ def bits_per_byte_of(
     batcher = TeacherBatcher(data, padding=padding_id(side.tokenizer), max_tokens=batch_tokens)
     wrapped = RowModel(model.lm)
     choose_head_path(wrapped, wrapped, device, "model")
-    choose_packing(wrapped, wrapped, device, "model")
+    choose_packing(wrapped, wrapped, device, "model", wanted=packing)
     nats = np.zeros(len(encoded))
     for group in batcher.groups(range(len(encoded)), padded=not wrapped.packs):
         batch = batcher.batch(group).to(device)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,10 @@ log = logging.getLogger(__name__)
 PACKED = "uld_ds_packed"
 """Name under which transformers knows the attention of this module; never written into a configuration file."""
 _KINDS_OF_LAYERS = {"full_attention", "sliding_attention"}
+_NO_MASK = (1, 1, 1, 1)
+"""Shape of what stands for a mask in a packed row: of four dimensions, so that no mask is made in its place."""
+_windows_seen: ContextVar[list[int | None] | None] = ContextVar("windows_seen", default=None)
+"""Where the windows that layers attend within are noted, while a model is measured."""
 
 
 def packed_attention(
@@ -56,11 +61,18 @@ def packed_attention(
 
     Returns:
         [1, T, heads, D] and None, as transformers' attention functions do.
+
+    Raises:
+        ValueError: the layer has made a mask of its own, which boundaries do not say.
     """
     if packed_lengths is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **options
         )
+    if attention_mask is None or attention_mask.shape != _NO_MASK:
+        raise ValueError(f"{type(module).__name__} makes a mask of its own")
+    if (seen := _windows_seen.get()) is not None:
+        seen.append(sliding_window)
     found = []
     # Split, not sliced: the gradient of a slice is as large as the whole row, once per example.
     parts = (tensor.split(list(packed_lengths), dim=2) for tensor in (query, key, value))
@@ -122,7 +134,7 @@ class PackedRow:
         else:
             arguments["packed_lengths"] = lengths
             # A mask of four dimensions is passed on as it is: otherwise one of [T, T] would be made for nothing.
-            arguments["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+            arguments["attention_mask"] = torch.ones(_NO_MASK, dtype=torch.bool, device=device)
         return cls(arguments, shifts.to(device, non_blocking=True), length)
 
     def places(self, rows: Tensor) -> Tensor:
@@ -182,7 +194,24 @@ def _hindrance(model: Any) -> str | None:
         return f"{kind} has layers of the kind {', '.join(sorted(others))}"
     if getattr(text, "attention_chunk_size", None):
         return f"{kind} attends within chunks"
+    if scaled := _rope_types(text) & {"dynamic", "longrope"}:
+        return f"rotary frequencies of {kind} ({scaled.pop()}) follow the longest example of a row"
     return None
+
+
+def _rope_types(config: Any) -> set[str]:
+    """List the kinds of rotary scaling of a configuration, of all its kinds of layers."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    parts = [parameters, *(part for part in parameters.values() if isinstance(part, dict))]
+    return {str(part["rope_type"]) for part in parts if part.get("rope_type")}
+
+
+def _layers_with_a_window(config: Any) -> int:
+    """Count the layers that a configuration says attend within a sliding window."""
+    if not getattr(config, "sliding_window", None) or getattr(config, "use_sliding_window", None) is False:
+        return 0
+    kinds = getattr(config, "layer_types", None)
+    return int(config.num_hidden_layers) if kinds is None else list(kinds).count("sliding_attention")
 
 
 def _difference(model: Any, call: Callable[..., Any], device: torch.device) -> str | None:
@@ -193,12 +222,21 @@ def _difference(model: Any, call: Callable[..., Any], device: torch.device) -> s
     ids = (7 + torch.arange(3 * 9).reshape(3, 9) * 11) % vocab_size
     other = ids.clone()
     other[0] = (ids[0] + 5) % vocab_size
+    seen: list[int | None] = []
     try:
         padded = _logits(model, call, ids, lengths, device, packs=False)
-        packed = _logits(model, call, ids, lengths, device, packs=True)
+        note = _windows_seen.set(seen)
+        try:
+            packed = _logits(model, call, ids, lengths, device, packs=True)
+        finally:
+            _windows_seen.reset(note)
         neighbor = _logits(model, call, other, lengths, device, packs=True)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         return f"a packed row ends in {one_line(error, kind=True)}"
+    windows = sum(window is not None for window in seen)
+    if seen and windows < _layers_with_a_window(model.inner.config.get_text_config()):
+        # No example of a few tokens would show it.
+        return "its sliding window is in the mask alone"
     size = float(padded.abs().max().clamp_min(1e-6))
     rounding = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (2e-2, 4e-3)}
     most, most_by_neighbor = rounding.get(model.inner.dtype, rounding[torch.bfloat16])

@@ -101,6 +101,7 @@ def assemble(
         total_steps=given.num_steps if own is None else own.plan().total_steps,
         device=device,
     )
+    dealer.padded = not student.module.packs
     teachings = []
     for setup, source in zip(setups, sources, strict=True):
         relations = setup.relations(tokenizer)

@@ -59,6 +59,15 @@ def test_first_fit_wastes_little(lengths: list[int], tokens: int) -> None:
     assert sum(sum(ordered[place] for place in group) * 2 <= tokens for group in groups) <= 1
 
 
+@given(lengths=LENGTHS, tokens=st.integers(1, 900), ranks=st.integers(1, 3))
+def test_a_budget_counts_padding_where_there_is_any(lengths: list[int], tokens: int, ranks: int) -> None:
+    sizes = np.array(lengths)
+    plan = plan_step(np.arange(len(sizes)), sizes, sizes.astype(float), Budget(tokens, padded=True), ranks)
+    groups = [group for of_rank in plan for group in of_rank if group[0] != IGNORED]
+    assert sorted(example for group in groups for example in group.tolist()) == list(range(len(sizes)))
+    assert all(len(group) == 1 or len(group) * sizes[group].max() <= tokens for group in groups)
+
+
 def test_a_plan_by_hand() -> None:
     lengths = np.array([10, 7, 6, 5, 4, 3, 2, 1])
     plan = plan_step(np.arange(8), lengths, lengths.astype(float), Budget(12), 2)
