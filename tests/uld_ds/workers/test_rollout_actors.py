@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import signal
 from functools import partial
@@ -19,6 +18,7 @@ from tests.helpers.ranks import run_on_ranks
 from tests.helpers.ray_nodes import Nodes, ray_nodes
 from tests.helpers.rollout_sampler import SlowSampler, noted
 from tests.helpers.tiny import save_tiny_model
+from tests.helpers.vllm_python import vllm_python
 from uld_ds.errors import FinalError
 from uld_ds.generation.sampling import Asked
 from uld_ds.recipe import parse_recipe
@@ -304,10 +304,8 @@ def vllm_rounds(nodes: tuple[str, dict[str, str]], job: Job, target: str) -> dic
 def test_vllm_samples_by_each_rounds_weights(
     nodes: Nodes, tiny_recipe: dict[str, Any], tmp_path: Path, rows: list[dict[str, str]]
 ) -> None:
-    """In one process for both rounds, and in another when that is killed; of ULD_DS_VLLM_PYTHON where that is set."""
-    python = os.environ.get("ULD_DS_VLLM_PYTHON")
-    if python is None and importlib.util.find_spec("vllm") is None:
-        pytest.skip("no vLLM here: ULD_DS_VLLM_PYTHON names a Python that has it")
+    """In one process for both rounds, and in another when that is killed; in a Python that has vLLM."""
+    python = vllm_python()
     sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
     student = save_tiny_model(tmp_path / "s", rows, kind="unigram", vocab_size=400, seed=2, tied=True, **sizes)
     tiny_recipe["student"] |= {"model": str(student)}

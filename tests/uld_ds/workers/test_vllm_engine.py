@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny import save_tiny_model
+from tests.helpers.vllm_python import vllm_python
 from uld_ds.workers.vllm_engine import VllmEngine, VllmOptions, _answer
 
 OPTIONS = VllmOptions(
@@ -129,10 +129,8 @@ def test_gpus_of_an_actor(gpus: float, expected: dict[str, Any], tmp_path: Path)
 def test_log_probs_of_a_running_engine_are_those_of_its_newest_weights(
     tied: bool, tmp_path: Path, rows: list[dict[str, str]]
 ) -> None:
-    """By the real vLLM, of this Python or of that in ULD_DS_VLLM_PYTHON, against transformers in float64."""
-    python = os.environ.get("ULD_DS_VLLM_PYTHON") or (sys.executable if importlib.util.find_spec("vllm") else None)
-    if python is None:
-        pytest.skip("no vLLM here: ULD_DS_VLLM_PYTHON names a Python that has it")
+    """By the real vLLM, in a Python that has it, against transformers in float64."""
+    python = vllm_python()
     folders = [
         save_tiny_model(tmp_path / str(seed), rows, kind="bpe", vocab_size=500, seed=seed, tied=tied,
                         hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
