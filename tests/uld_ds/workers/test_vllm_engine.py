@@ -79,7 +79,7 @@ def test_the_first_weights_start_it_and_later_ones_go_into_it(monkeypatch: pytes
             return [SimpleNamespace(outputs=[output([3], [-1.0], "stop")]) for _ in prompts]
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=lambda **options: options))
-    for name in [name for name in os.environ if name.startswith("VLLM_")]:
+    for name in [name for name in os.environ if name.startswith(("VLLM_", "TORCH_COMPILE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "environ", {**os.environ})
     engine = VllmEngine(OPTIONS)
@@ -96,6 +96,7 @@ def test_the_first_weights_start_it_and_later_ones_go_into_it(monkeypatch: pytes
     assert [one["seed"] for one in parameters] == [2**62, 4]
     assert parameters[0]["temperature"] == 0.7 and parameters[0]["stop_token_ids"] == [3, 7]
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert os.environ["TORCH_COMPILE_DISABLE"] == "1"
 
 
 def test_memory_of_a_cpu_is_what_a_batch_needs(tmp_path: Path) -> None:
@@ -120,7 +121,9 @@ def test_memory_of_a_cpu_is_what_a_batch_needs(tmp_path: Path) -> None:
     ],
 )
 def test_gpus_of_an_actor(gpus: float, expected: dict[str, Any], tmp_path: Path) -> None:
-    assert VllmEngine(replace(OPTIONS, gpus=gpus))._device_options(tmp_path) == expected
+    engine = VllmEngine(replace(OPTIONS, gpus=gpus))
+    assert engine._device_options(tmp_path) == expected
+    assert "TORCH_COMPILE_DISABLE" not in engine._environment(), "on GPUs, compiling pays"
 
 
 @pytest.mark.slow
