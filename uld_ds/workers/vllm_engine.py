@@ -29,6 +29,11 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
 }
+_ENVIRONMENT_ON_CPUS = {
+    # vLLM compiles some helpers at the first answer although it is told to be eager. It takes longer than it saves, and
+    # wants a C++ compiler.
+    "TORCH_COMPILE_DISABLE": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class VllmEngine:
 
     def _started(self, folder: str) -> Any:
         options = self._options
-        for name, value in _ENVIRONMENT.items():
+        for name, value in self._environment().items():
             os.environ.setdefault(name, value)
         from vllm import LLM
 
@@ -114,6 +119,9 @@ class VllmEngine:
             worker_extension_cls=f"{__name__}.TakesWeights",
             **self._device_options(Path(folder)),
         )
+
+    def _environment(self) -> dict[str, str]:
+        return _ENVIRONMENT if self._options.gpus > 0 else _ENVIRONMENT | _ENVIRONMENT_ON_CPUS
 
     def _device_options(self, folder: Path) -> dict[str, Any]:
         gpus = self._options.gpus

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import signal
 from functools import partial
@@ -19,9 +18,10 @@ from tests.helpers.ranks import run_on_ranks
 from tests.helpers.ray_nodes import Nodes, ray_nodes
 from tests.helpers.rollout_sampler import SlowSampler, noted
 from tests.helpers.tiny import save_tiny_model
+from tests.helpers.vllm_python import vllm_python
 from uld_ds.errors import FinalError
 from uld_ds.generation.sampling import Asked
-from uld_ds.recipe import parse_recipe
+from uld_ds.recipe import Recipe, parse_recipe
 from uld_ds.runs.job import Job
 from uld_ds.utils.distributed import Ranks
 from uld_ds.workers.rollout_actors import ActorGroup, RolloutActors, _remove_weights, _sampled, draw_seed
@@ -252,7 +252,7 @@ def test_actors_that_do_not_start_are_said(nodes: Nodes, tiny_recipe: dict[str, 
 # ---- with Ray and vLLM
 
 
-def vllm_rounds(nodes: tuple[str, dict[str, str]], job: Job, target: str) -> dict[str, Any]:
+def vllm_rounds(nodes: tuple[str, dict[str, str]], job: Job, recipe: Recipe, target: str) -> dict[str, Any]:
     """Two rounds with a step between them by vLLM, and the log-probabilities of the same tokens in this process."""
     import ray
     import torch
@@ -266,7 +266,7 @@ def vllm_rounds(nodes: tuple[str, dict[str, str]], job: Job, target: str) -> dic
     engine, batcher = build(job)
     actors = vllm_actors(
         engine.student,
-        job.recipe,
+        recipe,
         ends=(2, 5),
         folder=folder / "rollouts",
         logs=folder / "logs",
@@ -304,23 +304,23 @@ def vllm_rounds(nodes: tuple[str, dict[str, str]], job: Job, target: str) -> dic
 def test_vllm_samples_by_each_rounds_weights(
     nodes: Nodes, tiny_recipe: dict[str, Any], tmp_path: Path, rows: list[dict[str, str]]
 ) -> None:
-    """In one process for both rounds, and in another when that is killed; of ULD_DS_VLLM_PYTHON where that is set."""
-    python = os.environ.get("ULD_DS_VLLM_PYTHON")
-    if python is None and importlib.util.find_spec("vllm") is None:
-        pytest.skip("no vLLM here: ULD_DS_VLLM_PYTHON names a Python that has it")
+    """In one process for both rounds, and in another when that is killed; in a Python that has vLLM."""
+    python = vllm_python()
     sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
     student = save_tiny_model(tmp_path / "s", rows, kind="unigram", vocab_size=400, seed=2, tied=True, **sizes)
     tiny_recipe["student"] |= {"model": str(student)}
     tiny_recipe["training"]["optimizer"] = {"learning_rate": 0.05}
     tiny_recipe["cluster"]["workers"] = 1
+    # The engine trains on given answers; the rounds are this test's own.
+    job = prepared_job(tiny_recipe, tmp_path / "data")
     tiny_recipe["rollouts"] = {
         "engine": "vllm",
         "max_new_tokens": 12,
         "temperature": 0.8,
         "actors": {"python": python, "cpus": 1},
     }
-    job = prepared_job(tiny_recipe, tmp_path / "data")
-    (found,) = run_on_ranks(vllm_rounds, 1, (nodes.address, nodes.environment), job, str(tmp_path))
+    recipe = parse_recipe(tiny_recipe)
+    (found,) = run_on_ranks(vllm_rounds, 1, (nodes.address, nodes.environment), job, recipe, str(tmp_path))
     assert len(set(found["process"])) == 1, "the engine was not started again"
     rounds = [[answer[1:] for answer in found["answers"] if answer[0] == number] for number in range(2)]
     assert [len(answers) for answers in rounds] == [12, 12]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny import save_tiny_model
+from tests.helpers.vllm_python import vllm_python
 from uld_ds.workers.vllm_engine import VllmEngine, VllmOptions, _answer
 
 OPTIONS = VllmOptions(
@@ -79,7 +79,7 @@ def test_the_first_weights_start_it_and_later_ones_go_into_it(monkeypatch: pytes
             return [SimpleNamespace(outputs=[output([3], [-1.0], "stop")]) for _ in prompts]
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=lambda **options: options))
-    for name in [name for name in os.environ if name.startswith("VLLM_")]:
+    for name in [name for name in os.environ if name.startswith(("VLLM_", "TORCH_COMPILE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "environ", {**os.environ})
     engine = VllmEngine(OPTIONS)
@@ -96,6 +96,7 @@ def test_the_first_weights_start_it_and_later_ones_go_into_it(monkeypatch: pytes
     assert [one["seed"] for one in parameters] == [2**62, 4]
     assert parameters[0]["temperature"] == 0.7 and parameters[0]["stop_token_ids"] == [3, 7]
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert os.environ["TORCH_COMPILE_DISABLE"] == "1"
 
 
 def test_memory_of_a_cpu_is_what_a_batch_needs(tmp_path: Path) -> None:
@@ -120,7 +121,9 @@ def test_memory_of_a_cpu_is_what_a_batch_needs(tmp_path: Path) -> None:
     ],
 )
 def test_gpus_of_an_actor(gpus: float, expected: dict[str, Any], tmp_path: Path) -> None:
-    assert VllmEngine(replace(OPTIONS, gpus=gpus))._device_options(tmp_path) == expected
+    engine = VllmEngine(replace(OPTIONS, gpus=gpus))
+    assert engine._device_options(tmp_path) == expected
+    assert "TORCH_COMPILE_DISABLE" not in engine._environment(), "on GPUs, compiling pays"
 
 
 @pytest.mark.slow
@@ -129,10 +132,8 @@ def test_gpus_of_an_actor(gpus: float, expected: dict[str, Any], tmp_path: Path)
 def test_log_probs_of_a_running_engine_are_those_of_its_newest_weights(
     tied: bool, tmp_path: Path, rows: list[dict[str, str]]
 ) -> None:
-    """By the real vLLM, of this Python or of that in ULD_DS_VLLM_PYTHON, against transformers in float64."""
-    python = os.environ.get("ULD_DS_VLLM_PYTHON") or (sys.executable if importlib.util.find_spec("vllm") else None)
-    if python is None:
-        pytest.skip("no vLLM here: ULD_DS_VLLM_PYTHON names a Python that has it")
+    """By the real vLLM, in a Python that has it, against transformers in float64."""
+    python = vllm_python()
     folders = [
         save_tiny_model(tmp_path / str(seed), rows, kind="bpe", vocab_size=500, seed=seed, tied=tied,
                         hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
