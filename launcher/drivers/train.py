@@ -126,7 +126,10 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
 
 
 def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict[str, Any]:
-    """Find or make models, tokenizers and paired data: the fields of a Job that are known before it has a run."""
+    """Find or make models, tokenizers and paired data: the fields of a Job that are known before it has a run.
+
+    Beside them ``weight_bytes``, which decide how the student is sharded by default; None where an earlier attempt has.
+    """
     view.note("looking at models and data")
     student = Pretrained.at(student_place(recipe, RunFolder(run_dir).student), recipe.student, "student")
     config = with_own_head(student.config(), Path(student.place), student.key)

@@ -54,7 +54,7 @@ def packed_attention(
         query: [1, heads, T, D]
         key: [1, key heads, T, D]
         value: [1, key heads, T, D]
-        attention_mask: ignored in a packed row, where boundaries say all that there is to mask.
+        attention_mask: in a packed row the stand-in that ``PackedRow`` passes: boundaries say all there is to mask.
         packed_lengths: tokens of each example; they add up to T.
         sliding_window: tokens that one attends to, itself included; None for all before it.
         options: further arguments of ``sdpa_attention_forward``.

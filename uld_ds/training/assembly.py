@@ -18,6 +18,7 @@ from uld_ds.evaluation.held_out import Evaluation, HeldOut
 from uld_ds.losses.objective import Objective
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.runs.job import Job
+from uld_ds.teachers.source import TeacherSource
 from uld_ds.training.callbacks import Evaluator
 from uld_ds.training.engine import DistillationEngine
 from uld_ds.training.engines import load_student
@@ -86,8 +87,7 @@ def assemble(
         return Batcher(rows, padding=padding_id(tokenizer), merge=recipe.objective.merge)
 
     train_data = batcher(train_rows)
-    hidden = Pretrained.at(job.student, recipe.student, "student").config().get_text_config().hidden_size
-    dealer = Dealer(recipe.training, ranks, knee=6.0 * hidden)
+    dealer = _dealer(job, ranks)
     given = StepBatches(train_data, recipe.training, seed=recipe.run.seed, dealer=dealer)
     # Teachers first: their sharding must not see the student's configuration.
     sources = [setup.source(train_rows, begins=begins) for setup in setups]
@@ -102,13 +102,9 @@ def assemble(
         device=device,
     )
     dealer.padded = not student.module.packs
-    teachings = []
-    for setup, source in zip(setups, sources, strict=True):
-        relations = setup.relations(tokenizer)
-        objective = Objective.from_settings(recipe.objective, relations, device, rollouts=recipe.rollouts)
-        teachings.append(Teaching(setup.settings.name, source, objective, setup.settings.weight))
-    together = Teachings(tuple(teachings), recipe.objective.combine)
-    engine = DistillationEngine(student, together, ranks=ranks, device=device)
+    engine = DistillationEngine(
+        student, _teachings(job, setups, sources, tokenizer, device), ranks=ranks, device=device
+    )
     batches: StepBatches | RolloutBatches = given
     if own is not None:
         folder = rounds_folder or job.folder.rollouts
@@ -123,6 +119,28 @@ def assemble(
     eval_data = batcher(eval_rows)
     evaluators = _evaluators(job, engine, setups, eval_rows, batcher)
     return Assembly(engine, batches, evaluators, setups, tokenizer, eval_data, train_rows)
+
+
+def _dealer(job: Job, ranks: Ranks) -> Dealer:
+    """Make the dealer of steps' examples, which knows at which length the student's attention is half of the work."""
+    config = Pretrained.at(job.student, job.recipe.student, "student").config()
+    return Dealer(job.recipe.training, ranks, knee=6.0 * config.get_text_config().hidden_size)
+
+
+def _teachings(
+    job: Job,
+    setups: Sequence[TeacherSetup],
+    sources: Sequence[TeacherSource],
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+) -> Teachings:
+    """Give each teacher its part of the loss."""
+    recipe, teachings = job.recipe, []
+    for setup, source in zip(setups, sources, strict=True):
+        relations = setup.relations(tokenizer)
+        objective = Objective.from_settings(recipe.objective, relations, device, rollouts=recipe.rollouts)
+        teachings.append(Teaching(setup.settings.name, source, objective, setup.settings.weight))
+    return Teachings(tuple(teachings), recipe.objective.combine)
 
 
 def _evaluators(

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file
+
 from launcher.drivers.preflight import claim_run_dir
 from launcher.drivers.train import prepare
 from launcher.terminal.progress import ProgressView
@@ -44,3 +46,27 @@ def test_until_it_begins_a_run_reads_its_files_anew(
     (recipe.run_dir / "mlflow_run_id").write_text("1")
     file.write_text(json.dumps(rows[0]) + "\n")
     assert attempt() == second
+
+
+def test_a_run_that_began_under_zero_3_goes_on_under_it(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Its shards fit nothing else; a run without checkpoints takes what is the default now, and says so."""
+    recipe = parse_recipe(tiny_recipe)
+    run_dir = claim_run_dir(recipe)
+    said: list[str] = []
+
+    class View(ProgressView):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    def size() -> int | None:
+        return prepare(recipe, run_dir, "", View(RunFolder(run_dir).progress))["weight_bytes"]
+
+    files = Path(tiny_recipe["student"]["model"])
+    assert size() == sum(weight.nbytes for weight in load_file(files / "model.safetensors").values())
+    assert any("whole on each worker (ZeRO-2)" in text for text in said)
+    said.clear()
+    shard = run_dir / "checkpoint_000000003" / "state" / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    shard.parent.mkdir(parents=True)
+    shard.touch()
+    assert size() is None
+    assert not any("ZeRO-2" in text for text in said)

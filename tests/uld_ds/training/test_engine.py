@@ -19,6 +19,8 @@ from tests.helpers.tiny import save_tiny_model
 from uld_ds.checkpointing.export import export_student
 from uld_ds.models.row_model import Head
 from uld_ds.runs.job import Job
+from uld_ds.training.assembly import assemble
+from uld_ds.utils.distributed import Ranks
 
 
 def gradient_of_one_step(config: dict[str, Any], indices: list[int]) -> dict[str, Any]:
@@ -93,6 +95,24 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(tiny_recipe: dict[str
     assert 0 < apart["padding"] < together["padding"], "examples of a length share a micro-batch"
     difference = outcomes["1 rank x 1, token"]["ce"] - outcomes["1 rank x 1, sample"]["ce"]
     assert abs(difference) > 1e-4, "uneven answers must tell the two normalizations apart"
+
+
+def positions_of_budgets(config: dict[str, Any]) -> list[tuple[int, int]]:
+    """Examples and padded positions of each micro-batch of a run's first step."""
+    parts = assemble(Job.from_config(config), ranks=Ranks.current(), device=torch.device("cpu"))
+    window = parts.batches.window(0)
+    return [(len(micro_batch.examples), micro_batch.student.input_ids.numel()) for micro_batch in window]
+
+
+def test_a_budget_of_tokens_counts_padding_of_a_student_that_pads(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Whether it pads is known once it is loaded; a budget that forgot it would not bound memory."""
+    found = {}
+    for packing in (True, False):
+        recipe = variant(tiny_recipe, workers=1, micro=8, normalize="token", stage="zero2", tokens=260, packing=packing)
+        config = prepared_job(recipe, tmp_path / str(packing)).to_config()
+        found[packing] = run_on_ranks(positions_of_budgets, 1, config)[0]
+    assert all(number == 1 or positions <= 260 for number, positions in found[False])
+    assert any(positions > 260 for _, positions in found[True]), "padding would not have counted"
 
 
 def norms_of_steps(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
