@@ -31,6 +31,7 @@ from uld_ds.recipe.models import (
 )
 from uld_ds.recipe.objective import ObjectiveSettings
 from uld_ds.recipe.schema import Recipe
+from uld_ds.recipe.server import ServerSettings
 from uld_ds.recipe.training import (
     EvaluationSettings,
     GenerationSettings,
@@ -63,6 +64,7 @@ __all__ = [
     "RemoteCodeSettings",
     "RunSettings",
     "ScheduleSettings",
+    "ServerSettings",
     "SpecialTokens",
     "StoreSettings",
     "StudentSettings",

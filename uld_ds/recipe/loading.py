@@ -18,6 +18,7 @@ from uld_ds.recipe.removed_keys import without_removed_keys
 from uld_ds.recipe.renamed_keys import with_current_names
 from uld_ds.recipe.rollout_checks import check_rollout_settings
 from uld_ds.recipe.schema import Recipe
+from uld_ds.recipe.served_checks import check_served_teachers
 from uld_ds.recipe.teacher_checks import check_one_section
 from uld_ds.recipe.teacher_overrides import split_teachers, with_teachers_changed
 from uld_ds.recipe.validation_errors import as_user_error
@@ -81,6 +82,7 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     except ValidationError as error:
         raise as_user_error(error, tree, Recipe) from error
     check_rollout_settings(recipe)
+    check_served_teachers(recipe)
     return recipe
 
 

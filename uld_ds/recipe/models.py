@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from uld_ds.errors import UserError
 from uld_ds.recipe.base import DType, Strict
+from uld_ds.recipe.server import ServerSettings
 from uld_ds.spectrum.precision import BOUNDS, Precision
 
 FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -104,14 +105,18 @@ class CodecSettings(Strict):
 class TeacherSettings(ModelSettings):
     model: Annotated[str, Field(min_length=1)] | None = None  # type: ignore[assignment]
     """A directory, a hub id, or ``package:NAME``. May be left out with ``source: stored``."""
-    source: Literal["online", "stored"] = "online"
-    """``online``: the teacher runs beside the student. ``stored``: its outputs are read from ``path``."""
+    source: Literal["online", "served", "stored"] = "online"
+    """``online``: the teacher runs beside the student. ``served``: an inference engine at ``server`` is asked.
+    ``stored``: its outputs are read from ``path``."""
+    server: ServerSettings | None = None
+    """The inference engine that ``source: served`` asks, and that ``uld-ds store build`` asks where there is one;
+    ``model`` is then needed for its tokenizer and chat template alone."""
     path: str | None = None
     """Spectrum store, a folder or fsspec URL: where ``uld-ds store build`` writes and ``source: stored`` reads."""
     sharding: Literal["zero3", "none"] = "zero3"
     """``zero3``: spread over all workers. ``none``: whole on each of them, for a teacher that is small enough."""
     cache: bool = True
-    """Cache the online teacher's outputs: later epochs and restarts read them instead of running the teacher."""
+    """Cache the outputs of an online or served teacher: later epochs and restarts read them instead of asking it."""
     codec: CodecSettings = CodecSettings()
     """Precision of what is kept, in memory of the run and in a store."""
     remote_code: RemoteCodeSettings | None = None
@@ -123,6 +128,10 @@ class TeacherSettings(ModelSettings):
     def _says_where_it_is(self) -> TeacherSettings:
         if self.source == "online" and self.model is None:
             raise ValueError("teacher.model is missing: source 'online' needs it")
+        if self.source == "served" and self.model is None:
+            raise ValueError("teacher.model is missing: source 'served' needs its tokenizer and chat template")
+        if self.source == "served" and self.server is None:
+            raise ValueError("teacher.server is missing: source 'served' needs the url and the api of an engine")
         if self.source == "stored" and self.path is None:
             raise ValueError("teacher.path is missing: source 'stored' needs the folder or URL of a spectrum store")
         if self.remote_code is not None and self.gguf_file is not None:

@@ -228,7 +228,7 @@ class Recipe(Strict):
 # Keys that came later, by section: where they say nothing, digests of runs and versions are those of before.
 _LATER: dict[str, dict[str, Any]] = {
     "data": {"learn": list(KINDS), "special_tokens": "control"},
-    "teacher": {"template_arguments": {}},
+    "teacher": {"template_arguments": {}, "server": None},
     "student": {"template_arguments": {}},
     "training": {"micro_batch_tokens": None},
     "objective": {
@@ -242,6 +242,7 @@ _LATER: dict[str, dict[str, Any]] = {
         "combine": "sum",
     },
 }
+_LATER_OF_SEVERAL: dict[str, Any] = {"server": None}
 _LATER_COLUMNS = {"tools": "tools", "template_arguments": "chat_template_kwargs", "teacher": None}
 
 
@@ -253,18 +254,29 @@ def _without_later(plain: dict[str, Any]) -> dict[str, Any]:
         else section
         for name, section in plain.items()
     }
+    if "teachers" in kept:
+        kept["teachers"] = [
+            {key: value for key, value in own.items() if _LATER_OF_SEVERAL.get(key, ...) != value}
+            for own in kept["teachers"]
+        ]
     columns = plain["data"]["columns"]
     kept["data"]["columns"] = {key: value for key, value in columns.items() if _LATER_COLUMNS.get(key, ...) != value}
     return kept
 
 
+# Where a teacher is asked and how fast, and how much memory it takes, but not what it says.
+_OF_TEACHER: Any = {
+    "max_tokens_per_forward": True,
+    "packing": True,
+    "server": {"url", "concurrency", "tokens_in_flight", "timeout", "patience"},
+}
 # Where and how fast a run computes, and how much memory that takes, but not what.
 _MAY_CHANGE_ON_RESUME: Any = {
     "run": {"storage"},
     "tracking": True,
     "profile": True,
-    "teacher": {"max_tokens_per_forward", "packing"},
-    "teachers": {"__all__": {"max_tokens_per_forward", "packing"}},
+    "teacher": _OF_TEACHER,
+    "teachers": {"__all__": _OF_TEACHER},
     "student": {"gradient_checkpointing", "packing"},
     "evaluation": {"micro_batch_size", "metrics", "words"},
     "generation": True,
