@@ -28,7 +28,7 @@ def _check_judges(recipe: Recipe) -> None:
             f"{stored[0].key}.source",
             "'stored' cannot judge what the student has yet to write: a store holds the teacher's outputs for given "
             "answers alone",
-            "set it to online, where the teacher runs, or leave out rollouts",
+            "set it to online or served, where the teacher runs, or leave out rollouts",
         )
     if recipe.objective.alignment != "segments":
         raise UserError(

@@ -61,7 +61,7 @@ def _check_objective(recipe: Recipe, settings: NamedTeacherSettings) -> None:
     if temperature != 1:
         raise UserError(
             "objective.teacher_temperature",
-            f"{temperature:g} needs every logit of the teacher, and a served one tells its {top} likeliest tokens alone",
+            f"{temperature:g} needs every logit of the teacher, and a served one tells its {top} likeliest tokens",
             "set it to 1.0, or teacher.source to online",
         )
     if needed > top:

@@ -14,7 +14,8 @@ class ServerSettings(Strict):
     """The inference engine that a teacher with ``source: served`` runs in.
 
     A bearer token is never here: it is read from the environment variable ``ULD_DS_TEACHER_TOKEN``, that of one of
-    several teachers from ``ULD_DS_TEACHER_TOKEN_NAME``."""
+    several teachers from ``ULD_DS_TEACHER_TOKEN_NAME``.
+    """
 
     url: str
     """Where it answers, e.g. ``http://teacher:8000``, over http or https."""
