@@ -16,7 +16,7 @@ from uld_ds.spectrum.histogram import LevelCounts, LevelGrid
 class SpectrumParts:
     """Head, tail and scale of ``N`` compact spectra, without the making of them: see ``uld_ds.spectrum.Spectrum``."""
 
-    __slots__ = ("counts", "error", "grid", "head", "log_scale", "masses", "temperature")
+    __slots__ = ("counts", "error", "grid", "head", "log_scale", "masses", "temperature", "unknown_mass")
 
     def __init__(
         self,
@@ -28,6 +28,7 @@ class SpectrumParts:
         temperature: float = 1.0,
         log_scale: Tensor | None = None,
         error: Tensor | None = None,
+        unknown_mass: Tensor | None = None,
     ) -> None:
         """Wrap the parts of ``N`` spectra.
 
@@ -39,7 +40,7 @@ class SpectrumParts:
         for name, part in (("counts", counts), ("masses", masses)):
             if tuple(part.shape) != wanted[name]:
                 raise ValueError(f"{name} must have shape {list(wanted[name])}, got {list(part.shape)}")
-        for name, vector in (("log_scale", log_scale), ("error", error)):
+        for name, vector in (("log_scale", log_scale), ("error", error), ("unknown_mass", unknown_mass)):
             if vector is not None and tuple(vector.shape) != (rows,):
                 raise ValueError(f"{name} must have shape [{rows}], got {list(vector.shape)}")
         self.head = head
@@ -49,6 +50,7 @@ class SpectrumParts:
         self.temperature = temperature
         self.log_scale = log_scale
         self.error = error
+        self.unknown_mass = unknown_mass
 
     def __len__(self) -> int:
         return self.head.shape[0]
@@ -78,6 +80,7 @@ class SpectrumParts:
             temperature=self.temperature,
             log_scale=None if self.log_scale is None else function(self.log_scale),
             error=None if self.error is None else function(self.error),
+            unknown_mass=None if self.unknown_mass is None else function(self.unknown_mass),
         )
 
     def with_head(self, num_head: int) -> Self:
@@ -106,6 +109,7 @@ class SpectrumParts:
             temperature=self.temperature,
             log_scale=self.log_scale,
             error=self.error,
+            unknown_mass=self.unknown_mass,
         )
 
     @property
@@ -119,7 +123,10 @@ class SpectrumParts:
         return LevelCounts(self.counts, self.masses)
 
     def unscaled_mass(self) -> Tensor:
-        """Sum the stored probabilities of each row, ``[N]``: 1, or 0 for padding, up to rounding."""
+        """Sum the stored probabilities of each row, ``[N]``: up to rounding 1, or 0 for padding.
+
+        Less where a truncated distribution's tail was left out.
+        """
         return self.head.sum(-1) + self.masses.sum(-1)
 
     def cumulative_mass(self, ranks: Tensor) -> Tensor:

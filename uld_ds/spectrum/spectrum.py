@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from uld_ds.spectrum import codec
+from uld_ds.spectrum import codec, truncated
 from uld_ds.spectrum.checks import accumulation_dtype, check_logits, check_temperature
 from uld_ds.spectrum.histogram import LevelGrid
 from uld_ds.spectrum.kernels import (
@@ -44,7 +44,9 @@ class Spectrum(SpectrumParts):
         log_scale: ``[N]`` nats, or None for all zeros: every probability is to be multiplied by ``exp(log_scale)``
             (the chain scale of merged segments). ``head`` and ``masses`` are stored without it.
         error: ``[N]`` or None for all zeros: a bound on the W1 distance between what is stored and the true
-            distribution, before scaling; what a lossy codec cost.
+            distribution, before scaling: what a lossy codec cost, and what nobody knows of a truncated tail.
+        unknown_mass: ``[N]`` or None where every probability is known: the mass, before scaling, of tokens of which
+            nothing else is known (``from_top_log_probs``). Whatever the stored tail puts in their place is an estimate.
 
     A row of zeros is padding: its distance to anything is 0.
     """
@@ -62,6 +64,7 @@ class Spectrum(SpectrumParts):
             temperature=parts.temperature,
             log_scale=parts.log_scale,
             error=parts.error,
+            unknown_mass=parts.unknown_mass,
         )
 
     @classmethod
@@ -118,6 +121,40 @@ class Spectrum(SpectrumParts):
         return cls(head, counts, masses, grid=grid, temperature=temperature)
 
     @classmethod
+    @torch.no_grad()
+    def from_top_log_probs(
+        cls,
+        log_probs: Tensor,
+        *,
+        vocab_size: int,
+        num_head: int = DEFAULT_NUM_HEAD,
+        grid: LevelGrid | None = None,
+        name: str = "log_probs",
+    ) -> Spectrum:
+        """Make spectra of distributions of which only the largest probabilities are known.
+
+        What the others hold together becomes ``unknown_mass``; ``error`` bounds what that may cost
+        (``uld_ds.spectrum.truncated``).
+
+        Args:
+            log_probs: ``[N, k]`` natural log-probabilities at temperature 1, descending, of any floating dtype. A row
+                that ends in -inf knows fewer; one of nothing else is padding. Together they may exceed 1 by what half
+                precision rounds away: such rows are scaled back.
+            vocab_size: Tokens of the vocabulary, of which all but those of ``log_probs`` share the unknown mass.
+            num_head: Probabilities per row kept exactly.
+            grid: Levels for the others (default: ``LevelGrid.below_head(num_head)``).
+            name: What to call ``log_probs`` in an error.
+
+        Raises:
+            ValueError: wrong shape, dtype or ``num_head``; a row that is not descending, holds NaN or more than 1, or
+                leaves more than the tokens beyond it could hold (named).
+        """
+        parts = truncated.from_top_log_probs(
+            log_probs, vocab_size=vocab_size, num_head=num_head, grid=grid or LevelGrid.below_head(num_head), name=name
+        )
+        return cls.from_parts(parts)
+
+    @classmethod
     def cat(cls, spectra: Sequence[Spectrum]) -> Spectrum:
         """Concatenate spectra along the rows.
 
@@ -138,6 +175,7 @@ class Spectrum(SpectrumParts):
             temperature=first.temperature,
             log_scale=_cat_optional([s.log_scale for s in spectra], spectra),
             error=_cat_optional([s.error for s in spectra], spectra),
+            unknown_mass=_cat_optional([s.unknown_mass for s in spectra], spectra),
         )
 
     def shift(self, log_scale: Tensor) -> Spectrum:
@@ -158,6 +196,7 @@ class Spectrum(SpectrumParts):
             temperature=self.temperature,
             log_scale=moved,
             error=self.error,
+            unknown_mass=self.unknown_mass,
         )
 
     def to_bytes(self, precision: Precision | None = None) -> bytes:
@@ -183,7 +222,7 @@ class Spectrum(SpectrumParts):
     @property
     def num_bytes(self) -> int:
         """Bytes that the tensors hold in memory."""
-        parts = (self.head, self.counts, self.masses, self.log_scale, self.error)
+        parts = (self.head, self.counts, self.masses, self.log_scale, self.error, self.unknown_mass)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
     def total_mass(self) -> Tensor:

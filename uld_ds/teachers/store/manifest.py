@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from uld_ds.errors import UserError
-from uld_ds.spectrum.codec import CODEC_VERSION
+from uld_ds.spectrum.codec_bytes import CODEC_VERSION, TRUNCATED_VERSION
 from uld_ds.spectrum.precision import Precision
 
 FORMAT_VERSION = 1
@@ -42,9 +42,10 @@ class CodecFacts(_Strict):
     """Fields of ``uld_ds.spectrum.Precision``."""
 
     @classmethod
-    def of(cls, precision: Precision | None = None) -> Self:
-        """Describe this release's codec with a precision."""
-        return cls(version=CODEC_VERSION, precision=dataclasses.asdict(precision or Precision()))
+    def of(cls, precision: Precision | None = None, *, truncated: bool = False) -> Self:
+        """Describe this release's codec with a precision; ``truncated`` where spectra have an unknown mass."""
+        version = TRUNCATED_VERSION if truncated else CODEC_VERSION
+        return cls(version=version, precision=dataclasses.asdict(precision or Precision()))
 
     def to_precision(self) -> Precision:
         """Return the precision for the encoder."""

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uld_ds.errors import FinalError, RunError, UserError, one_line
-from uld_ds.spectrum.codec import CODEC_VERSION
+from uld_ds.spectrum.codec_bytes import READ_VERSIONS
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import (
     MANIFEST,
@@ -99,8 +99,9 @@ class SpectrumStore:
                 raise UserError(key, problem, "run the same `uld-ds store build` again, it goes on where it stopped")
             raise UserError(key, f"no spectrum store at {files.url}", "correct it, or build one: `uld-ds store build`")
         manifest = manifest_from_json(data, files.path(MANIFEST), key)
-        if manifest.codec.version != CODEC_VERSION:
-            problem = f"{files.url} has codec.version {manifest.codec.version}, but this release reads {CODEC_VERSION}"
+        if manifest.codec.version not in READ_VERSIONS:
+            known = " and ".join(map(str, READ_VERSIONS))
+            problem = f"{files.url} has codec.version {manifest.codec.version}, but this release reads {known}"
             raise UserError(key, problem, "build the store again with this release")
         return cls(files, manifest, with_top=with_top)
 
