@@ -146,7 +146,8 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
             "student.deepspeed: student_zero3_cpu.json or _gpu.json would shard them"
         )
     own = TextSide.of_model(student, recipe.student, "student", special_tokens=recipe.data.special_tokens)
-    teachers = found_teachers(recipe, own)
+    teachers = found_teachers(recipe, own, run_dir)
+    servers = {name: teacher.server for name, teacher in teachers.items() if teacher.server is not None}
     shared = all(teacher.shares_tokenizer for teacher in teachers.values())
     splits = _splits(recipe, run_dir, own, teachers)
     for name, split in splits.items():
@@ -167,7 +168,8 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         "weight_bytes": size,
         "tracking_uri": uri,
         "splits": places,
-        "teacher_facts": teacher_facts(recipe, {name: teacher.place for name, teacher in teachers.items()})
+        "servers": servers,
+        "teacher_facts": teacher_facts(recipe, {name: teacher.place for name, teacher in teachers.items()}, servers)
         | {"same_tokenizer": shared},
         "code_revision": str(code_revision()),
     }

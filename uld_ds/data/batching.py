@@ -56,6 +56,11 @@ class Batcher:
             for indices, start in zip(micro_batches, starts[:-1], strict=True)
         ]
 
+    def examples(self, micro_batches: Sequence[np.ndarray]) -> list[int]:
+        """List the examples that the micro-batches of a step will have, stand-ins included."""
+        found: list[int] = self._resolved(np.concatenate(micro_batches)).tolist()
+        return found
+
     def _resolved(self, indices: np.ndarray) -> np.ndarray:
         return np.where(indices == IGNORED, self._stand_in, indices)
 

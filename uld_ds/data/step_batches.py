@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from uld_ds.batches import MicroBatch
 from uld_ds.data.batching import Batcher
 from uld_ds.data.dealing import Dealer
@@ -33,7 +35,14 @@ class StepBatches:
 
     def window(self, step: int) -> list[MicroBatch]:
         """Make this rank's micro-batches of optimizer step ``step``, counted from 0."""
+        return self._batcher.window(self._dealt(step))
+
+    def examples(self, step: int) -> list[int]:
+        """List the examples of this rank's micro-batches of a step, which are not made; none behind the last step."""
+        return self._batcher.examples(self._dealt(step)) if step < self.num_steps else []
+
+    def _dealt(self, step: int) -> list[np.ndarray]:
         training, num_examples = self._training, len(self._batcher)
         total = None if training.epochs is None else num_run_examples(num_examples, training.epochs)
         indices = step_examples(step, num_examples, training.batch_size, self._seed, total=total)
-        return self._batcher.window(self._dealer(self._batcher, indices))
+        return self._dealer(self._batcher, indices)

@@ -72,7 +72,7 @@ def student_scorer(engine: Any) -> Scores:
 
 
 def teacher_scorer(teacher: Any, batcher: TeacherBatcher, device: torch.device) -> Scores:
-    """Make a scorer by an OnlineTeacher; ``batcher`` holds its side of the held-out examples."""
+    """Make a scorer by a teacher that is a model; ``batcher`` holds its side of the held-out examples."""
 
     def scores(micro_batch: MicroBatch) -> tuple[SideBatch, Tensor]:
         side = batcher.batch(micro_batch.examples).to(device)

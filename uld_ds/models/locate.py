@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from uld_ds.errors import UserError, one_line
 from uld_ds.models.gguf import dequantized_folder
-from uld_ds.models.parts import check_config, model_key
+from uld_ds.models.parts import check_config, check_positions, model_key
 from uld_ds.models.remote_code import check_remote_code, needs_code
 from uld_ds.models.weight_files import cached_folder, check_no_pointers, tensors, weight_files
 from uld_ds.recipe import ModelSettings
@@ -23,12 +23,13 @@ from uld_ds.utils.cache import PACKAGE, package_folder
 from uld_ds.utils.files import in_home
 
 
-def locate_model(settings: ModelSettings, key: str) -> str:
+def locate_model(settings: ModelSettings, key: str, *, runs: bool = True) -> str:
     """Find a model's directory or hub id, ready for ``from_pretrained`` with ``settings.revision``.
 
     Args:
         settings: Teacher or student section of a recipe, with ``model`` set.
         key: Name of that section, or of an argument of the command line in capitals, for messages.
+        runs: Whether its weights are to be loaded here; otherwise they need not be there, nor be readable.
 
     Raises:
         UserError: a package that is not installed, a path or GGUF file that does not exist, an unknown hub id, weights
@@ -40,6 +41,9 @@ def locate_model(settings: ModelSettings, key: str) -> str:
         folder = dequantized_folder(folder, settings.gguf_file, key)
     place = str(folder.resolve()) if folder.is_dir() else settings.model
     config = read_config(place, settings, key)
+    if not runs:
+        check_positions(config, settings.model, settings.max_length, key)
+        return place
     if folder.is_dir():
         _check_weights(folder, model_key(key), config)
     else:

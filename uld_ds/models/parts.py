@@ -51,13 +51,28 @@ def check_config(config: PreTrainedConfig, name: str, max_length: int, key: str)
         UserError: examples longer than the model's positions, or weights that are quantized in a way that nothing
             installed can read.
     """
+    check_positions(config, name, max_length, key)
+    _check_quantization(config, name, model_key(key))
+
+
+def check_positions(config: PreTrainedConfig, name: str | None, max_length: int, key: str) -> None:
+    """Check that a model has positions for a recipe's examples.
+
+    Args:
+        config: of the model.
+        name: what the user called the model.
+        max_length: tokens of an example.
+        key: section of the model in the recipe.
+
+    Raises:
+        UserError: it has fewer.
+    """
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and longest < max_length:
         problem = f"{max_length} is more than the {longest} positions of {name!r}"
         # A model that is given on the command line is read as the recipe's student is.
         section = "student" if key.isupper() else key
         raise UserError(f"{section}.max_length", problem, "lower it")
-    _check_quantization(config, name, model_key(key))
 
 
 def _check_quantization(config: Any, name: str, key: str) -> None:

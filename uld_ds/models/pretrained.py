@@ -36,18 +36,19 @@ class Pretrained:
     """Repository whose code may be run, at the commit that somebody has read; with None no code is run."""
 
     @classmethod
-    def from_settings(cls, settings: ModelSettings, section: str) -> Pretrained:
+    def from_settings(cls, settings: ModelSettings, section: str, *, runs: bool = True) -> Pretrained:
         """Locate the model that a recipe names.
 
         Args:
             settings: Teacher or student section of a recipe, with ``model`` set.
             section: Name of that section, for messages.
+            runs: Whether its weights are to be loaded here; otherwise they need not be there.
 
         Raises:
             UserError: as ``locate_model``: there is no such model, it cannot be used, or it needs code that the recipe
                 does not trust, or its generation options are refused.
         """
-        found = cls.at(locate_model(settings, section), settings, section)
+        found = cls.at(locate_model(settings, section, runs=runs), settings, section)
         check_options(found.place, found.revision, found.key)
         return found
 

@@ -16,19 +16,26 @@ from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.tokenization.loading import tokenizer_digest
 
 
-def teacher_facts(recipe: Recipe, places: Mapping[str, str]) -> dict[str, Any]:
+def teacher_facts(
+    recipe: Recipe, places: Mapping[str, str], servers: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """Identify the teachers that a student learns from, or the stores of their outputs.
 
     Args:
         recipe: the run's recipe.
-        places: where each online teacher was found, by its name: a directory or hub id.
+        places: where each online or served teacher was found, by its name: a directory or hub id.
+        servers: facts of the engine of each served teacher, by its name: see ``ServerFacts``.
 
     Returns:
         ``teacher``, ``teacher_revision``, ``teacher_digest`` and ``teacher_tokenizer_digest``; of a stored teacher
-        also ``teacher_store`` and ``teacher_store_digest``. Of several, ``teacher`` names all, ``teacher_digest`` is of
-        all, and ``teachers`` has, as JSON, these facts and the weight of each by its name.
+        also ``teacher_store`` and ``teacher_store_digest``, of a served one ``teacher_server``. Of several, ``teacher``
+        names all, ``teacher_digest`` is of all, and ``teachers`` has, as JSON, these facts and the weight of each by
+        its name.
     """
-    facts = {settings.name: _facts_of(settings, places[settings.name]) for settings in recipe.teachers}
+    facts = {
+        settings.name: _facts_of(settings, places[settings.name], (servers or {}).get(settings.name))
+        for settings in recipe.teachers
+    }
     if len(facts) == 1:
         return next(iter(facts.values()))
     weights = {settings.name: settings.weight for settings in recipe.teachers}
@@ -42,7 +49,17 @@ def teacher_facts(recipe: Recipe, places: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _facts_of(settings: NamedTeacherSettings, place: str) -> dict[str, Any]:
+def _facts_of(settings: NamedTeacherSettings, place: str, server: Mapping[str, Any] | None) -> dict[str, Any]:
+    if server is not None:
+        # The weights are the server's; what is known of them is what it says, and its name of them.
+        facts = json.dumps(dict(server), sort_keys=True)
+        return {
+            "teacher": named(settings),
+            "teacher_revision": settings.revision,
+            "teacher_digest": f"served:{hashlib.sha256(facts.encode()).hexdigest()}",
+            "teacher_tokenizer_digest": tokenizer_digest(Pretrained.at(place, settings, settings.key).tokenizer()),
+            "teacher_server": facts,
+        }
     if settings.source == "online":
         teacher = Pretrained.at(place, settings, settings.key)
         revision, digest = model_identity(teacher)

@@ -38,6 +38,8 @@ class Job:
     """Folder of each prepared split: ``train``, ``eval`` where the recipe has one, ``prompts`` where it has rollouts.
 
     Where all answers are the student's own, the prompts are what it trains on."""
+    servers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Facts of the engine that each served teacher runs in, by the teacher's name: see ``ServerFacts``."""
     teacher_facts: dict[str, Any] = field(default_factory=dict)
     """Facts that identify the teachers: see ``uld_ds.registry.provenance``."""
     code_revision: str = ""
@@ -48,8 +50,8 @@ class Job:
         return Split.load(Path(self.splits[name]))
 
     def cached_outputs(self, teacher: str) -> Path:
-        """Name the folder of an online teacher's cached outputs; of the only one, ``RunFolder.teacher`` itself."""
-        return self.folder.teacher if teacher == ONLY_TEACHER else self.folder.teacher / teacher
+        """Name the folder of a teacher's cached outputs."""
+        return cached_outputs(self.folder, teacher)
 
     def rows(self, name: str) -> Dataset:
         """Load the rows of a prepared split, or of the prompts."""
@@ -113,3 +115,8 @@ class Job:
     def from_config(cls, config: dict[str, Any]) -> Job:
         """Make the job from the plain values of ``to_config``."""
         return cls(**{**config, "recipe": parse_recipe(config["recipe"]), "run_dir": Path(config["run_dir"])})
+
+
+def cached_outputs(folder: RunFolder, teacher: str) -> Path:
+    """Name the folder of a teacher's cached outputs; of the only one, ``RunFolder.teacher`` itself."""
+    return folder.teacher if teacher == ONLY_TEACHER else folder.teacher / teacher

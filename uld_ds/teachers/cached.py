@@ -1,4 +1,4 @@
-"""An online teacher with an output cache: it computes the outputs of each example once."""
+"""A teacher with an output cache: the model, here or behind a server, is asked about each example once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,20 @@ from uld_ds.errors import RunError
 from uld_ds.recipe import Recipe, TeacherSettings
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.cache import OutputCache
-from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.teachers.source import AheadSource, ModelSource
 from uld_ds.utils.distributed import Ranks
 
 log = logging.getLogger(__name__)
 
 
-def cache_identity(recipe: Recipe, teacher: TeacherSettings, rows: str) -> str:
+def cache_identity(recipe: Recipe, teacher: TeacherSettings, rows: str, server: Mapping[str, Any] | None = None) -> str:
     """Compute the digest of all that decides cached teacher outputs and the examples' numbers.
 
     Args:
         recipe: Recipe of the run.
         teacher: The teacher whose outputs they are.
         rows: Name of the prepared data, which is a digest of its content.
+        server: Facts of the engine that a served teacher's outputs come from.
     """
     include = {"model", "revision", "gguf_file", "precision", "codec"}
     what: list[Any] = [
@@ -40,6 +41,8 @@ def cache_identity(recipe: Recipe, teacher: TeacherSettings, rows: str) -> str:
     # A cache without top-k tokens keeps the identity that it had in releases that knew of none.
     if number := recipe.taught.num_top_ids:
         what.append({"top_ids": number})
+    if server is not None:
+        what.append({"server": dict(server)})
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -51,7 +54,7 @@ class CachedTeacher:
 
     Args:
         cache: output cache that all ranks share.
-        teacher: Online teacher; None when everything is cached.
+        teacher: Teacher that is asked about the others; None when everything is cached.
         num_examples: Number of examples of the training data.
         judged: Numbers of those that the teacher judges; by default all of them.
         ranks: Process group whose ranks call the teacher together.
@@ -63,7 +66,7 @@ class CachedTeacher:
     def __init__(
         self,
         cache: OutputCache,
-        teacher: OnlineTeacher | None,
+        teacher: ModelSource | None,
         *,
         num_examples: int,
         judged: np.ndarray | None = None,
@@ -79,6 +82,7 @@ class CachedTeacher:
         self._device = device
         self._keeps_teacher = keeps_teacher
         self._spent = (0, 0)
+        self._waited: float | None = None
 
     @property
     def tokens_run(self) -> int:
@@ -122,14 +126,25 @@ class CachedTeacher:
         return self._cache.read(list(examples))
 
     @property
-    def asked(self) -> OnlineTeacher:
-        """The online teacher itself, while it is loaded."""
+    def asked(self) -> ModelSource:
+        """The teacher itself, while it is loaded."""
         assert self._teacher is not None, "the teacher is gone"
         return self._teacher
 
     def answer_scores(self, batch: SideBatch) -> torch.Tensor:
-        """Compute [A, 2] scores of answer tokens with the loaded teacher, as ``OnlineTeacher.answer_scores``."""
+        """Compute [A, 2] scores of answer tokens with the loaded teacher, as ``ModelSource.answer_scores``."""
         return self.asked.answer_scores(batch)
+
+    @property
+    def seconds_waited(self) -> float | None:
+        """Seconds for which steps have waited for a teacher elsewhere so far; None with one that runs here."""
+        return self._waited if self._teacher is None else _waited(self._teacher)
+
+    def prefetch(self, examples: Sequence[int]) -> None:
+        """Begin to ask about examples that are needed soon and not cached, where the teacher can be asked ahead."""
+        if isinstance(self._teacher, AheadSource):
+            # Own answers are never cached, and their numbers are behind those of all that is.
+            self._teacher.prefetch([example for example in examples if example not in self._cache])
 
     def _free_when_done(self) -> None:
         if self._teacher is None or self._keeps_teacher:
@@ -139,6 +154,7 @@ class CachedTeacher:
             return
         log.info("the teacher has answered all %d examples: its memory is freed", len(self._cache))
         self._spent = (self._teacher.tokens_run, self._teacher.bytes_gathered)
+        self._waited = _waited(self._teacher)
         self._teacher.close()
         self._teacher = None
         gc.collect()
@@ -147,3 +163,7 @@ class CachedTeacher:
 
     def _max(self, value: int) -> int:
         return int(self._ranks.max(torch.tensor(value, device=self._device)))
+
+
+def _waited(teacher: ModelSource) -> float | None:
+    return teacher.seconds_waited if isinstance(teacher, AheadSource) else None

@@ -160,7 +160,7 @@ def _alignment_pages(job: Job) -> Iterator[tuple[str, str]]:
     recipe = job.recipe
     number, rows = job.shown_rows()
     shown = recipe.teachers[number]
-    if shown.source != "online":
+    if shown.source == "stored":
         return
     student = Pretrained.at(job.student, recipe.student, "student").tokenizer()
     teacher = Pretrained.at(job.teachers[shown.name], shown, shown.key).tokenizer()

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -99,13 +99,15 @@ class DistillationEngine:
         with clock.phase("data"):
             sums = _Sums(OwnAnswers(window))
             window = [micro_batch.to(self.device) for micro_batch in window]
-        before = self.teachings.counters
+        before, waited = self.teachings.counters, self.teachings.seconds_waited
         learning_rate = self.student.get_lr()[0]
         with clock.phase("teacher"):
             try:
                 outputs = self.teachings.outputs(window, self.student.global_steps, self.device)
             except NonFiniteTeacherError as error:
                 return self._without_teacher(error, learning_rate, clock)
+        now = self.teachings.seconds_waited
+        waited = None if waited is None or now is None else now - waited
         with clock.phase("reduce"):
             together = self.teachings.combine == "route"
             normalize = self.teachings.settings.normalize
@@ -121,7 +123,7 @@ class DistillationEngine:
         tokens, gathered = (now - then for now, then in zip(self.teachings.counters, before, strict=True))
         sums.add("teacher_tokens", torch.tensor(tokens, device=self.device))
         sums.add("teacher_bytes", torch.tensor(gathered, device=self.device))
-        return self._result(sums, learning_rate, clock, watch)
+        return replace(self._result(sums, learning_rate, clock, watch), teacher_wait=waited)
 
     def _without_teacher(self, error: NonFiniteTeacherError, learning_rate: float, clock: PhaseClock) -> StepResult:
         # The student has not begun: for DeepSpeed, too, this was a step (the output cache counts them).

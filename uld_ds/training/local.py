@@ -102,7 +102,7 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
     check_rollouts(recipe, config)
     trial = try_student(config, recipe.student, place)
     own = TextSide.of_model(student, recipe.student, "student", special_tokens=recipe.data.special_tokens)
-    teachers = found_teachers(recipe, own)
+    teachers = found_teachers(recipe, own, folder)
     splits = prepared_splits(recipe, own, teachers, folder.parent / PREPARED_DATA)
     warn_of_splits(splits)
     return Job(
@@ -118,6 +118,7 @@ def _job(recipe: Recipe, *, on_gpu: bool) -> Job:
         ),
         teachers_deepspeed=teacher_configs(recipe, on_gpu=on_gpu),
         splits={name: str(split.folder) for name, split in splits.items()},
+        servers={name: teacher.server for name, teacher in teachers.items() if teacher.server is not None},
     )
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -23,6 +24,10 @@ from uld_ds.models.student import make_student
 from uld_ds.recipe import NamedTeacherSettings, Recipe
 from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.rollouts.prompts import PromptWork
+from uld_ds.runs.folder import RunFolder
+from uld_ds.runs.job import cached_outputs
+from uld_ds.teachers.served.facts import remembered
+from uld_ds.teachers.served.trust import examine
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import check_store, held_out_store
 from uld_ds.teachers.stored_side import StoredSide
@@ -54,31 +59,43 @@ class FoundTeacher:
     """Its side of each split, ``train`` and ``eval``."""
     shares_tokenizer: bool
     """Whether a token's id means the same to it and to the student."""
+    server: dict[str, Any] | None = None
+    """Facts of the engine that a served teacher runs in: see ``ServerFacts``."""
 
 
-def found_teachers(recipe: Recipe, student: TextSide) -> dict[str, FoundTeacher]:
-    """Find the teachers of a recipe, or the stores of their outputs, by the recipe's names of them.
+def found_teachers(recipe: Recipe, student: TextSide, run_dir: Path | None = None) -> dict[str, FoundTeacher]:
+    """Find the teachers of a recipe, their servers, or the stores of their outputs, by the recipe's names of them.
 
     Args:
         recipe: the run's recipe.
         student: the student's side, which stands in for held-out examples that no teacher output was stored of.
+        run_dir: folder of the run, which remembers what served teachers it began with.
 
     Raises:
         UserError: a teacher is not there, a store is of something else than the recipe says, or tokens are to be
-            compared by ids that mean different things, or by what stored ids spell, which is not known.
+            compared by ids that mean different things, or by what stored ids spell, which is not known; a server is
+            not what the recipe says, or cannot be used.
     """
     found = {}
     for settings in recipe.teachers:
         place, sides = _sides_of(recipe, settings, student)
         shared = share_a_tokenizer(student, sides["train"])
         check_identities(recipe, settings, sides["train"], shared=shared)
-        found[settings.name] = FoundTeacher(place, sides, shared)
+        server = None if settings.source != "served" else _server_of(settings, place, run_dir)
+        found[settings.name] = FoundTeacher(place, sides, shared, server)
     return found
 
 
+def _server_of(settings: NamedTeacherSettings, place: str, run_dir: Path | None) -> dict[str, Any]:
+    """Examine a served teacher's server; return the facts of its engine."""
+    teacher = Pretrained.at(place, settings, settings.key)
+    folder = None if run_dir is None else cached_outputs(RunFolder(run_dir), settings.name)
+    return remembered(settings, lambda: examine(settings, teacher), folder).to_json()
+
+
 def _sides_of(recipe: Recipe, settings: NamedTeacherSettings, student: TextSide) -> tuple[str, dict[str, Side]]:
-    if settings.source == "online":
-        teacher = Pretrained.from_settings(settings, settings.key)
+    if settings.source != "stored":
+        teacher = Pretrained.from_settings(settings, settings.key, runs=settings.source == "online")
         special_tokens = recipe.data.special_tokens
         side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
         return teacher.place, {"train": side, "eval": side}

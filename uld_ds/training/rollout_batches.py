@@ -79,9 +79,20 @@ class RolloutBatches:
 
     def window(self, step: int) -> list[MicroBatch]:
         """Make this rank's micro-batches of optimizer step ``step``, counted from 0, whose round has begun."""
+        batcher, dealt = self._dealt(step)
+        return batcher.window(dealt)
+
+    def examples(self, step: int) -> list[int]:
+        """List the examples of this rank's micro-batches of a step; none of one whose round has not begun."""
+        if step >= self.num_steps or self.rollouts.plan.round_of(step) != self.rollouts.number:
+            return []
+        batcher, dealt = self._dealt(step)
+        return batcher.examples(dealt)
+
+    def _dealt(self, step: int) -> tuple[Batcher, list[np.ndarray]]:
         assert self._batcher is not None, "a round has begun"
         indices = np.concatenate([self._given(step), self.rollouts.examples_of(step)])
-        return self._batcher.window(self._dealer(self._batcher, indices))
+        return self._batcher, self._dealer(self._batcher, indices)
 
     def _given(self, step: int) -> np.ndarray:
         number, per_step, epochs = self._num_given, self._given_per_step, self._training.epochs

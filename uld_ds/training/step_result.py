@@ -48,6 +48,9 @@ class StepResult:
 
     ``data`` (to the device), ``teacher``, ``reduce`` (counts and sums over ranks, and waiting for them), ``student``
     (forward), ``loss``, ``backward``, ``step`` (the optimizer)."""
+    teacher_wait: float | None = None
+    """Seconds of ``teacher`` that the step, on its slowest rank, waited for a server; None where all teachers are here.
+    """
     skipped: bool = False
     """Whether something was not finite on any rank: then no rank has changed weights or optimizer state."""
     suspects: tuple[int, ...] = ()
@@ -72,6 +75,7 @@ class StepResult:
             "train/student_entropy": self.student_entropy,
             **({} if self.bits_per_byte is None else {"train/bits_per_byte": self.bits_per_byte}),
             **({} if self.rollouts is None else self.rollouts.metrics()),
+            **({} if self.teacher_wait is None else {"teacher_wait_seconds": self.teacher_wait}),
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm,
             "student_tokens": float(self.student_tokens),

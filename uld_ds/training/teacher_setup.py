@@ -1,4 +1,4 @@
-"""A teacher of a job as one rank has it: a sharded model, one with an output cache, or a store, as the recipe says."""
+"""A teacher of a job as one rank has it: a model here or behind a server, with an output cache or not, or a store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from uld_ds.runs.job import Job
 from uld_ds.teachers.cache import OutputCache
 from uld_ds.teachers.cached import CachedTeacher, cache_identity
 from uld_ds.teachers.online import OnlineTeacher
-from uld_ds.teachers.source import TeacherSource
+from uld_ds.teachers.served.engine import ServedEngine, open_client
+from uld_ds.teachers.served.teacher import ServedTeacher
+from uld_ds.teachers.source import ModelSource, TeacherSource
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import StoredTeacher, held_out_store
 from uld_ds.training.engines import load_teacher
@@ -58,7 +60,7 @@ class TeacherSetup:
         self._padding = 0
         self.tokenizer: PreTrainedTokenizerBase | None = None
         """The teacher's tokenizer; None with a stored teacher."""
-        if self.settings.source == "online":
+        if self.settings.source != "stored":
             self.tokenizer = self._pretrained.tokenizer()
             self._padding = padding_id(self.tokenizer)
 
@@ -83,7 +85,9 @@ class TeacherSetup:
             return self._model(rows)
         cache = OutputCache(
             self._job.cached_outputs(self.settings.name),
-            cache_identity(recipe, self.settings, Path(self._job.splits["train"]).name),
+            cache_identity(
+                recipe, self.settings, Path(self._job.splits["train"]).name, self._job.servers.get(self.settings.name)
+            ),
             rank=self._ranks.rank,
             precision=self.settings.codec.to_precision(),
         )
@@ -101,7 +105,24 @@ class TeacherSetup:
             keeps_teacher=judges,
         )
 
-    def _model(self, rows: Dataset) -> OnlineTeacher:
+    def _model(self, rows: Dataset) -> ModelSource:
+        return self._online(rows) if self.settings.source == "online" else self._served(rows)
+
+    def _served(self, rows: Dataset) -> ServedTeacher:
+        settings, facts = self.settings, self._job.servers[self.settings.name]
+        assert settings.server is not None
+        vocab_size = self._pretrained.embedding_rows()
+        engine = ServedEngine(open_client(settings), settings.server, str(facts["model"]), vocab_size)
+        return ServedTeacher(
+            engine,
+            self.batcher(rows),
+            vocab_size=vocab_size,
+            ranks=self._ranks,
+            device=self._device,
+            top_ids=self._job.recipe.taught.num_top_ids,
+        )
+
+    def _online(self, rows: Dataset) -> OnlineTeacher:
         own = self.settings.name
         self._stage("loading the teacher" if own == ONLY_TEACHER else f"loading the teacher {own}")
         objective = self._job.recipe.taught
@@ -122,7 +143,7 @@ class TeacherSetup:
             rows: all of them, prepared.
         """
         teacher = source.asked if isinstance(source, CachedTeacher) else source
-        assert isinstance(teacher, OnlineTeacher), "only a model can judge new text"
+        assert isinstance(teacher, OnlineTeacher | ServedTeacher), "only a model can judge new text"
         teacher.ask_about(self.batcher(rows))
 
     def relations(self, student: PreTrainedTokenizerBase) -> VocabularyRelations | None:
@@ -137,7 +158,7 @@ class TeacherSetup:
     def scores(self, source: TeacherSource, held_out: Dataset) -> Scores | None:
         """Make the scorer of held-out answers by the teacher; None when no teacher outputs were stored for them."""
         batcher = self.batcher(held_out)
-        if self.settings.source == "online":
+        if self.settings.source != "stored":
             return teacher_scorer(source, batcher, self._device)
         stored = self.store_of(held_out, held_out=True)
         return None if stored is None else stored_scorer(stored, batcher, self._device)

@@ -17,7 +17,7 @@ from uld_ds.models.row_model import Head
 from uld_ds.recipe import ObjectiveSettings
 from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.teacher_outputs import TeacherSegments, TeacherTokens
-from uld_ds.teachers.source import TeacherSource
+from uld_ds.teachers.source import AheadSource, TeacherSource
 
 OF_STUDENT = ("ce", "student_entropy", "student_entropy_rows")
 """Parts of the loss that are of the student alone: counted once, however many teachers there are."""
@@ -56,6 +56,20 @@ class Teachings:
         """Tokens that went through the teachers on this rank so far, and bytes of their weights that it received."""
         sources = [teacher.source for teacher in self.teachers]
         return sum(source.tokens_run for source in sources), sum(source.bytes_gathered for source in sources)
+
+    @property
+    def seconds_waited(self) -> float | None:
+        """Seconds for which steps have waited for teachers elsewhere so far; None where all are here."""
+        sources = [teacher.source for teacher in self.teachers]
+        waited = [source.seconds_waited for source in sources if isinstance(source, AheadSource)]
+        known = [seconds for seconds in waited if seconds is not None]
+        return sum(known) if known else None
+
+    def prefetch(self, examples: Sequence[int]) -> None:
+        """Let teachers elsewhere be asked about examples that are needed soon, those of the next step first."""
+        for teacher in self.teachers:
+            if isinstance(teacher.source, AheadSource):
+                teacher.source.prefetch(examples)
 
     @property
     def shares(self) -> list[float]:

@@ -32,6 +32,9 @@ from uld_ds.training.step_result import StepResult
 
 log = logging.getLogger(__name__)
 
+_STEPS_AHEAD = 2
+"""Steps whose examples a teacher elsewhere is asked about while another one is computed."""
+
 
 class Batches(Protocol):
     """The data of a run, step by step."""
@@ -43,6 +46,10 @@ class Batches(Protocol):
 
     def window(self, step: int) -> list[MicroBatch]:
         """Make this rank's micro-batches of optimizer step ``step``, counted from 0."""
+        ...
+
+    def examples(self, step: int) -> list[int]:
+        """List the examples of this rank's micro-batches of a step, which are not made; none where nobody knows yet."""
         ...
 
 
@@ -267,6 +274,7 @@ class Trainer:
         # Dropout depends on the step, not on how often the run was restarted.
         set_seed(step_seed(self.recipe.run.seed, state.step, self.engine.ranks.rank))
         window = self.batches.window(state.step)
+        self._prefetch(state.step)
         data_seconds = time.perf_counter() - begin
         with self._profiled(state.step + 1):
             result = self.engine.train_step(window)
@@ -288,6 +296,13 @@ class Trainer:
             self._tell("on_loss_spike", state, height)
         phases = result.seconds | {"data": data_seconds + result.seconds.get("data", 0.0)}
         self._tell("on_step", state, self._metrics(result, with_other(phases, seconds), seconds))
+
+    def _prefetch(self, step: int) -> None:
+        """Have teachers elsewhere asked about this step's examples and the next ones', while the student computes."""
+        teachings = self.engine.teachings
+        if teachings.seconds_waited is not None:
+            soon = range(step, step + 1 + _STEPS_AHEAD)
+            teachings.prefetch([example for number in soon for example in self.batches.examples(number)])
 
     def _metrics(self, result: StepResult, phases: Mapping[str, float], seconds: float) -> dict[str, float]:
         return {

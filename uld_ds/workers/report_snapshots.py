@@ -20,6 +20,7 @@ from uld_ds.runs.job import Job
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.cached import CachedTeacher
 from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.teachers.served.teacher import ServedTeacher
 from uld_ds.teachers.source import TeacherSource
 from uld_ds.training.engine import DistillationEngine
 from uld_ds.training.teacher_setup import TeacherSetup
@@ -96,11 +97,15 @@ class ReportKeeper:
         side: TextSide,
         calibration: dict[str, Any] | None,
     ) -> None:
-        """Keep the snapshot of a teacher whose model is loaded; none of a cached teacher without its model."""
+        """Keep the snapshot of a teacher that can be asked; none of a cached teacher without its model."""
         if isinstance(teacher, CachedTeacher):
             if not teacher.is_loaded:
                 return
             teacher = teacher.asked
+        if isinstance(teacher, ServedTeacher):
+            # What it says about given text: to write some is another kind of request.
+            self._known_outputs(teacher.outputs(batcher.batch(range(self._showcase.num_examples))), calibration)
+            return
         assert isinstance(teacher, OnlineTeacher)
         spectra = self._showcase.teacher_distributions(teacher.apply_at, batcher, side.tokenizer, self._device)
         tokens = self._job.recipe.evaluation.sample_tokens
@@ -110,7 +115,10 @@ class ReportKeeper:
 
     def _stored_teacher(self, teacher: TeacherSource, calibration: dict[str, Any] | None) -> None:
         """Keep the snapshot of a stored teacher."""
-        said = TeacherTokens.cat(teacher.answers(range(self._showcase.num_examples), 0))
+        self._known_outputs(TeacherTokens.cat(teacher.answers(range(self._showcase.num_examples), 0)), calibration)
+
+    def _known_outputs(self, said: TeacherTokens, calibration: dict[str, Any] | None) -> None:
+        """Keep the snapshot of a teacher of which outputs at given text are known, and no more."""
         spectra = self._showcase.stored_distributions(said.spectrum.head, said.log_probs.exp())
         self._showcase.write("teacher", spectra=spectra, calibration=calibration)
 

@@ -12,10 +12,16 @@ import numpy as np
 # A log-probability may be so much above 0, and probabilities may sum to so much above 1, by rounding: float32's own is
 # below 1e-5, and what engines do to logits in bf16 is done before they are normalized.
 _ROUNDING = 1e-3
+# So much more than all other tokens can hold may be left for them.
+_LEFT_OVER = 1e-2
 
 
 class BadReplyError(ValueError):
     """A reply of an engine that is not what it was asked for; its message says what is wrong."""
+
+
+class NotLogProbsError(BadReplyError):
+    """A reply whose numbers cannot be log-probabilities, e.g. logits."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,11 @@ def checked(log_probs: np.ndarray, ids: np.ndarray, top: np.ndarray, positions: 
     """
     values = np.concatenate([log_probs[:, None], top], axis=1)  # [n, 1 + k]
     _refuse(np.isnan(values).any(1), positions, "is not a number")
-    _refuse((values > _ROUNDING).any(1), positions, "is above 0: these are logits, or something else was done to them")
-    _refuse(np.exp(top.astype(np.float64)).sum(1) > 1 + _ROUNDING, positions, "makes probabilities sum to more than 1")
+    _refuse((values > _ROUNDING).any(1), positions, "is above 0", NotLogProbsError)
+    sums = np.exp(np.minimum(top, 0).astype(np.float64)).sum(1)
+    _refuse(sums > 1 + _ROUNDING, positions, "makes probabilities sum to more than 1", NotLogProbsError)
+    left_over = _left_over(top, vocab_size) > _LEFT_OVER
+    _refuse(left_over, positions, "leaves more for other tokens than they can hold", NotLogProbsError)
     _refuse(((ids < 0) | (ids >= vocab_size)).any(1), positions, f"is about an id that is none of {vocab_size}")
     in_order = np.sort(ids, axis=1)
     _refuse((in_order[:, 1:] == in_order[:, :-1]).any(1), positions, "is about a token that is there twice")
@@ -111,9 +120,17 @@ def checked(log_probs: np.ndarray, ids: np.ndarray, top: np.ndarray, positions: 
     return Scores(np.minimum(log_probs, 0), np.take_along_axis(ids, order, 1), np.minimum(top, 0))
 
 
-def _refuse(rows: np.ndarray, positions: np.ndarray, what: str) -> None:
+def _left_over(top: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Compute the mass that is left for other tokens, [n], beyond what they hold if all are as likely as the last."""
+    p = np.exp(top.astype(np.float64))
+    known = (p > 0).sum(1)
+    least = np.where(p > 0, p, np.inf).min(1, initial=np.inf)
+    return 1 - p.sum(1) - np.where(known > 0, (vocab_size - known) * np.where(known > 0, least, 0.0), 0.0)
+
+
+def _refuse(rows: Any, positions: np.ndarray, what: str, kind: type[BadReplyError] = BadReplyError) -> None:
     if rows.any():
-        raise BadReplyError(f"a log-probability at token {int(positions[np.argmax(rows)])} {what}")
+        raise kind(f"a log-probability at token {int(positions[np.argmax(rows)])} {what}")
 
 
 def check_length(found: int, ids: Sequence[int], what: str) -> None:

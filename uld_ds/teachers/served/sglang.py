@@ -74,6 +74,8 @@ def _rows(facts: Any, ids: Sequence[int], top: int) -> tuple[np.ndarray, np.ndar
         raise BadReplyError(f"its base64 is damaged ({error})") from error
     # (Of the shape's first number releases differ in whether it counts the tokens that nothing predicts.)
     if facts[f"{_FLAT}_shape"][1] != top or len(values) != len(found) or len(values) % top:
-        raise BadReplyError(f"its flat log-probabilities have shape {facts[f'{_FLAT}_shape']}, and {top} were asked for")
+        raise BadReplyError(
+            f"its flat log-probabilities have shape {facts[f'{_FLAT}_shape']}, and {top} were asked for"
+        )
     check_length(len(values) // top + int(facts[f"{_FLAT}_null_prefix"]), ids, "rows of likeliest tokens")
     return found.reshape(-1, top), values.reshape(-1, top)

@@ -1,4 +1,4 @@
-"""The served teacher: a source of outputs that an inference engine gives, asked for ahead of the steps that need them."""
+"""The served teacher: a source of outputs that an inference engine gives, asked for ahead of who needs them."""
 
 from __future__ import annotations
 
@@ -172,9 +172,7 @@ class ServedTeacher:
             kept,
         )
         stops = np.cumsum([len(scores.log_probs) for scores in found]).tolist()
-        return [
-            whole[stop - len(scores.log_probs) : stop] for scores, stop in zip(found, stops, strict=True)
-        ]
+        return [whole[stop - len(scores.log_probs) : stop] for scores, stop in zip(found, stops, strict=True)]
 
 
 def _texts(batch: SideBatch) -> list[_Text]:

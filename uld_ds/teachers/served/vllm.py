@@ -57,8 +57,8 @@ class VllmApi:
             if isinstance(error, BadReplyError):
                 raise
             raise BadReplyError(f"an entry is of another form ({type(error).__name__}: {error})") from error
-        values = np.where(values <= _MINUS_INFINITY, -np.inf, values).astype(np.float32).reshape(len(rows), -1)
-        return checked(values[:, 0], found.reshape(len(rows), -1), values[:, 1:], positions, vocab_size)
+        known = np.where(values <= _MINUS_INFINITY, -np.inf, values).astype(np.float32).reshape(-1, 1 + top)
+        return checked(known[:, 0], found.reshape(-1, top), known[:, 1:], positions, vocab_size)
 
 
 def _choice(reply: Any) -> dict[str, Any]:
