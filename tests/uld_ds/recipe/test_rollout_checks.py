@@ -18,7 +18,8 @@ HELD_OUT = {"source": "files", "path": "e.jsonl"}
         (
             {"teacher__source": "stored", "teacher__path": "s"},
             "teacher.source: 'stored' cannot judge what the student has yet to write: a store holds the teacher's "
-            "outputs for given answers alone; set it to online or served, where the teacher runs, or leave out rollouts",
+            "outputs for given answers alone; set it to online or served, where the teacher runs, or leave out "
+            "rollouts",
             {"teacher__source": "online"},
         ),
         (

@@ -194,7 +194,7 @@ class Client:
             # A redirection would carry the token elsewhere.
             async with session.request(method, url, json=body, allow_redirects=False) as response:
                 reply = Reply(response.status, _json_or_text(await response.read()))
-                after = _seconds_after(response.headers.get("Retry-After"))
+                after = seconds_after(response.headers.get("Retry-After"))
         except (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch, aiohttp.InvalidURL) as error:
             raise RefusedError(f"{self.called} cannot be spoken to ({one_line(error, kind=True)})") from error
         except TimeoutError as error:
@@ -244,7 +244,7 @@ def _json_or_text(data: bytes) -> Any:
     return {"message": found} if isinstance(found, str) else found
 
 
-def _seconds_after(header: str | None) -> float:
+def seconds_after(header: str | None) -> float:
     """Read how long a server wants to be left alone for: seconds, or a date."""
     if header is None:
         return 0.0
