@@ -68,6 +68,7 @@ class EngineServer:
         """Token ids of every text that was scored, in order of arrival."""
         self.faults: list[str] = []
         self.retry_after = "0"
+        self.refuses: Callable[[list[int]], bool] = lambda _ids: False
         self.most_requests = self.most_tokens = 0
         """The most that were under way at once."""
         self.connections: set[Any] = set()
@@ -213,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault and fault.startswith("to "):
                 self._send(307, {"detail": "elsewhere"}, {"Location": fault.removeprefix("to ")})
                 return
-            if fault == "400":
+            if fault == "400" or self.server_of.refuses(ids):
                 self._send(400, {"error": {"message": "the engine does not like this one"}})
                 return
             if fault == "reset":
@@ -322,6 +323,8 @@ def _spoiled(reply: dict[str, Any], fault: str | None, api: str) -> dict[str, An
         entries[-1] = {str(int(key) + 1): value for key, value in entries[-1].items()}
     elif fault == "rows":
         entries[-1] = dict(list(entries[-1].items())[:3])
+    elif fault == "impossible":
+        next(iter(entries[-1].values()))["logprob"] = -9999.0
     elif fault == "above":
         next(iter(entries[-1].values()))["logprob"] = 0.5
     elif fault == "dropped":

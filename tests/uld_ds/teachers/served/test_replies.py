@@ -52,7 +52,7 @@ def test_scores_are_those_of_a_forward(engine: ServedEngine, tiny_teacher: Path,
 
 
 @pytest.mark.parametrize(
-    ("api", "fault", "said"),
+    ("server", "fault", "said"),
     [
         ("vllm", "ids", "its prompt_token_ids are not those that were sent"),
         ("vllm", "short", "it has 6 prompt_logprobs for 7 tokens"),
@@ -66,12 +66,11 @@ def test_scores_are_those_of_a_forward(engine: ServedEngine, tiny_teacher: Path,
         ("sglang", "nan", "a log-probability at token 6 is not a number"),
         ("sglang", "rows", "its flat log-probabilities have shape [6, 8], and 8 were asked for"),
     ],
+    indirect=["server"],
 )
 def test_what_is_not_what_was_asked_for_is_refused(
-    engine: ServedEngine, server: EngineServer, api: str, fault: str, said: str
+    engine: ServedEngine, server: EngineServer, fault: str, said: str
 ) -> None:
-    if server.api != api:
-        pytest.skip("of the other protocol")
     server.fault = lambda _number: fault
     with pytest.raises(BadReplyError) as caught:
         engine.score(IDS, np.arange(1, len(IDS))).result(30)
@@ -79,9 +78,8 @@ def test_what_is_not_what_was_asked_for_is_refused(
     assert len(server.scored) == 1  # it is no accident of the network
 
 
-@pytest.mark.parametrize("touched", ["logits"])
-def test_logits_are_no_log_probabilities(engine: ServedEngine, server: EngineServer, touched: str) -> None:
-    server.touched = touched
+def test_logits_are_no_log_probabilities(engine: ServedEngine, server: EngineServer) -> None:
+    server.touched = "logits"
     with pytest.raises(NotLogProbsError):
         engine.score(IDS, np.arange(1, len(IDS))).result(30)
 
