@@ -136,7 +136,9 @@ def test_a_server_of_fewer_ids(tiny_teacher: Path, tmp_path: Path, rows: list[di
 def test_an_encoder_is_no_prompt(tiny_teacher: Path, tmp_path: Path) -> None:
     tokenizer = Pretrained(str(tiny_teacher)).tokenizer()
     folder = save_tiny_t5(tmp_path / "t5", tokenizer, seed=1)
-    assert "has an encoder, and engines tell log-probabilities of decoders alone" in refused(teacher(folder, "http://x"))
+    assert "has an encoder, and engines tell log-probabilities of decoders alone" in refused(
+        teacher(folder, "http://x")
+    )
 
 
 def test_nobody_there(tiny_teacher: Path) -> None:
