@@ -1,4 +1,4 @@
-"""Whether the actors that sample rollouts find what they need: on every node that may hold one, in their own Python."""
+"""Whether the actors of an engine find what they need: on every node that may hold one, in their own Python."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from launcher.cluster.nodes import ask_nodes
 from uld_ds.errors import UserError
 from uld_ds.recipe import Recipe
-from uld_ds.recipe.rollouts import RolloutActorSettings
+from uld_ds.recipe.actors import EngineActorSettings
 from uld_ds.version import __version__
 
 # What an actor's Python says of itself. What must be like here has to be exactly so: the processes talk to each other.
@@ -29,7 +29,7 @@ print(json.dumps({
 _SECONDS = 60.0
 
 
-def rollout_actors(recipe: Recipe) -> RolloutActorSettings | None:
+def rollout_actors(recipe: Recipe) -> EngineActorSettings | None:
     """Return the settings of the actors that a recipe wants beside its workers; None where it wants none."""
     rollouts = recipe.rollouts
     return rollouts.actors if rollouts is not None and rollouts.engine == "vllm" else None
@@ -42,14 +42,23 @@ def check_engine(recipe: Recipe) -> None:
         UserError: vLLM is not installed.
     """
     actors = rollout_actors(recipe)
-    if actors is None:
-        return
+    if actors is not None:
+        check_installed(actors)
+
+
+def check_installed(actors: EngineActorSettings) -> None:
+    """Check that vLLM is here where actors have no Python of their own.
+
+    Raises:
+        UserError: it is not installed.
+    """
     if actors.python is None and find_spec("vllm") is None:
-        fix = "pip install 'uld-ds[vllm]' on every node, or name a Python that has it as rollouts.actors.python"
-        raise UserError("rollouts.engine", "'vllm' is not installed", fix)
+        key = f"{actors.section}.actors.python"
+        fix = f"pip install 'uld-ds[vllm]' on every node, or name a Python that has it as {key}"
+        raise UserError(f"{actors.section}.engine", "'vllm' is not installed", fix)
 
 
-def check_actors(actors: RolloutActorSettings, nodes: Mapping[str, str]) -> None:
+def check_actors(actors: EngineActorSettings, nodes: Mapping[str, str]) -> None:
     """Check that the actors' own Python, where they have one, can run them on every node.
 
     Args:
@@ -66,7 +75,7 @@ def check_actors(actors: RolloutActorSettings, nodes: Mapping[str, str]) -> None
     problems = [f"{nodes[node]}: {problem}" for node, problem in sorted(found.items()) if problem is not None]
     if problems:
         raise UserError(
-            "rollouts.actors.python",
+            f"{actors.section}.actors.python",
             f"{actors.python!r} cannot run the actors ({'; '.join(problems)})",
             "give it vllm, and the Python, ray and uld-ds (pip install --no-deps) that the workers have",
         )

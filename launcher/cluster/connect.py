@@ -23,7 +23,7 @@ from launcher.cluster.versions import check_versions
 from launcher.drivers.preflight import check_port
 from uld_ds.errors import RunError, UserError, one_line
 from uld_ds.recipe import ClusterSettings
-from uld_ds.recipe.rollouts import RolloutActorSettings
+from uld_ds.recipe.actors import EngineActorSettings
 from uld_ds.utils.files import in_home
 
 RUN_NAME = "uld_ds.run"
@@ -38,13 +38,13 @@ AUTHENTICATION_FIX = "set RAY_AUTH_MODE as the cluster has it, and RAY_AUTH_TOKE
 
 
 @contextmanager
-def connected(settings: ClusterSettings, folder: Path, actors: RolloutActorSettings | None = None) -> Iterator[None]:
+def connected(settings: ClusterSettings, folder: Path, actors: EngineActorSettings | None = None) -> Iterator[None]:
     """Connect to the cluster of RAY_ADDRESS, or to one that this process starts on loopback and ends.
 
     Args:
         settings: the recipe's.
         folder: of the run; ``uld-ds jobs`` finds it in what Ray knows of this command.
-        actors: the recipe's that sample rollouts beside the workers, if there are any.
+        actors: the recipe's that run an engine beside the workers, if there are any.
 
     Raises:
         UserError: nobody answers at RAY_ADDRESS, or the dashboard's port is taken.
@@ -112,7 +112,7 @@ def _have_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _start(settings: ClusterSettings, actors: RolloutActorSettings | None) -> None:
+def _start(settings: ClusterSettings, actors: EngineActorSettings | None) -> None:
     _have_token()
     beside = 0.0 if actors is None else actors.count * actors.cpus
     needed = math.ceil(settings.workers * settings.cpus_per_worker + beside)
@@ -133,7 +133,7 @@ def prepare_cluster(
     settings: ClusterSettings,
     folder: Path,
     note: Callable[[str], None],
-    actors: RolloutActorSettings | None = None,
+    actors: EngineActorSettings | None = None,
 ) -> bool:
     """Wait until the connected cluster can run the worker group, and tell whether workers get a GPU each.
 
@@ -141,7 +141,7 @@ def prepare_cluster(
         settings: the recipe's.
         folder: of the run; every node that may get a worker must see it.
         note: told what is being waited for.
-        actors: the recipe's that sample rollouts beside the workers, if there are any.
+        actors: the recipe's that run an engine beside the workers, if there are any.
 
     Raises:
         UserError: the cluster can never hold the worker group and the actors, the folder is not shared by its nodes,
@@ -160,7 +160,7 @@ def prepare_cluster(
 
 
 def accelerator_for(
-    settings: ClusterSettings, nodes: Sequence[Node], actors: RolloutActorSettings | None = None
+    settings: ClusterSettings, nodes: Sequence[Node], actors: EngineActorSettings | None = None
 ) -> bool:
     """Tell whether workers get a GPU each on these nodes.
 
@@ -173,9 +173,7 @@ def accelerator_for(
     return on_gpu
 
 
-def _wait_for_nodes(
-    settings: ClusterSettings, note: Callable[[str], None], actors: RolloutActorSettings | None
-) -> bool:
+def _wait_for_nodes(settings: ClusterSettings, note: Callable[[str], None], actors: EngineActorSettings | None) -> bool:
     deadline = time.monotonic() + settings.wait_seconds
     waiting = False
     while True:
@@ -191,7 +189,7 @@ def _wait_for_nodes(
 
 
 def _wait_for_room(
-    settings: ClusterSettings, note: Callable[[str], None], actors: RolloutActorSettings | None, *, on_gpu: bool
+    settings: ClusterSettings, note: Callable[[str], None], actors: EngineActorSettings | None, *, on_gpu: bool
 ) -> None:
     """Wait until the worker group's resources are free.
 
@@ -239,7 +237,7 @@ def hosts_of_workers(settings: ClusterSettings, actor_hosts: Mapping[str, str], 
     }
 
 
-def _actor_hosts(settings: ClusterSettings, actors: RolloutActorSettings | None, *, on_gpu: bool) -> dict[str, str]:
+def _actor_hosts(settings: ClusterSettings, actors: EngineActorSettings | None, *, on_gpu: bool) -> dict[str, str]:
     """Collect the addresses of nodes that may get an actor."""
     return {
         node: found.address

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from uld_ds.errors import UserError
 from uld_ds.recipe import ClusterSettings
-from uld_ds.recipe.rollouts import RolloutActorSettings
+from uld_ds.recipe.actors import EngineActorSettings
 
 # Ray's own way to ask for a kind of accelerator: a node has one of this resource, a worker takes a sliver.
 _ACCELERATOR = "accelerator_type:"
@@ -37,7 +37,7 @@ def worker_resources(settings: ClusterSettings, *, on_gpu: bool) -> dict[str, fl
 
 
 def check_fits(
-    settings: ClusterSettings, nodes: Sequence[Node], *, on_gpu: bool, actors: RolloutActorSettings | None = None
+    settings: ClusterSettings, nodes: Sequence[Node], *, on_gpu: bool, actors: EngineActorSettings | None = None
 ) -> None:
     """Check that the worker group can be placed on ``nodes``, and beside it the actors that sample rollouts.
 
@@ -82,7 +82,7 @@ def check_fits(
         _check_beside(settings, suitable, needed, actors, actor_resources(actors, on_gpu=on_gpu))
 
 
-def actor_resources(actors: RolloutActorSettings, *, on_gpu: bool) -> dict[str, float]:
+def actor_resources(actors: EngineActorSettings, *, on_gpu: bool) -> dict[str, float]:
     """Compute what one actor takes of Ray's resources."""
     gpus = actors.gpus_each(on_gpu=on_gpu)
     return {"CPU": actors.cpus, "GPU": gpus} if gpus else {"CPU": actors.cpus}
@@ -92,7 +92,7 @@ def _check_beside(
     settings: ClusterSettings,
     nodes: Sequence[Node],
     worker: Mapping[str, float],
-    actors: RolloutActorSettings,
+    actors: EngineActorSettings,
     actor: Mapping[str, float],
 ) -> None:
     """Check that there is a placement of the workers that leaves room for all actors."""
@@ -100,9 +100,9 @@ def _check_beside(
     if most < actors.count:
         one = ", ".join(f"{amount:g} {name}" for name, amount in actor.items())
         raise UserError(
-            "rollouts.actors",
+            f"{actors.section}.actors",
             f"{actors.count} beside {settings.workers} workers ({one} each) do not fit: there is room for {most}",
-            "lower rollouts.actors.count, what each of them takes, or cluster.workers",
+            f"lower {actors.section}.actors.count, what each of them takes, or cluster.workers",
         )
 
 
@@ -135,8 +135,8 @@ def can_hold_one(settings: ClusterSettings, node: Node, *, on_gpu: bool) -> bool
     return _can_hold(settings, node, worker_resources(settings, on_gpu=on_gpu))
 
 
-def can_hold_actor(settings: ClusterSettings, node: Node, actors: RolloutActorSettings | None, *, on_gpu: bool) -> bool:
-    """Tell whether an actor that samples rollouts may be placed on this node."""
+def can_hold_actor(settings: ClusterSettings, node: Node, actors: EngineActorSettings | None, *, on_gpu: bool) -> bool:
+    """Tell whether an actor may be placed on this node."""
     return actors is not None and _can_hold(settings, node, actor_resources(actors, on_gpu=on_gpu))
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from uld_ds.errors import UserError
+from uld_ds.recipe.actors import StoreActorSettings
 from uld_ds.recipe.base import DType, Strict, TeacherDType
 from uld_ds.recipe.server import ServerSettings
 from uld_ds.spectrum.precision import BOUNDS, Precision
@@ -170,7 +171,14 @@ class NamedTeacherSettings(TeacherSettings):
 
 
 class StoreSettings(Strict):
-    """What ``uld-ds store build`` keeps beside the spectra."""
+    """How ``uld-ds store build`` runs the teacher, and what it keeps beside the spectra."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """``transformers``: the workers run the teacher. ``vllm``: Ray actors with vLLM do; needs
+    ``pip install 'uld-ds[vllm]'``. A teacher with a ``server`` is asked there."""
+    top: Annotated[int, Field(ge=1, le=65535)] = 64
+    """With vLLM, likeliest tokens that it tells at each position; what all others share is known as a mass alone."""
+    actors: StoreActorSettings = StoreActorSettings()
 
     top_ids: Annotated[int, Field(ge=0, le=65535)] = 0
     """Of each distribution so many top-k tokens, by their ids: for objectives that look at identities (64

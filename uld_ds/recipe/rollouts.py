@@ -6,28 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from uld_ds.recipe.actors import RolloutActorSettings
 from uld_ds.recipe.base import Strict
 from uld_ds.recipe.data import DataSource
 from uld_ds.recipe.objective import LOSS_TERMS, ObjectiveSettings
-
-
-class RolloutActorSettings(Strict):
-    """The Ray actors that sample with ``rollouts.engine: vllm``, beside the workers that train."""
-
-    count: Annotated[int, Field(ge=1)] = 1
-    """Actors, each with an engine of its own."""
-    gpus: Annotated[float, Field(ge=0)] | None = None
-    """GPUs of each actor. Default: 1 where the workers train on GPUs, else 0."""
-    cpus: Annotated[float, Field(gt=0)] = 1.0
-    """CPU cores of each actor."""
-    python: Annotated[str, Field(min_length=1)] | None = None
-    """Python interpreter of the actors, by its path on every node, where vLLM cannot be installed beside this program.
-    It needs vLLM, the workers' versions of Python and Ray, and uld-ds (``pip install --no-deps``). Default: the
-    workers' own."""
-
-    def gpus_each(self, *, on_gpu: bool) -> float:
-        """Return the GPUs of each actor, where the workers train on GPUs or not."""
-        return (1.0 if on_gpu else 0.0) if self.gpus is None else self.gpus
 
 
 class RolloutSettings(Strict):

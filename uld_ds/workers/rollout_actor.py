@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from uld_ds.errors import one_line
+from uld_ds.workers.actor_process import log_to, plainly
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +42,7 @@ class RolloutActor:
     """
 
     def __init__(self, make: Callable[[], ActorEngine], log_file: str | None = None) -> None:
-        if log_file is not None:
-            Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-            handler = logging.FileHandler(log_file, encoding="utf-8")
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-            logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+        log_to(log_file)
         self._make = make
         self._engine: ActorEngine | None = None
         self._version: str | None = None
@@ -62,7 +56,7 @@ class RolloutActor:
         if self._version != version:
             # Between two versions it has none.
             self._version = None
-            with _plainly("weights cannot be taken"):
+            with plainly("weights cannot be taken"):
                 if self._engine is None:
                     self._engine = self._make()
                 self._engine.load(folder)
@@ -74,15 +68,5 @@ class RolloutActor:
         """Sample one answer to each prompt with the weights of a version, all of them together."""
         self.load(version, folder)
         assert self._engine is not None
-        with _plainly("prompts cannot be answered"):
+        with plainly("prompts cannot be answered"):
             return self._engine.sample(prompts)
-
-
-@contextmanager
-def _plainly(what: str) -> Iterator[None]:
-    """Log an error, and raise it as one whose class every Python knows, with its own class in the text."""
-    try:
-        yield
-    except Exception as error:
-        log.exception("%s", what)
-        raise RuntimeError(f"{what} ({type(error).__name__}: {one_line(error, None)})") from None

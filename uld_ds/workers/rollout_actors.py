@@ -14,7 +14,6 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,13 @@ import numpy as np
 import ray
 
 from uld_ds.checkpointing.export import write_weights
-from uld_ds.errors import FinalError, RunError, message_lines, one_line
+from uld_ds.errors import FinalError, RunError
 from uld_ds.generation.decoding import end_ids
 from uld_ds.generation.sampling import Asked, Sampled, Sampling
 from uld_ds.recipe import Recipe
 from uld_ds.utils.distributed import Ranks
 from uld_ds.utils.files import ASIDE
+from uld_ds.workers.actor_group import ActorGroup, got, make_actors
 from uld_ds.workers.rollout_actor import ActorEngine, Answer, RolloutActor
 from uld_ds.workers.vllm_engine import VllmEngine, VllmOptions
 
@@ -37,65 +37,7 @@ log = logging.getLogger(__name__)
 _WEIGHTS = "weights-"
 # One batch is being answered while the next one waits at the actor.
 _IN_FLIGHT = 2
-_SECONDS_TO_START = 300.0
 _SECONDS_BETWEEN_NOTES = 60.0
-_LONGEST = 600
-
-
-@dataclass(frozen=True)
-class ActorGroup:
-    """The actors to make: how many, what each of them takes, where they may run."""
-
-    count: int
-    cpus: float
-    gpus: float
-    python: str | None = None
-    """Interpreter of the actors; None is the workers' own."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """Ray's label selectors of their nodes."""
-    accelerator_type: str | None = None
-    """Kind of accelerator of their nodes."""
-    restarts: int = 3
-    """How often each of them is made anew when it was lost; -1 without end."""
-    wait_seconds: float = _SECONDS_TO_START
-    """How long they may take to be placed and started, without their engines."""
-
-    @classmethod
-    def of(cls, recipe: Recipe, *, on_gpu: bool) -> ActorGroup:
-        """Make the group that a recipe asks for."""
-        assert recipe.rollouts is not None
-        actors, cluster = recipe.rollouts.actors, recipe.cluster
-        return cls(
-            count=actors.count,
-            cpus=actors.cpus,
-            gpus=actors.gpus_each(on_gpu=on_gpu),
-            python=actors.python,
-            labels=cluster.ray_labels(),
-            accelerator_type=cluster.accelerator_type,
-            restarts=cluster.max_failures,
-            wait_seconds=max(cluster.wait_seconds, _SECONDS_TO_START),
-        )
-
-    def options(self) -> dict[str, Any]:
-        """Return Ray's options for each of them."""
-        environment: dict[str, Any] = {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(self.cpus)))}}
-        if self.python is not None:
-            environment["py_executable"] = self.python
-        options: dict[str, Any] = {
-            "num_cpus": self.cpus,
-            "num_gpus": self.gpus,
-            "max_restarts": self.restarts,
-            # A call that was lost with its actor is made again: it names all that its answer depends on.
-            "max_task_retries": self.restarts,
-            # Not inside of the workers' own share of the cluster.
-            "scheduling_strategy": "DEFAULT",
-            "runtime_env": environment,
-        }
-        if self.labels:
-            options["label_selector"] = dict(self.labels)
-        if self.accelerator_type is not None:
-            options["accelerator_type"] = self.accelerator_type
-        return options
 
 
 class RolloutActors:
@@ -123,6 +65,7 @@ class RolloutActors:
         ranks: Ranks,
     ) -> None:
         self._student = student
+        self._group = group
         self._seed = seed
         self._ranks = ranks
         self._folder = folder
@@ -134,8 +77,7 @@ class RolloutActors:
         if ranks.is_first:
             _remove_weights(folder)
             # Rank 0 holds what keeps them alive.
-            self._actors = [_made(name, make, group, logs / f"rollouts-{n}.log") for n, name in enumerate(names)]
-            _wait_until_started(self._actors, group)
+            self._actors = make_actors(RolloutActor, group, make, names=names, logs=logs)
         ranks.barrier()
         if not ranks.is_first:
             self._actors = [ray.get_actor(name) for name in names]
@@ -156,7 +98,7 @@ class RolloutActors:
         self._weights = version, str(folder)
         # Every rank asks; an actor that has them says so at once. So no rank waits for another in a collective call.
         try:
-            confirmed = _got([actor.load.remote(version, str(folder)) for actor in self._actors])
+            confirmed = got(self._group, [actor.load.remote(version, str(folder)) for actor in self._actors])
         except RunError as error:
             if self._count > 1 or not isinstance(error.__cause__, ray.exceptions.RayTaskError):
                 raise
@@ -201,7 +143,7 @@ class RolloutActors:
                 log.info("waiting for the rollout actors: %d batch(es) asked, %d to ask", len(asked), len(waiting))
                 continue
             number, actor = asked.pop(done[0])
-            answers = _got(done)[0]
+            answers = got(self._group, done)[0]
             ask(actor)
             yield number, [_sampled(answer) for answer in answers]
 
@@ -239,7 +181,8 @@ def vllm_actors(
         on_gpu: Whether the workers train on GPUs.
     """
     assert recipe.rollouts is not None
-    sampling, group = Sampling.of(recipe.rollouts, recipe.run.seed), ActorGroup.of(recipe, on_gpu=on_gpu)
+    sampling = Sampling.of(recipe.rollouts, recipe.run.seed)
+    group = ActorGroup.of(recipe.rollouts.actors, recipe.cluster, what="rollouts", on_gpu=on_gpu)
     named = end_ids(student.module.lm.generation_config.eos_token_id)
     options = VllmOptions(
         precision=recipe.student.precision,
@@ -260,44 +203,6 @@ def draw_seed(seed: int, name: str) -> int:
     """Compute the seed of one answer's draws, below 2**63, from the run's seed and the answer's name."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _made(name: str, make: Callable[[], ActorEngine], group: ActorGroup, log_file: Path) -> Any:
-    return ray.remote(RolloutActor).options(name=name, **group.options()).remote(make, str(log_file))
-
-
-def _wait_until_started(actors: Sequence[Any], group: ActorGroup) -> None:
-    """Wait until all actors are placed and running.
-
-    Raises:
-        RunError: one is not, or cannot be started.
-    """
-    try:
-        _got([actor.process.remote() for actor in actors], timeout=group.wait_seconds)
-    except ray.exceptions.GetTimeoutError as error:
-        raise RunError(
-            f"no room for {group.count} rollout actor(s) ({group.cpus:g} CPU, {group.gpus:g} GPU each) within "
-            f"{group.wait_seconds:.0f} s (rollouts.actors)"
-        ) from error
-
-
-def _got(asked: Sequence[Any], timeout: float | None = None) -> list[Any]:
-    """Return what actors answer.
-
-    Raises:
-        RunError: one failed, or was lost once too often.
-        ray.exceptions.GetTimeoutError: it took too long.
-    """
-    try:
-        return ray.get(list(asked), timeout=timeout)
-    except ray.exceptions.GetTimeoutError:
-        raise
-    except ray.exceptions.RayError as error:
-        lines = message_lines(error)
-        # The actor's traceback ends with what was raised; of a lost actor the first line says most.
-        failed = isinstance(error, ray.exceptions.RayTaskError)
-        said = lines[-1].removeprefix("RuntimeError: ") if failed else lines[0]
-        raise RunError(f"a rollout actor failed: {one_line(said, _LONGEST)} (logs/rollouts-*.log)") from error
 
 
 def _sampled(answer: Answer) -> Sampled:

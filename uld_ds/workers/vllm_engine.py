@@ -5,9 +5,6 @@ It runs in whatever Python has vLLM, and imports nothing of this package that th
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +13,7 @@ from typing import Any
 import numpy as np
 
 from uld_ds.workers.rollout_actor import Answer, Prompt
-
-_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-_GPU_SHARE = 0.9
-"""Share of a GPU's memory that vLLM takes for itself, where it has all of the GPU."""
-_GIB = 2**30
-_ENVIRONMENT = {
-    # The engine runs in the actor's process: it goes when that goes.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # On CPUs, threads are as many as the actor has cores, and wherever the system puts them.
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-_ENVIRONMENT_ON_CPUS = {
-    # vLLM compiles some helpers at the first answer although it is told to be eager. It takes longer than it saves, and
-    # wants a C++ compiler.
-    "TORCH_COMPILE_DISABLE": "1",
-}
+from uld_ds.workers.vllm_options import VLLM_DTYPES, device_options, set_environment
 
 
 @dataclass(frozen=True)
@@ -101,13 +81,12 @@ class VllmEngine:
 
     def _started(self, folder: str) -> Any:
         options = self._options
-        for name, value in self._environment().items():
-            os.environ.setdefault(name, value)
+        set_environment(options.gpus)
         from vllm import LLM
 
         return LLM(
             model=folder,
-            dtype=_DTYPES[options.precision],
+            dtype=VLLM_DTYPES[options.precision],
             skip_tokenizer_init=True,
             generation_config="vllm",  # none of the checkpoint's own options and penalties
             logprobs_mode="raw_logprobs",
@@ -117,34 +96,13 @@ class VllmEngine:
             enable_prefix_caching=False,
             disable_log_stats=True,
             worker_extension_cls=f"{__name__}.TakesWeights",
-            **self._device_options(Path(folder)),
+            **device_options(
+                Path(folder),
+                gpus=options.gpus,
+                precision=options.precision,
+                tokens=options.batch_size * options.max_length,
+            ),
         )
-
-    def _environment(self) -> dict[str, str]:
-        return _ENVIRONMENT if self._options.gpus > 0 else _ENVIRONMENT | _ENVIRONMENT_ON_CPUS
-
-    def _device_options(self, folder: Path) -> dict[str, Any]:
-        gpus = self._options.gpus
-        if gpus > 1:
-            return {"tensor_parallel_size": math.ceil(gpus), "distributed_executor_backend": "mp"}
-        if gpus > 0:
-            return {"gpu_memory_utilization": _GPU_SHARE * gpus}
-        memory = {} if "VLLM_CPU_KVCACHE_SPACE" in os.environ else {"kv_cache_memory_bytes": self._cache_bytes(folder)}
-        # Compiling takes longer than it saves.
-        return {"enforce_eager": True, **memory}
-
-    def _cache_bytes(self, folder: Path) -> int:
-        """Compute the bytes of the keys and values of a whole batch, 1 GiB at least: vLLM itself takes all memory."""
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = config.get("text_config", config)
-        try:
-            heads = config["num_attention_heads"]
-            size = config.get("head_dim") or config["hidden_size"] // heads
-            per_token = 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * size
-        except KeyError:  # an architecture with other words
-            return 4 * _GIB
-        number = 4 if self._options.precision == "fp32" else 2
-        return max(_GIB, number * per_token * self._options.batch_size * self._options.max_length)
 
 
 class TakesWeights:

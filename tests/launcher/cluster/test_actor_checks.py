@@ -15,7 +15,7 @@ from launcher.cluster import actor_checks
 from launcher.cluster.actor_checks import check_actors, check_engine, lacking, rollout_actors
 from uld_ds.errors import UserError
 from uld_ds.recipe import parse_recipe
-from uld_ds.recipe.rollouts import RolloutActorSettings
+from uld_ds.recipe.actors import RolloutActorSettings
 from uld_ds.version import __version__
 
 HERE = {"python": platform.python_version(), "ray": importlib.metadata.version("ray"), "uld-ds": __version__}

@@ -20,7 +20,7 @@ from launcher.cluster.placement import (
 )
 from uld_ds.errors import UserError
 from uld_ds.recipe import ClusterSettings, parse_recipe
-from uld_ds.recipe.rollouts import RolloutActorSettings
+from uld_ds.recipe.actors import RolloutActorSettings
 
 
 def node(address: str, labels: dict[str, str] | None = None, **resources: float) -> Node:

@@ -1,0 +1,184 @@
+"""A teacher that runs in actors with an inference engine each: for ``ServedTeacher``, an engine without a server."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from uld_ds.recipe import NamedTeacherSettings, Recipe
+from uld_ds.teachers.served.scores import Scores, checked
+from uld_ds.utils.distributed import Ranks
+from uld_ds.workers.actor_group import ActorGroup, failure, got, make_actors
+from uld_ds.workers.scoring_actor import Scored, Scorer, ScoringActor, Text
+from uld_ds.workers.vllm_scorer import ScorerOptions, VllmScorer
+
+# One batch is being scored while the next one waits at the actor.
+_IN_FLIGHT = 2
+# Texts that are asked about one after the other go together.
+_SECONDS_TO_COLLECT = 0.01
+
+
+@dataclass
+class _Wanted:
+    """A text that was asked about, and whom to tell."""
+
+    text: Text
+    future: Future[Scores] = field(default_factory=Future)
+
+
+class ScoringActors:
+    """An engine of a served teacher that is a group of actors. Collective to make; each rank then asks by itself.
+
+    Args:
+        make: Makes an actor's engine, in the actor's process.
+        group: The actors.
+        max_tokens: Tokens of the texts that an actor gets together; a longer text goes alone.
+        vocab_size: Ids that the model knows.
+        logs: Folder of the log files.
+        ranks: The process group.
+
+    Raises:
+        RunError: an actor cannot be placed, or its engine does not start.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Scorer],
+        group: ActorGroup,
+        *,
+        max_tokens: int,
+        vocab_size: int,
+        logs: Path,
+        ranks: Ranks,
+    ) -> None:
+        self._group, self._max_tokens, self._vocab_size = group, max_tokens, vocab_size
+        name = ranks.gather(secrets.token_hex(6))[0]
+        names = [f"uld-ds-{group.what}-{name}-{number}" for number in range(group.count)]
+        self._owned: list[Any] = []
+        problem: Exception | None = None
+        if ranks.is_first:
+            try:
+                # Rank 0 holds what keeps them alive.
+                self._owned = make_actors(ScoringActor, group, make, names=names, logs=logs)
+                got(group, [actor.version.remote() for actor in self._owned])
+            except Exception as error:
+                problem = error
+        if (found := ranks.gather(problem)[0]) is not None:
+            raise found
+        actors = self._owned or [ray.get_actor(name) for name in names]
+        # Each rank begins with another actor.
+        first = ranks.rank % len(actors)
+        self._free = deque([*actors[first:], *actors[:first]] * _IN_FLIGHT)
+        self._waiting: deque[_Wanted] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        threading.Thread(target=self._hand_out, name="teacher's actors", daemon=True).start()
+        self.version: str = got(group, [actors[0].version.remote()])[0]
+        """Version of the engine."""
+
+    def score(self, ids: Sequence[int], positions: np.ndarray) -> Future[Scores]:
+        """Begin to score a text; the future raises what went wrong."""
+        wanted = _Wanted((np.asarray(ids, np.int32), np.asarray(positions, np.int32)))
+        with self._changed:
+            self._waiting.append(wanted)
+            self._changed.notify()
+        return wanted.future
+
+    def close(self) -> None:
+        """End the actors; what is under way is given up."""
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify()
+        for actor in self._owned:
+            ray.kill(actor)
+
+    def _hand_out(self) -> None:
+        """Give texts to whichever actor is free, until there is an end."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or (self._waiting and self._free))
+                if self._closed:
+                    return
+            time.sleep(_SECONDS_TO_COLLECT)
+            with self._changed:
+                batch = self._next_batch()
+                if not batch:
+                    continue
+                actor = self._free.popleft()
+            asked = actor.score.remote([wanted.text for wanted in batch])
+            asked.future().add_done_callback(partial(self._take_back, batch, actor))
+
+    def _next_batch(self) -> list[_Wanted]:
+        batch: list[_Wanted] = []
+        tokens = 0
+        while self._waiting and (not batch or tokens + len(self._waiting[0].text[0]) <= self._max_tokens):
+            wanted = self._waiting.popleft()
+            if wanted.future.set_running_or_notify_cancel():
+                batch.append(wanted)
+                tokens += len(wanted.text[0])
+        return batch
+
+    def _take_back(self, batch: Sequence[_Wanted], actor: Any, answer: Future[list[Scored]]) -> None:
+        """Tell whoever asked, and free the actor for the next texts."""
+        error = answer.exception()
+        for number, wanted in enumerate(batch):
+            if error is not None:
+                wanted.future.set_exception(failure(self._group, error))
+                continue
+            try:
+                log_probs, ids, top = answer.result()[number]
+                positions = wanted.text[1]
+                scores = checked(log_probs, ids.astype(np.int64), top, positions, self._vocab_size)
+                wanted.future.set_result(scores)
+            except ValueError as problem:
+                wanted.future.set_exception(problem)
+        with self._changed:
+            self._free.append(actor)
+            self._changed.notify()
+
+
+def vllm_scoring_actors(
+    recipe: Recipe,
+    settings: NamedTeacherSettings,
+    place: str,
+    *,
+    vocab_size: int,
+    logs: Path,
+    ranks: Ranks,
+    on_gpu: bool,
+) -> ScoringActors:
+    """Make the actors that a recipe with ``store.engine: vllm`` asks for. Collective.
+
+    Args:
+        recipe: The recipe.
+        settings: The teacher.
+        place: Directory or hub id of its model.
+        vocab_size: Ids that the model knows.
+        logs: Folder of the log files.
+        ranks: The process group.
+        on_gpu: Whether the actors have GPUs where the recipe does not say how many.
+    """
+    group = ActorGroup.of(recipe.store.actors, recipe.cluster, what="teacher", on_gpu=on_gpu)
+    options = ScorerOptions(
+        model=place,
+        revision=settings.revision,
+        precision=settings.precision,
+        max_length=settings.max_length,
+        max_tokens=settings.max_tokens_per_forward,
+        top=recipe.store.top,
+        gpus=group.gpus,
+    )
+    make = partial(VllmScorer, options)
+    return ScoringActors(make, group, max_tokens=options.max_tokens, vocab_size=vocab_size, logs=logs, ranks=ranks)
