@@ -21,6 +21,7 @@ from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DataSource, NamedTeacherSettings, Recipe
 from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.runs.folder import RunFolder
+from uld_ds.teachers.served.trust import examine
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import MANIFEST, CodecFacts, StoreIdentity, StoreManifest
 from uld_ds.teachers.store.reader import SpectrumStore
@@ -70,7 +71,8 @@ def build_store(recipe: Recipe, teacher_name: str | None = None) -> StoreManifes
     folder = writable_folder(Path(recipe.run.storage) / f"{recipe.run.name}{beside}", "run.storage")
     with ProgressView(RunFolder(folder).progress) as view:
         view.note("looking at the teacher and the data")
-        teacher = Pretrained.from_settings(settings, settings.key)
+        teacher = Pretrained.from_settings(settings, settings.key, runs=settings.source == "online")
+        server = _server_of(recipe, settings, teacher)
         special_tokens = recipe.data.special_tokens
         side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
         parts = parts_of(whole, settings, side, folder, view.note)
@@ -78,12 +80,27 @@ def build_store(recipe: Recipe, teacher_name: str | None = None) -> StoreManifes
             with connected(recipe.cluster, folder):
                 on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
-                job = StoreJob(recipe, folder, teacher.place, on_gpu, teacher_config(settings, on_gpu=on_gpu), parts)
+                deepspeed = teacher_config(settings, on_gpu=on_gpu)
+                job = StoreJob(recipe, folder, teacher.place, on_gpu, deepspeed, parts, server)
                 run_worker_group(build_store_worker, job.to_config(), recipe, folder, on_gpu=on_gpu)
                 check_not_stopped(folder)
         else:
             view.note(f"{settings.path} is whole already")
     return SpectrumStore.open(settings.path, key=f"{settings.key}.path").manifest
+
+
+def _server_of(recipe: Recipe, settings: NamedTeacherSettings, teacher: Pretrained) -> dict[str, Any] | None:
+    """Examine a served teacher's server; return the facts of its engine, or None where there is none."""
+    if settings.source != "served":
+        return None
+    assert settings.server is not None
+    if recipe.store.top_ids > settings.server.top:
+        raise UserError(
+            "store.top_ids",
+            f"{recipe.store.top_ids} is more than the {settings.key}.server.top {settings.server.top} that are asked",
+            "lower it, or raise server.top",
+        )
+    return examine(settings, teacher).to_json()
 
 
 def parts_of(
@@ -158,7 +175,7 @@ def part_of(
         special_tokens=recipe.data.special_tokens,
         max_length=settings.max_length,
         temperature=recipe.objective.teacher_temperature,
-        codec=CodecFacts.of(settings.codec.to_precision()),
+        codec=CodecFacts.of(settings.codec.to_precision(), truncated=settings.source == "served"),
         data_digest=rows_digest(rows),
         top_ids=recipe.store.top_ids,
     )
