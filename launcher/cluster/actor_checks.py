@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 
 from launcher.cluster.nodes import ask_nodes
 from uld_ds.errors import UserError
@@ -17,16 +18,19 @@ from uld_ds.version import __version__
 
 # What an actor's Python says of itself. What must be like here has to be exactly so: the processes talk to each other.
 _PROBE = """
-import importlib.metadata, importlib.util, json, platform
+import importlib.metadata, json, platform
 from uld_ds.version import __version__
+# Builds for other devices are distributed under other names.
+vllm = importlib.metadata.packages_distributions().get("vllm")
 print(json.dumps({
     "python": platform.python_version(),
     "ray": importlib.metadata.version("ray"),
     "uld-ds": __version__,
-    "vllm": importlib.util.find_spec("vllm") is not None,
+    "vllm": vllm and importlib.metadata.version(vllm[0]),
 }))
 """
 _SECONDS = 60.0
+_FIX = "give it vllm, and the Python, ray and uld-ds (pip install --no-deps) that the workers have"
 
 
 def rollout_actors(recipe: Recipe) -> EngineActorSettings | None:
@@ -58,6 +62,22 @@ def check_installed(actors: EngineActorSettings) -> None:
         raise UserError(f"{actors.section}.engine", "'vllm' is not installed", fix)
 
 
+def vllm_version(actors: EngineActorSettings) -> str:
+    """Return the version of vLLM in the actors' Python on this machine.
+
+    Raises:
+        UserError: there is none.
+    """
+    check_installed(actors)
+    if actors.python is None:
+        return importlib.metadata.version(importlib.metadata.packages_distributions()["vllm"][0])
+    said = _asked(actors.python)
+    if isinstance(said, str) or not said["vllm"]:
+        problem = said if isinstance(said, str) else "no vllm"
+        raise UserError(f"{actors.section}.actors.python", f"{actors.python!r} cannot run the actors ({problem})", _FIX)
+    return str(said["vllm"])
+
+
 def check_actors(actors: EngineActorSettings, nodes: Mapping[str, str]) -> None:
     """Check that the actors' own Python, where they have one, can run them on every node.
 
@@ -77,12 +97,21 @@ def check_actors(actors: EngineActorSettings, nodes: Mapping[str, str]) -> None:
         raise UserError(
             f"{actors.section}.actors.python",
             f"{actors.python!r} cannot run the actors ({'; '.join(problems)})",
-            "give it vllm, and the Python, ray and uld-ds (pip install --no-deps) that the workers have",
+            _FIX,
         )
 
 
 def lacking(python: str, expected: Mapping[str, object]) -> str | None:
     """Say what a Python interpreter on this machine lacks to run an actor; None if it lacks nothing."""
+    said = _asked(python)
+    if isinstance(said, str):
+        return said
+    other = [f"{name} {said[name]} (here {value})" for name, value in expected.items() if said[name] != value]
+    return ", ".join(other + ([] if said["vllm"] else ["no vllm"])) or None
+
+
+def _asked(python: str) -> dict[str, Any] | str:
+    """Ask a Python interpreter what it has; or say why it does not answer."""
     try:
         done = subprocess.run(  # noqa: S603 (the recipe names it)
             [python, "-c", _PROBE], capture_output=True, encoding="utf-8", errors="replace", timeout=_SECONDS
@@ -93,9 +122,7 @@ def lacking(python: str, expected: Mapping[str, object]) -> str | None:
         return error.strerror or str(error)
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    said = json.loads(done.stdout.splitlines()[-1])
-    other = [f"{name} {said[name]} (here {value})" for name, value in expected.items() if said[name] != value]
-    return ", ".join(other + ([] if said["vllm"] else ["no vllm"])) or None
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _expected() -> dict[str, str]:

@@ -130,7 +130,8 @@ def _teachers(found: Plan) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for settings in found.recipe.teachers:
         shape = running.get(settings.name)
-        said = "stored: takes no memory" if shape is None else _described(shape)
+        elsewhere = "stored" if settings.server is None or settings.source == "stored" else "served elsewhere"
+        said = f"{elsewhere}: takes no memory" if shape is None else _described(shape)
         rows.append((settings.key.replace("teachers.", "teacher "), said))
     return rows
 

@@ -84,6 +84,8 @@ def _rows(found: RunStatus) -> dict[str, str]:
         rows["throughput"] = f"{found.tokens_per_second:,.0f} tokens/s, {found.seconds_per_step:.3g} s per step"
         if found.student_padding is not None:
             rows["throughput"] += f"; {found.student_padding:.0%} of the student's positions are padding"
+    if found.server_wait is not None:
+        rows["teacher's server"] = f"steps wait for it for {found.server_wait:.1%} of their time"
     if found.rollouts is not None:
         rows |= rollout_rows(found.rollouts)
     point = found.last_checkpoint

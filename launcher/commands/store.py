@@ -32,11 +32,16 @@ def build(
         ),
     ] = None,
     teacher: TeacherName = None,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help="transformers or vllm. Default: the recipe's store.engine.", show_default=False),
+    ] = None,
     overrides: Overrides = None,
     as_json: FactsAsJson = False,
 ) -> None:
     """Run a recipe's teacher over its data and keep what it says. Run again, it goes on where it stopped."""
-    loaded = load_recipe(recipe, overrides or [], change=lambda tree: _asked(tree, teacher))
+    chosen_engine = [] if engine is None else [f"store.engine={engine}"]
+    loaded = load_recipe(recipe, [*(overrides or []), *chosen_engine], change=lambda tree: _asked(tree, teacher))
     chosen = loaded.teacher_named(teacher)
     if output is not None:
         loaded = loaded.with_teachers({chosen.name: {"path": output}})
@@ -49,17 +54,23 @@ def build(
 
 
 def _asked(tree: dict[str, Any], name: str | None) -> dict[str, Any]:
-    """Copy a recipe with the teacher that is to be asked online, wherever its outputs are read from otherwise."""
-    online = {"source": "online"}
+    """Copy a recipe with the teacher that is to be asked by its model, wherever its outputs are read from otherwise.
+
+    A teacher with a server is asked there.
+    """
     if isinstance(tree.get("teacher"), dict):
-        return tree | {"teacher": tree["teacher"] | online}
+        return tree | {"teacher": _by_model(tree["teacher"])}
     teachers = tree.get("teachers")
     if not isinstance(teachers, list):
         return tree
     only = teachers[0].get("name") if len(teachers) == 1 and isinstance(teachers[0], dict) else None
     is_meant = [isinstance(own, dict) and own.get("name") == (name or only) for own in teachers]
-    chosen = [own | online if meant else own for own, meant in zip(teachers, is_meant, strict=True)]
+    chosen = [_by_model(own) if meant else own for own, meant in zip(teachers, is_meant, strict=True)]
     return tree | {"teachers": chosen}
+
+
+def _by_model(teacher: dict[str, Any]) -> dict[str, Any]:
+    return teacher | {"source": "online" if teacher.get("server") is None else "served"}
 
 
 @store.command("info")

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
+
+from launcher.cluster.actor_checks import vllm_version
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
 from launcher.cluster.teacher_precision import with_chosen_precision
 from launcher.cluster.worker_group import check_not_stopped, run_worker_group
@@ -20,8 +23,11 @@ from uld_ds.data.teacher_rows import TeacherEncoding
 from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DataSource, NamedTeacherSettings, Recipe
+from uld_ds.recipe.actors import StoreActorSettings
 from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.runs.folder import RunFolder
+from uld_ds.teachers.served.facts import ServerFacts
+from uld_ds.teachers.served.trust import examine
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import MANIFEST, CodecFacts, StoreIdentity, StoreManifest
 from uld_ds.teachers.store.reader import SpectrumStore
@@ -71,22 +77,75 @@ def build_store(recipe: Recipe, teacher_name: str | None = None) -> StoreManifes
     folder = writable_folder(Path(recipe.run.storage) / f"{recipe.run.name}{beside}", "run.storage")
     with ProgressView(RunFolder(folder).progress) as view:
         view.note("looking at the teacher and the data")
-        teacher = Pretrained.from_settings(settings, settings.key)
+        teacher = Pretrained.from_settings(settings, settings.key, runs=settings.source == "online")
+        engine = _engine_of(recipe, settings, teacher)
         special_tokens = recipe.data.special_tokens
         side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
         parts = parts_of(whole, settings, side, folder, view.note)
         if any(not _is_whole(part, settings.key) for part in parts):
-            with connected(recipe.cluster, folder):
-                on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
-                recipe = with_chosen_precision(recipe, folder, view.note, on_gpu=on_gpu)
+            actors = recipe.store.actors if by_actors(recipe) else None
+            with connected(recipe.cluster, folder, actors):
+                if actors is not None:
+                    recipe, actors = _with_gpus_for_actors(recipe)
+                on_gpu = prepare_cluster(recipe.cluster, folder, view.note, actors)
+                if actors is None:
+                    recipe = with_chosen_precision(recipe, folder, view.note, on_gpu=on_gpu)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
-                config = teacher_config(recipe.teacher_named(), on_gpu=on_gpu)
-                job = StoreJob(recipe, folder, teacher.place, on_gpu, config, parts)
+                deepspeed = teacher_config(recipe.teacher_named(), on_gpu=on_gpu)
+                job = StoreJob(recipe, folder, teacher.place, on_gpu, deepspeed, parts, engine)
                 run_worker_group(build_store_worker, job.to_config(), recipe, folder, on_gpu=on_gpu)
                 check_not_stopped(folder)
         else:
             view.note(f"{settings.path} is whole already")
     return SpectrumStore.open(settings.path, key=f"{settings.key}.path").manifest
+
+
+def by_actors(recipe: Recipe) -> bool:
+    """Tell whether the recipe's teacher is run by an inference engine in actors."""
+    return recipe.store.engine == "vllm" and recipe.teacher_named().source == "online"
+
+
+def _engine_of(recipe: Recipe, settings: NamedTeacherSettings, teacher: Pretrained) -> dict[str, Any] | None:
+    """Look at the inference engine that the teacher runs in; return its facts, or None where the workers run it.
+
+    Raises:
+        UserError: it cannot say what the recipe wants to keep, or is not what it should be.
+    """
+    if settings.source == "served":
+        assert settings.server is not None
+        _check_top_ids(recipe, settings.server.top, f"{settings.key}.server.top")
+        return examine(settings, teacher).to_json()
+    if not by_actors(recipe):
+        return None
+    _check_top_ids(recipe, recipe.store.top, "store.top")
+    if recipe.objective.teacher_temperature != 1.0:
+        raise UserError(
+            "objective.teacher_temperature",
+            f"{recipe.objective.teacher_temperature:g} needs all logits, and vLLM tells the likeliest tokens",
+            "set it to 1, or store.engine to transformers",
+        )
+    if settings.remote_code is not None:
+        problem = "the vllm engine does not tell one repository's code from another's"
+        raise UserError(f"{settings.key}.remote_code", problem, "set store.engine=transformers")
+    version = vllm_version(recipe.store.actors)
+    precision = "fp32" if settings.precision == "fp32" else "bf16"
+    return ServerFacts("vLLM", version, str(settings.model), recipe.store.top, precision).to_json()
+
+
+def _check_top_ids(recipe: Recipe, top: int, key: str) -> None:
+    if recipe.store.top_ids > top:
+        raise UserError(
+            "store.top_ids", f"{recipe.store.top_ids} is more than the {key} {top} that are asked", f"raise {key}"
+        )
+
+
+def _with_gpus_for_actors(recipe: Recipe) -> tuple[Recipe, StoreActorSettings]:
+    """Leave the connected cluster's GPUs to the actors: the workers only write what they say."""
+    on_gpu = recipe.cluster.accelerator != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    actors = recipe.store.actors.model_copy(update={"gpus": recipe.store.actors.gpus_each(on_gpu=on_gpu)})
+    store = recipe.store.model_copy(update={"actors": actors})
+    cluster = recipe.cluster.model_copy(update={"accelerator": "cpu", "accelerator_type": None})
+    return recipe.model_copy(update={"store": store, "cluster": cluster}), actors
 
 
 def parts_of(
@@ -161,7 +220,7 @@ def part_of(
         special_tokens=recipe.data.special_tokens,
         max_length=settings.max_length,
         temperature=recipe.objective.teacher_temperature,
-        codec=CodecFacts.of(settings.codec.to_precision()),
+        codec=CodecFacts.of(settings.codec.to_precision(), truncated=settings.source == "served" or by_actors(recipe)),
         data_digest=rows_digest(rows),
         top_ids=recipe.store.top_ids,
     )

@@ -1,4 +1,4 @@
-"""Whole runs with a served teacher: the losses of an online one, and the same weights whatever goes wrong on the way."""
+"""Whole runs with a served teacher: the losses of an online one, and the same weights whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -143,6 +143,31 @@ def test_a_run_whose_outputs_are_cached_needs_no_server(
     second = run_on_ranks(run, 1, changed, str(tmp_path / "second"))[0]
     assert second["weights"] == first["weights"] and second["losses"] == first["losses"]
     assert second["tokens"] == [0.0] * 6
+
+
+def asked_ahead(recipe: dict[str, Any]) -> tuple[list[list[int]], list[list[int]]]:
+    """What each step needs, and what a trainer has its teacher asked about before it."""
+    trainer = Trainer.from_recipe(recipe, callbacks=[])
+    source: Any = trainer.engine.teachings.teachers[0].source
+    asked: list[list[int]] = []
+    prefetch = source.prefetch
+
+    def noting(examples: Any) -> None:
+        asked.append(list(examples))
+        prefetch(examples)
+
+    source.prefetch = noting
+    trainer.run()
+    windows = [trainer.batches.window(step) for step in range(trainer.total_steps)]
+    return [[example for micro_batch in window for example in micro_batch.examples] for window in windows], asked
+
+
+def test_the_next_steps_are_asked_about_while_one_is_computed(recipe: dict[str, Any], server: EngineServer) -> None:
+    changed = served(recipe, server, "ahead", cache=False)
+    needed, asked = run_on_ranks(asked_ahead, 1, changed)[0]
+    assert len(asked) == len(needed) == 6
+    for step, examples in enumerate(asked):
+        assert examples == [example for own in needed[step : step + 3] for example in own]
 
 
 def test_own_answers_are_judged_by_a_served_teacher(

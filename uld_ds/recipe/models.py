@@ -179,10 +179,19 @@ class StoreSettings(Strict):
     top: Annotated[int, Field(ge=1, le=65535)] = 64
     """With vLLM, likeliest tokens that it tells at each position; what all others share is known as a mass alone."""
     actors: StoreActorSettings = StoreActorSettings()
+    """The actors that vLLM runs in."""
 
     top_ids: Annotated[int, Field(ge=0, le=65535)] = 0
     """Of each distribution so many top-k tokens, by their ids: for objectives that look at identities (64
     serves ``objective.top_ids`` up to 64). 4 to 6 bytes each before compression."""
+
+    @model_validator(mode="after")
+    def _engine_runs_in_actors(self) -> StoreSettings:
+        fields = type(self).model_fields
+        for key in ("top", "actors"):
+            if self.engine == "transformers" and getattr(self, key) != fields[key].default:
+                raise ValueError(f"store.{key} has no effect with store.engine 'transformers': set it to vllm")
+        return self
 
 
 class TrainedTokenizerSettings(Strict):

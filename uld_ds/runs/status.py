@@ -55,6 +55,8 @@ class RunStatus:
     """Share of padding in what the student computes, median of the recent steps."""
     seconds_left: float | None
     """Estimated seconds of the remaining steps, and of the remaining rounds of rollouts."""
+    server_wait: float | None
+    """Share of the recent steps' seconds in which they waited for a teacher's server; None where none is asked."""
     phase_shares: dict[str, float]
     """Share of each phase in the recent steps' seconds; they add up to 1."""
     last_checkpoint: dict[str, Any] | None
@@ -109,6 +111,7 @@ def run_status(folder: Path, *, now: float | None = None) -> RunStatus:
         seconds_per_step=pace,
         student_padding=_median(event.get("student_padding") for event in recent),
         seconds_left=_seconds_left(step, total, pace, rollouts) if running else None,
+        server_wait=server_wait(recent),
         phase_shares=phase_shares(recent),
         last_checkpoint=_checkpoint(folder, events, now),
         workers=starts[-1].get("workers") if starts else None,
@@ -137,6 +140,13 @@ def phase_shares(steps: Sequence[dict[str, Any]]) -> dict[str, float]:
         return {}
     known = {phase: sum(event.get(f"seconds/{phase}", 0.0) for event in steps) / whole for phase in PHASES}
     return {**known, OTHER: max(0.0, 1 - sum(known.values()))}
+
+
+def server_wait(steps: Sequence[dict[str, Any]]) -> float | None:
+    """Compute the share of some steps' seconds in which they waited for a teacher's server; None where none did."""
+    known = [event for event in steps if "teacher_wait_seconds" in event and event.get("seconds/total", 0.0) > 0]
+    whole = sum(event["seconds/total"] for event in known)
+    return sum(event["teacher_wait_seconds"] for event in known) / whole if known else None
 
 
 def _end(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from uld_ds.recipe import NamedTeacherSettings, Recipe
+from uld_ds.recipe import Recipe
 from uld_ds.teachers.served.scores import Scores, checked
 from uld_ds.utils.distributed import Ranks
 from uld_ds.workers.actor_group import ActorGroup, failure, got, make_actors
@@ -149,28 +149,18 @@ class ScoringActors:
             self._changed.notify()
 
 
-def vllm_scoring_actors(
-    recipe: Recipe,
-    settings: NamedTeacherSettings,
-    place: str,
-    *,
-    vocab_size: int,
-    logs: Path,
-    ranks: Ranks,
-    on_gpu: bool,
-) -> ScoringActors:
+def vllm_scoring_actors(recipe: Recipe, place: str, *, vocab_size: int, logs: Path, ranks: Ranks) -> ScoringActors:
     """Make the actors that a recipe with ``store.engine: vllm`` asks for. Collective.
 
     Args:
-        recipe: The recipe.
-        settings: The teacher.
-        place: Directory or hub id of its model.
+        recipe: The recipe, whose actors say how many GPUs they have.
+        place: Directory or hub id of the teacher's model.
         vocab_size: Ids that the model knows.
         logs: Folder of the log files.
         ranks: The process group.
-        on_gpu: Whether the actors have GPUs where the recipe does not say how many.
     """
-    group = ActorGroup.of(recipe.store.actors, recipe.cluster, what="teacher", on_gpu=on_gpu)
+    settings = recipe.teacher_named()
+    group = ActorGroup.of(recipe.store.actors, recipe.cluster, what="teacher", on_gpu=False)
     options = ScorerOptions(
         model=place,
         revision=settings.revision,

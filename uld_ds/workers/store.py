@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from uld_ds.recipe import Recipe, parse_recipe
 from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.teachers.online import OnlineTeacher
+from uld_ds.teachers.served.engine import ServedEngine, open_client
+from uld_ds.teachers.served.scores import Engine
+from uld_ds.teachers.served.teacher import ServedTeacher
 from uld_ds.teachers.store.codec_quality import measure_codec
 from uld_ds.teachers.store.manifest import Measured, StoreIdentity
 from uld_ds.teachers.store.shard import PieceLayout, StoredExample, spans_of
@@ -30,6 +33,7 @@ from uld_ds.training.engines import init_process_group, load_teacher
 from uld_ds.utils.distributed import Ranks, device_for
 from uld_ds.workers.fatal_errors import noting_fatal_errors
 from uld_ds.workers.process import configure_process
+from uld_ds.workers.scoring_actors import vllm_scoring_actors
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +71,8 @@ class StoreJob:
     teacher_deepspeed: dict[str, Any]
     parts: list[StorePart]
     """Stores in the order in which they are built: whoever finds the last one whole finds all of them."""
+    engine: dict[str, Any] | None = None
+    """Facts of the inference engine that the teacher runs in, see ``ServerFacts``; None where the workers run it."""
 
     def to_config(self) -> dict[str, Any]:
         """Convert the job to plain values, as Ray carries them to the workers."""
@@ -101,19 +107,48 @@ def _build(job: StoreJob) -> None:
     init_process_group(on_gpu=job.on_gpu)
     ranks = Ranks.current()
     progress = ProgressWriter(RunFolder(job.folder).progress) if ranks.is_first else None
-    if progress:
-        progress.stage("loading the teacher")
     settings = job.recipe.teacher_named()
-    engine = load_teacher(job.teacher, settings, job.teacher_deepspeed, device)
+    make = _asked_for(job, ranks, device) if job.engine is not None else _online(job, ranks, device, progress)
     padding = padding_id(Pretrained.at(job.teacher, settings, "teacher").tokenizer())
     for part in job.parts:
         rows = load_from_disk(str(Path(part.rows) / "rows"))
         batcher = TeacherBatcher(rows, padding=padding, max_tokens=settings.max_tokens_per_forward)
-        temperature = job.recipe.objective.teacher_temperature
-        top_ids = job.recipe.store.top_ids
-        teacher = OnlineTeacher(engine, batcher, ranks=ranks, device=device, temperature=temperature, top_ids=top_ids)
-        StoreBuild(part, rows, teacher, ranks, device, progress).run()
+        StoreBuild(part, rows, make(batcher), ranks, device, progress).run()
     ray.train.report({"done": 1.0})
+
+
+def _online(
+    job: StoreJob, ranks: Ranks, device: torch.device, progress: ProgressWriter | None
+) -> Callable[[TeacherBatcher], OnlineTeacher]:
+    """Load the teacher; return what makes a source of it."""
+    if progress:
+        progress.stage("loading the teacher")
+    engine = load_teacher(job.teacher, job.recipe.teacher_named(), job.teacher_deepspeed, device)
+    return lambda batcher: OnlineTeacher(
+        engine,
+        batcher,
+        ranks=ranks,
+        device=device,
+        temperature=job.recipe.objective.teacher_temperature,
+        top_ids=job.recipe.store.top_ids,
+    )
+
+
+def _asked_for(job: StoreJob, ranks: Ranks, device: torch.device) -> Callable[[TeacherBatcher], ServedTeacher]:
+    """Reach the teacher's engine, a server or actors; return what makes a source of it."""
+    settings = job.recipe.teacher_named()
+    assert job.engine is not None
+    vocab_size = Pretrained.at(job.teacher, settings, settings.key).embedding_rows()
+    engine: Engine
+    if settings.source == "served":
+        assert settings.server is not None
+        engine = ServedEngine(open_client(settings), settings.server, str(job.engine["model"]), vocab_size)
+    else:
+        logs = RunFolder(job.folder).logs
+        engine = vllm_scoring_actors(job.recipe, job.teacher, vocab_size=vocab_size, logs=logs, ranks=ranks)
+    return lambda batcher: ServedTeacher(
+        engine, batcher, vocab_size=vocab_size, ranks=ranks, device=device, top_ids=job.recipe.store.top_ids
+    )
 
 
 class StoreBuild:
@@ -122,7 +157,7 @@ class StoreBuild:
     Args:
         part: the store.
         rows: the teacher's prepared rows.
-        teacher: the teacher's model.
+        teacher: the teacher's model, here or behind a server.
         ranks: the process group.
         device: device of this rank.
         progress: writer of the progress on the first rank; None on the others.
@@ -132,7 +167,7 @@ class StoreBuild:
         self,
         part: StorePart,
         rows: Dataset,
-        teacher: OnlineTeacher,
+        teacher: OnlineTeacher | ServedTeacher,
         ranks: Ranks,
         device: torch.device,
         progress: ProgressWriter | None,
@@ -159,8 +194,10 @@ class StoreBuild:
         missing = self._agreed(sorted(set(range(total)) - self._writer.finished_shards().keys()))
         for first in range(0, len(missing), self._ranks.size):
             begin = time.perf_counter()
-            mine = missing[first + self._ranks.rank : first + self._ranks.rank + 1]
-            examples = list(self._writer.examples_of_shard(mine[0])) if mine else []
+            mine, examples = self._mine(missing, first)
+            if isinstance(self._teacher, ServedTeacher):
+                # While this shard is written, the server is busy with the next one.
+                self._teacher.prefetch([*examples, *self._mine(missing, first + self._ranks.size)[1]])
             # Every rank asks, also one without a shard: the weights are spread over all of them.
             answers = self._teacher.answers(examples, 0)
             if mine:
@@ -170,10 +207,17 @@ class StoreBuild:
         sample = self._sample()
         self._ranks.barrier()
         if self._ranks.is_first:
-            precision = self._identity.codec.to_precision()
-            quality = measure_codec(sample, precision, temperature=self._identity.temperature)
-            self._writer.finish(Measured(**quality))
+            self._writer.finish(None if sample is None else self._measured(sample))
         self._ranks.barrier()
+
+    def _mine(self, missing: Sequence[int], first: int) -> tuple[Sequence[int], list[int]]:
+        """Choose this rank's one of the shards from a place on, or none; with its examples."""
+        mine = missing[first + self._ranks.rank : first + self._ranks.rank + 1]
+        return mine, list(self._writer.examples_of_shard(mine[0])) if mine else []
+
+    def _measured(self, sample: torch.Tensor) -> Measured:
+        precision = self._identity.codec.to_precision()
+        return Measured(**measure_codec(sample, precision, temperature=self._identity.temperature))
 
     def _agreed(self, missing: list[int]) -> list[int]:
         # What the first rank has seen counts: storage may show others an older state.
@@ -189,8 +233,13 @@ class StoreBuild:
             spans = spans_of(turns, row["token_bytes"])
             yield StoredExample(str(number), str(row["digest"]), turns, spans, tokens.to("cpu"), pieces=pieces_of(row))
 
-    def _sample(self) -> torch.Tensor:
-        """Compute [n, V] logits at the first tokens of the corpus, to measure what the codec costs. Collective."""
+    def _sample(self) -> torch.Tensor | None:
+        """Compute [n, V] logits at the first tokens of the corpus, to measure what the codec costs. Collective.
+
+        A server tells no logits: there is nothing to measure then.
+        """
+        if isinstance(self._teacher, ServedTeacher):
+            return None
         examples: list[int] = []
         tokens = 0
         while tokens < _MEASURED_TOKENS and len(examples) < len(self._rows):

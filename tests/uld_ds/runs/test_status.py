@@ -49,6 +49,15 @@ def test_shares_of_phases_add_up_to_the_step(run: Path) -> None:
     assert shares[OTHER] == pytest.approx(0.1)  # 9 of 10 seconds are in a phase
 
 
+def test_waiting_for_a_teachers_server(run: Path) -> None:
+    assert status_soon(run).server_wait is None
+    writer = ProgressWriter(run / "progress.jsonl")
+    for step, seconds in ((4, 0.5), (5, 1.5)):
+        writer.step(step, 10, metrics(2.0) | {"teacher_wait_seconds": seconds})
+    # Of the steps that asked a server: 2 of their 20 seconds.
+    assert status_soon(run).server_wait == pytest.approx(0.1)
+
+
 def test_what_is_in_no_phase_is_other() -> None:
     phases = with_other({"data": 1.0, "step": 2.0}, 4.5)
     assert sum(phases.values()) == 4.5

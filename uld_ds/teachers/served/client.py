@@ -7,6 +7,7 @@ nowhere else.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import json
 import logging
@@ -101,6 +102,8 @@ class Client:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="served-teacher", daemon=True)
         self._thread.start()
+        # A run that fails closes nothing, and aiohttp would tell of every connection that was left open.
+        atexit.register(self.close)
 
     @property
     def called(self) -> str:
@@ -133,6 +136,7 @@ class Client:
         """Give up what is under way, close all connections and end the thread."""
         if self._loop.is_closed():
             return
+        atexit.unregister(self.close)
         asyncio.run_coroutine_threadsafe(self._ended(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
