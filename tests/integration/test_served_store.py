@@ -11,7 +11,7 @@ import torch
 from datasets import load_from_disk
 
 from launcher.commands.store import _asked
-from launcher.drivers.store import _server_of, part_of
+from launcher.drivers.store import _engine_of, part_of
 from tests.helpers.engine_server import EngineServer
 from tests.helpers.engines import CPU
 from tests.helpers.teacher_outputs import same_bits
@@ -23,7 +23,7 @@ from uld_ds.recipe import Recipe, parse_recipe
 from uld_ds.teachers.outputs_codec import roundtrip
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.utils.distributed import Ranks
-from uld_ds.workers.store import StoreBuild, StoreJob, StorePart, _served
+from uld_ds.workers.store import StoreBuild, StoreJob, StorePart, _asked_for
 
 
 def recipe_of(tiny_recipe: dict[str, Any], url: str, folder: Path, **server: Any) -> Recipe:
@@ -42,11 +42,11 @@ def build(recipe: Recipe, folder: Path, url: Path, shards: int | None = None) ->
     teacher = Pretrained.from_settings(settings, settings.key, runs=False)
     side = TextSide.of_model(teacher, settings, "teacher")
     part = part_of("data.train", recipe.data.train, str(url), recipe, side, folder)
-    facts = _server_of(recipe, settings, teacher)
+    facts = _engine_of(recipe, settings, teacher)
     job = StoreJob(recipe, folder, teacher.place, False, {}, [part], facts)
     job = StoreJob.from_config(job.to_config())
     rows = load_from_disk(str(Path(part.rows) / "rows"))
-    source = _served(job, Ranks(0, 1), CPU)(TeacherBatcher(rows, padding=0, max_tokens=4096))
+    source = _asked_for(job, Ranks(0, 1), CPU)(TeacherBatcher(rows, padding=0, max_tokens=4096))
     building = StoreBuild(job.parts[0], rows, source, Ranks(0, 1), CPU, None)
     if shards is not None:
         for number in range(shards):
@@ -91,7 +91,7 @@ def test_more_ids_than_are_asked_for(tiny_recipe: dict[str, Any], tiny_teacher: 
     recipe = recipe_of(tiny_recipe, "http://127.0.0.1:9", tmp_path, top=15)
     settings = recipe.teacher_named()
     with pytest.raises(UserError, match=r"store\.top_ids: 16 is more than the teacher\.server\.top 15 that are asked"):
-        _server_of(recipe, settings, Pretrained.from_settings(settings, settings.key, runs=False))
+        _engine_of(recipe, settings, Pretrained.from_settings(settings, settings.key, runs=False))
 
 
 def test_who_is_asked_for_a_store() -> None:

@@ -24,7 +24,8 @@ from uld_ds.generation.sampling import Asked
 from uld_ds.recipe import Recipe, parse_recipe
 from uld_ds.runs.job import Job
 from uld_ds.utils.distributed import Ranks
-from uld_ds.workers.rollout_actors import ActorGroup, RolloutActors, _remove_weights, _sampled, draw_seed
+from uld_ds.workers.actor_group import ActorGroup
+from uld_ds.workers.rollout_actors import RolloutActors, _remove_weights, _sampled, draw_seed
 
 PROMPTS = [[5, 9, 31], [7], [3, 8], [12, 4, 90, 33], [60], [7, 7]]
 # Two prompts each.
@@ -54,27 +55,6 @@ def test_what_a_killed_attempt_left_is_removed_and_rounds_stay(tmp_path: Path) -
     assert (tmp_path / "new").is_dir()
 
 
-def test_the_group_of_a_recipe(tiny_recipe: dict[str, Any]) -> None:
-    tiny_recipe["cluster"] |= {"labels": {"pool": "in(a, b)"}, "max_failures": 2, "accelerator_type": "H100"}
-    tiny_recipe["rollouts"] = {"engine": "vllm", "actors": {"count": 3, "cpus": 2.5, "python": "/py"}}
-    group = ActorGroup.of(parse_recipe(tiny_recipe), on_gpu=True)
-    assert group.count == 3
-    assert group.options() == {
-        "num_cpus": 2.5,
-        "num_gpus": 1.0,
-        "max_restarts": 2,
-        "max_task_retries": 2,
-        "scheduling_strategy": "DEFAULT",
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "2"}, "py_executable": "/py"},
-        "label_selector": {"pool": "in(a,b)"},
-        "accelerator_type": "H100",
-    }
-    tiny_recipe["rollouts"]["actors"] = {"gpus": 0.5}
-    assert ActorGroup.of(parse_recipe(tiny_recipe), on_gpu=False).options()["num_gpus"] == 0.5
-    tiny_recipe["rollouts"]["actors"] = {}
-    assert ActorGroup.of(parse_recipe(tiny_recipe), on_gpu=False).options()["num_gpus"] == 0.0
-
-
 # ---- with Ray
 
 
@@ -99,7 +79,7 @@ def actors_of(student: Any, folder: Path, count: int, **options: Any) -> Rollout
         student,
         seed=3,
         make=partial(SlowSampler, str(folder / "journal"), **options),
-        group=ActorGroup(count, cpus=0.5, gpus=0.0),
+        group=ActorGroup("rollouts", "rollouts.actors", count, cpus=0.5, gpus=0.0),
         folder=folder / "rollouts",
         logs=folder / "logs",
         ranks=Ranks.current(),
@@ -218,14 +198,17 @@ def never_started(nodes: tuple[str, dict[str, str]], job: Job, target: str) -> l
 
     joined(nodes)
     engine, _ = build(job)
-    group = ActorGroup(1, cpus=64, gpus=0.0, wait_seconds=3.0)
+    group = ActorGroup("rollouts", "rollouts.actors", 1, cpus=64, gpus=0.0, wait_seconds=3.0)
     make = partial(SlowSampler, str(Path(target) / "journal"))
     ranks, folder = Ranks.current(), Path(target)
     try:
         RolloutActors(engine.student, seed=0, make=make, group=group, folder=folder, logs=folder, ranks=ranks)
     except RunError as error:
         found = [str(error)]
-    make, group = partial(_no_engine, "no such architecture"), ActorGroup(1, cpus=0.5, gpus=0.0)
+    make, group = (
+        partial(_no_engine, "no such architecture"),
+        ActorGroup("rollouts", "rollouts.actors", 1, cpus=0.5, gpus=0.0),
+    )
     actors = RolloutActors(engine.student, seed=0, make=make, group=group, folder=folder, logs=folder, ranks=ranks)
     try:
         actors.take_weights()
@@ -244,8 +227,8 @@ def test_actors_that_do_not_start_are_said(nodes: Nodes, tiny_recipe: dict[str, 
     job = prepared_job(tiny_recipe, tmp_path / "data")
     (said,) = run_on_ranks(never_started, 1, (nodes.address, nodes.environment), job, str(tmp_path))
     assert said == [
-        "no room for 1 rollout actor(s) (64 CPU, 0 GPU each) within 3 s (rollouts.actors)",
-        "a rollout actor failed: weights cannot be taken (ValueError: no such architecture) (logs/rollouts-*.log)",
+        "no room for 1 actor(s) of rollouts (64 CPU, 0 GPU each) within 3 s (rollouts.actors)",
+        "an actor of rollouts failed: weights cannot be taken (ValueError: no such architecture) (logs/rollouts-*.log)",
     ]
 
 

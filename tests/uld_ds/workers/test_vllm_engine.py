@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,33 +96,6 @@ def test_the_first_weights_start_it_and_later_ones_go_into_it(monkeypatch: pytes
     assert parameters[0]["temperature"] == 0.7 and parameters[0]["stop_token_ids"] == [3, 7]
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert os.environ["TORCH_COMPILE_DISABLE"] == "1"
-
-
-def test_memory_of_a_cpu_is_what_a_batch_needs(tmp_path: Path) -> None:
-    large = replace(OPTIONS, precision="bf16", batch_size=64, max_length=4096)
-    llama = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
-    (tmp_path / "config.json").write_text(json.dumps(llama))
-    # 2 (keys, values) x 32 layers x 8 heads x 128 numbers of 2 bytes: 128 KiB a token.
-    assert VllmEngine(large)._cache_bytes(tmp_path) == 2**17 * 64 * 4096
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": llama | {"head_dim": 256}}))
-    assert VllmEngine(large)._cache_bytes(tmp_path) == 2**18 * 64 * 4096
-    assert VllmEngine(OPTIONS)._cache_bytes(tmp_path) == 2**30
-    (tmp_path / "config.json").write_text("{}")
-    assert VllmEngine(OPTIONS)._cache_bytes(tmp_path) == 2**32
-
-
-@pytest.mark.parametrize(
-    ("gpus", "expected"),
-    [
-        (1.0, {"gpu_memory_utilization": 0.9}),
-        (0.5, {"gpu_memory_utilization": 0.45}),
-        (4.0, {"tensor_parallel_size": 4, "distributed_executor_backend": "mp"}),
-    ],
-)
-def test_gpus_of_an_actor(gpus: float, expected: dict[str, Any], tmp_path: Path) -> None:
-    engine = VllmEngine(replace(OPTIONS, gpus=gpus))
-    assert engine._device_options(tmp_path) == expected
-    assert "TORCH_COMPILE_DISABLE" not in engine._environment(), "on GPUs, compiling pays"
 
 
 @pytest.mark.slow
