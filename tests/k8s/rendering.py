@@ -14,7 +14,13 @@ import pytest
 import yaml
 
 K8S = Path(__file__).parents[2] / "k8s"
-FOLDERS = ("base", "overlays/cpu-small", "overlays/gpu-2x8", "overlays/gpu-2x8-rollouts")
+FOLDERS = (
+    "base",
+    "overlays/cpu-small",
+    "overlays/gpu-2x8",
+    "overlays/gpu-2x8-rollouts",
+    "overlays/gpu-2x8-served",
+)
 OVERLAYS = FOLDERS[1:]
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl to render kustomizations")

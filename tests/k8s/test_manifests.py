@@ -13,6 +13,7 @@ from tests.k8s.rayjob_policy import GPU, QUEUE, rayjob_problems, recipe_of, work
 from tests.k8s.rendering import FOLDERS, OVERLAYS, Object, needs_kubectl, only, pod_templates, render, render_with
 from tests.k8s.schema import KUBERAY_SCHEMAS, kuberay_folder, schema_problems
 from uld_ds.recipe import load_recipe
+from uld_ds.teachers.served.engine import TOKEN_VARIABLE
 
 pytestmark = needs_kubectl
 needs_kuberay = pytest.mark.skipif(
@@ -117,6 +118,52 @@ def test_the_actors_python_is_in_the_image() -> None:
     assert f"python -m venv {folder} " in DOCKERFILE.read_text()
     (group,) = [pod for pod in pod_templates(only(objects, "RayJob")) if pod.where.endswith("rollouts")]
     assert {container["image"].rpartition("/")[2] for container in group.containers} == {"uld-ds-cuda-vllm:0.1.0"}
+
+
+def test_served_overlay_asks_the_server_that_it_starts() -> None:
+    objects = rendered("overlays/gpu-2x8-served")
+    recipe = recipe_of(objects)
+    teacher = recipe.teacher_named()
+    assert teacher.source == "served" and teacher.server is not None
+    (pod,) = pod_templates(only(objects, "Deployment", "teacher"))
+    (container,) = pod.containers
+    options = dict(word.removeprefix("--").split("=") for word in container["args"][2:])
+    service = only(objects, "Service", "teacher")["spec"]["ports"][0]
+    assert teacher.server.url == f"http://teacher:{service['port']}"
+    assert int(options["port"]) == container["ports"][0]["containerPort"] == 8000
+    # What the recipe asks for, the server allows: as many tokens, and one more than the longest text.
+    assert teacher.server.top <= int(options["max-logprobs"])
+    assert teacher.max_length < int(options["max-model-len"])
+    assert container["args"][:2] == ["serve", teacher.model]
+    assert container["resources"]["limits"][GPU] == options["tensor-parallel-size"]
+    assert container["command"][0].removesuffix("/bin/vllm") + " " in DOCKERFILE.read_text()
+    assert container["image"].endswith("uld-ds-cuda-vllm:0.1.0")
+    # The student's GPUs are one machine's, the server's the other's.
+    cluster = only(objects, "RayJob")["spec"]["rayClusterSpec"]
+    assert [node.resources["GPU"] for node in worker_nodes(cluster)] == [recipe.cluster.workers] == [8]
+
+
+def test_the_teachers_token_is_a_secret_that_both_sides_have() -> None:
+    objects = rendered("overlays/gpu-2x8-served")
+    reference = {"secretKeyRef": {"name": "uld-ds-credentials", "key": "teacher-token"}}
+    (server,) = pod_templates(only(objects, "Deployment", "teacher"))
+    assert {"name": "VLLM_API_KEY", "valueFrom": reference} in server.containers[0]["env"]
+    asking = [pod for pod in pod_templates(only(objects, "RayJob")) if not pod.where.endswith("submitter")]
+    assert len(asking) == 2
+    for pod in asking:
+        assert {"name": TOKEN_VARIABLE, "valueFrom": reference} in pod.containers[-1]["env"]
+
+
+def test_only_training_reaches_the_teacher_and_it_reaches_nobody() -> None:
+    objects = rendered("overlays/gpu-2x8-served")
+    (pod,) = pod_templates(only(objects, "Deployment", "teacher"))
+    policies = [found for found in objects if found["kind"] == "NetworkPolicy"]
+    own = [found for found in policies if selects(found["spec"]["podSelector"], pod.labels)]
+    assert {found["metadata"]["name"] for found in own} == {"default-deny", "allow-dns", "teacher"}
+    rules = only(objects, "NetworkPolicy", "teacher")["spec"]
+    assert "egress" not in rules and "Egress" in rules["policyTypes"]
+    (peer,) = rules["ingress"][0]["from"]
+    assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "training"
 
 
 @pytest.mark.parametrize("folder", OVERLAYS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -22,7 +23,8 @@ def test_five_commands_make_a_student() -> None:
 
 def test_files_and_folders_exist() -> None:
     named = re.findall(r"(?:--file|--filename|--kustomize) (\S+)", "\n".join(COMMANDS))
-    assert set(named) == {"k8s/Dockerfile", "k8s/components/namespace/namespace.yaml", "k8s/overlays/cpu-small"}
+    overlays = {"k8s/overlays/cpu-small", "k8s/overlays/gpu-2x8-served"}
+    assert set(named) == {"k8s/Dockerfile", "k8s/components/namespace/namespace.yaml", *overlays}
     assert all((ROOT / name).exists() for name in named)
     for cell in re.findall(r"^\| `([\w/-]+)`", README, flags=re.M):
         if cell.endswith("/") or cell == "Dockerfile":
@@ -43,6 +45,8 @@ def test_objects_exist() -> None:
     text = "\n".join(COMMANDS)
     for kind, name in re.findall(r"\b(rayjob|service)[/ ](uld-ds|mlflow)\b", text):
         only(objects, {"rayjob": "RayJob", "service": "Service"}[kind], name)
+    for name in re.findall(r"\bdeployment/(\S+)", text):
+        only(render("overlays/gpu-2x8-served"), "Deployment", name)
     assert set(re.findall(r"--namespace (\S+)", text)) == {only(objects, "Namespace")["metadata"]["name"]}
 
 
@@ -59,5 +63,9 @@ def test_the_secret_has_what_pods_need() -> None:
                     references = [v["valueFrom"]["secretKeyRef"] for v in container.get("env", []) if "valueFrom" in v]
                     assert {reference["name"] for reference in references} <= {"uld-ds-credentials"}
                     needed |= {reference["key"] for reference in references if not reference.get("optional")}
-        assert needed == keys
+        # One that only a served teacher needs is added when there is one.
+        assert needed - {"teacher-token"} == keys
+        assert ("teacher-token" in needed) == ("served" in folder)
         assert "uld-ds-credentials" in words
+    (added,) = [shlex.split(command) for command in COMMANDS if "patch secret" in command]
+    assert "teacher-token" in json.loads(added[-1].replace("$(openssl rand -hex 32)", "x"))["stringData"]
