@@ -37,6 +37,7 @@ TITLES = {
     "teacher": "A whole step with a real teacher, against TRL's",
     "scaling": "Ranks of one machine, and a cost model of many",
     "store": "The spectrum store",
+    "served": "A teacher in an inference engine",
     "alignment": "Byte spans and alignment",
     "vocabulary": "Two vocabularies by their bytes",
     "sampling": "Sampling own answers, against transformers' generate",
@@ -46,8 +47,8 @@ TITLES = {
     "four_bits": "Frozen weights of a student in fp32, bf16 and 4 bits",
 }
 # Those of `make bench`. The demo is left to `--run demo`: a short one of it says nothing, and the tests have that. The
-# pretrained pair is left to `--run`, too: it downloads a quarter of a gigabyte.
-SHORT = [name for name in TITLES if name not in ("demo", "pretrained")]
+# pretrained pair and the served teacher are left to `--run`, too: they need a quarter of a gigabyte, and four.
+SHORT = [name for name in TITLES if name not in ("demo", "pretrained", "served")]
 INDEX = "README.md"
 WRITTEN_BY = (
     "Written by `make bench`, which runs every benchmark but the demo in its short version, and with "
