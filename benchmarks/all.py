@@ -37,6 +37,7 @@ TITLES = {
     "teacher": "A whole step with a real teacher, against TRL's",
     "scaling": "Ranks of one machine, and a cost model of many",
     "store": "The spectrum store",
+    "truncated": "A teacher of whom only the likeliest tokens are known",
     "alignment": "Byte spans and alignment",
     "vocabulary": "Two vocabularies by their bytes",
     "sampling": "Sampling own answers, against transformers' generate",
