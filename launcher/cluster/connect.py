@@ -151,7 +151,7 @@ def prepare_cluster(
     on_gpu = _wait_for_nodes(settings, note, actors)
     _wait_for_room(settings, note, actors, on_gpu=on_gpu)
     actor_hosts = _actor_hosts(settings, actors, on_gpu=on_gpu)
-    hosts = _hosts(settings, actor_hosts, on_gpu=on_gpu)
+    hosts = hosts_of_workers(settings, actor_hosts, on_gpu=on_gpu)
     check_shared(folder, hosts)
     check_versions(hosts)
     if actors is not None:
@@ -229,7 +229,7 @@ def _nodes(*, free: bool = False) -> dict[str, Node]:
     }
 
 
-def _hosts(settings: ClusterSettings, actor_hosts: Mapping[str, str], *, on_gpu: bool) -> dict[str, str]:
+def hosts_of_workers(settings: ClusterSettings, actor_hosts: Mapping[str, str], *, on_gpu: bool) -> dict[str, str]:
     """Collect the addresses of nodes that may get a worker or an actor, and of the one where this process writes."""
     here = ray.get_runtime_context().get_node_id()
     return {

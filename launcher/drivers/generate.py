@@ -205,7 +205,7 @@ def _with_vllm(source: ray.data.Dataset, asking: _Asking, prompt_ends: dict[str,
 
     recipe, decoding = asking.recipe, asking.decoding
     settings = recipe.teacher_named()
-    dtype = {"bf16": "bfloat16", "fp32": "float32"}[settings.precision]
+    dtype = {"bf16": "bfloat16", "fp32": "float32", "auto": "bfloat16"}[settings.precision]
     config = vLLMEngineProcessorConfig(
         model_source=asking.teacher.place,
         engine_kwargs={"dtype": dtype, "revision": asking.teacher.revision, "max_model_len": settings.max_length},

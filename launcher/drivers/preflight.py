@@ -60,7 +60,7 @@ def _claim(recipe: Recipe, run_dir: Path) -> None:
     if not run.run_id.exists():
         # It never got to training: most likely it stopped at a mistake that is corrected now, in the recipe or in the
         # files that it names. What was made of them is made anew (rows that are the same are found again).
-        for made in (run.student, run.prepared, run.teacher):
+        for made in (run.student, run.prepared, run.teacher, run.teacher_precision):
             _remove(made)
     elif stored.is_file() and (difference := _difference(stored, recipe)) is not None:
         problem = f"{recipe.run.name!r} began with another recipe ({difference})"

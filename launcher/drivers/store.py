@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
+from launcher.cluster.teacher_precision import with_chosen_precision
 from launcher.cluster.worker_group import check_not_stopped, run_worker_group
 from launcher.drivers.preflight import check_deepspeed_configs, writable_folder
 from launcher.terminal.progress import ProgressView
@@ -79,9 +80,10 @@ def build_store(recipe: Recipe, teacher_name: str | None = None) -> StoreManifes
         if any(not _is_whole(part, settings.key) for part in parts):
             with connected(recipe.cluster, folder):
                 on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
+                recipe = with_chosen_precision(recipe, folder, view.note, on_gpu=on_gpu)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
-                deepspeed = teacher_config(settings, on_gpu=on_gpu)
-                job = StoreJob(recipe, folder, teacher.place, on_gpu, deepspeed, parts, server)
+                config = teacher_config(recipe.teacher_named(), on_gpu=on_gpu)
+                job = StoreJob(recipe, folder, teacher.place, on_gpu, config, parts, server)
                 run_worker_group(build_store_worker, job.to_config(), recipe, folder, on_gpu=on_gpu)
                 check_not_stopped(folder)
         else:

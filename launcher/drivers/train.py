@@ -15,6 +15,7 @@ import mlflow
 
 from launcher.cluster.actor_checks import check_engine, rollout_actors
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
+from launcher.cluster.teacher_precision import with_chosen_precision
 from launcher.cluster.worker_group import check_not_stopped, run_worker_group
 from launcher.drivers.checkpoint_list import repair_checkpoint_list
 from launcher.drivers.preflight import check_deepspeed_configs, check_free_disk, claim_run_dir
@@ -93,6 +94,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
         with connected(recipe.cluster, run_dir, actors), SigtermStops() as sigterm:
             weight_bytes = found.pop("weight_bytes")
             on_gpu = prepare_cluster(recipe.cluster, run_dir, view.note, actors)
+            recipe = with_chosen_precision(recipe, run_dir, view.note, on_gpu=on_gpu)
             run_id = mlflow_runs.open_run(client, recipe, run_dir)
             view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
             if warning := short_stop(recipe.cluster.grace_seconds):
@@ -100,6 +102,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
             with _status_of(recipe, uri, run_id, run_dir):
                 job = Job(
                     **found,
+                    recipe=recipe,
                     run_id=run_id,
                     on_gpu=on_gpu,
                     student_deepspeed=student_config(recipe, on_gpu=on_gpu, weight_bytes=weight_bytes),
@@ -161,7 +164,6 @@ def prepare(recipe: Recipe, run_dir: Path, uri: str, view: ProgressView) -> dict
         both = "teacher and student" if len(teachers) == 1 else "teachers and student"
         view.note(f"{both} have one tokenizer: objective.classical (KL, Jensen-Shannon) is possible, too")
     return {
-        "recipe": recipe,
         "run_dir": run_dir,
         "teachers": {name: teacher.place for name, teacher in teachers.items()},
         "student": student.place,

@@ -14,7 +14,7 @@ from launcher.plan.shapes import Shape
 from launcher.plan.speed import Hardware, Traffic, forward_operations, student_traffic, teacher_traffic
 from uld_ds.errors import UserError
 from uld_ds.models.architectures import DTYPES
-from uld_ds.recipe import NamedTeacherSettings, Recipe, parse_recipe
+from uld_ds.recipe import DType, NamedTeacherSettings, Recipe, parse_recipe
 from uld_ds.training.deepspeed_config import read_config, read_student_config
 
 USABLE = 0.94
@@ -110,7 +110,10 @@ class Plan:
     def _held(self, settings: NamedTeacherSettings) -> Role:
         config = read_config(settings.deepspeed, "teacher", on_gpu=self.kind == "gpu")
         zero = config.get("zero_optimization", {}) if settings.sharding == "zero3" else {}
-        return Role(self.teacher_shapes[settings.name], settings.precision, zero, self.ranks, self.kind)
+        # Which of them ``auto`` is on a CPU, only a measurement there can tell: room for the larger one.
+        either: DType = "bf16" if self.kind == "gpu" else "fp32"
+        precision = either if settings.precision == "auto" else settings.precision
+        return Role(self.teacher_shapes[settings.name], precision, zero, self.ranks, self.kind)
 
     def _tokens_of(self, settings: NamedTeacherSettings) -> float:
         """Compute the tokens of a rank's window that a teacher reads: of rows that are routed, an equal share."""

@@ -1,6 +1,6 @@
 """Recipes: the whole configuration of a run, as strict typed models."""
 
-from uld_ds.recipe.base import DType
+from uld_ds.recipe.base import DType, TeacherDType
 from uld_ds.recipe.data import (
     ColumnSettings,
     DataSettings,
@@ -68,6 +68,7 @@ __all__ = [
     "SpecialTokens",
     "StoreSettings",
     "StudentSettings",
+    "TeacherDType",
     "TeacherSettings",
     "TrackingSettings",
     "TrainedTokenizerSettings",

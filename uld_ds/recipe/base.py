@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DType = Literal["fp32", "bf16"]
+TeacherDType = Literal["fp32", "bf16", "auto"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 

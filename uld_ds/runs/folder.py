@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "teacher"
 
     @property
+    def teacher_precision(self) -> Path:
+        """The precision, as JSON, that was chosen for each teacher whose recipe says ``precision: auto``."""
+        return self.path / "teacher_precision.json"
+
+    @property
     def rollouts(self) -> Path:
         """The student's own answers, round by round."""
         return self.path / "rollouts"

@@ -142,7 +142,7 @@ def _decode_second(rest: bytes, width: int, k: int, rows: int) -> TopTokens:
         raise ValueError("top-k tokens are damaged or cut short")
     begin = 2 * rows + width * k * rows
     ids = _from_planes(raw[2 * rows : begin], width, k, rows).cumsum(axis=0, dtype=np.int64)  # [k, T]
-    codes = _from_planes(raw[:2 * rows], 2, 1, rows) + _from_planes(raw[begin:], code_width, k, rows)
+    codes = _from_planes(raw[: 2 * rows], 2, 1, rows) + _from_planes(raw[begin:], code_width, k, rows)
     codes = codes.astype(np.uint16)
     order = np.argsort(~codes, axis=0, kind="stable")
     log_probs = _log_table(BlockMasses(step, even_mass))[np.take_along_axis(codes, order, axis=0)]

@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from uld_ds.errors import UserError
-from uld_ds.recipe import DType, NamedTeacherSettings, Recipe, StudentSettings
+from uld_ds.recipe import NamedTeacherSettings, Recipe, StudentSettings, TeacherDType
 from uld_ds.utils.files import in_home
 
 Role = Literal["student", "teacher"]
@@ -245,6 +245,6 @@ def zero_stage(config: Mapping[str, Any]) -> int:
     return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
-def _precision(precision: DType) -> dict[str, Any]:
+def _precision(precision: TeacherDType) -> dict[str, Any]:
     # check_grad_overflow: a non-finite gradient must skip the step on every rank alike, not poison the weights.
     return {"bf16": {"enabled": precision == "bf16", "check_grad_overflow": True}, "fp16": {"enabled": False}}

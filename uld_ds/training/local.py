@@ -17,6 +17,7 @@ from uld_ds.data.sources import source_files
 from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import check_installed
+from uld_ds.models.teacher_precision import bf16_speedup, chosen_precision
 from uld_ds.models.trial import try_student, with_own_head
 from uld_ds.recipe import Recipe, TrainedTokenizerSettings
 from uld_ds.runs.job import Job
@@ -61,6 +62,7 @@ def prepare_job(recipe: Recipe) -> tuple[Job, Ranks, torch.device]:
             f"{recipe.cluster.workers}, but this is one of {ranks.size} process(es)",
             f"set it to {ranks.size}, start as many with torchrun, or run `uld-ds train`",
         )
+    recipe = _with_chosen_precision(recipe, ranks, on_gpu=on_gpu)
     job, failure = None, None
     # One after the other: the first rank makes what the others then find.
     for turn in range(ranks.size):
@@ -76,6 +78,16 @@ def prepare_job(recipe: Recipe) -> tuple[Job, Ranks, torch.device]:
             raise found
     assert job is not None
     return job, ranks, device_for(int(os.environ["LOCAL_RANK"]), on_gpu=on_gpu)
+
+
+def _with_chosen_precision(recipe: Recipe, ranks: Ranks, *, on_gpu: bool) -> Recipe:
+    """Settle ``teacher.precision: auto``, alike on all ranks. Collective."""
+    undecided = [teacher.name for teacher in recipe.teachers if teacher.precision == "auto"]
+    if not undecided:
+        return recipe
+    own = 0.0 if on_gpu else bf16_speedup(recipe.cluster.threads_per_worker)
+    precision = chosen_precision("auto", on_gpu=on_gpu, speedups=ranks.gather(own))
+    return recipe.with_teachers({name: {"precision": precision} for name in undecided})
 
 
 def empty_rounds_folder(job: Job, ranks: Ranks) -> Path:

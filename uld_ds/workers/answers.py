@@ -14,7 +14,8 @@ from uld_ds.data.templates import ReplyReader
 from uld_ds.generation.answers import write_part
 from uld_ds.generation.decoding import Answer, Decoding, Model, read_reply
 from uld_ds.models.pretrained import Pretrained
-from uld_ds.recipe import DType
+from uld_ds.models.teacher_precision import precision_here
+from uld_ds.recipe import TeacherDType
 from uld_ds.workers.process import configure_process
 
 
@@ -39,7 +40,7 @@ class Answerer:
         self,
         *,
         model: Pretrained,
-        precision: DType,
+        precision: TeacherDType,
         decoding: dict[str, Any],
         ends: tuple[int, ...],
         reader: ReplyReader,
@@ -50,7 +51,8 @@ class Answerer:
     ) -> None:
         configure_process(Path(logs), os.getpid(), threads)
         device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-        self._model = Model(model, precision, device, ends=ends, reader=reader)
+        held = precision_here(precision, on_gpu=on_gpu, threads=threads)
+        self._model = Model(model, held, device, ends=ends, reader=reader)
         self._decoding = Decoding(**{**decoding, "stop": tuple(decoding["stop"])})
         self._parts = Path(parts)
 

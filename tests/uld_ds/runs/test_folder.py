@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[3]
 ON_DISK = {
     "recipe": "recipe.yaml",
     "prepared": "prepared.json",
+    "teacher_precision": "teacher_precision.json",
     "bad_examples": "bad_examples.json",
     "student": "student",
     "teacher": "teacher",
