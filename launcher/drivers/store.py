@@ -114,7 +114,7 @@ def _engine_of(recipe: Recipe, settings: NamedTeacherSettings, teacher: Pretrain
     if settings.source == "served":
         assert settings.server is not None
         _check_top_ids(recipe, settings.server.top, f"{settings.key}.server.top")
-        return examine(settings, teacher).to_json()
+        return examine(settings, teacher, wait_seconds=recipe.cluster.wait_seconds).to_json()
     if not by_actors(recipe):
         return None
     _check_top_ids(recipe, recipe.store.top, "store.top")

@@ -25,6 +25,7 @@ from uld_ds.spectrum.kernels import (
 )
 from uld_ds.spectrum.parts import SpectrumParts
 from uld_ds.spectrum.precision import Precision
+from uld_ds.spectrum.tail_shapes import TailShape
 
 DEFAULT_NUM_HEAD = 256
 # Elements per chunk: measured on a CPU, where scratch should stay in cache and small operations be few.
@@ -129,12 +130,13 @@ class Spectrum(SpectrumParts):
         vocab_size: int,
         num_head: int = DEFAULT_NUM_HEAD,
         grid: LevelGrid | None = None,
+        tail: TailShape = truncated.DEFAULT_TAIL,
         name: str = "log_probs",
     ) -> Spectrum:
         """Make spectra of distributions of which only the largest probabilities are known.
 
-        What the others hold together becomes ``unknown_mass``; ``error`` bounds what that may cost
-        (``uld_ds.spectrum.truncated``).
+        What the others hold together becomes ``unknown_mass``; an estimate of how it lies on them stands in their
+        place, and ``error`` bounds what that may cost (``uld_ds.spectrum.truncated``).
 
         Args:
             log_probs: ``[N, k]`` natural log-probabilities at temperature 1, descending, of any floating dtype. A row
@@ -143,6 +145,7 @@ class Spectrum(SpectrumParts):
             vocab_size: Tokens of the vocabulary, of which all but those of ``log_probs`` share the unknown mass.
             num_head: Probabilities per row kept exactly.
             grid: Levels for the others (default: ``LevelGrid.below_head(num_head)``).
+            tail: Shape of the estimate (``uld_ds.spectrum.tail_shapes``); ``left_out`` for none.
             name: What to call ``log_probs`` in an error.
 
         Raises:
@@ -150,7 +153,12 @@ class Spectrum(SpectrumParts):
                 leaves more than the tokens beyond it could hold (named).
         """
         parts = truncated.from_top_log_probs(
-            log_probs, vocab_size=vocab_size, num_head=num_head, grid=grid or LevelGrid.below_head(num_head), name=name
+            log_probs,
+            vocab_size=vocab_size,
+            num_head=num_head,
+            grid=grid or LevelGrid.below_head(num_head),
+            tail=tail,
+            name=name,
         )
         return cls.from_parts(parts)
 

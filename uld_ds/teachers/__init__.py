@@ -1,4 +1,4 @@
-"""Sources of teacher outputs: a sharded model beside the student, a cache of its outputs, or a store on disk."""
+"""Sources of teacher outputs: a model beside the student or behind a server, a cache of it, or a store on disk."""
 
 from uld_ds.teachers.source import NonFiniteTeacherError, TeacherSource
 

@@ -81,16 +81,17 @@ def found_teachers(recipe: Recipe, student: TextSide, run_dir: Path | None = Non
         place, sides = _sides_of(recipe, settings, student)
         shared = share_a_tokenizer(student, sides["train"])
         check_identities(recipe, settings, sides["train"], shared=shared)
-        server = None if settings.source != "served" else _server_of(settings, place, run_dir)
+        server = None if settings.source != "served" else _server_of(recipe, settings, place, run_dir)
         found[settings.name] = FoundTeacher(place, sides, shared, server)
     return found
 
 
-def _server_of(settings: NamedTeacherSettings, place: str, run_dir: Path | None) -> dict[str, Any]:
+def _server_of(recipe: Recipe, settings: NamedTeacherSettings, place: str, run_dir: Path | None) -> dict[str, Any]:
     """Examine a served teacher's server; return the facts of its engine."""
     teacher = Pretrained.at(place, settings, settings.key)
     folder = None if run_dir is None else cached_outputs(RunFolder(run_dir), settings.name)
-    return remembered(settings, lambda: examine(settings, teacher), folder).to_json()
+    seconds = recipe.cluster.wait_seconds
+    return remembered(settings, lambda: examine(settings, teacher, wait_seconds=seconds), folder).to_json()
 
 
 def _sides_of(recipe: Recipe, settings: NamedTeacherSettings, student: TextSide) -> tuple[str, dict[str, Side]]:

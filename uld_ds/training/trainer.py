@@ -29,6 +29,7 @@ from uld_ds.training.local import empty_rounds_folder, prepare_job
 from uld_ds.training.loss_spikes import SpikeDetector
 from uld_ds.training.progress_bar import ProgressBar
 from uld_ds.training.step_result import StepResult
+from uld_ds.training.unknown_tail import UnknownTail
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class Trainer:
         rounds_folder = None if parsed.rollouts is None else empty_rounds_folder(job, ranks)
         parts = assemble(job, ranks=ranks, device=device, rounds_folder=rounds_folder)
         history = History()
-        callbacks = [history, *callbacks]
+        callbacks = [history, UnknownTail(parsed), *callbacks]
         trainer = cls(
             parts.engine, parts.batches, parsed, rounds=parts.rounds, evaluators=parts.evaluators, callbacks=callbacks
         )

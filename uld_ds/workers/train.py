@@ -27,6 +27,7 @@ from uld_ds.training.profiling import StepProfiler
 from uld_ds.training.rollout_setup import MakeEngine
 from uld_ds.training.skipped_steps import SkippedSteps
 from uld_ds.training.trainer import Outcome, Trainer, TrainResult, peak_memory_bytes
+from uld_ds.training.unknown_tail import UnknownTail
 from uld_ds.utils.distributed import Ranks, device_for
 from uld_ds.utils.files import write_whole
 from uld_ds.workers.fatal_errors import note_if_final, noting_fatal_errors
@@ -118,6 +119,7 @@ class Worker:
         if self.recorder is not None and self.progress is not None:
             skipped = SkippedSteps(self.job.skipped_file, parts.train_rows)
             callbacks.append(RecordCallback(self.job, self.recorder, self.progress, skipped, self.ranks.size))
+            callbacks.append(UnknownTail(recipe, self.progress.warning))
         callbacks.append(SnapshotCallback(self.job, parts, self.ranks))
         stop_file = StopFile(self.job.run_dir)
         profiler = StepProfiler(recipe.profile.steps if first else [], self.job.folder.profile, self.device)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.spectra_zoo import reference_distance, zipf
+from tests.helpers.spectra_zoo import gaussian, reference_distance, zipf
 from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.spectrum.tail_shapes import SHAPES, TailShape, estimate
+from uld_ds.spectrum.truncated import known_mass
 from uld_ds.uld.distance import uld_distance, uld_value_and_grad
 
 
@@ -18,7 +21,9 @@ def top_log_probs(logits: Tensor, k: int) -> Tensor:
 
 
 def truncated(logits: Tensor, k: int, *, num_head: int = 256) -> Spectrum:
-    return Spectrum.from_top_log_probs(top_log_probs(logits, k), vocab_size=logits.shape[1], num_head=num_head)
+    return Spectrum.from_top_log_probs(
+        top_log_probs(logits, k), vocab_size=logits.shape[1], num_head=num_head, tail="left_out"
+    )
 
 
 @pytest.mark.parametrize("num_head", [8, 64])
@@ -174,3 +179,50 @@ def test_damage_to_a_truncated_spectrum_is_noticed() -> None:
     for length in range(len(data)):
         with pytest.raises(ValueError, match="spectrum"):
             Spectrum.from_bytes(data[:length])
+
+
+# --- the estimate ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tail", SHAPES)
+@pytest.mark.parametrize("k", [8, 100, 700])
+def test_a_tail_in_head_and_histogram_is_the_estimate(tail: TailShape, k: int) -> None:
+    log_probs = top_log_probs(zipf(6, 3000, seed=7), k)
+    spectrum = Spectrum.from_top_log_probs(log_probs, vocab_size=3000, num_head=64, tail=tail)
+    assert spectrum.unknown_mass is not None
+    known = known_mass(log_probs, vocab_size=3000)
+    unknown, least = known.unknown_mass.numpy(), known.least.numpy()
+    want = estimate(tail, unknown, least, k, 3000)
+    ranks = torch.from_numpy(np.repeat(want.levels, want.blocks.sizes, axis=1))
+    whole = torch.cat([known.probabilities, ranks], dim=1)
+    torch.testing.assert_close(spectrum.head, whole[:, :64], rtol=1e-12, atol=0)
+    torch.testing.assert_close(spectrum.masses.sum(-1), whole[:, 64:].sum(-1), rtol=1e-9, atol=1e-12)
+    if tail != "left_out":
+        torch.testing.assert_close(spectrum.unscaled_mass(), torch.ones(6).double(), rtol=1e-9, atol=0)
+    assert ((spectrum.to_probabilities(3000) - whole).abs().sum(-1) < 0.02).all()
+
+
+@pytest.mark.parametrize("tail", SHAPES)
+@pytest.mark.parametrize("k", [1, 20, 400])
+def test_the_bound_of_every_shape_holds(tail: TailShape, k: int) -> None:
+    student = zipf(12, 2000, seed=3)
+    for teacher in (zipf(12, 3000, seed=4), zipf(12, 3000, slope=0.7, seed=5), gaussian(12, 3000, scale=0.5, seed=6)):
+        spectrum = Spectrum.from_top_log_probs(top_log_probs(teacher, k), vocab_size=3000, tail=tail)
+        want = reference_distance(torch.softmax(student, -1), torch.softmax(teacher, -1))
+        for stored in (spectrum, Spectrum.from_bytes(spectrum.to_bytes())):
+            got = uld_value_and_grad(student, stored)
+            assert got.bound is not None
+            assert ((got.distance - want).abs() <= got.bound).all()
+
+
+def test_rows_that_know_differently_many_are_those_alone() -> None:
+    log_probs = top_log_probs(zipf(4, 900, seed=8), 40)
+    log_probs[1, 20:] = -math.inf
+    log_probs[2] = -math.inf
+    together = Spectrum.from_top_log_probs(log_probs, vocab_size=900)
+    for row in range(4):
+        alone = Spectrum.from_top_log_probs(log_probs[[row]], vocab_size=900)
+        for name in ("head", "counts", "masses", "error", "unknown_mass"):
+            assert torch.equal(getattr(alone, name)[0], getattr(together, name)[row])
+    shorter = Spectrum.from_top_log_probs(log_probs[[1], :20], vocab_size=900)
+    assert torch.equal(shorter.head[0], together.head[1])

@@ -50,6 +50,17 @@ def test_a_memory_without_top_k_tokens_serves_no_run_that_needs_them(tmp_path: P
         OutputCache(tmp_path, some, rank=0)
 
 
+def test_what_an_engine_is_decides_what_is_cached() -> None:
+    server = {"engine": "vLLM", "version": "1", "model": "m", "top": 64, "precision": None}
+    made = recipe()
+    plain = cache_identity(made, made.teacher_named(), "d")
+    changes: list[dict[str, Any]] = [{}, {"version": "2"}, {"model": "n"}, {"top": 32}, {"engine": "SGLang"}]
+    changes.append({"precision": "fp8"})
+    found = {cache_identity(made, made.teacher_named(), "d", server | change) for change in changes}
+    assert len(found | {plain}) == 7
+    assert plain == identity(made, "d")
+
+
 def test_top_k_tokens_are_cached(tmp_path: Path) -> None:
     memory = OutputCache(tmp_path, "a", rank=0)
     said = {3: tokens_of(5, 1, top_ids=16), 0: tokens_of(2, 2, top_ids=16)}

@@ -24,6 +24,7 @@ from uld_ds.teachers.served.scores import BadReplyError, NotLogProbsError, Score
 log = logging.getLogger(__name__)
 
 _TRIES = 3
+_SECONDS_BETWEEN = 2.0
 _MOST_SPECIAL = 3
 # Nothing of this may touch what is said about a prompt.
 _SAMPLING = {"temperature": 2.0, "repetition_penalty": 1.9, "presence_penalty": 1.5, "frequency_penalty": 1.5}
@@ -33,12 +34,13 @@ _MOVED = 0.1
 _OTHERS = {"vllm": "vLLM", "sglang": "SGLang"}
 
 
-def examine(settings: NamedTeacherSettings, teacher: Pretrained) -> ServerFacts:
+def examine(settings: NamedTeacherSettings, teacher: Pretrained, *, wait_seconds: float = 0.0) -> ServerFacts:
     """Ask a served teacher's server who it is, and whether it says what a run needs.
 
     Args:
         settings: the teacher.
         teacher: the model whose tokenizer made the prompts.
+        wait_seconds: how long a server that does not answer yet is waited for.
 
     Raises:
         UnreachableError: it does not answer.
@@ -50,9 +52,20 @@ def examine(settings: NamedTeacherSettings, teacher: Pretrained) -> ServerFacts:
             f"{settings.model!r} has an encoder, and engines tell log-probabilities of decoders alone",
             f"set {settings.key}.source to online",
         )
+    deadline, waiting = time.monotonic() + wait_seconds, False
     client = open_client(settings)
+    examination = _Examination(client, settings, teacher.tokenizer(), teacher.embedding_rows())
     try:
-        return _Examination(client, settings, teacher.tokenizer(), teacher.embedding_rows()).facts()
+        while True:
+            try:
+                return examination.facts()
+            except UnreachableError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                if not waiting:
+                    log.warning("waiting for the server, up to cluster.wait_seconds %g: %s", wait_seconds, error)
+                waiting = True
+            time.sleep(min(_SECONDS_BETWEEN, max(deadline - time.monotonic(), 0.0)))
     finally:
         client.close()
 

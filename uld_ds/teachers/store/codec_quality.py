@@ -11,7 +11,7 @@ rounding decides the signs, nor so large that nothing can be wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -70,21 +70,47 @@ def measure_codecs(
 
     The reference is what takes time.
     """
+
+    def stored(theirs: Tensor) -> list[Spectrum]:
+        spectrum = Spectrum.from_logits(theirs, temperature=temperature)
+        return [Spectrum.from_bytes(spectrum.to_bytes(precision)) for precision in precisions]
+
+    return measure_spectra(teacher_logits, stored, student_logits=student_logits, temperature=temperature)
+
+
+def measure_spectra(
+    teacher_logits: Tensor,
+    spectra_of: Callable[[Tensor], Sequence[Spectrum]],
+    *,
+    student_logits: Tensor | None = None,
+    temperature: float = 1.0,
+) -> list[Quality]:
+    """Measure several ways to make spectra of the teacher's logits, as ``measure_codec``, with one shared reference.
+
+    Args:
+        teacher_logits: ``[N, V_t]``, any floating dtype.
+        spectra_of: Makes a spectrum of some of those rows in each of the ways.
+        student_logits: ``[N, V_s]`` of a student at the same places; without them ``stand_in_student`` is used.
+        temperature: Temperature of the teacher.
+
+    Raises:
+        ValueError: no rows, or not as many of both.
+    """
     if len(teacher_logits) == 0:
         raise ValueError("the codec's quality is measured on at least one row")
     student = stand_in_student(teacher_logits) if student_logits is None else student_logits
-    sums = [_Sums() for _ in precisions]
+    sums: list[_Sums] = []
     step = max(1, _REFERENCE_ELEMENTS // max(student.shape[1], teacher_logits.shape[1]))
     for begin in range(0, len(student), step):
         ours, theirs = student[begin : begin + step], teacher_logits[begin : begin + step]
         true_distance, true_grad = _reference(ours, theirs, temperature)
-        spectrum = Spectrum.from_logits(theirs, temperature=temperature)
-        for precision, of_precision in zip(precisions, sums, strict=True):
-            stored = Spectrum.from_bytes(spectrum.to_bytes(precision))
-            got = uld_value_and_grad(ours.float(), stored, want_bound=False)
+        spectra = spectra_of(theirs)
+        sums = sums or [_Sums() for _ in spectra]
+        for spectrum, of_spectrum in zip(spectra, sums, strict=True):
+            got = uld_value_and_grad(ours.float(), spectrum, want_bound=False)
             assert got.grad is not None
-            of_precision.add(got.distance.double(), true_distance, got.grad.double(), true_grad)
-    return [of_precision.quality() for of_precision in sums]
+            of_spectrum.add(got.distance.double(), true_distance, got.grad.double(), true_grad)
+    return [of_spectrum.quality() for of_spectrum in sums]
 
 
 @dataclass
