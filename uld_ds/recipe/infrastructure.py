@@ -36,7 +36,8 @@ class ClusterSettings(Strict):
     labels: dict[str, str] = Field(default_factory=dict)
     """Only on nodes with these Ray labels, e.g. ``{pool: training}``; also ``"!x"``, ``"in(x, y)"``."""
     wait_seconds: Annotated[float, Field(ge=0)] = 0
-    """How long to wait for nodes that are still to come (autoscaling), or longer than a minute for busy ones."""
+    """How long to wait for nodes that are still to come (autoscaling), or longer than a minute for busy ones; also for
+    a served teacher's server, when the run begins."""
     grace_seconds: Annotated[float, Field(ge=0)] = 120
     """How long a run that SIGTERM tells to stop may take for the step it is in and a last checkpoint."""
     max_failures: Annotated[int, Field(ge=-1)] = 3

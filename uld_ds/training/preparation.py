@@ -90,8 +90,12 @@ def _server_of(recipe: Recipe, settings: NamedTeacherSettings, place: str, run_d
     """Examine a served teacher's server; return the facts of its engine."""
     teacher = Pretrained.at(place, settings, settings.key)
     folder = None if run_dir is None else cached_outputs(RunFolder(run_dir), settings.name)
-    seconds = recipe.cluster.wait_seconds
-    return remembered(settings, lambda: examine(settings, teacher, wait_seconds=seconds), folder).to_json()
+    return remembered(
+        settings,
+        lambda seconds: examine(settings, teacher, wait_seconds=seconds),
+        folder,
+        wait_seconds=recipe.cluster.wait_seconds,
+    ).to_json()
 
 
 def _sides_of(recipe: Recipe, settings: NamedTeacherSettings, student: TextSide) -> tuple[str, dict[str, Side]]:

@@ -48,15 +48,22 @@ class ServerFacts:
         return f"{self.model} by {self.engine} {self.version or '(of an unknown version)'}{precision}, top {self.top}"
 
 
-def remembered(settings: NamedTeacherSettings, examine: Callable[[], ServerFacts], folder: Path | None) -> ServerFacts:
+def remembered(
+    settings: NamedTeacherSettings,
+    examine: Callable[[float], ServerFacts],
+    folder: Path | None,
+    *,
+    wait_seconds: float = 0.0,
+) -> ServerFacts:
     """Ask a server who it is, and compare that with what a run began with.
 
     A run whose server is gone goes on: all that it still needs may be cached.
 
     Args:
         settings: the served teacher.
-        examine: asks the server.
+        examine: asks the server, and waits for so many seconds until it is there.
         folder: of the teacher's cached outputs; None where nothing is kept.
+        wait_seconds: how long a run that begins waits for a server that is not there yet.
 
     Raises:
         UserError: as ``examine``, or the run began with something else.
@@ -66,7 +73,7 @@ def remembered(settings: NamedTeacherSettings, examine: Callable[[], ServerFacts
     if kept is not None and kept.is_file():
         before = ServerFacts(**json.loads(kept.read_text(encoding="utf-8")))
     try:
-        now = examine()
+        now = examine(wait_seconds if before is None else 0.0)
     except UnreachableError as error:
         if before is None:
             raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,23 +152,46 @@ def test_nobody_there(tiny_teacher: Path) -> None:
     assert said.endswith("; start the server, or correct the URL")
 
 
+def test_a_server_that_comes_later_is_waited_for(tiny_teacher: Path) -> None:
+    server = EngineServer(tiny_teacher)
+    with server:
+        url = server.url
+    settings = teacher(tiny_teacher, url)
+    begin = time.monotonic()
+    with pytest.raises(UnreachableError):
+        examine(settings, Pretrained.from_settings(settings, settings.key, runs=False), wait_seconds=0.5)
+    assert 0.5 <= time.monotonic() - begin < 30
+    coming = threading.Timer(1.0, server.__enter__)
+    coming.start()
+    try:
+        own = Pretrained.from_settings(settings, settings.key, runs=False)
+        assert examine(settings, own, wait_seconds=60).model == "teacher"
+    finally:
+        coming.join()
+        server.__exit__(None, None, None)
+
+
 def test_what_a_run_began_with(tiny_teacher: Path, tmp_path: Path) -> None:
     settings = teacher(tiny_teacher, "http://x")
     old, new = (ServerFacts("vLLM", version, "m", 20) for version in ("1", "2"))
 
-    def gone() -> ServerFacts:
+    asked: list[float] = []
+
+    def gone(seconds: float) -> ServerFacts:
+        asked.append(seconds)
         raise UnreachableError("teacher.server.url", "does not answer", "start it")
 
     with pytest.raises(UnreachableError):
-        remembered(settings, gone, tmp_path / "run")
-    assert remembered(settings, lambda: old, tmp_path / "run") == old
+        remembered(settings, gone, tmp_path / "run", wait_seconds=9.0)
+    assert remembered(settings, lambda _seconds: old, tmp_path / "run") == old
     assert json.loads((tmp_path / "run" / "server.json").read_text()) == old.to_json()
     # All that the run still needs may be cached.
-    assert remembered(settings, gone, tmp_path / "run") == old
+    assert remembered(settings, gone, tmp_path / "run", wait_seconds=9.0) == old
+    assert asked == [9.0, 0.0], "only a run that begins waits"
     with pytest.raises(UserError) as caught:
-        remembered(settings, lambda: new, tmp_path / "run")
+        remembered(settings, lambda _seconds: new, tmp_path / "run")
     assert str(caught.value) == (
         "teacher.server: is m by vLLM 2, top 20, and the run began with m by vLLM 1, top 20; start that again, or set "
         "another run.name"
     )
-    assert remembered(settings, lambda: new, None) == new
+    assert remembered(settings, lambda _seconds: new, None) == new
