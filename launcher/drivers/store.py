@@ -21,6 +21,7 @@ from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DataSource, NamedTeacherSettings, Recipe
 from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.runs.folder import RunFolder
+from uld_ds.teachers import top_tokens_codec
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import MANIFEST, CodecFacts, StoreIdentity, StoreManifest
 from uld_ds.teachers.store.reader import SpectrumStore
@@ -161,6 +162,7 @@ def part_of(
         codec=CodecFacts.of(settings.codec.to_precision()),
         data_digest=rows_digest(rows),
         top_ids=recipe.store.top_ids,
+        top_codec=top_tokens_codec.VERSION if recipe.store.top_ids else top_tokens_codec.FIRST_VERSION,
     )
     return StorePart(key, url, str(rows), identity.model_dump(mode="json"))
 

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.stores import writer
 from tests.helpers.teacher_outputs import identity
 from uld_ds.errors import UserError
-from uld_ds.spectrum.codec_bytes import TRUNCATED_VERSION
+from uld_ds.spectrum.codec_bytes import REBUILT_VERSION
 from uld_ds.spectrum.precision import Precision
 from uld_ds.teachers.store.reader import SpectrumStore
 
@@ -54,7 +54,7 @@ def test_shards_of_another_size_are_not_mixed(tmp_path: Path) -> None:
     ("field", "value", "message"),
     [
         ("format_version", 2, "format_version 2, but this release reads 1"),
-        ("codec", {"version": TRUNCATED_VERSION + 1, "precision": {}}, f"codec.version {TRUNCATED_VERSION + 1}, but"),
+        ("codec", {"version": REBUILT_VERSION + 1, "precision": {}}, f"codec.version {REBUILT_VERSION + 1}, but"),
         ("max_length", "128", "max_length: Input should be a valid integer"),
         ("surprise", 1, "surprise: Extra inputs"),
     ],
