@@ -136,14 +136,17 @@ def decode_spectra(encoded: Sequence[bytes], tops: Sequence[TopTokens | None]) -
         ValueError: bytes are damaged, cut short or of another version, or are rebuilt from top-k tokens that are not
             there (says which).
     """
-    from_top = [rebuilt_spectra.is_rebuilt(blob) for blob in encoded]
-    plain = iter(codec.decode_many([blob for blob, rebuilt in zip(encoded, from_top, strict=True) if not rebuilt]))
-    spectra = []
-    for blob, rebuilt, top in zip(encoded, from_top, tops, strict=True):
-        if not rebuilt:
-            spectra.append(Spectrum.from_parts(next(plain)))
+    plain: list[bytes] = []
+    rebuilt: list[bytes] = []
+    known: list[TopTokens] = []
+    for blob, top in zip(encoded, tops, strict=True):
+        if not rebuilt_spectra.is_rebuilt(blob):
+            plain.append(blob)
         elif top is None:
             raise ValueError("these spectra are rebuilt from top-k tokens, and there are none beside them")
         else:
-            spectra.append(rebuilt_spectra.decode(blob, top))
-    return spectra
+            rebuilt.append(blob)
+            known.append(top)
+    of_plain = iter([Spectrum.from_parts(parts) for parts in codec.decode_many(plain)])
+    of_rebuilt = iter(rebuilt_spectra.decode_many(rebuilt, known))
+    return [next(of_rebuilt if rebuilt_spectra.is_rebuilt(blob) else of_plain) for blob in encoded]

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +32,6 @@ from uld_ds.spectrum.codec_bytes import (
     to_planes,
 )
 from uld_ds.spectrum.histogram import LevelGrid
-from uld_ds.spectrum.parts import SpectrumParts
 from uld_ds.spectrum.precision import Precision
 from uld_ds.spectrum.rank_blocks import Array
 from uld_ds.spectrum.spectrum import Spectrum
@@ -99,31 +100,72 @@ def encode(
     return PREFIX.pack(MAGIC, REBUILT_VERSION, DEFLATED if deflate else 0, zlib.crc32(rest)) + rest
 
 
+class _Header(NamedTuple):
+    """What spectra must share to be rebuilt together, but for the first."""
+
+    rows: int
+    vocab_size: int
+    num_head: int
+    mantissa_bits: int
+    floor_octave: int
+    top_octave: int
+    shape: int
+
+
 def decode(data: bytes, stored: TopTokens) -> Spectrum:
     """Rebuild the spectra of ``stored`` top-k tokens, on the CPU: the same bits on any machine.
 
     Raises:
         ValueError: the bytes are damaged or cut short, or are of other top-k tokens.
     """
+    return decode_many([data], [stored])[0]
+
+
+def decode_many(blobs: Sequence[bytes], stored: Sequence[TopTokens]) -> list[Spectrum]:
+    """Rebuild the spectra of several examples, to the same bits as each alone and much faster; as ``decode``."""
+    unpacked = [_unpack(data, len(top)) for data, top in zip(blobs, stored, strict=True)]
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for place, ((header, _, _), top) in enumerate(zip(unpacked, stored, strict=True)):
+        alike.setdefault((*header[1:], top.k), []).append(place)
+    found: dict[int, Spectrum] = {}
+    for places in alike.values():
+        header = unpacked[places[0]][0]
+        codes, errors = (np.concatenate([unpacked[place][which] for place in places]) for which in (1, 2))
+        together = _rebuild(header, codes, errors, TopTokens.cat([stored[place] for place in places]))
+        begin = 0
+        for place in places:
+            end = begin + len(stored[place])
+            found[place] = together[begin:end]
+            begin = end
+    return [found[place] for place in range(len(blobs))]
+
+
+def _unpack(data: bytes, num_rows: int) -> tuple[_Header, Array, Array]:
+    """Read the header, the exponents [rows] and the error bytes [rows]."""
     _, _, flags, checksum = PREFIX.unpack_from(data)
     rest = data[PREFIX.size :]
     if zlib.crc32(rest) != checksum or len(rest) < _HEADER.size:
         raise ValueError(f"spectrum bytes are damaged or cut short ({len(data)} bytes, checksum differs)")
-    rows, vocab_size, num_head, *octaves, number = _HEADER.unpack_from(rest)
+    header = _Header(*_HEADER.unpack_from(rest))
     raw = zlib.decompress(rest[_HEADER.size :]) if flags & DEFLATED else rest[_HEADER.size :]
-    if rows != len(stored) or len(raw) != 3 * rows or number >= len(tail_shapes.SHAPES):
-        raise ValueError(f"spectrum bytes are damaged: {rows} rows for {len(stored)} rows of top-k tokens")
+    rows = header.rows
+    if rows != num_rows or len(raw) != 3 * rows or header.shape >= len(tail_shapes.SHAPES):
+        raise ValueError(f"spectrum bytes are damaged: {rows} rows for {num_rows} rows of top-k tokens")
     codes = np.frombuffer(raw, np.uint8, 2 * rows).reshape(2, rows).T.copy().view("<u2")[:, 0]
-    shape = tail_shapes.SHAPES[number]
-    known = _known(stored, vocab_size)
-    parts: SpectrumParts = parts_of_known(known, num_head, LevelGrid(*octaves), torch.float32)
+    return header, codes, np.frombuffer(raw, np.uint8, rows, 2 * rows)
+
+
+def _rebuild(header: _Header, codes: Array, errors: Array, stored: TopTokens) -> Spectrum:
+    shape = tail_shapes.SHAPES[header.shape]
+    known = _known(stored, header.vocab_size)
+    grid = LevelGrid(header.mantissa_bits, header.floor_octave, header.top_octave)
+    parts = parts_of_known(known, header.num_head, grid, torch.float32)
     unknown, least = known.unknown_mass.numpy(), known.least.numpy()
     for num_known, where in _alike(known):
-        blocks = tail_shapes.blocks_beyond(num_known, vocab_size)
+        blocks = tail_shapes.blocks_beyond(num_known, header.vocab_size)
         levels = tail_shapes.levels_of(shape, codes[where], unknown[where], least[where], blocks)
         add_tail(parts, where, levels, blocks, num_known)
-    error = errors_of_bytes()[np.frombuffer(raw, np.uint8, rows, 2 * rows)]
-    parts.error = torch.from_numpy(error * (known.num_known.numpy() > 0))
+    parts.error = torch.from_numpy(errors_of_bytes()[errors] * (known.num_known.numpy() > 0))
     return Spectrum.from_parts(parts)
 
 

@@ -206,8 +206,7 @@ def _table(examples: Sequence[StoredExample], how: ShardFormat, *, with_pieces: 
 def _top_bytes(example: StoredExample, how: ShardFormat) -> bytes:
     if example.tokens.top is None:
         raise ValueError(f"example {example.id!r} has no top-k tokens, {how.top_ids} are to be kept")
-    # Deflated by itself: Parquet's own codec would code all parts of a value alike.
-    return top_tokens_codec.encode(example.tokens.top.first(how.top_ids), version=how.top_codec)
+    return top_tokens_codec.encode(example.tokens.top.first(how.top_ids), version=how.top_codec, deflate=False)
 
 
 def _checksum(row: Record) -> int:
