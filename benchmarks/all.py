@@ -38,6 +38,7 @@ TITLES = {
     "scaling": "Ranks of one machine, and a cost model of many",
     "store": "The spectrum store",
     "truncated": "A teacher of whom only the likeliest tokens are known",
+    "top_tokens": "Top-k tokens in a store",
     "alignment": "Byte spans and alignment",
     "vocabulary": "Two vocabularies by their bytes",
     "sampling": "Sampling own answers, against transformers' generate",

@@ -22,9 +22,10 @@ from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DataSource, NamedTeacherSettings, Recipe
 from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.runs.folder import RunFolder
+from uld_ds.teachers import top_tokens_codec
 from uld_ds.teachers.served.trust import examine
 from uld_ds.teachers.store.files import StoreFiles
-from uld_ds.teachers.store.manifest import MANIFEST, CodecFacts, StoreIdentity, StoreManifest
+from uld_ds.teachers.store.manifest import MANIFEST, CodecFacts, ServedFacts, StoreIdentity, StoreManifest
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import held_out_url
 from uld_ds.training.deepspeed_config import teacher_config
@@ -76,7 +77,7 @@ def build_store(recipe: Recipe, teacher_name: str | None = None) -> StoreManifes
         server = _server_of(recipe, settings, teacher)
         special_tokens = recipe.data.special_tokens
         side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
-        parts = parts_of(whole, settings, side, folder, view.note)
+        parts = parts_of(whole, settings, side, folder, view.note, server)
         if any(not _is_whole(part, settings.key) for part in parts):
             with connected(recipe.cluster, folder):
                 on_gpu = prepare_cluster(recipe.cluster, folder, view.note)
@@ -105,8 +106,19 @@ def _server_of(recipe: Recipe, settings: NamedTeacherSettings, teacher: Pretrain
     return examine(settings, teacher).to_json()
 
 
+def _served_facts(server: dict[str, Any]) -> ServedFacts:
+    """Write an engine's facts as a store keeps them."""
+    known = {key: server[key] for key in ("engine", "top", "precision", "vocab_size")}
+    return ServedFacts(**known, version=server["version"] or "unknown")
+
+
 def parts_of(
-    whole: Recipe, settings: NamedTeacherSettings, side: TextSide, folder: Path, note: Callable[[str], None]
+    whole: Recipe,
+    settings: NamedTeacherSettings,
+    side: TextSide,
+    folder: Path,
+    note: Callable[[str], None],
+    server: dict[str, Any] | None = None,
 ) -> list[StorePart]:
     """Describe all that is to be stored of a teacher: of its held-out rows, if it judges any, and of training rows.
 
@@ -118,13 +130,14 @@ def parts_of(
         side: its side.
         folder: folder of the command.
         note: called with a sentence about what is left out.
+        server: facts of the engine of a served teacher.
 
     Raises:
         UserError: the data cannot be used, or no training row is the teacher's to judge.
     """
     recipe = whole.alone_with(settings.name)
     assert settings.path is not None
-    routed: dict[str, Any] = {"routed_by": whole, "judge": settings.name}
+    routed: dict[str, Any] = {"routed_by": whole, "judge": settings.name, "server": server}
     parts = [part_of("data.train", recipe.data.train, settings.path, recipe, side, folder, **routed)]
     if recipe.data.eval is None:
         return parts
@@ -146,6 +159,7 @@ def part_of(
     *,
     routed_by: Recipe | None = None,
     judge: str | None = None,
+    server: dict[str, Any] | None = None,
 ) -> StorePart:
     """Describe what is to be stored of one split; its rows are prepared beside ``folder``.
 
@@ -158,6 +172,7 @@ def part_of(
         folder: folder of the command.
         routed_by: the recipe of all teachers, by which only some rows may be this one's to judge.
         judge: the teacher's name in it.
+        server: facts of the engine of a served teacher.
     """
     work = TeacherEncoding(side, turns=recipe.data.turns)
     settings, cache = recipe.teacher_named(), folder.parent / PREPARED_DATA
@@ -167,6 +182,7 @@ def part_of(
     else:
         rows = prepare_rows(source, key, cache, work, recipe.data)
     assert settings.model is not None
+    served = None if server is None else _served_facts(server)
     identity = StoreIdentity(
         teacher=settings.model,
         revision=settings.revision,
@@ -177,9 +193,16 @@ def part_of(
         special_tokens=recipe.data.special_tokens,
         max_length=settings.max_length,
         temperature=recipe.objective.teacher_temperature,
-        codec=CodecFacts.of(settings.codec.to_precision(), truncated=settings.source == "served"),
+        codec=CodecFacts.of(
+            settings.codec.to_precision(),
+            truncated=served is not None,
+            # What is known of a distribution are then its top-k tokens: spectra need not lie beside them.
+            rebuilt=served is not None and served.top == recipe.store.top_ids,
+        ),
         data_digest=rows_digest(rows),
         top_ids=recipe.store.top_ids,
+        served=served,
+        top_codec=top_tokens_codec.VERSION if recipe.store.top_ids else top_tokens_codec.FIRST_VERSION,
     )
     return StorePart(key, url, str(rows), identity.model_dump(mode="json"))
 

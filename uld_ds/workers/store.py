@@ -136,7 +136,7 @@ def _served(job: StoreJob, ranks: Ranks, device: torch.device) -> Callable[[Teac
     """Speak to the teacher's server; return what makes a source of it."""
     settings = job.recipe.teacher_named()
     assert settings.server is not None and job.server is not None
-    vocab_size = Pretrained.at(job.teacher, settings, settings.key).embedding_rows()
+    vocab_size = int(job.server["vocab_size"])
     engine = ServedEngine(open_client(settings), settings.server, str(job.server["model"]), vocab_size)
     return lambda batcher: ServedTeacher(
         engine, batcher, vocab_size=vocab_size, ranks=ranks, device=device, top_ids=job.recipe.store.top_ids
