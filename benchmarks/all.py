@@ -39,6 +39,7 @@ TITLES = {
     "store": "The spectrum store",
     "served": "A teacher in an inference engine",
     "truncated": "A teacher of whom only the likeliest tokens are known",
+    "top_tokens": "Top-k tokens in a store",
     "alignment": "Byte spans and alignment",
     "vocabulary": "Two vocabularies by their bytes",
     "sampling": "Sampling own answers, against transformers' generate",

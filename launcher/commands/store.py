@@ -109,6 +109,7 @@ def facts_of(manifest: StoreManifest) -> dict[str, Any]:
         "max_length": manifest.max_length,
         "temperature": manifest.temperature,
         "shards": len(manifest.shards),
+        **({} if manifest.served is None else {"served": manifest.served.model_dump(mode="json")}),
     }
 
 

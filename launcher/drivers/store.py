@@ -26,10 +26,11 @@ from uld_ds.recipe import DataSource, NamedTeacherSettings, Recipe
 from uld_ds.recipe.actors import StoreActorSettings
 from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.runs.folder import RunFolder
+from uld_ds.teachers import top_tokens_codec
 from uld_ds.teachers.served.facts import ServerFacts
 from uld_ds.teachers.served.trust import examine
 from uld_ds.teachers.store.files import StoreFiles
-from uld_ds.teachers.store.manifest import MANIFEST, CodecFacts, StoreIdentity, StoreManifest
+from uld_ds.teachers.store.manifest import MANIFEST, CodecFacts, ServedFacts, StoreIdentity, StoreManifest
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.stored import held_out_url
 from uld_ds.training.deepspeed_config import teacher_config
@@ -81,7 +82,7 @@ def build_store(recipe: Recipe, teacher_name: str | None = None) -> StoreManifes
         engine = _engine_of(recipe, settings, teacher)
         special_tokens = recipe.data.special_tokens
         side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
-        parts = parts_of(whole, settings, side, folder, view.note)
+        parts = parts_of(whole, settings, side, folder, view.note, engine)
         if any(not _is_whole(part, settings.key) for part in parts):
             actors = recipe.store.actors if by_actors(recipe) else None
             with connected(recipe.cluster, folder, actors):
@@ -129,7 +130,8 @@ def _engine_of(recipe: Recipe, settings: NamedTeacherSettings, teacher: Pretrain
         raise UserError(f"{settings.key}.remote_code", problem, "set store.engine=transformers")
     version = vllm_version(recipe.store.actors)
     precision = "fp32" if settings.precision == "fp32" else "bf16"
-    return ServerFacts("vLLM", version, str(settings.model), recipe.store.top, precision).to_json()
+    vocab_size = teacher.embedding_rows()
+    return ServerFacts("vLLM", version, str(settings.model), recipe.store.top, vocab_size, precision).to_json()
 
 
 def _check_top_ids(recipe: Recipe, top: int, key: str) -> None:
@@ -148,8 +150,19 @@ def _with_gpus_for_actors(recipe: Recipe) -> tuple[Recipe, StoreActorSettings]:
     return recipe.model_copy(update={"store": store, "cluster": cluster}), actors
 
 
+def _served_facts(engine: dict[str, Any]) -> ServedFacts:
+    """Write an engine's facts as a store keeps them."""
+    known = {key: engine[key] for key in ("engine", "top", "precision", "vocab_size")}
+    return ServedFacts(**known, version=engine["version"] or "unknown")
+
+
 def parts_of(
-    whole: Recipe, settings: NamedTeacherSettings, side: TextSide, folder: Path, note: Callable[[str], None]
+    whole: Recipe,
+    settings: NamedTeacherSettings,
+    side: TextSide,
+    folder: Path,
+    note: Callable[[str], None],
+    engine: dict[str, Any] | None = None,
 ) -> list[StorePart]:
     """Describe all that is to be stored of a teacher: of its held-out rows, if it judges any, and of training rows.
 
@@ -161,13 +174,14 @@ def parts_of(
         side: its side.
         folder: folder of the command.
         note: called with a sentence about what is left out.
+        engine: facts of the inference engine that the teacher runs in, if it does.
 
     Raises:
         UserError: the data cannot be used, or no training row is the teacher's to judge.
     """
     recipe = whole.alone_with(settings.name)
     assert settings.path is not None
-    routed: dict[str, Any] = {"routed_by": whole, "judge": settings.name}
+    routed: dict[str, Any] = {"routed_by": whole, "judge": settings.name, "engine": engine}
     parts = [part_of("data.train", recipe.data.train, settings.path, recipe, side, folder, **routed)]
     if recipe.data.eval is None:
         return parts
@@ -189,6 +203,7 @@ def part_of(
     *,
     routed_by: Recipe | None = None,
     judge: str | None = None,
+    engine: dict[str, Any] | None = None,
 ) -> StorePart:
     """Describe what is to be stored of one split; its rows are prepared beside ``folder``.
 
@@ -201,6 +216,7 @@ def part_of(
         folder: folder of the command.
         routed_by: the recipe of all teachers, by which only some rows may be this one's to judge.
         judge: the teacher's name in it.
+        engine: facts of the inference engine that the teacher runs in, if it does.
     """
     work = TeacherEncoding(side, turns=recipe.data.turns)
     settings, cache = recipe.teacher_named(), folder.parent / PREPARED_DATA
@@ -210,6 +226,7 @@ def part_of(
     else:
         rows = prepare_rows(source, key, cache, work, recipe.data)
     assert settings.model is not None
+    served = None if engine is None else _served_facts(engine)
     identity = StoreIdentity(
         teacher=settings.model,
         revision=settings.revision,
@@ -220,9 +237,16 @@ def part_of(
         special_tokens=recipe.data.special_tokens,
         max_length=settings.max_length,
         temperature=recipe.objective.teacher_temperature,
-        codec=CodecFacts.of(settings.codec.to_precision(), truncated=settings.source == "served" or by_actors(recipe)),
+        codec=CodecFacts.of(
+            settings.codec.to_precision(),
+            truncated=served is not None,
+            # What is known of a distribution are then its top-k tokens: spectra need not lie beside them.
+            rebuilt=served is not None and served.top == recipe.store.top_ids,
+        ),
         data_digest=rows_digest(rows),
         top_ids=recipe.store.top_ids,
+        served=served,
+        top_codec=top_tokens_codec.VERSION if recipe.store.top_ids else top_tokens_codec.FIRST_VERSION,
     )
     return StorePart(key, url, str(rows), identity.model_dump(mode="json"))
 

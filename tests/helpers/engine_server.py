@@ -68,6 +68,7 @@ class EngineServer:
         """Token ids of every text that was scored, in order of arrival."""
         self.faults: list[str] = []
         self.retry_after = "0"
+        self.is_too_much: Callable[[list[int]], bool] = lambda _ids: False
         self.refuses: Callable[[list[int]], bool] = lambda _ids: False
         self.most_requests = self.most_tokens = 0
         """The most that were under way at once."""
@@ -207,6 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server_of.under_way(len(ids)):
             if fault == "delay":
                 time.sleep(0.3)
+            if self.server_of.is_too_much(ids):
+                fault = "429"
             if fault in ("429", "503", "500"):
                 headers = {"Retry-After": self.server_of.retry_after}
                 self._send(int(fault), {"error": {"message": f"try again ({fault})"}}, headers)

@@ -22,7 +22,7 @@ def writer(url: str | Path, of: StoreIdentity | None = None, **options: int) -> 
 
 
 def build(url: str | Path, shards: Sequence[int] | None = None, top_ids: int = 0) -> StoreManifest:
-    store = writer(url, identity(top_ids=top_ids))
+    store = writer(url, identity(top_ids=top_ids, top_codec=2 if top_ids else 1))
     for index in range(store.num_shards) if shards is None else shards:
         numbers = store.examples_of_shard(index)
         store.write_shard(index, (example(number, top_ids=top_ids) for number in numbers))

@@ -106,6 +106,7 @@ def test_a_store_is_built_and_learned_from(recipe: dict[str, Any], server: Engin
     assert built.returncode == 0, built.stderr
     facts = json.loads(built.stdout)
     assert (facts["examples"], facts["top_ids"], facts["mean_relative_error"]) == (48, 16, None)
+    assert facts["served"]["engine"] == "vLLM" and facts["served"]["vocab_size"] == 600
     online = Training(named(recipe, "asking"), tmp_path)
     assert online.finish() == 0, online.errors()[-3000:]
     server.stop()

@@ -41,8 +41,8 @@ def build(recipe: Recipe, folder: Path, url: Path, shards: int | None = None) ->
     settings = recipe.teacher_named()
     teacher = Pretrained.from_settings(settings, settings.key, runs=False)
     side = TextSide.of_model(teacher, settings, "teacher")
-    part = part_of("data.train", recipe.data.train, str(url), recipe, side, folder)
     facts = _engine_of(recipe, settings, teacher)
+    part = part_of("data.train", recipe.data.train, str(url), recipe, side, folder, engine=facts)
     job = StoreJob(recipe, folder, teacher.place, False, {}, [part], facts)
     job = StoreJob.from_config(job.to_config())
     rows = load_from_disk(str(Path(part.rows) / "rows"))
@@ -78,6 +78,8 @@ def test_a_store_holds_what_the_server_says(tiny_recipe: dict[str, Any], tiny_te
         manifest = store.manifest
         # Nobody was told a whole distribution, against which a codec is measured.
         assert (manifest.examples, manifest.top_ids, manifest.measured) == (48, 16, None)
+        facts = {"engine": "vLLM", "version": "0.0.1", "top": 24, "precision": None, "vocab_size": 600}
+        assert manifest.served is not None and manifest.served.model_dump() == facts
         # Interrupted, and with faults: the same bytes.
         faults = {60: "reset", 70: "503", 80: "cut"}
         server.fault = lambda number: faults.get(number)

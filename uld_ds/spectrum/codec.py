@@ -16,21 +16,17 @@ The layout of the bytes is in ``uld_ds.spectrum.codec_bytes``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
 import torch
 
-from uld_ds.spectrum.codec_bytes import MASS_UNIT, Kind, Rows, pack, part_of, unpack
+from uld_ds.spectrum.codec_bytes import MASS_UNIT, Kind, Rows, error_to_bytes, errors_of_bytes, pack, part_of, unpack
 from uld_ds.spectrum.histogram import LevelCounts, LevelGrid
 from uld_ds.spectrum.histogram_distance import compare
 from uld_ds.spectrum.parts import SpectrumParts
 from uld_ds.spectrum.precision import Precision
 from uld_ds.spectrum.rank_blocks import Array, BlockMasses, block_sizes, blocks_covering, first_blocks, spread
-
-# The error byte counts eighths of an octave above this.
-_LEAST_ERROR = 2.0**-24
 
 
 def default_precision(num_head: int) -> Precision:
@@ -97,7 +93,7 @@ def decode_many(blobs: Sequence[bytes]) -> list[SpectrumParts]:
         left_out = _joined([part.left_out for part in together], [len(part.support) for part in together])
         spectrum = _rebuild(kind, support, _side_by_side([part.codes for part in together]), left_out)
         error = np.concatenate([part.error for part in together])
-        spectrum.error = torch.from_numpy(_errors()[error] * (support > 0))
+        spectrum.error = torch.from_numpy(errors_of_bytes()[error] * (support > 0))
         begin = 0
         for place, part in zip(places, together, strict=True):
             end = begin + len(part.support)
@@ -206,12 +202,6 @@ def _on_grid(tail: LevelCounts, grid: LevelGrid, coarse: LevelGrid) -> LevelCoun
     return LevelCounts(merge(tail.counts), merge(tail.masses))
 
 
-@cache
-def _errors() -> Array:
-    """Tabulate the error bound that each error byte stands for, [256] float32."""
-    return (_LEAST_ERROR * np.exp2(np.arange(256) / 8)).astype(np.float32)
-
-
 def _error_bytes(true: SpectrumParts, decoded: SpectrumParts) -> Array:
     """Bound the W1 distance between true and decoded rows, rounded up to a byte: ``[N]`` uint8."""
     areas = compare(_on_grid(true.tail, true.grid, decoded.grid), decoded.tail, decoded.grid)
@@ -219,5 +209,4 @@ def _error_bytes(true: SpectrumParts, decoded: SpectrumParts) -> Array:
     error = (true.head - decoded.head).abs().sum(-1) + areas.distance + areas.bound
     if true.error is not None:
         error = error + true.error
-    octaves = np.log2(np.maximum(error.double().numpy() / _LEAST_ERROR, 1.0))
-    return np.minimum(np.ceil(8 * octaves), 255).astype(np.uint8)
+    return error_to_bytes(error.double().numpy())

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -31,13 +32,18 @@ from uld_ds.spectrum.rank_blocks import Array, BlockMasses, block_sizes, first_b
 CODEC_VERSION = 2
 TRUNCATED_VERSION = 3
 """The version of spectra with an unknown mass; all others are written as ``CODEC_VERSION``."""
+REBUILT_VERSION = 4
+"""The version of truncated spectra that are rebuilt from top-k tokens (``uld_ds.teachers.rebuilt_spectra``)."""
 READ_VERSIONS = (CODEC_VERSION, TRUNCATED_VERSION)
-_MAGIC = b"ULDS"
-_PREFIX = struct.Struct("<4sBBI")
+MAGIC = b"ULDS"
+PREFIX = struct.Struct("<4sBBI")
+"""What all versions begin with: magic, version, flags, crc32 of all that follows."""
 _HEADER = struct.Struct("<IHBBBHHdddd")
-_HAS_LOG_SCALE, _DEFLATED, _HAS_LEFT_OUT = 1, 2, 4
+_HAS_LOG_SCALE, DEFLATED, _HAS_LEFT_OUT = 1, 2, 4
 MASS_UNIT = 2.0**-16
 """What unknown masses and masses left out are counted in."""
+# The error byte counts eighths of an octave above this.
+_LEAST_ERROR = 2.0**-24
 
 
 class Kind(NamedTuple):
@@ -59,7 +65,7 @@ class Rows(NamedTuple):
     codes: Array
     """[J, N] uint16: codes of block masses; meaningless beyond a row's support."""
     error: Array
-    """[N] uint8: error bytes, which ``_errors`` turns into bounds on the W1 distance."""
+    """[N] uint8: error bytes, which ``errors_of_bytes`` turns into bounds on the W1 distance."""
     log_scale: Array | None
     """[N] float32: log-scales in nats; None for all zeros."""
     unknown: Array | None = None
@@ -87,10 +93,10 @@ def pack(rows: Rows, deflate: bool) -> bytes:
     differences = (_differences(rows.codes, kind.num_exact) * used)[:num_blocks]
     low, high = (differences & 0xFF).astype(np.uint8), (differences >> 8).astype(np.uint8)
     num_wide = int(np.flatnonzero(high.any(axis=1)).max(initial=-1)) + 1
-    parts = [_to_planes(rows.support.astype("<u4")), rows.error.tobytes()]
+    parts = [to_planes(rows.support.astype("<u4")), rows.error.tobytes()]
     if rows.log_scale is not None:
         parts.append(rows.log_scale.astype("<f4").tobytes())
-    parts += [_to_planes(masses.astype("<u2")) for masses in (rows.unknown, rows.left_out) if masses is not None]
+    parts += [to_planes(masses.astype("<u2")) for masses in (rows.unknown, rows.left_out) if masses is not None]
     body = b"".join([*parts, low.tobytes(), high[:num_wide].tobytes()])
     header = _HEADER.pack(
         len(rows.support),
@@ -106,10 +112,10 @@ def pack(rows: Rows, deflate: bool) -> bytes:
         kind.temperature,
     )
     rest = header + (zlib.compress(body, level=9) if deflate else body)
-    flags = (0 if rows.log_scale is None else _HAS_LOG_SCALE) | (_DEFLATED if deflate else 0)
+    flags = (0 if rows.log_scale is None else _HAS_LOG_SCALE) | (DEFLATED if deflate else 0)
     flags |= 0 if rows.left_out is None else _HAS_LEFT_OUT
     version = CODEC_VERSION if rows.unknown is None else TRUNCATED_VERSION
-    return _PREFIX.pack(_MAGIC, version, flags, zlib.crc32(rest)) + rest
+    return PREFIX.pack(MAGIC, version, flags, zlib.crc32(rest)) + rest
 
 
 def unpack(data: bytes) -> Rows:
@@ -118,18 +124,20 @@ def unpack(data: bytes) -> Rows:
     Raises:
         ValueError: not these bytes, another version of them, or bytes cut short or changed; says which.
     """
-    if len(data) < _PREFIX.size or data[:4] != _MAGIC:
+    if len(data) < PREFIX.size or data[:4] != MAGIC:
         raise ValueError(f"not spectrum bytes: {len(data)} bytes beginning with {bytes(data[:4])!r}")
-    _, version, flags, checksum = _PREFIX.unpack_from(data)
+    _, version, flags, checksum = PREFIX.unpack_from(data)
+    if version == REBUILT_VERSION:
+        raise ValueError(f"spectrum codec version {version} needs the top-k tokens that it is rebuilt from")
     if version not in READ_VERSIONS:
         known = " and ".join(map(str, READ_VERSIONS))
         raise ValueError(f"spectrum codec version {version}, but this release reads versions {known}")
-    known_flags = _HAS_LOG_SCALE | _DEFLATED | (_HAS_LEFT_OUT if version == TRUNCATED_VERSION else 0)
-    rest = data[_PREFIX.size :]
+    known_flags = _HAS_LOG_SCALE | DEFLATED | (_HAS_LEFT_OUT if version == TRUNCATED_VERSION else 0)
+    rest = data[PREFIX.size :]
     if zlib.crc32(rest) != checksum or len(rest) < _HEADER.size or flags & ~known_flags:
         raise ValueError(f"spectrum bytes are damaged or cut short ({len(data)} bytes, checksum differs)")
     rows, num_exact, *octaves, blocks, wide, rank_ratio, step, even_mass, temperature = _HEADER.unpack_from(rest)
-    raw = zlib.decompress(rest[_HEADER.size :]) if flags & _DEFLATED else rest[_HEADER.size :]
+    raw = zlib.decompress(rest[_HEADER.size :]) if flags & DEFLATED else rest[_HEADER.size :]
     has_scale, has_unknown, has_left_out = flags & _HAS_LOG_SCALE, version == TRUNCATED_VERSION, flags & _HAS_LEFT_OUT
     row_bytes = 5 + (4 if has_scale else 0) + (2 if has_unknown else 0) + (2 if has_left_out else 0) + blocks + wide
     if len(raw) != row_bytes * rows or wide > blocks:
@@ -167,7 +175,8 @@ class _Reader:
         return found
 
 
-def _to_planes(values: Array) -> bytes:
+def to_planes(values: Array) -> bytes:
+    """Write [rows] integers as bytes, the lowest ones of all first."""
     return values.view(np.uint8).reshape(-1, values.itemsize).T.tobytes()
 
 
@@ -188,3 +197,15 @@ def _codes(differences: Array, num_exact: int) -> Array:
     tail = steps[num_exact + 1 :]
     np.cumsum(tail, axis=0, dtype=np.uint16, out=tail)
     return np.cumsum(steps, axis=0, dtype=np.uint16)
+
+
+@cache
+def errors_of_bytes() -> Array:
+    """Tabulate the error bound that each error byte stands for, [256] float32."""
+    return (_LEAST_ERROR * np.exp2(np.arange(256) / 8)).astype(np.float32)
+
+
+def error_to_bytes(error: Array) -> Array:
+    """Round error bounds [N] up to bytes: [N] uint8."""
+    octaves = np.log2(np.maximum(error / _LEAST_ERROR, 1.0))
+    return np.minimum(np.ceil(8 * octaves), 255).astype(np.uint8)

@@ -128,27 +128,28 @@ def known_mass(log_probs: Tensor, *, vocab_size: int, name: str = "log_probs") -
         raise ValueError(f"{name} must be floating point, got {log_probs.dtype}")
     logs = log_probs.double()
     _refuse(torch.isnan(logs).any(1), name, "holds NaN")
-    _refuse((logs[:, 1:] > logs[:, :-1]).any(1), name, "is not in descending order")
-    p = logs.exp()
+    return known_of(logs.exp(), vocab_size=vocab_size, name=name)
+
+
+def known_of(
+    p: Tensor, *, vocab_size: int, tolerance: float = MASS_TOLERANCE, name: str = "probabilities"
+) -> KnownMass:
+    """Check ``p [N, k]``, float64 probabilities in descending order, and tell what is known; see ``known_mass``."""
+    _refuse((p[:, 1:] > p[:, :-1]).any(1), name, "is not in descending order")
     num_known = (p > 0).sum(1)
     _refuse(num_known > vocab_size, name, f"knows more tokens than the {vocab_size} of the vocabulary")
     total = p.sum(1)
-    _refuse(total > 1 + MASS_TOLERANCE, name, "sums to more than 1", total)
+    _refuse(total > 1 + tolerance, name, "sums to more than 1", total)
     alive = num_known > 0
     num_unknown = (vocab_size - num_known) * alive
     least = p.gather(1, (num_known - 1).clamp(min=0)[:, None]).squeeze(1)
     # Rounding can leave more than fits under the smallest known one; or more than nothing for no token at all.
     room = num_unknown * least
-    _refuse(
-        alive & (1 - total - room > MASS_TOLERANCE), name, f"leaves more than {vocab_size} tokens in all hold", total
-    )
+    _refuse(alive & (1 - total - room > tolerance), name, f"leaves more than {vocab_size} tokens in all hold", total)
     sum_of_all = torch.where(total > 1, total, (total + room).clamp(max=1))
     scale = torch.where(alive, 1 / sum_of_all, torch.zeros_like(total))
-    p = p * scale[:, None]
-    unknown = (1 - p.sum(1)).clamp(min=0) * alive
-    # Nothing is left for no token; a sum that misses 1 by rounding alone is no mass.
-    unknown = unknown * (num_unknown > 0)
-    return KnownMass(p, unknown, least * scale, num_known, (total * (scale - 1)).abs())
+    unknown = torch.where(total + room < 1, room * scale, (1 - total).clamp(min=0)) * alive
+    return KnownMass(p * scale[:, None], unknown, least * scale, num_known, (total * (scale - 1)).abs())
 
 
 def _refuse(bad: Tensor, name: str, why: str, value: Tensor | None = None) -> None:

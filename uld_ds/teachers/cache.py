@@ -29,7 +29,8 @@ from uld_ds.spectrum.precision import Precision
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers.outputs_codec import decode_many, encode_many
 
-_VERSION = 1
+# Journals with compact top-k tokens or truncated spectra are of another version: earlier releases cannot read those.
+_PLAIN_VERSION, _VERSION = 1, 2
 _FILE = struct.Struct("<4sBH")
 _RECORD = struct.Struct("<4sqII")
 _CRC = struct.Struct("<I")
@@ -48,6 +49,8 @@ class OutputCache:
         identity: Digest of all that decides the teacher's outputs: teacher, data, template, temperature.
         rank: Rank of this process; names the file it appends to.
         precision: Precision of the codec.
+        vocab_size: Tokens of the teacher's vocabulary, where all that is known of its distributions are their top-k
+            tokens (``uld_ds.teachers.outputs_codec.encode_many``).
         key: Recipe key to name in an error.
 
     Raises:
@@ -61,6 +64,7 @@ class OutputCache:
         *,
         rank: int,
         precision: Precision | None = None,
+        vocab_size: int | None = None,
         key: str = "teacher.memory",
     ) -> None:
         self._folder = Path(folder)
@@ -68,6 +72,7 @@ class OutputCache:
         self._identity = identity
         self._rank = rank
         self._precision = precision
+        self._vocab_size = vocab_size
         self._key = key
         self._files: dict[str, _Journal] = {}
         self._by_number: list[_Journal] = []
@@ -105,8 +110,8 @@ class OutputCache:
         """
         new = {number: tokens for number, tokens in examples.items() if number not in self}
         if new:
-            blobs = encode_many(list(new.values()), self._precision)
-            self._write(step, list(new), blobs)
+            plain = all(tokens.top is None and tokens.spectrum.unknown_mass is None for tokens in new.values())
+            self._write(step, list(new), self._encoded(list(new.values())), _PLAIN_VERSION if plain else _VERSION)
         return dict(zip(examples, self.read(list(examples)), strict=True))
 
     def read(self, examples: Sequence[int]) -> list[TeacherTokens]:
@@ -136,7 +141,10 @@ class OutputCache:
 
     def as_read(self, said: Sequence[TeacherTokens]) -> list[TeacherTokens]:
         """Return teacher outputs as they would be read from here, on the CPU, without caching them."""
-        return decode_many(encode_many(list(said), self._precision)) if said else []
+        return decode_many(self._encoded(said)) if said else []
+
+    def _encoded(self, said: Sequence[TeacherTokens]) -> list[bytes]:
+        return encode_many(said, self._precision, vocab_size=self._vocab_size)
 
     def refresh(self) -> None:
         """Pick up the outputs that other ranks have appended; only what is new is read.
@@ -159,12 +167,12 @@ class OutputCache:
             self._own.close()
             self._own = None
 
-    def _write(self, step: int, examples: list[int], blobs: list[bytes]) -> None:
+    def _write(self, step: int, examples: list[int], blobs: list[bytes], version: int = _PLAIN_VERSION) -> None:
         table = np.zeros(len(examples), _TABLE)
         table["example"] = examples
         table["length"] = [len(blob) for blob in blobs]
         table["crc"] = [zlib.crc32(blob) for blob in blobs]
-        file = self._own or self._new_file()
+        file = self._own or self._new_file(version)
         self._own = file
         try:
             file.write(_record_head(step, table) + b"".join(blobs))
@@ -176,7 +184,7 @@ class OutputCache:
             raise
         self.refresh()
 
-    def _new_file(self) -> BinaryIO:
+    def _new_file(self, version: int) -> BinaryIO:
         # A file of its own for every process that ever ran: no torn end of an earlier one has to be repaired, and
         # one that was thought dead cannot write into this one's.
         for attempt in range(10_000):
@@ -184,7 +192,7 @@ class OutputCache:
                 file = (self._folder / f"{self._rank:05d}-{attempt:04d}.journal").open("xb")
             except FileExistsError:
                 continue
-            file.write(_file_head(self._identity))
+            file.write(_file_head(self._identity, version))
             return file
         raise FinalError(f"{self._folder} has 10,000 files of rank {self._rank}; remove the folder")
 
@@ -244,7 +252,7 @@ class _Journal:
             return False
         if (
             magic != _FILE_MAGIC
-            or version != _VERSION
+            or version not in (_PLAIN_VERSION, _VERSION)
             or _CRC.unpack(rest[length:])[0] != zlib.crc32(head + rest[:length])
         ):
             raise UserError(key, f"{self.path} is no journal of this release", "remove it")
@@ -278,9 +286,9 @@ class _Journal:
         return step, table, offset
 
 
-def _file_head(identity: str) -> bytes:
+def _file_head(identity: str, version: int) -> bytes:
     name = identity.encode()
-    head = _FILE.pack(_FILE_MAGIC, _VERSION, len(name)) + name
+    head = _FILE.pack(_FILE_MAGIC, version, len(name)) + name
     return head + _CRC.pack(zlib.crc32(head))
 
 

@@ -115,21 +115,18 @@ def size_at(data: bytes, begin: int, rows: int) -> int:
 
 def codes_of(log_probs: Array, resolution: BlockMasses = RESOLUTION) -> Array:
     """Round log-probabilities, nats of any shape, to their codes: uint16; 0 for -inf alone."""
-    p = np.exp(log_probs.astype(np.float64))
-    return np.where(p > 0, resolution.code(p).clip(1), 0).astype(np.uint16)
-
-
-def probabilities_of(codes: Array, resolution: BlockMasses = RESOLUTION) -> Array:
-    """Return the probabilities that codes stand for, float64: the same on every machine."""
-    table: Array = resolution.table() * 2.0**-52
-    return table[codes]
+    codes = resolution.code(np.exp(log_probs.astype(np.float64)))
+    return np.where(np.isneginf(log_probs), 0, codes.clip(1)).astype(np.uint16)
 
 
 @lru_cache(maxsize=8)
 def _log_table(resolution: BlockMasses) -> Array:
     """Tabulate the log-probability of every code, [2**16] float32."""
-    with np.errstate(divide="ignore"):
-        return np.log(probabilities_of(np.arange(1 << 16), resolution)).astype(np.float32)
+    x = (np.arange(1 << 16) - resolution.offset) * resolution.step
+    table = np.log(resolution.even_mass) + np.where(x >= 1, np.log(np.maximum(x, 1)), x - 1)
+    table[0] = -np.inf
+    # Codes beyond that of 1 do not occur.
+    return np.minimum(table, 0).astype(np.float32)
 
 
 def _decode_second(rest: bytes, width: int, k: int, rows: int) -> TopTokens:

@@ -90,6 +90,7 @@ class TeacherSetup:
             ),
             rank=self._ranks.rank,
             precision=self.settings.codec.to_precision(),
+            vocab_size=self._rebuilt_vocab_size,
         )
         judges, judged = recipe.rollouts is not None, self.batcher(rows).judged
         missing = int(judges or (begins and recipe.data.eval is not None) or not cache.complete(len(rows), judged))
@@ -105,13 +106,21 @@ class TeacherSetup:
             keeps_teacher=judges,
         )
 
+    @property
+    def _rebuilt_vocab_size(self) -> int | None:
+        """Ids of a served teacher of whose distributions the top-k tokens that are kept are all that is known."""
+        server = self.settings.server if self.settings.source == "served" else None
+        if server is None or server.top != self._job.recipe.taught.num_top_ids:
+            return None
+        return int(self._job.servers[self.settings.name]["vocab_size"])
+
     def _model(self, rows: Dataset) -> ModelSource:
         return self._online(rows) if self.settings.source == "online" else self._served(rows)
 
     def _served(self, rows: Dataset) -> ServedTeacher:
         settings, facts = self.settings, self._job.servers[self.settings.name]
         assert settings.server is not None
-        vocab_size = self._pretrained.embedding_rows()
+        vocab_size = int(facts["vocab_size"])
         engine = ServedEngine(open_client(settings), settings.server, str(facts["model"]), vocab_size)
         return ServedTeacher(
             engine,

@@ -138,7 +138,7 @@ def _asked_for(job: StoreJob, ranks: Ranks, device: torch.device) -> Callable[[T
     """Reach the teacher's engine, a server or actors; return what makes a source of it."""
     settings = job.recipe.teacher_named()
     assert job.engine is not None
-    vocab_size = Pretrained.at(job.teacher, settings, settings.key).embedding_rows()
+    vocab_size = int(job.engine["vocab_size"])
     engine: Engine
     if settings.source == "served":
         assert settings.server is not None

@@ -141,6 +141,18 @@ def test_a_stored_teacher_takes_nothing(plan: Plan) -> None:
     assert stored.device_peak < plan.device_peak
 
 
+def test_a_served_teacher_takes_nothing_here(folder: Path) -> None:
+    words = ["plan", str(folder / "recipe.yaml"), "--set", "teacher.source=served"]
+    words += [word for role in ("teacher", "student") for word in ("--set", f"{role}.model={folder / role}")]
+    words += ["--set", "teacher.server={url: 'http://teacher:8000', api: vllm}"]
+    words += ["--set", "teacher.max_tokens_per_forward=4096"]
+    result = CliRunner().invoke(app, words, env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    assert "served elsewhere: takes no memory" in result.stdout and "70.6 billion" not in result.stdout
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert {line["role"] for line in found["lines"]} == {"worker", "student"}
+
+
 def test_only_what_learns_has_gradients_and_states(folder: Path, plan: Plan) -> None:
     recipe = recipe_of(folder, "student.lora={rank: 8}")
     shape = student_shape(recipe.student)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from tests.helpers.teacher_outputs import same_bits, tokens_of
 from uld_ds.errors import RunError, UserError
 from uld_ds.spectrum.precision import Precision
+from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.teacher_outputs import TeacherTokens
 from uld_ds.teachers import cache
 from uld_ds.teachers.cache import OutputCache
@@ -252,3 +254,41 @@ def test_precision_is_the_callers(tmp_path: Path) -> None:
     sizes = [next((tmp_path / name).iterdir()).stat().st_size for name in ("coarse", "fine")]
     assert 2 * sizes[0] < sizes[1]
     assert coarse.read([3])[0].spectrum.num_head == 8
+
+
+def truncated(number: int, top_ids: int) -> TeacherTokens:
+    """What an inference engine tells: the likeliest tokens of 300, and no more."""
+    tokens = tokens_of(1 + number % 5, number, top_ids=top_ids)
+    assert tokens.top is not None
+    return replace(tokens, spectrum=Spectrum.from_top_log_probs(tokens.top.log_probs, vocab_size=300))
+
+
+def test_what_earlier_releases_cannot_read_is_in_files_that_they_refuse(tmp_path: Path) -> None:
+    versions = {}
+    for kind, tokens in {
+        "plain": tokens_of(3, 1),
+        "with top-k tokens": tokens_of(3, 1, top_ids=8),
+        "truncated": replace(truncated(3, 8), top=None),
+    }.items():
+        ours = memory(tmp_path / kind)
+        ours.append(1, {0: tokens})
+        versions[kind] = (tmp_path / kind / journals(tmp_path / kind)[0]).read_bytes()[4]
+        assert same_bits(memory(tmp_path / kind).read([0])[0], roundtrip(tokens))
+    assert versions == {"plain": 1, "with top-k tokens": 2, "truncated": 2}
+
+
+def test_truncated_spectra_are_rebuilt_where_the_vocabulary_is_known(tmp_path: Path) -> None:
+    ours = OutputCache(tmp_path, IDENTITY, rank=0, vocab_size=300)
+    computed = ours.append(1, {number: truncated(number, 16) for number in range(4)})
+    read = OutputCache(tmp_path, IDENTITY, rank=1).read(range(4))
+    for number, tokens in enumerate(read):
+        assert same_bits(tokens, computed[number])
+        assert same_bits(tokens, roundtrip(truncated(number, 16), vocab_size=300))
+        assert same_bits(ours.as_read([truncated(number, 16)])[0], tokens)
+        assert tokens.spectrum.unknown_mass is not None
+    plain = OutputCache(tmp_path / "plain", IDENTITY, rank=0)
+    plain.append(1, {number: truncated(number, 16) for number in range(4)})
+    size, larger = (
+        sum(file.stat().st_size for file in place.glob("*.journal")) for place in (tmp_path, tmp_path / "plain")
+    )
+    assert size < larger - 4 * 40

@@ -34,6 +34,8 @@ class ServerFacts:
     """The server's name of the model."""
     top: int
     """Likeliest tokens that are asked for."""
+    vocab_size: int
+    """Ids of the model, over which its distributions are."""
     precision: str | None = None
     """Type, or quantization, of the weights; None where the server does not tell."""
 

@@ -96,7 +96,7 @@ class _Examination:
         first = self._scores(model, ids)
         self._check_untouched(first, self._scores(model, ids, _SAMPLING))
         version, precision = self._version()
-        return ServerFacts(self._api.title, version, model, self._server.top, precision)
+        return ServerFacts(self._api.title, version, model, self._server.top, self._vocab_size, precision)
 
     def _ask(self, path: str, body: Any = None) -> Reply:
         """Make a request, some times where the server is busy."""

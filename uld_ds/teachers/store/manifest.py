@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from uld_ds.errors import UserError
-from uld_ds.spectrum.codec_bytes import CODEC_VERSION, TRUNCATED_VERSION
+from uld_ds.spectrum.codec_bytes import CODEC_VERSION, REBUILT_VERSION, TRUNCATED_VERSION
 from uld_ds.spectrum.precision import Precision
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PARTIAL_MANIFEST = "manifest.partial.json"
 
-_LATER = ("template_arguments", "special_tokens")
+_LATER = ("template_arguments", "special_tokens", "top_codec", "served")
 
 _REBUILD = "build a store for this recipe elsewhere, or"
 _FIXES = {
@@ -42,15 +42,36 @@ class CodecFacts(_Strict):
     """Fields of ``uld_ds.spectrum.Precision``."""
 
     @classmethod
-    def of(cls, precision: Precision | None = None, *, truncated: bool = False) -> Self:
-        """Describe this release's codec with a precision; ``truncated`` where spectra have an unknown mass."""
-        version = TRUNCATED_VERSION if truncated else CODEC_VERSION
+    def of(cls, precision: Precision | None = None, *, truncated: bool = False, rebuilt: bool = False) -> Self:
+        """Describe this release's codec.
+
+        Args:
+            precision: Its precision.
+            truncated: Whether spectra have an unknown mass.
+            rebuilt: Whether they are rebuilt from top-k tokens, which are all that is known.
+        """
+        version = REBUILT_VERSION if rebuilt else TRUNCATED_VERSION if truncated else CODEC_VERSION
         return cls(version=version, precision=dataclasses.asdict(precision or Precision()))
 
     def to_precision(self) -> Precision:
         """Return the precision for the encoder."""
         fields: dict[str, Any] = self.precision
         return Precision(**fields)
+
+
+class ServedFacts(_Strict):
+    """The inference engine that answered for a teacher."""
+
+    engine: str
+    """Name of the engine, such as ``vllm``."""
+    version: str
+    """Version that the engine says it is."""
+    top: int
+    """Number of the likeliest tokens whose log-probabilities it was asked for; it told no others."""
+    precision: str | None = None
+    """What the weights are held in, as far as known, such as ``bfloat16``."""
+    vocab_size: int
+    """Tokens of the teacher's vocabulary, over which its distributions are."""
 
 
 class StoreIdentity(_Strict):
@@ -78,10 +99,19 @@ class StoreIdentity(_Strict):
     """sha256 over all examples in order."""
     top_ids: int = 0
     """Number of top-k tokens kept of each distribution, by their ids (fewer where the teacher has fewer tokens)."""
+    top_codec: int = 1
+    """Version of the bytes of top-k tokens. Says nothing of what they are: every version is read, also side by side."""
+    served: ServedFacts | None = None
+    """The engine that answered, where it was not this program itself."""
+
+    @property
+    def rebuilt_vocab_size(self) -> int | None:
+        """Tokens of the vocabulary, where spectra are rebuilt from the top-k tokens; None where they are stored."""
+        return self.served.vocab_size if self.served and self.codec.version == REBUILT_VERSION else None
 
     def differences(self, other: StoreIdentity) -> dict[str, tuple[Any, Any]]:
         """Map each field that differs (dotted if nested) to its value here and its value in ``other``."""
-        ours, theirs = (dict(_leaves(_identity_of(side).model_dump())) for side in (self, other))
+        ours, theirs = (dict(_leaves(_identity_of(side).model_dump(exclude={"top_codec"}))) for side in (self, other))
         names = [*ours, *(name for name in theirs if name not in ours)]
         return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
 

@@ -11,6 +11,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import BinaryIO, Self
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uld_ds.errors import FinalError, RunError, UserError, one_line
-from uld_ds.spectrum.codec_bytes import READ_VERSIONS
+from uld_ds.spectrum.codec_bytes import CODEC_VERSION, REBUILT_VERSION, TRUNCATED_VERSION
 from uld_ds.teachers.store.files import StoreFiles
 from uld_ds.teachers.store.manifest import (
     MANIFEST,
@@ -69,7 +70,10 @@ class SpectrumStore:
         self._files = files
         self.manifest = manifest
         self._schema = schema(manifest.top_ids)
-        self._columns = schema(manifest.top_ids if with_top else 0).names
+        # Spectra that are rebuilt from top-k tokens need those, whether anybody else does or not.
+        self._with_top = with_top
+        needed = with_top or manifest.rebuilt_vocab_size is not None
+        self._columns = schema(manifest.top_ids if needed else 0).names
         self._begins = [0, *accumulate(shard.examples for shard in manifest.shards)]
         self._open: OrderedDict[int, _Shard] = OrderedDict()
 
@@ -99,9 +103,10 @@ class SpectrumStore:
                 raise UserError(key, problem, "run the same `uld-ds store build` again, it goes on where it stopped")
             raise UserError(key, f"no spectrum store at {files.url}", "correct it, or build one: `uld-ds store build`")
         manifest = manifest_from_json(data, files.path(MANIFEST), key)
-        if manifest.codec.version not in READ_VERSIONS:
-            known = " and ".join(map(str, READ_VERSIONS))
-            problem = f"{files.url} has codec.version {manifest.codec.version}, but this release reads {known}"
+        known = (CODEC_VERSION, TRUNCATED_VERSION, REBUILT_VERSION)
+        if manifest.codec.version not in known:
+            versions = f"{min(known)} to {max(known)}"
+            problem = f"{files.url} has codec.version {manifest.codec.version}, but this release reads {versions}"
             raise UserError(key, problem, "build the store again with this release")
         return cls(files, manifest, with_top=with_top)
 
@@ -147,7 +152,7 @@ class SpectrumStore:
         for shard, wanted in sorted(by_shard.items()):
             with _naming(self._name(shard)):
                 records.update(self._shard(shard).records(wanted, self._begins[shard]))
-        return examples_of([records[index] for index in indices])
+        return self._examples([records[index] for index in indices])
 
     def stream(self, start: int = 0, stop: int | None = None) -> Iterator[StoredExample]:
         """Yield examples ``start`` up to ``stop`` (default: all) in order, a row group in memory at a time."""
@@ -163,7 +168,13 @@ class SpectrumStore:
                 if len(rows):
                     with _naming(self._name(index)):
                         records = records_of(self._shard(index).group(group), rows)
-                    yield from examples_of(records)
+                    yield from self._examples(records)
+
+    def _examples(self, records: Sequence[Record]) -> list[StoredExample]:
+        found = examples_of(records)
+        if self._with_top or self.manifest.rebuilt_vocab_size is None:
+            return found
+        return [replace(example, tokens=replace(example.tokens, top=None)) for example in found]
 
     def verify(self) -> None:
         """Verify the size and sha256 of every shard, reading each once.

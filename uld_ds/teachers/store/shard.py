@@ -133,7 +133,20 @@ def schema(top_ids: int, *, with_pieces: bool = False) -> pa.Schema:
     return chosen.append(pa.field(PIECES_COLUMN, pa.binary(), nullable=False)) if with_pieces else chosen
 
 
-def shard_to_bytes(examples: Iterable[StoredExample], precision: Precision, top_ids: int = 0) -> bytes:
+@dataclass(frozen=True)
+class ShardFormat:
+    """How the examples of a store become bytes."""
+
+    precision: Precision
+    top_ids: int = 0
+    """Top-k tokens that are kept of each distribution."""
+    top_codec: int = top_tokens_codec.FIRST_VERSION
+    """Version of the bytes of top-k tokens."""
+    vocab_size: int | None = None
+    """Tokens of the teacher's vocabulary, where spectra are rebuilt from the top-k tokens."""
+
+
+def shard_to_bytes(examples: Iterable[StoredExample], how: ShardFormat) -> bytes:
     """Write examples as the bytes of a Parquet file: the same bytes for the same examples.
 
     Raises:
@@ -144,7 +157,7 @@ def shard_to_bytes(examples: Iterable[StoredExample], precision: Precision, top_
     sink = io.BytesIO()
     with pq.ParquetWriter(
         sink,
-        schema(top_ids, with_pieces=with_pieces),
+        schema(how.top_ids, with_pieces=with_pieces),
         compression="zstd",
         compression_level=9,
         use_dictionary=False,
@@ -153,7 +166,7 @@ def shard_to_bytes(examples: Iterable[StoredExample], precision: Precision, top_
         column_encoding={"log_probs.list.element": "BYTE_STREAM_SPLIT"},
     ) as writer:
         for group in _groups(examples):
-            writer.write_table(_table(group, precision, top_ids, with_pieces=with_pieces), row_group_size=len(group))
+            writer.write_table(_table(group, how, with_pieces=with_pieces), row_group_size=len(group))
     return sink.getvalue()
 
 
@@ -170,10 +183,12 @@ def _groups(examples: Iterable[StoredExample]) -> Iterator[list[StoredExample]]:
         yield group
 
 
-def _table(examples: Sequence[StoredExample], precision: Precision, top_ids: int, *, with_pieces: bool) -> pa.Table:
-    spectra = encode_spectra([example.tokens.spectrum for example in examples], precision, deflate=False)
+def _table(examples: Sequence[StoredExample], how: ShardFormat, *, with_pieces: bool) -> pa.Table:
+    tops = [_top_bytes(example, how) if how.top_ids else None for example in examples]
+    said = [example.tokens for example in examples]
+    spectra = encode_spectra(said, tops, how.precision, vocab_size=how.vocab_size, deflate=False)
     rows = []
-    for example, encoded in zip(examples, spectra, strict=True):
+    for example, encoded, top_bytes in zip(examples, spectra, tops, strict=True):
         row = {
             "id": example.id,
             "digest": bytes.fromhex(example.digest),
@@ -182,16 +197,16 @@ def _table(examples: Sequence[StoredExample], precision: Precision, top_ids: int
             "log_probs": np.frombuffer(log_probs_to_bytes(example.tokens), "<f4"),
             "spectra": encoded,
         }
-        top = {TOP_COLUMN: _top_bytes(example, top_ids)} if top_ids else {}
+        top = {} if top_bytes is None else {TOP_COLUMN: top_bytes}
         pieces = {PIECES_COLUMN: b"" if example.pieces is None else example.pieces.to_bytes()}
         rows.append({**row, "crc32": _checksum(row), **top, **(pieces if with_pieces else {})})
-    return pa.Table.from_pylist(rows, schema=schema(top_ids, with_pieces=with_pieces))
+    return pa.Table.from_pylist(rows, schema=schema(how.top_ids, with_pieces=with_pieces))
 
 
-def _top_bytes(example: StoredExample, top_ids: int) -> bytes:
+def _top_bytes(example: StoredExample, how: ShardFormat) -> bytes:
     if example.tokens.top is None:
-        raise ValueError(f"example {example.id!r} has no top-k tokens, {top_ids} are to be kept")
-    return top_tokens_codec.encode(example.tokens.top.first(top_ids))
+        raise ValueError(f"example {example.id!r} has no top-k tokens, {how.top_ids} are to be kept")
+    return top_tokens_codec.encode(example.tokens.top.first(how.top_ids), version=how.top_codec, deflate=False)
 
 
 def _checksum(row: Record) -> int:
@@ -258,7 +273,7 @@ def records_of(table: pa.Table, rows: Sequence[int]) -> list[Record]:
 
 def examples_of(records: Sequence[Record]) -> list[StoredExample]:
     """Decode records to examples, together: a call costs more than a few examples do."""
-    spectra = decode_spectra([record["spectra"] for record in records])
+    spectra = decode_spectra([record["spectra"] for record in records], [record.get(TOP_COLUMN) for record in records])
     return [_example(record, spectrum) for record, spectrum in zip(records, spectra, strict=True)]
 
 

@@ -25,7 +25,7 @@ from uld_ds.teachers.store.manifest import (
     partial_from_json,
     to_json,
 )
-from uld_ds.teachers.store.shard import TOP_COLUMN, StoredExample, shard_to_bytes
+from uld_ds.teachers.store.shard import TOP_COLUMN, ShardFormat, StoredExample, shard_to_bytes
 
 # The name carries the beginning of the content's sha256: a shard proves itself before any manifest lists it.
 _SHARD_NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{16})\.parquet")
@@ -57,7 +57,9 @@ class StoreWriter:
         self._files = StoreFiles(url, key="teacher.path")
         fields = {name: getattr(identity, name) for name in StoreIdentity.model_fields}
         self._plan = PartialManifest(**fields, examples=examples, examples_per_shard=examples_per_shard)
-        self._precision = identity.codec.to_precision()
+        self._format = ShardFormat(
+            identity.codec.to_precision(), identity.top_ids, identity.top_codec, identity.rebuilt_vocab_size
+        )
         self._begin(key)
 
     @property
@@ -93,7 +95,7 @@ class StoreWriter:
         Raises:
             ValueError: not as many examples as belong into it, or without the top-k tokens that are to be kept.
         """
-        data = shard_to_bytes(examples, self._precision, self._plan.top_ids)
+        data = shard_to_bytes(examples, self._format)
         digest = hashlib.sha256(data).hexdigest()
         name = f"shard-{index:05d}-{digest[:16]}.parquet"
         facts = _facts(name, data)

@@ -106,13 +106,15 @@ def test_a_server_that_comes_back_in_time_is_asked_on(server: EngineServer, capl
 
 
 def test_a_busy_server_is_not_gone_while_it_answers_others(server: EngineServer) -> None:
-    # The second text is told to wait for longer than anybody waits for a server that is gone.
+    # This text is told to wait for longer than anybody waits for a server that is gone.
     begin = time.monotonic()
-    server.fault = lambda number: "429" if server.scored and time.monotonic() - begin < 1.0 and number % 2 else None
-    with engine_of(server, patience=0.4, concurrency=2) as engine:
-        futures = [score(engine, [*IDS, number]) for number in range(12)]
-        for future in futures:
-            future.result(30)
+    server.is_too_much = lambda ids: ids == IDS and time.monotonic() - begin < 1.5
+    with engine_of(server, patience=0.5) as engine:
+        busy = score(engine)
+        while not busy.done():
+            score(engine, [*IDS, 7]).result(30)
+        busy.result()
+    assert time.monotonic() - begin >= 1.5
 
 
 def test_how_long_a_server_wants_to_be_left_alone(server: EngineServer) -> None:

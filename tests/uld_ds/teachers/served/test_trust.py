@@ -41,7 +41,7 @@ def refused(settings: NamedTeacherSettings) -> str:
 def test_who_it_is(tiny_teacher: Path, api: str, title: str, precision: str | None) -> None:
     with EngineServer(tiny_teacher, api=api, version="7.8.9", name="org/large") as server:
         found = examined(teacher(tiny_teacher, server.url, api=api))
-        assert found == ServerFacts(title, "7.8.9", "org/large", 20, precision)
+        assert found == ServerFacts(title, "7.8.9", "org/large", 20, 600, precision)
         assert examined(teacher(tiny_teacher, f"{server.url}/v1/", api=api, name="org/large")) == found
         # Cheap: the same probe twice, once with options of sampling.
         assert len(server.scored) == 4 and len({tuple(ids) for ids in server.scored}) == 1
@@ -173,7 +173,7 @@ def test_a_server_that_comes_later_is_waited_for(tiny_teacher: Path) -> None:
 
 def test_what_a_run_began_with(tiny_teacher: Path, tmp_path: Path) -> None:
     settings = teacher(tiny_teacher, "http://x")
-    old, new = (ServerFacts("vLLM", version, "m", 20) for version in ("1", "2"))
+    old, new = (ServerFacts("vLLM", version, "m", 20, 600) for version in ("1", "2"))
 
     asked: list[float] = []
 

@@ -10,8 +10,9 @@ import pytest
 from tests.helpers.stores import writer
 from tests.helpers.teacher_outputs import identity
 from uld_ds.errors import UserError
-from uld_ds.spectrum.codec_bytes import TRUNCATED_VERSION
+from uld_ds.spectrum.codec_bytes import REBUILT_VERSION
 from uld_ds.spectrum.precision import Precision
+from uld_ds.teachers.store.manifest import CodecFacts, ServedFacts, manifest_from_json, to_json
 from uld_ds.teachers.store.reader import SpectrumStore
 
 CHANGES = [
@@ -23,6 +24,7 @@ CHANGES = [
     ({"temperature": 2.0}, "temperature", "use what it was built with"),
     ({"tokenizer_digest": "b" * 64}, "tokenizer_digest", "use what it was built with"),
     ({"top_ids": 64}, "top_ids", "set store.top_ids to the store's"),
+    ({"served": ServedFacts(engine="vllm", version="0.32.0", top=64, vocab_size=300)}, r"served\.engine", "use what"),
     ({"precision": Precision(step=1 / 16)}, r"codec\.precision\.step", "set the recipe's precision to the store's"),
 ]
 
@@ -44,6 +46,22 @@ def test_a_store_of_something_else_is_refused(
             writer(place, other)
 
 
+def test_who_answered_is_in_the_manifest_of_served_stores_alone(built: Path, tmp_path: Path) -> None:
+    plain = json.loads((built / "manifest.json").read_text())
+    assert not {"served", "top_codec"} & plain.keys()
+    served = ServedFacts(engine="vllm", version="0.32.0", top=64, precision="bfloat16", vocab_size=300)
+    manifest = SpectrumStore.open(built).manifest.model_copy(update={"served": served, "top_codec": 2})
+    again = manifest_from_json(to_json(manifest), "m", "store")
+    assert again.served == served and again.top_codec == 2
+    assert again.rebuilt_vocab_size is None
+    rebuilt = again.model_copy(update={"codec": CodecFacts.of(truncated=True, rebuilt=True)})
+    assert rebuilt.rebuilt_vocab_size == 300
+    # How top-k tokens are written says nothing of what they are.
+    assert not identity(top_ids=4, top_codec=2).differences(identity(top_ids=4))
+    changed = served.model_copy(update={"top": 20})
+    assert identity(served=served).differences(identity(served=changed)) == {"served.top": (64, 20)}
+
+
 def test_shards_of_another_size_are_not_mixed(tmp_path: Path) -> None:
     writer(tmp_path)
     with pytest.raises(UserError, match="has examples_per_shard 20, but here it is 8"):
@@ -54,7 +72,7 @@ def test_shards_of_another_size_are_not_mixed(tmp_path: Path) -> None:
     ("field", "value", "message"),
     [
         ("format_version", 2, "format_version 2, but this release reads 1"),
-        ("codec", {"version": TRUNCATED_VERSION + 1, "precision": {}}, f"codec.version {TRUNCATED_VERSION + 1}, but"),
+        ("codec", {"version": REBUILT_VERSION + 1, "precision": {}}, f"codec.version {REBUILT_VERSION + 1}, but"),
         ("max_length", "128", "max_length: Input should be a valid integer"),
         ("surprise", 1, "surprise: Extra inputs"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -15,9 +16,11 @@ import torch
 from hypothesis import given, settings
 
 from tests.helpers.stores import NUM, build, contents, expected, same_example, writer
-from tests.helpers.teacher_outputs import example, identity
+from tests.helpers.teacher_outputs import example, identity, same_bits
 from uld_ds.errors import RunError
 from uld_ds.spectrum.spectrum import Spectrum
+from uld_ds.teachers.outputs_codec import roundtrip
+from uld_ds.teachers.store.manifest import CodecFacts, ServedFacts
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.teachers.store.shard import SCHEMA, StoredExample, spans_of
 
@@ -36,6 +39,32 @@ def test_what_is_written_is_read_bit_for_bit(place: str, tmp_path: Path) -> None
     assert all(same_example(item, expected(number)) for number, item in enumerate(streamed))
     assert store.digests() == [item.digest for item in streamed]
     store.verify()
+
+
+@pytest.mark.parametrize("rebuilt", [True, False])
+def test_a_store_of_truncated_spectra(rebuilt: bool, tmp_path: Path) -> None:
+    served = ServedFacts(engine="vllm", version="0.32.0", top=16, vocab_size=300)
+    codec = CodecFacts.of(truncated=True, rebuilt=rebuilt)
+    store = writer(tmp_path, identity(top_ids=16, top_codec=2, served=served, codec=codec), examples=7)
+
+    def told(number: int) -> StoredExample:
+        whole = example(number, top_ids=16)
+        assert whole.tokens.top is not None
+        spectrum = Spectrum.from_top_log_probs(whole.tokens.top.log_probs, vocab_size=300)
+        return replace(whole, tokens=replace(whole.tokens, spectrum=spectrum))
+
+    store.write_shard(0, map(told, range(7)))
+    manifest = store.finish()
+    vocab_size = 300 if rebuilt else None
+    for with_top in (True, False):
+        opened = SpectrumStore.open(tmp_path, with_top=with_top)
+        for found in (list(opened.stream()), opened.read(range(7))):
+            for number, item in enumerate(found):
+                want = roundtrip(told(number).tokens, vocab_size=vocab_size)
+                assert same_bits(item.tokens, want if with_top else replace(want, top=None))
+                assert torch.equal(item.tokens.spectrum.unknown_mass, want.spectrum.unknown_mass)
+    spectra = pq.read_table(tmp_path / manifest.shards[0].name).column("spectra").to_pylist()
+    assert {blob[4] for blob in spectra} == {4 if rebuilt else 3}
 
 
 def test_layouts_are_those_of_the_examples(built: Path) -> None:
