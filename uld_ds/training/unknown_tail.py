@@ -1,4 +1,4 @@
-"""A warning where so little is known of a served teacher's tail that the ULD distance means little."""
+"""A warning where so little is known of the tail of a teacher's distributions that the ULD distance means little."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ class UnknownTail(TrainerCallback):
     """
 
     def __init__(self, recipe: Recipe, warn: Callable[[str], None] = lambda _: None) -> None:
-        served = [teacher for teacher in recipe.teachers if teacher.source == "served"]
-        self._tops = ", ".join(f"{own.key}.server.top {own.server.top}" for own in served if own.server is not None)
+        tops = [f"{own.key}.server.top {own.server.top}" for own in recipe.teachers if own.server is not None]
+        # A store may be of what a server said, and holds no more.
+        tops += [f"what {own.key}.path holds" for own in recipe.teachers if own.source == "stored"]
+        self._tops = ", ".join(tops)
         self._weight = recipe.taught.uld
         self._warn = warn
-        self._done = not served or not self._weight
+        self._done = not tops or not self._weight
 
     def on_step(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Compare a step's distance with the bound on its error."""

@@ -27,12 +27,14 @@ def tops(draw: st.DrawFn) -> TopTokens:
     """Rows with ties, impossible tokens, and next to nothing."""
     rows, k = draw(st.integers(0, 5)), draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    ids = np.array([rng.permutation(draw(st.sampled_from([k, 300, 70_000, 1 << 25])))[:k] for _ in range(rows)])
+    # Steps between ids that need one byte to four, in random order.
+    steps = rng.integers(1, draw(st.sampled_from([2, 200, 60_000, 1 << 25])), (rows, k))
+    mixed = rng.permuted(steps.cumsum(axis=1), axis=1)
     logits = rng.choice([0.0, -0.5, -1.0, -3.0, -9.0, -25.0, -60.0, -math.inf], (rows, k))
     if rows:
         logits[:, 0] = 0.0
     log_probs = torch.from_numpy(logits.reshape(rows, k)).float().log_softmax(1)
-    ids = torch.from_numpy(ids.reshape(rows, k).astype(np.int64)).sort(1).values
+    ids = torch.from_numpy(mixed).sort(1).values
     order = log_probs.sort(dim=1, descending=True, stable=True)
     return TopTokens(ids.gather(1, order.indices), order.values)
 
