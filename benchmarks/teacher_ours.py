@@ -29,7 +29,7 @@ from uld_ds.utils.host_memory import hand_back_large_blocks
 def settled(recipe: Recipe) -> Recipe:
     """The recipe with a precision for the teacher, as a run's driver would choose it."""
     wanted = recipe.teacher_named().precision
-    precision = precision_here(wanted, on_gpu=False, threads=torch.get_num_threads())
+    precision = precision_here(wanted, on_gpu=False)
     return recipe.with_teachers({recipe.teacher_named().name: {"precision": precision}})
 
 
