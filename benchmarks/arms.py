@@ -32,6 +32,8 @@ class Arm:
     """Of the first process, all that it said of each step that counts."""
     failed: str | None = None
     processes: list[subprocess.Popen[str]] = field(default_factory=list, repr=False)
+    tree: Path = ROOT
+    """The build that it is of."""
 
     def start(self, log: Path) -> None:
         """Starts the processes and waits until all are ready for a step."""
@@ -45,7 +47,7 @@ class Arm:
                 **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(self.commands))},
                 **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"},
                 **{"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": str(self.tree),
             }
             with log.open("a") as file:
                 self.processes.append(
@@ -93,15 +95,47 @@ class Arm:
         return {name: getattr(self, name) for name in names}
 
 
-def ours(name: str, folder: Path, *, micro: int, ranks: int = 1, stored: bool = False) -> Arm:
-    """Our step of the recipe in ``folder``, with the teacher beside the student or out of the store there."""
-    command = [sys.executable, str(HERE / "teacher_ours.py"), str(folder / "recipe.yaml"), "--micro", str(micro)]
-    return Arm(name, [command + (["--store", str(folder / "store")] if stored else [])] * ranks)
+def ours(
+    name: str,
+    folder: Path,
+    *,
+    micro: int = 1,
+    ranks: int = 1,
+    stored: bool = False,
+    changes: Sequence[str] = (),
+    tree: Path = ROOT,
+) -> Arm:
+    """Our step of the recipe in ``folder``, with the teacher beside the student or out of the store there.
+
+    Args:
+        name: of the arm.
+        folder: of the pair.
+        micro: examples of a micro-batch at most.
+        ranks: processes that share the cores.
+        stored: whether the teacher's outputs come out of the store.
+        changes: of the recipe, ``KEY=VALUE`` each.
+        tree: a checkout of the build to measure; its own benchmark runs, with this environment's packages.
+    """
+    tree = tree.resolve()
+    command = [sys.executable, str(tree / "benchmarks" / "teacher_ours.py"), str(folder / "recipe.yaml")]
+    command += ["--micro", str(micro), *(word for change in changes for word in ("--set", change))]
+    return Arm(name, [command + (["--store", str(folder / "store")] if stored else [])] * ranks, tree=tree)
 
 
-def trl(mode: str, folder: Path, python: Path) -> Arm:
+def budget(tokens: int) -> tuple[str, ...]:
+    """Changes of a recipe: micro-batches of so many tokens, and a teacher that is whole and asked for as many."""
+    return (
+        f"training.micro_batch_tokens={tokens}",
+        f"teacher.max_tokens_per_forward={tokens}",
+        "teacher.sharding=none",
+    )
+
+
+def trl(mode: str, folder: Path, python: Path, *, teacher_dtype: str = "float32") -> Arm:
     """TRL GOLD's step of the pair in ``folder``, segments by byte offsets (``extended``) or ``positional``."""
-    return Arm(f"trl {mode}", [[str(python), str(HERE / "teacher_trl.py"), str(folder / "pair.json"), "--mode", mode]])
+    command = [str(python), str(HERE / "teacher_trl.py"), str(folder / "pair.json"), "--mode", mode]
+    name = f"trl {mode}" + (", teacher in bf16" if teacher_dtype == "bfloat16" else "")
+    return Arm(name, [[*command, "--teacher-dtype", teacher_dtype]])
 
 
 def in_turns(title: str, arms: Sequence[Arm], steps: int, log: Path) -> None:

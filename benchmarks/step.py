@@ -28,7 +28,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from arms import ROOT, build_store, compared, in_turns, ours, trl
+from arms import ROOT, budget, build_store, compared, in_turns, ours, trl
 from measuring import add_output_options, add_trl_options, num_cores, spread, write_results
 from random_llama import save_random_llama
 
@@ -61,7 +61,11 @@ def measure(point: Point, folder: Path, options: argparse.Namespace, python: Pat
     """All arms at one point, in turns."""
     make_pair(point, folder)
     build_store(folder)
-    arms = [ours("online", folder, micro=1), ours("stored", folder, micro=1, stored=True)]
+    changes = budget(EXAMPLES * (2 * point.tokens + 256))
+    arms = [ours("online", folder, changes=changes), ours("stored", folder, changes=changes, stored=True)]
+    if options.before is not None:
+        arms.append(ours("before, online", folder, tree=options.before))
+        arms.append(ours("before, stored", folder, tree=options.before, stored=True))
     if python is not None:
         arms.append(trl("positional", folder, python))
         if point.tokens <= options.longest_extended and point.vocab <= BASE_VOCAB:
@@ -190,6 +194,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vocabularies", type=int, nargs="*", help="entries; none: leave the series out")
     parser.add_argument("--steps", type=int, help="measured steps of each arm (default: 5)")
     parser.add_argument("--longest-extended", type=int, help="tokens of the longest answer for trl extended")
+    parser.add_argument("--before", type=Path, metavar="TREE", help="a checkout of another build, measured beside")
     add_trl_options(parser)
     add_output_options(parser, quick="two lengths, one vocabulary, three steps")
     options = parser.parse_args(arguments)

@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pair", type=Path)
     parser.add_argument("--mode", choices=["positional", "extended"], required=True)
+    parser.add_argument("--teacher-dtype", choices=["float32", "bfloat16"], default="float32")
     options = parser.parse_args()
     pair = json.loads(options.pair.read_text())
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -79,7 +80,9 @@ def main() -> None:
     )
     trainer = GOLDTrainer(
         model=AutoModelForCausalLM.from_pretrained(pair["student"], dtype=torch.float32),
-        teacher_model=AutoModelForCausalLM.from_pretrained(pair["teacher"], dtype=torch.float32),
+        teacher_model=AutoModelForCausalLM.from_pretrained(
+            pair["teacher"], dtype=getattr(torch, options.teacher_dtype)
+        ),
         args=arguments,
         train_dataset=Dataset.from_list(messages),
         processing_class=AutoTokenizer.from_pretrained(pair["student"]),

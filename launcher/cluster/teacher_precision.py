@@ -45,7 +45,6 @@ def with_chosen_precision(recipe: Recipe, folder: Path, note: Callable[[str], No
 def _speedups(recipe: Recipe, *, on_gpu: bool) -> dict[str, float]:
     """Measure on every node that may get a worker."""
     hosts = hosts_of_workers(recipe.cluster, {}, on_gpu=on_gpu)
-    threads = recipe.cluster.threads_per_worker
     if list(hosts) == [ray.get_runtime_context().get_node_id()]:
-        return {next(iter(hosts.values())): bf16_speedup(threads)}
-    return ask_nodes(bf16_speedup, hosts, threads)
+        return {next(iter(hosts.values())): bf16_speedup()}
+    return ask_nodes(bf16_speedup, hosts)

@@ -15,24 +15,23 @@ from torch.nn import functional as F
 
 from uld_ds.recipe import DType, TeacherDType
 
-# Rows of a short forward, and a layer of a small model: 50 milliseconds of a core in fp32.
+# Rows of a short forward, and a layer of a small model: some 10 milliseconds of a core in fp32, so that a busy machine
+# leaves one of the turns undisturbed.
 _ROWS, _WIDTH = 256, 1024
-_TURNS = 5
+_TURNS = 30
 # Attention, norms and reading the logits are no faster in bf16, and it rounds: less than this is no reason to.
 _WORTHWHILE = 1.3
 
 
 @torch.no_grad()
-def bf16_speedup(threads: int) -> float:
-    """Measure how many times as fast this process's CPU multiplies matrices of bf16 as such of fp32.
+def bf16_speedup() -> float:
+    """Measure how many times as fast this machine's CPU multiplies matrices of bf16 as such of fp32.
 
-    The best of some turns each, a second in all; where bf16 is slower after the first turn, that is all that is asked.
-
-    Args:
-        threads: threads of torch to measure with; those of this process are set back afterwards.
+    On one thread, the quickest of some turns each, half a second in all: several threads would wait for the one that
+    is disturbed. Where bf16 is slower after the first turn, that is all that is asked.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     try:
         operands = {
             dtype: (torch.ones(_ROWS, _WIDTH, dtype=dtype), torch.ones(_WIDTH, _WIDTH, dtype=dtype))
@@ -65,7 +64,7 @@ def chosen_precision(wanted: TeacherDType, *, on_gpu: bool, speedups: Iterable[f
     return "bf16" if on_gpu or min(speedups) >= _WORTHWHILE else "fp32"
 
 
-def precision_here(wanted: TeacherDType, *, on_gpu: bool, threads: int) -> DType:
+def precision_here(wanted: TeacherDType, *, on_gpu: bool) -> DType:
     """Choose the precision of a teacher that runs in this process alone, by a measurement where it says ``auto``."""
-    speedups = [] if on_gpu or wanted != "auto" else [bf16_speedup(threads)]
+    speedups = [] if on_gpu or wanted != "auto" else [bf16_speedup()]
     return chosen_precision(wanted, on_gpu=on_gpu, speedups=speedups)

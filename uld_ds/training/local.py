@@ -85,7 +85,7 @@ def _with_chosen_precision(recipe: Recipe, ranks: Ranks, *, on_gpu: bool) -> Rec
     undecided = [teacher.name for teacher in recipe.teachers if teacher.precision == "auto"]
     if not undecided:
         return recipe
-    own = 0.0 if on_gpu else bf16_speedup(recipe.cluster.threads_per_worker)
+    own = 0.0 if on_gpu else bf16_speedup()
     precision = chosen_precision("auto", on_gpu=on_gpu, speedups=ranks.gather(own))
     return recipe.with_teachers({name: {"precision": precision} for name in undecided})
 

@@ -51,7 +51,7 @@ class Answerer:
     ) -> None:
         configure_process(Path(logs), os.getpid(), threads)
         device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-        held = precision_here(precision, on_gpu=on_gpu, threads=threads)
+        held = precision_here(precision, on_gpu=on_gpu)
         self._model = Model(model, held, device, ends=ends, reader=reader)
         self._decoding = Decoding(**{**decoding, "stop": tuple(decoding["stop"])})
         self._parts = Path(parts)
