@@ -11,7 +11,9 @@ actors (``--engine vllm``), in fp32 and in bf16, one thread each. Of vLLM's, the
     gradients   of a whole step of the demo's student after some steps, by objective, against the store of the workers
                 in fp32: cosine of all parameters' gradients
     training    runs of the demo's student from each of two stores, the same seeds: held-out bits per byte
-    speed       text tokens a second of building, without starting; vLLM's start apart
+    speed       text tokens a second of building, without starting; vLLM's start apart; and through ``vllm serve``
+    waiting     share of their time that steps wait for that server, which has the other core, by the student's size:
+                in the first pass over the data, the first steps aside
 
 The bf16 store of the workers says what rounding alone does.
 """
@@ -32,6 +34,7 @@ from typing import Any
 import numpy as np
 import yaml
 from arms import ROOT
+from served_server import served
 from measuring import add_output_options, spread, write_results
 
 sys.path.insert(0, str(ROOT))
@@ -45,6 +48,12 @@ STORES = {
     "vLLM, bf16": ("vllm", "bf16"),
 }
 TRAINED = (REFERENCE, "vLLM, bf16")
+SERVED = "vLLM, bf16, served"
+# Of a Llama; the first is the demo's.
+STUDENTS = {
+    "3M": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4},
+    "28M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8},
+}
 OBJECTIVES = {
     "0.7 ce + 0.3 projection": {"ce": 0.7, "projection": 0.3, "uld": 0.0},
     "projection": {"ce": 0.0, "projection": 1.0, "uld": 0.0},
@@ -73,7 +82,10 @@ def main() -> int:
         agreement = {name: compared(folder, name) for name in STORES if name != REFERENCE}
         trained = {name: [train(folder, name, seed, options) for seed in range(options.seeds)] for name in TRAINED}
         gradients = gradients_of(folder, options)
-    results = {"built": built, "agreement": agreement, "gradients": gradients, "trained": trained}
+        with served(options.python, model_of(folder, options), options.top, folder / "vllm.log") as url:
+            built[SERVED] = build(folder, SERVED, options, url)
+            waits = {title: waiting(folder, title, url, options) for title in STUDENTS}
+    results = {"built": built, "agreement": agreement, "gradients": gradients, "trained": trained, "waits": waits}
     notes = [f"{built[REFERENCE]['text_tokens']:,} tokens of text, top {options.top}, one thread each"]
     write_results("served", table(results), results, options, notes=notes)
     return 0
@@ -85,12 +97,17 @@ def main() -> int:
 def recipe_of(folder: Path, name: str, options: argparse.Namespace, **changes: Any) -> Path:
     """The recipe of a store, and of training from it; ``changes`` replace whole sections."""
     tree = yaml.safe_load(RECIPE.read_text())
-    engine, precision = STORES[name]
     slug = slug_of(name)
     tree["run"] = {"name": slug, "storage": str(folder / "runs")}
-    tree["teacher"] |= {"path": str(folder / "stores" / slug), "precision": precision}
+    tree["teacher"] |= {"path": str(folder / "stores" / slug)}
     tree["data"]["train"]["limit"] = options.rows
     tree["store"] = {"top_ids": options.top}
+    engine, precision = STORES.get(name, (None, None))
+    if precision is None:
+        of_workers = ("sharding", "max_tokens_per_forward")
+        tree["teacher"] = {key: value for key, value in tree["teacher"].items() if key not in of_workers}
+    else:
+        tree["teacher"] |= {"precision": precision}
     if engine == "vllm":
         tree["store"] |= {"engine": "vllm", "top": options.top, "actors": {"python": str(options.python), "cpus": 1}}
     tree["cluster"] = {"workers": 1, "accelerator": "cpu", "threads_per_worker": 1}
@@ -109,9 +126,13 @@ def command(*words: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def build(folder: Path, name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Builds a store; returns its facts, and where the seconds went."""
+def build(folder: Path, name: str, options: argparse.Namespace, url: str | None = None) -> dict[str, Any]:
+    """Builds a store; returns its facts, and where the seconds went. ``url`` is where a server answers."""
     file = recipe_of(folder, name, options)
+    if url is not None:
+        tree = yaml.safe_load(file.read_text())
+        tree["teacher"] |= {"server": server_at(url, options)}
+        file.write_text(yaml.safe_dump(tree))
     print(f"building: {name}", file=sys.stderr, flush=True)
     begin = time.perf_counter()
     facts = json.loads(command("store", "build", str(file), "--json"))
@@ -152,6 +173,45 @@ def compared(folder: Path, name: str) -> dict[str, Any]:
         "likeliest": float(np.concatenate(likeliest).mean()),
         "same": float(np.concatenate(same).mean()),
     }
+
+
+def server_at(url: str, options: argparse.Namespace) -> dict[str, Any]:
+    """A recipe's ``teacher.server``."""
+    return {"url": url, "api": "vllm", "top": options.top, "timeout": 600}
+
+
+def model_of(folder: Path, options: argparse.Namespace) -> Path:
+    """The teacher's weights, in Hugging Face layout."""
+    from uld_ds.models.locate import locate_model
+    from uld_ds.recipe import load_recipe
+
+    recipe = load_recipe(recipe_of(folder, REFERENCE, options), environment={})
+    return Path(locate_model(recipe.teacher_named().model_copy(update={"source": "online"}), "teacher"))
+
+
+def waiting(folder: Path, title: str, url: str, options: argparse.Namespace) -> dict[str, float]:
+    """How long the steps of a student take, and what of it they wait for the server."""
+    print(f"served: the {title} student", file=sys.stderr, flush=True)
+    slug = f"served-{title.lower()}"
+    steps = 6 if options.quick else 16
+    training = {"steps": steps, "batch_size": 16, "micro_batch_tokens": 2048}
+    run = {"name": slug, "storage": str(folder / "runs")}
+    tree = yaml.safe_load(recipe_of(folder, SERVED, options, run=run, training=training).read_text())
+    tree["teacher"] |= {"source": "served", "server": server_at(url, options)}
+    del tree["teacher"]["path"]
+    tree["data"]["train"]["limit"] = max(options.rows, 16 * steps)
+    heads = STUDENTS[title]["hidden_size"] // 64
+    sizes = STUDENTS[title] | {"num_attention_heads": heads, "num_key_value_heads": heads}
+    tree["student"]["from_config"] |= sizes
+    file = folder / f"{slug}.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    command("train", str(file), "--json")
+    journal = folder / "runs" / slug / "progress.jsonl"
+    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    later = [event for event in events if event["event"] == "step"][2:]
+    whole = sum(event["seconds/total"] for event in later)
+    waited = sum(event["teacher_wait_seconds"] for event in later)
+    return {"seconds": whole / len(later), "share": waited / whole}
 
 
 # --- learning ---------------------------------------------------------------------------------------------------
@@ -229,6 +289,8 @@ def table(results: dict[str, Any]) -> str:
         rate, rest = row["text_tokens"] / row["asking"], row["seconds"] - row["asking"]
         size = f"{row['bytes_per_token']:.0f} | {row['top_bytes_per_token']:.0f}"
         lines.append(f"| {name} | {rate:,.0f} | {rest:.0f} | {size} |")
+    lines += ["", "| student | seconds of a step | of them it waits for the server |", "|---|---|---|"]
+    lines += [f"| {title} | {row['seconds']:.2f} | {row['share']:.1%} |" for title, row in results["waits"].items()]
     return "\n".join(lines)
 
 
