@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 import yaml
 from arms import ROOT
-from served_server import served
 from measuring import add_output_options, spread, write_results
+from served_server import served
 
 sys.path.insert(0, str(ROOT))
 

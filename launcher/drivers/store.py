@@ -27,6 +27,7 @@ from uld_ds.recipe.actors import StoreActorSettings
 from uld_ds.recipe.models import ONLY_TEACHER
 from uld_ds.runs.folder import RunFolder
 from uld_ds.teachers import top_tokens_codec
+from uld_ds.teachers.served.engine import token_variable
 from uld_ds.teachers.served.facts import ServerFacts
 from uld_ds.teachers.served.trust import examine
 from uld_ds.teachers.store.files import StoreFiles
@@ -78,7 +79,9 @@ def build_store(recipe: Recipe, teacher_name: str | None = None) -> StoreManifes
     folder = writable_folder(Path(recipe.run.storage) / f"{recipe.run.name}{beside}", "run.storage")
     with ProgressView(RunFolder(folder).progress) as view:
         view.note("looking at the teacher and the data")
-        teacher = Pretrained.from_settings(settings, settings.key, runs=settings.source == "online")
+        # An engine reads formats that nothing here does.
+        runs = settings.source == "online" and not by_actors(recipe)
+        teacher = Pretrained.from_settings(settings, settings.key, runs=runs)
         engine = _engine_of(recipe, settings, teacher)
         special_tokens = recipe.data.special_tokens
         side = TextSide.of_model(teacher, settings, "teacher", special_tokens=special_tokens)
@@ -93,7 +96,8 @@ def build_store(recipe: Recipe, teacher_name: str | None = None) -> StoreManifes
                     recipe = with_chosen_precision(recipe, folder, view.note, on_gpu=on_gpu)
                 view.note(f"starting {recipe.cluster.workers} worker(s) on {'GPU' if on_gpu else 'CPU'}")
                 deepspeed = teacher_config(recipe.teacher_named(), on_gpu=on_gpu)
-                job = StoreJob(recipe, folder, teacher.place, on_gpu, deepspeed, parts, engine)
+                variable = None if settings.server is None else token_variable(settings)
+                job = StoreJob(recipe, folder, teacher.place, on_gpu, deepspeed, parts, engine, variable)
                 run_worker_group(build_store_worker, job.to_config(), recipe, folder, on_gpu=on_gpu)
                 check_not_stopped(folder)
         else:
@@ -114,6 +118,9 @@ def _engine_of(recipe: Recipe, settings: NamedTeacherSettings, teacher: Pretrain
     """
     if settings.source == "served":
         assert settings.server is not None
+        if recipe.store.engine == "vllm":
+            problem = f"'vllm' has no effect: the teacher is asked at {settings.key}.server"
+            raise UserError("store.engine", problem, "leave one of them out")
         _check_top_ids(recipe, settings.server.top, f"{settings.key}.server.top")
         return examine(settings, teacher, wait_seconds=recipe.cluster.wait_seconds).to_json()
     if not by_actors(recipe):
@@ -128,9 +135,15 @@ def _engine_of(recipe: Recipe, settings: NamedTeacherSettings, teacher: Pretrain
     if settings.remote_code is not None:
         problem = "the vllm engine does not tell one repository's code from another's"
         raise UserError(f"{settings.key}.remote_code", problem, "set store.engine=transformers")
-    version = vllm_version(recipe.store.actors)
-    precision = "fp32" if settings.precision == "fp32" else "bf16"
+    if teacher.decoder_start() is not None:
+        problem = f"{settings.model!r} has an encoder, and vLLM tells log-probabilities of decoders alone"
+        raise UserError(f"{settings.key}.model", problem, "set store.engine=transformers")
     vocab_size = teacher.embedding_rows()
+    if recipe.store.top > vocab_size:
+        raise UserError("store.top", f"{recipe.store.top} is more than the {vocab_size} ids of the model", "lower it")
+    version = vllm_version(recipe.store.actors)
+    quantized = getattr(teacher.config(), "quantization_config", None) or {}
+    precision = quantized.get("quant_method") or ("fp32" if settings.precision == "fp32" else "bf16")
     return ServerFacts("vLLM", version, str(settings.model), recipe.store.top, vocab_size, precision).to_json()
 
 
@@ -142,17 +155,21 @@ def _check_top_ids(recipe: Recipe, top: int, key: str) -> None:
 
 
 def _with_gpus_for_actors(recipe: Recipe) -> tuple[Recipe, StoreActorSettings]:
-    """Leave the connected cluster's GPUs to the actors: the workers only write what they say."""
-    on_gpu = recipe.cluster.accelerator != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    """Leave the connected cluster's GPUs to the actors: the workers only write what they say.
+
+    With ``accelerator: auto`` those count that are there now: nobody knows what is still to come.
+    """
+    wanted = recipe.cluster.accelerator
+    on_gpu = wanted == "gpu" or (wanted == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     actors = recipe.store.actors.model_copy(update={"gpus": recipe.store.actors.gpus_each(on_gpu=on_gpu)})
     store = recipe.store.model_copy(update={"actors": actors})
-    cluster = recipe.cluster.model_copy(update={"accelerator": "cpu", "accelerator_type": None})
+    cluster = recipe.cluster.model_copy(update={"accelerator": "cpu"})
     return recipe.model_copy(update={"store": store, "cluster": cluster}), actors
 
 
 def _served_facts(engine: dict[str, Any]) -> ServedFacts:
     """Write an engine's facts as a store keeps them."""
-    known = {key: engine[key] for key in ("engine", "top", "precision", "vocab_size")}
+    known = {key: engine[key] for key in ("engine", "model", "top", "precision", "vocab_size")}
     return ServedFacts(**known, version=engine["version"] or "unknown")
 
 

@@ -13,7 +13,7 @@ from datasets import load_from_disk
 from launcher.commands.store import _asked
 from launcher.drivers.store import _engine_of, part_of
 from tests.helpers.engine_server import EngineServer
-from tests.helpers.engines import CPU
+from tests.helpers.engines import CPU, prepared_job
 from tests.helpers.teacher_outputs import same_bits
 from uld_ds.data.sides import TextSide
 from uld_ds.data.teacher_batching import TeacherBatcher
@@ -21,6 +21,7 @@ from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import Recipe, parse_recipe
 from uld_ds.teachers.outputs_codec import roundtrip
+from uld_ds.teachers.served.engine import token_variable
 from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.utils.distributed import Ranks
 from uld_ds.workers.store import StoreBuild, StoreJob, StorePart, _asked_for
@@ -103,3 +104,25 @@ def test_who_is_asked_for_a_store() -> None:
     several = [{"name": "a", "server": server, "source": "stored"}, {"name": "b", "source": "stored"}]
     assert [own["source"] for own in _asked({"teachers": several}, "a")["teachers"]] == ["served", "stored"]
     assert [own["source"] for own in _asked({"teachers": several}, "b")["teachers"]] == ["stored", "online"]
+
+
+def test_a_server_of_one_of_several_teachers_is_asked_with_its_own_token(
+    tiny_recipe: dict[str, Any], tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers get the recipe of that teacher alone, in which it has no name."""
+    monkeypatch.setenv("ULD_DS_TEACHER_TOKEN", "of another server")
+    monkeypatch.setenv("ULD_DS_TEACHER_TOKEN_LARGE", "its own")
+    with EngineServer(tiny_teacher, token="its own") as server:
+        own = {"model": str(tiny_teacher), "max_length": 256, "path": str(tmp_path / "store")}
+        own |= {"source": "served", "server": {"url": server.url, "api": "vllm", "top": 24}}
+        tree = {key: value for key, value in tiny_recipe.items() if key != "teacher"}
+        tree["teachers"] = [{"name": "large", **own}, {"name": "other", **tiny_recipe["teacher"]}]
+        whole = parse_recipe(tree)
+        settings, recipe = whole.teacher_named("large"), whole.alone_with("large")
+        facts = _engine_of(recipe, settings, Pretrained.from_settings(settings, settings.key, runs=False))
+        job = StoreJob(recipe, tmp_path, str(tiny_teacher), False, {}, [], facts, token_variable(settings))
+        job = StoreJob.from_config(job.to_config())
+        rows = prepared_job(tiny_recipe, tmp_path / "data").split("train").rows
+        source = _asked_for(job, Ranks(0, 1), CPU)(TeacherBatcher(rows, padding=0, max_tokens=4096))
+        assert len(source.answers([0], 0)[0].log_probs) > 0
+        source.close()

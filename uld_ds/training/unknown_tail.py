@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Mapping
 
 from uld_ds.checkpointing.state import TrainState
-from uld_ds.recipe import Recipe
+from uld_ds.recipe import NamedTeacherSettings, Recipe
+from uld_ds.teachers.store.reader import SpectrumStore
 from uld_ds.training.callbacks import TrainerCallback
 
 log = logging.getLogger(__name__)
@@ -24,9 +25,7 @@ class UnknownTail(TrainerCallback):
     """
 
     def __init__(self, recipe: Recipe, warn: Callable[[str], None] = lambda _: None) -> None:
-        tops = [f"{own.key}.server.top {own.server.top}" for own in recipe.teachers if own.server is not None]
-        # A store may be of what a server said, and holds no more.
-        tops += [f"what {own.key}.path holds" for own in recipe.teachers if own.source == "stored"]
+        tops = [text for own in recipe.teachers if (text := _top_of(own)) is not None]
         self._tops = ", ".join(tops)
         self._weight = recipe.taught.uld
         self._warn = warn
@@ -45,3 +44,13 @@ class UnknownTail(TrainerCallback):
         )
         log.warning("%s", text)
         self._warn(text)
+
+
+def _top_of(teacher: NamedTeacherSettings) -> str | None:
+    """Say how many of the likeliest tokens are known of a teacher; None where its whole distributions are."""
+    if teacher.source == "served" and teacher.server is not None:
+        return f"{teacher.key}.server.top {teacher.server.top}"
+    if teacher.source == "stored" and teacher.path is not None:
+        served = SpectrumStore.open(teacher.path, key=f"{teacher.key}.path").manifest.served
+        return None if served is None else f"top {served.top} of the store {teacher.key}.path"
+    return None

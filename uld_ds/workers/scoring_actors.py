@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from uld_ds.errors import FinalError, RunError
 from uld_ds.recipe import Recipe
 from uld_ds.teachers.served.scores import Scores, checked
 from uld_ds.utils.distributed import Ranks
@@ -47,9 +48,10 @@ class ScoringActors:
         vocab_size: Ids that the model knows.
         logs: Folder of the log files.
         ranks: The process group.
+        version: Version that the engines must have; by default all of them the same.
 
     Raises:
-        RunError: an actor cannot be placed, or its engine does not start.
+        RunError: an actor cannot be placed, or its engine does not start, or is of another version.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class ScoringActors:
         vocab_size: int,
         logs: Path,
         ranks: Ranks,
+        version: str | None = None,
     ) -> None:
         self._group, self._max_tokens, self._vocab_size = group, max_tokens, vocab_size
         name = ranks.gather(secrets.token_hex(6))[0]
@@ -71,12 +74,21 @@ class ScoringActors:
             try:
                 # Rank 0 holds what keeps them alive.
                 self._owned = make_actors(ScoringActor, group, make, names=names, logs=logs)
-                got(group, [actor.version.remote() for actor in self._owned])
             except Exception as error:
                 problem = error
         if (found := ranks.gather(problem)[0]) is not None:
             raise found
         actors = self._owned or [ray.get_actor(name) for name in names]
+        # Every rank asks: none waits in a collective call while engines start.
+        try:
+            versions = got(group, [actor.version.remote() for actor in actors])
+        except RunError as error:
+            raise _lasting(error, error.__cause__) from error
+        if len({_release(found) for found in [*versions, version or versions[0]]}) > 1:
+            here = "" if version is None else f", here it is {version}"
+            raise FinalError(f"{group.key}: the engines of {group.what} are of versions {', '.join(versions)}{here}")
+        self.version: str = versions[0]
+        """Version of the engine."""
         # Each rank begins with another actor.
         first = ranks.rank % len(actors)
         self._free = deque([*actors[first:], *actors[:first]] * _IN_FLIGHT)
@@ -84,8 +96,6 @@ class ScoringActors:
         self._changed = threading.Condition()
         self._closed = False
         threading.Thread(target=self._hand_out, name="teacher's actors", daemon=True).start()
-        self.version: str = got(group, [actors[0].version.remote()])[0]
-        """Version of the engine."""
 
     def score(self, ids: Sequence[int], positions: np.ndarray) -> Future[Scores]:
         """Begin to score a text; the future raises what went wrong."""
@@ -99,6 +109,8 @@ class ScoringActors:
         """End the actors; what is under way is given up."""
         with self._changed:
             self._closed = True
+            for wanted in self._waiting:
+                wanted.future.cancel()
             self._waiting.clear()
             self._changed.notify()
         for actor in self._owned:
@@ -117,8 +129,11 @@ class ScoringActors:
                 if not batch:
                     continue
                 actor = self._free.popleft()
-            asked = actor.score.remote([wanted.text for wanted in batch])
-            asked.future().add_done_callback(partial(self._take_back, batch, actor))
+            try:
+                asked = actor.score.remote([wanted.text for wanted in batch])
+                asked.future().add_done_callback(partial(self._take_back, batch, actor))
+            except Exception as error:  # whoever waits must not wait for ever
+                self._fail(batch, actor, error)
 
     def _next_batch(self) -> list[_Wanted]:
         batch: list[_Wanted] = []
@@ -133,29 +148,50 @@ class ScoringActors:
     def _take_back(self, batch: Sequence[_Wanted], actor: Any, answer: Future[list[Scored]]) -> None:
         """Tell whoever asked, and free the actor for the next texts."""
         error = answer.exception()
-        for number, wanted in enumerate(batch):
-            if error is not None:
-                wanted.future.set_exception(failure(self._group, error))
-                continue
-            try:
-                log_probs, ids, top = answer.result()[number]
+        if error is not None:
+            self._fail(batch, actor, _lasting(failure(self._group, error), error))
+            return
+        try:
+            for wanted, (log_probs, ids, top) in zip(batch, answer.result(), strict=True):
                 positions = wanted.text[1]
                 scores = checked(log_probs, ids.astype(np.int64), top, positions, self._vocab_size)
                 wanted.future.set_result(scores)
-            except ValueError as problem:
-                wanted.future.set_exception(problem)
+            self._free_again(actor)
+        except Exception as problem:  # whatever it is, whoever waits must not wait for ever
+            self._fail(batch, actor, problem)
+
+    def _fail(self, batch: Sequence[_Wanted], actor: Any, error: Exception) -> None:
+        for wanted in batch:
+            if not wanted.future.done():
+                wanted.future.set_exception(error)
+        self._free_again(actor)
+
+    def _free_again(self, actor: Any) -> None:
         with self._changed:
             self._free.append(actor)
             self._changed.notify()
 
 
-def vllm_scoring_actors(recipe: Recipe, place: str, *, vocab_size: int, logs: Path, ranks: Ranks) -> ScoringActors:
+def _lasting(error: RunError, cause: BaseException | None) -> RunError:
+    """Return a FinalError of what an actor raised, which it would raise again; one that was lost may be made anew."""
+    return FinalError(str(error)) if isinstance(cause, ray.exceptions.RayTaskError) else error
+
+
+def _release(version: str) -> str:
+    """Return a version without the device that it was built for, which not every way of asking tells."""
+    return version.partition("+")[0]
+
+
+def vllm_scoring_actors(
+    recipe: Recipe, place: str, *, vocab_size: int, version: str, logs: Path, ranks: Ranks
+) -> ScoringActors:
     """Make the actors that a recipe with ``store.engine: vllm`` asks for. Collective.
 
     Args:
         recipe: The recipe, whose actors say how many GPUs they have.
         place: Directory or hub id of the teacher's model.
         vocab_size: Ids that the model knows.
+        version: Version of vLLM that they must have.
         logs: Folder of the log files.
         ranks: The process group.
     """
@@ -171,4 +207,12 @@ def vllm_scoring_actors(recipe: Recipe, place: str, *, vocab_size: int, logs: Pa
         gpus=group.gpus,
     )
     make = partial(VllmScorer, options)
-    return ScoringActors(make, group, max_tokens=options.max_tokens, vocab_size=vocab_size, logs=logs, ranks=ranks)
+    return ScoringActors(
+        make,
+        group,
+        max_tokens=options.max_tokens,
+        vocab_size=vocab_size,
+        logs=logs,
+        ranks=ranks,
+        version=version,
+    )

@@ -73,6 +73,8 @@ class StoreJob:
     """Stores in the order in which they are built: whoever finds the last one whole finds all of them."""
     engine: dict[str, Any] | None = None
     """Facts of the inference engine that the teacher runs in, see ``ServerFacts``; None where the workers run it."""
+    token_variable: str | None = None
+    """Environment variable of its server's token: the teacher's name among several is not in ``recipe``."""
 
     def to_config(self) -> dict[str, Any]:
         """Convert the job to plain values, as Ray carries them to the workers."""
@@ -142,10 +144,14 @@ def _asked_for(job: StoreJob, ranks: Ranks, device: torch.device) -> Callable[[T
     engine: Engine
     if settings.source == "served":
         assert settings.server is not None
-        engine = ServedEngine(open_client(settings), settings.server, str(job.engine["model"]), vocab_size)
+        client = open_client(settings, job.token_variable)
+        engine = ServedEngine(client, settings.server, str(job.engine["model"]), vocab_size)
     else:
         logs = RunFolder(job.folder).logs
-        engine = vllm_scoring_actors(job.recipe, job.teacher, vocab_size=vocab_size, logs=logs, ranks=ranks)
+        version = str(job.engine["version"])
+        engine = vllm_scoring_actors(
+            job.recipe, job.teacher, vocab_size=vocab_size, version=version, logs=logs, ranks=ranks
+        )
     return lambda batcher: ServedTeacher(
         engine, batcher, vocab_size=vocab_size, ranks=ranks, device=device, top_ids=job.recipe.store.top_ids
     )

@@ -5,6 +5,7 @@ It runs in whatever Python has vLLM, and imports nothing of this package that th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ class VllmScorer:
 
     def __init__(self, options: ScorerOptions) -> None:
         set_environment(options.gpus)
+        # A text as long as the model reads has no place for the one token that is generated, and that nobody reads.
+        os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
         import vllm
 
         self.version: str = vllm.__version__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import deque
 from concurrent.futures import Future
 from functools import partial
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.model_scorer import ModelScorer
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.ray_nodes import Nodes, ray_nodes
-from uld_ds.errors import RunError
+from uld_ds.errors import FinalError, RunError
 from uld_ds.utils.distributed import Ranks
 from uld_ds.workers.actor_group import ActorGroup
 from uld_ds.workers.scoring_actors import ScoringActors, _Wanted
@@ -54,6 +55,61 @@ def test_texts_go_together_up_to_a_number_of_tokens() -> None:
     assert batches_of([5, 5, 5], 10, cancelled=1) == [[5, 5]], "what nobody waits for any more is not asked"
 
 
+def engine_without_actors() -> Any:
+    """One whose texts nobody hands out."""
+    engine = object.__new__(ScoringActors)
+    engine._group, engine._vocab_size, engine._free = GROUP, 300, deque()
+    engine._changed, engine._waiting, engine._owned, engine._closed = threading.Condition(), deque(), [], False
+    return engine
+
+
+def answered(**changes: Any) -> Future[Any]:
+    values = {"log_probs": np.array([-1.0], np.float32), "ids": np.array([[4, 5]], np.int32)}
+    values |= {"top": np.array([[-0.9, -1.5]], np.float32)} | changes
+    answer: Future[Any] = Future()
+    answer.set_result([tuple(values.values())] * 2)
+    return answer
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"top": np.array([[0.9, -1.5]], np.float32)}, {"ids": np.zeros(3)}, {"ids": None}, {"top": np.float32(1)}],
+    ids=["logits", "another shape", "nothing", "a number"],
+)
+def test_nobody_waits_for_ever_whatever_comes_back(changes: dict[str, Any]) -> None:
+    engine = engine_without_actors()
+    batch = [_Wanted((np.zeros(4, np.int32), np.array([2], np.int32))) for _ in range(2)]
+    engine._take_back(batch, "actor", answered(**changes))
+    for wanted in batch:
+        assert wanted.future.exception(0) is not None
+    assert list(engine._free) == ["actor"], "it can be asked again"
+    good = [_Wanted((np.zeros(4, np.int32), np.array([2], np.int32))) for _ in range(2)]
+    engine._take_back(good, "actor", answered())
+    assert [wanted.future.result(0).ids.tolist() for wanted in good] == [[[4, 5]]] * 2
+
+
+def test_a_lost_actor_may_be_made_anew_and_what_one_raised_it_would_raise_again() -> None:
+    import ray
+
+    lost, raised = (
+        ray.exceptions.RayActorError(),
+        ray.exceptions.RayTaskError("score", "ValueError: x", ValueError("x")),
+    )
+    for error, kind in ((lost, RunError), (raised, FinalError)):
+        engine, answer = engine_without_actors(), Future[Any]()
+        answer.set_exception(error)
+        wanted = _Wanted((np.zeros(4, np.int32), np.array([2], np.int32)))
+        engine._take_back([wanted], "actor", answer)
+        assert type(wanted.future.exception(0)) is kind
+
+
+def test_what_waits_when_it_is_closed_is_given_up() -> None:
+    engine = engine_without_actors()
+    future = engine.score([1, 2], np.array([1]))
+    engine.close()
+    assert future.cancelled() and not engine._waiting
+
+
 # ---- with Ray
 
 
@@ -87,7 +143,11 @@ def scored(nodes: tuple[str, dict[str, str]], model: str, vocab_size: int, targe
         rounds.append([(s.log_probs, s.ids, s.top) for s in (future.result(120) for future in futures)])
     ranks.barrier()
     actors.close()
-    return {"rounds": rounds, "version": actors.version}
+    try:
+        ScoringActors(make, GROUP, max_tokens=9, vocab_size=9, logs=Path(target), ranks=ranks, version="1.2.4+cpu")
+    except FinalError as error:
+        return {"rounds": rounds, "version": actors.version, "other": str(error)}
+    raise AssertionError("engines of another version were taken")
 
 
 @pytest.mark.cluster
@@ -96,6 +156,9 @@ def test_every_text_is_scored_by_some_actor(nodes: Nodes, tiny_teacher: Path, tm
     lm = AutoModelForCausalLM.from_pretrained(tiny_teacher).eval()
     for of_rank in run_on_ranks(scored, 2, here, str(tiny_teacher), lm.config.vocab_size, str(tmp_path)):
         assert of_rank["version"] == "1.2.3"
+        assert of_rank["other"] == (
+            "store.actors: the engines of teacher are of versions 1.2.3, 1.2.3, here it is 1.2.4+cpu"
+        )
         for answers in of_rank["rounds"]:
             for ids, (log_probs, found, top) in zip(TEXTS, answers, strict=True):
                 with torch.no_grad():

@@ -202,7 +202,9 @@ class Client:
         except (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch, aiohttp.InvalidURL) as error:
             raise RefusedError(f"{self.called} cannot be spoken to ({one_line(error, kind=True)})") from error
         except TimeoutError as error:
-            raise TroubleError(f"no reply within teacher.server.timeout {self._settings.timeout:g} s") from error
+            # It may have been waiting behind others.
+            text = f"no reply within teacher.server.timeout {self._settings.timeout:g} s"
+            raise TroubleError(text, busy=True) from error
         except (aiohttp.ClientError, OSError) as error:
             raise TroubleError(one_line(error, kind=True)) from error
         if reply.status in _PASSING:

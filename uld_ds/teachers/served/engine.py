@@ -28,10 +28,15 @@ def token_variable(settings: NamedTeacherSettings) -> str:
     return f"{TOKEN_VARIABLE}_{settings.name.upper().replace('-', '_')}"
 
 
-def open_client(settings: NamedTeacherSettings) -> Client:
-    """Open a client of a served teacher's server, with the token that the environment has for it."""
+def open_client(settings: NamedTeacherSettings, variable: str | None = None) -> Client:
+    """Open a client of a served teacher's server, with the token that the environment has for it.
+
+    Args:
+        settings: the teacher.
+        variable: name of the token's variable, where the recipe's own name of the teacher is not in its settings.
+    """
     assert settings.server is not None
-    return Client(settings.server, os.environ.get(token_variable(settings), "").strip() or None)
+    return Client(settings.server, os.environ.get(variable or token_variable(settings), "").strip() or None)
 
 
 class ServedEngine:

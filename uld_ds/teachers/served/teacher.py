@@ -13,7 +13,7 @@ from torch import Tensor
 
 from uld_ds.batches import SideBatch
 from uld_ds.data.teacher_batching import TeacherBatcher
-from uld_ds.errors import FinalError
+from uld_ds.errors import FinalError, RunError
 from uld_ds.spectrum.spectrum import Spectrum
 from uld_ds.spectrum.top_tokens import TopTokens
 from uld_ds.teacher_outputs import TeacherTokens
@@ -132,6 +132,7 @@ class ServedTeacher:
 
         Raises:
             FinalError: on every rank, when there is no good reply for any.
+            RunError: the same, where workers that start again may get one.
         """
         begin = time.perf_counter()
         while True:
@@ -149,8 +150,11 @@ class ServedTeacher:
                 return [future.result() for future in futures]
 
     def _fail(self, failure: BaseException | None) -> None:
-        said = [text for text in self._ranks.gather(None if failure is None else str(failure)) if text is not None]
-        raise FinalError(said[0]) from failure
+        lasts = not isinstance(failure, RunError) or isinstance(failure, FinalError)
+        found = self._ranks.gather(None if failure is None else (not lasts, str(failure)))
+        # What would be the same after a restart counts more than what would not.
+        passes, said = min(one for one in found if one is not None)
+        raise (RunError if passes else FinalError)(said) from failure
 
     def _check_finite(self, found: dict[int, Scores]) -> None:
         bad = [example for example, scores in found.items() if not np.isfinite(scores.log_probs).all()]
@@ -178,6 +182,7 @@ class ServedTeacher:
 def _texts(batch: SideBatch) -> list[_Text]:
     """Take each example of a batch apart: its ids without padding, and where its answer tokens are."""
     assert batch.lengths is not None, "a served teacher has no encoder"
+    batch = batch.to(torch.device("cpu"))
     length = batch.input_ids.shape[1]
     texts = []
     for number, ids in enumerate(batch.input_ids.tolist()):

@@ -142,7 +142,8 @@ class _Examination:
             raise UserError(
                 f"{self._settings.key}.max_length",
                 f"{self._settings.max_length} is more than the {longest - 1} tokens that the server scores at once",
-                f"start it with {flag} {self._settings.max_length + 1}, or lower it",
+                f"start it with {flag} {self._settings.max_length + 1} if the model reads as many, or lower it to "
+                f"{longest - 1}",
             )
         return name
 

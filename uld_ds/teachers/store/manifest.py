@@ -66,6 +66,8 @@ class ServedFacts(_Strict):
     """Name of the engine, such as ``vllm``."""
     version: str
     """Version that the engine says it is."""
+    model: str
+    """What the engine calls the model."""
     top: int
     """Number of the likeliest tokens whose log-probabilities it was asked for; it told no others."""
     precision: str | None = None

@@ -24,7 +24,11 @@ CHANGES = [
     ({"temperature": 2.0}, "temperature", "use what it was built with"),
     ({"tokenizer_digest": "b" * 64}, "tokenizer_digest", "use what it was built with"),
     ({"top_ids": 64}, "top_ids", "set store.top_ids to the store's"),
-    ({"served": ServedFacts(engine="vllm", version="0.32.0", top=64, vocab_size=300)}, r"served\.engine", "use what"),
+    (
+        {"served": ServedFacts(engine="vllm", model="m", version="0.32.0", top=64, vocab_size=300)},
+        r"served\.engine",
+        "use what",
+    ),
     ({"precision": Precision(step=1 / 16)}, r"codec\.precision\.step", "set the recipe's precision to the store's"),
 ]
 
@@ -49,7 +53,7 @@ def test_a_store_of_something_else_is_refused(
 def test_who_answered_is_in_the_manifest_of_served_stores_alone(built: Path, tmp_path: Path) -> None:
     plain = json.loads((built / "manifest.json").read_text())
     assert not {"served", "top_codec"} & plain.keys()
-    served = ServedFacts(engine="vllm", version="0.32.0", top=64, precision="bfloat16", vocab_size=300)
+    served = ServedFacts(engine="vllm", model="m", version="0.32.0", top=64, precision="bfloat16", vocab_size=300)
     manifest = SpectrumStore.open(built).manifest.model_copy(update={"served": served, "top_codec": 2})
     again = manifest_from_json(to_json(manifest), "m", "store")
     assert again.served == served and again.top_codec == 2

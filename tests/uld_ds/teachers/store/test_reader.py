@@ -43,7 +43,7 @@ def test_what_is_written_is_read_bit_for_bit(place: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("rebuilt", [True, False])
 def test_a_store_of_truncated_spectra(rebuilt: bool, tmp_path: Path) -> None:
-    served = ServedFacts(engine="vllm", version="0.32.0", top=16, vocab_size=300)
+    served = ServedFacts(engine="vllm", model="m", version="0.32.0", top=16, vocab_size=300)
     codec = CodecFacts.of(truncated=True, rebuilt=rebuilt)
     store = writer(tmp_path, identity(top_ids=16, top_codec=2, served=served, codec=codec), examples=7)
 
