@@ -214,6 +214,25 @@ def test_a_model_whose_examples_see_each_other_is_found_out(monkeypatch: pytest.
     assert not model.packs
 
 
+def test_in_bf16_a_leak_below_rounding_is_found_by_another_neighbor(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rounding hides it from the padded batch; it does not from the same row with another first example."""
+
+    def leaking(*arguments: Any, packed_lengths: Any = None, **options: Any) -> Any:
+        found, weights = packed_attention(*arguments, packed_lengths=packed_lengths, **options)
+        # A touch of everybody's mean.
+        return (found if packed_lengths is None else found + 0.006 * found.mean(1, keepdim=True)), weights
+
+    monkeypatch.setitem(
+        __import__("transformers").modeling_utils.ALL_ATTENTION_FUNCTIONS._local_mapping, PACKED, leaking
+    )
+    model = wrapped("qwen3", PACKS["qwen3"], dtype=torch.bfloat16)
+    choose_packing(model, model, CPU, "teacher")
+    assert not model.packs
+    assert "with another beside it in a packed row" in caplog.text
+
+
 def test_a_model_that_loses_its_places_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     right = PackedRow.of
 
