@@ -63,9 +63,7 @@ def test_an_engine_in_actors_is_looked_at_before_anything_starts(
     assert facts is not None
     known = {"engine": "vLLM", "version": "0.32.0", "top": 32, "precision": "fp32", "vocab_size": 600}
     assert known.items() <= facts.items() and facts["model"] == tiny_recipe["teacher"]["model"]
-    with pytest.raises(
-        UserError, match=r"store\.top_ids: 33 is more than the store\.top 32 that are asked; raise"
-    ):
+    with pytest.raises(UserError, match=r"store\.top_ids: 33 is more than the store\.top 32 that are asked; raise"):
         engine_of(by_vllm(tiny_recipe, top_ids=33))
     with pytest.raises(UserError, match=r"store\.top: 601 is more than the 600 ids of the model; lower it"):
         engine_of(by_vllm(tiny_recipe, top=601))
@@ -73,9 +71,7 @@ def test_an_engine_in_actors_is_looked_at_before_anything_starts(
         engine_of(by_vllm(tiny_recipe | {"objective": {"uld": 1.0, "teacher_temperature": 2.0}}))
     place = {"url": "http://x", "api": "vllm"}
     served = {"model": tiny_recipe["teacher"]["model"], "source": "served", "server": place}
-    with pytest.raises(
-        UserError, match=r"store\.engine: 'vllm' has no effect: .* asked at teacher\.server"
-    ):
+    with pytest.raises(UserError, match=r"store\.engine: 'vllm' has no effect: .* asked at teacher\.server"):
         engine_of(by_vllm(tiny_recipe | {"teacher": served}))
     save_tiny_t5(tmp_path / "t5", zoo.unigram_t5(), seed=1)
     t5 = tiny_recipe["teacher"] | {"model": str(tmp_path / "t5")}
