@@ -59,7 +59,11 @@ def tables(markdown: str) -> list[tuple[str, list[Row]]]:
 def steps(sections: dict[str, str]) -> str:
     """Two panels, seconds over answer tokens and over entries, all on logarithmic scales."""
     series = {"By length:": "answer tokens", "By vocabulary:": "vocabulary"}
-    long = [text_of for line, text_of in sections.items() if line.startswith("step") and "--quick" not in line]
+    long = [
+        text_of
+        for line, text_of in sections.items()
+        if line.startswith("step") and not re.search("--(quick|before)", line)
+    ]
     read = [table for text_of in long for table in tables(text_of)]
     parts: list[str] = []
     for number, (title, column) in enumerate(series.items()):

@@ -79,7 +79,8 @@ def test_a_store_holds_what_the_server_says(tiny_recipe: dict[str, Any], tiny_te
         manifest = store.manifest
         # Nobody was told a whole distribution, against which a codec is measured.
         assert (manifest.examples, manifest.top_ids, manifest.measured) == (48, 16, None)
-        facts = {"engine": "vLLM", "version": "0.0.1", "top": 24, "precision": None, "vocab_size": 600}
+        facts = {"engine": "vLLM", "version": "0.0.1", "model": "teacher", "top": 24, "precision": None}
+        facts["vocab_size"] = 600
         assert manifest.served is not None and manifest.served.model_dump() == facts
         # Interrupted, and with faults: the same bytes.
         faults = {60: "reset", 70: "503", 80: "cut"}

@@ -31,7 +31,7 @@ def test_a_row_says_type_default_and_meaning() -> None:
     rows = PAGE.splitlines()
     meaning = "Steps between checkpoints; the last step always makes one."
     assert f"| `training.checkpoint_every` | whole number | `100` | {meaning} |" in rows
-    assert "| `teacher.precision` | `fp32` \\| `bf16` | `bf16` | Type the weights are held and multiplied in. |" in rows
+    assert "| `student.precision` | `fp32` \\| `bf16` | `bf16` | Type the weights are held and multiplied in. |" in rows
     assert any(
         row.startswith("| `data.train.path` | text \\| list of text | required | One or more .json") for row in rows
     )

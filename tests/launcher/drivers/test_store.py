@@ -70,7 +70,7 @@ def test_an_engine_in_actors_is_looked_at_before_anything_starts(
     with pytest.raises(UserError, match=r"objective\.teacher_temperature: 2 needs all logits"):
         engine_of(by_vllm(tiny_recipe | {"objective": {"uld": 1.0, "teacher_temperature": 2.0}}))
     place = {"url": "http://x", "api": "vllm"}
-    served = {"model": tiny_recipe["teacher"]["model"], "source": "served", "server": place}
+    served = {"model": tiny_recipe["teacher"]["model"], "source": "served", "server": place, "max_length": 256}
     with pytest.raises(UserError, match=r"store\.engine: 'vllm' has no effect: .* asked at teacher\.server"):
         engine_of(by_vllm(tiny_recipe | {"teacher": served}))
     save_tiny_t5(tmp_path / "t5", zoo.unigram_t5(), seed=1)

@@ -150,15 +150,20 @@ def test_packing_can_be_declined(caplog: pytest.LogCaptureFixture) -> None:
     assert (model.packs, model.inner.config._attn_implementation, caplog.records) == (False, "sdpa", [])
 
 
+# Of a gradient's size: in fp32 as much as other kernels round differently, which is the CPU's affair.
+PRECISE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+@pytest.mark.parametrize("dtype", PRECISE)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
-def test_gradients_are_those_of_each_example_alone(kind: str, checkpointing: bool) -> None:
-    model, batch = wrapped(kind, PACKS[kind]), batch_of()
+def test_gradients_are_those_of_each_example_alone(kind: str, checkpointing: bool, dtype: torch.dtype) -> None:
+    model, batch = wrapped(kind, PACKS[kind], dtype=dtype), batch_of()
     choose_packing(model, model, CPU, "student")
     if checkpointing:
         model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    weights = torch.linspace(-1, 1, VOCAB)
+    weights = torch.linspace(-1, 1, VOCAB, dtype=dtype)
 
     def gradients(logits: Tensor) -> list[Tensor]:
         model.zero_grad()
@@ -167,13 +172,15 @@ def test_gradients_are_those_of_each_example_alone(kind: str, checkpointing: boo
 
     found, expected = gradients(logits_of(model, batch)), gradients(alone(model, batch))
     assert len(found) == len(expected) > 10
+    # Gemma normalizes in fp32, whatever it is held in.
+    most = max(PRECISE[dtype], 1e-6 if kind == "gemma3_text" else 0.0)
     for own, right in zip(found, expected, strict=True):
-        assert float((own - right).norm()) <= 1e-6 * float(right.norm()) + 1e-7
+        assert float((own - right).norm()) <= most * (float(right.norm()) + 1)
 
 
 def test_adapters_learn_what_they_learn_of_each_example_alone() -> None:
     settings = StudentSettings(model="m", lora={"rank": 4, "dropout": 0.0}, precision="fp32")
-    model = RowModel(shaped(wrapped("llama", {}).lm, settings))
+    model = RowModel(shaped(wrapped("llama", {}).lm, settings)).double()
     batch = batch_of()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -184,11 +191,11 @@ def test_adapters_learn_what_they_learn_of_each_example_alone() -> None:
     found, expected = [], []
     for logits, kept in ((logits_of(model, batch), found), (alone(model, batch), expected)):
         model.zero_grad()
-        (logits.log_softmax(1) @ torch.linspace(-1, 1, VOCAB)).sum().backward()
+        (logits.log_softmax(1) @ torch.linspace(-1, 1, VOCAB, dtype=torch.float64)).sum().backward()
         kept += [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
     assert len(found) == len(expected) > 10
     for own, right in zip(found, expected, strict=True):
-        assert float((own - right).norm()) <= 1e-6 * float(right.norm()) + 1e-7
+        assert float((own - right).norm()) <= 1e-12 * (float(right.norm()) + 1)
 
 
 def test_in_bf16_logits_are_off_by_rounding() -> None:

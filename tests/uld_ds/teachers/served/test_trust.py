@@ -73,7 +73,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"max_model_len": 256},
         {},
         "teacher.max_length: 256 is more than the 255 tokens that the server scores at once; start it with "
-        "--max-model-len 257, or lower it",
+        "--max-model-len 257 if the model reads as many, or lower it to 255",
     ),
     (
         {"owned_by": "llamacpp"},
