@@ -2,6 +2,7 @@
 
     python benchmarks/demo.py                  # some eight minutes on two cores
     python benchmarks/demo.py --folder runs    # the run stays, in runs/demo
+    python benchmarks/demo.py --before ../before    # and then the demo of another checkout, with this environment
     python benchmarks/demo.py --quick          # eight steps, to see that it runs: nothing about quality
 
 Needs the demo teacher's package (`make install`). Everything is made anew but the teacher's converted weights, which
@@ -25,16 +26,18 @@ import yaml
 from measuring import add_output_options, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "launcher" / "recipes" / "demo.yaml"
 QUICK = {"training.epochs": 2, "evaluation.every": 4, "data.train.limit": 64, "data.eval.limit": 8}
 
 
-def run(folder: Path, changes: dict[str, int]) -> tuple[dict[str, Any], list[dict[str, Any]], float, float]:
+def run(
+    folder: Path, changes: dict[str, int], tree: Path = ROOT
+) -> tuple[dict[str, Any], list[dict[str, Any]], float, float]:
     """The run's facts, its journal, when it was started, and its wall seconds."""
     settings = {"run.storage": folder, "run.name": "demo", **changes}
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "launcher", "train", str(DEMO), "--json", *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    recipe = tree / "launcher" / "recipes" / "demo.yaml"
+    command = [sys.executable, "-m", "launcher", "train", str(recipe), "--json", *words]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
     started, begin = time.time(), time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     seconds = time.perf_counter() - begin
@@ -78,21 +81,32 @@ def table(facts: dict[str, Any], of_parts: dict[str, float], seconds: float) -> 
     return "\n".join(lines)
 
 
+def measured(folder: Path, tree: Path, *, quick: bool) -> tuple[dict[str, Any], dict[str, float], float]:
+    """Runs the demo of a checkout; returns its facts, where the seconds went, and its wall seconds."""
+    facts, journal, started, seconds = run(folder, QUICK if quick else {}, tree)
+    recipe = yaml.safe_load((tree / "launcher" / "recipes" / "demo.yaml").read_text())
+    epochs = QUICK["training.epochs"] if quick else recipe["training"]["epochs"]
+    return facts, parts(journal, started, seconds, facts["steps"] // epochs), seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keeps the run, under the name of demo; default: a temporary one")
+    parser.add_argument("--before", type=Path, metavar="TREE", help="a checkout of another build, measured afterwards")
     add_output_options(parser, quick="eight steps on fewer examples: says nothing about quality")
     options = parser.parse_args()
     if options.folder and (options.folder / "demo").exists():
         parser.error(f"{options.folder / 'demo'} is there already, and would be resumed")
-    with tempfile.TemporaryDirectory(prefix="uld-ds-demo-") as temporary:
-        folder = (options.folder or Path(temporary)).absolute()
-        facts, journal, started, seconds = run(folder, QUICK if options.quick else {})
-    epochs = QUICK["training.epochs"] if options.quick else yaml.safe_load(DEMO.read_text())["training"]["epochs"]
-    of_parts = parts(journal, started, seconds, facts["steps"] // epochs)
-    record = {"facts": facts, "parts": of_parts, "wall_seconds": seconds}
+    trees = {"": ROOT} | ({} if options.before is None else {"the build before": options.before.resolve()})
+    tables, record = [], {}
+    for title, tree in trees.items():
+        with tempfile.TemporaryDirectory(prefix="uld-ds-demo-") as temporary:
+            folder = (Path(temporary) if title or not options.folder else options.folder).absolute()
+            facts, of_parts, seconds = measured(folder, tree, quick=options.quick)
+        tables += [f"With {title}:"] * bool(title) + [table(facts, of_parts, seconds)]
+        record[title or "this build"] = {"facts": facts, "parts": of_parts, "wall_seconds": seconds}
     notes = ["a few steps, to see that it runs: nothing about quality"] if options.quick else []
-    write_results("demo", table(facts, of_parts, seconds), record, options, notes=notes)
+    write_results("demo", "\n\n".join(tables), record, options, notes=notes)
 
 
 if __name__ == "__main__":
