@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from uld_ds.data.batching import padding_id
 from uld_ds.data.templates import ReplyReader
+from uld_ds.generation.ways import COARSE_ROUNDING, Way, find_way, groups, left_padded, right_padded
 from uld_ds.models.architectures import DTYPES
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.recipe import DType, GenerationSettings
@@ -103,6 +104,8 @@ class Model:
         self._padding = padding_id(self._tokenizer)
         # A checkpoint's own sampling options and penalties would be mixed into ours.
         self.lm.generation_config = GenerationConfig()
+        # Where batches change answers, they are smaller; an encoder's are not known to.
+        self._way: Way | None = None if self._start is None else Way("any", caches=True)
 
     @torch.no_grad()
     def answer(self, prompts: Sequence[Sequence[int]], decoding: Decoding, ids: Sequence[str]) -> list[Answer]:
@@ -110,18 +113,28 @@ class Model:
 
         Args:
             prompts: Token ids of B prompts, of similar lengths; the shorter ones are padded on the left, for an encoder
-                on the right.
+                on the right. Prompts whose answers a batch would change are answered in smaller ones.
             decoding: Options of decoding.
             ids: B names that sampled answers depend on besides the seed; they do not depend on the batch's other
                 prompts.
         """
-        longest = max(map(len, prompts))
-        input_ids = torch.full((len(prompts), longest), self._padding)  # [B, L]
-        mask = torch.zeros_like(input_ids)
-        for row, prompt in enumerate(prompts):
-            place = slice(longest - len(prompt), None) if self._start is None else slice(len(prompt))
-            input_ids[row, place] = torch.tensor(prompt)
-            mask[row, place] = 1
+        if self._way is None:
+            # Nothing is computed from their log-probabilities: what another type would move, batches may move, too.
+            self._way = find_way(
+                self.lm, padding=self._padding, device=self._device, whose="model", rounding=COARSE_ROUNDING
+            )
+        found: dict[int, Answer] = {}
+        for group in groups([len(prompt) for prompt in prompts], self._way):
+            asked, names = [prompts[number] for number in group], [ids[number] for number in group]
+            found |= zip(group, self._together(asked, decoding, names, caches=self._way.caches), strict=True)
+        return [found[number] for number in range(len(prompts))]
+
+    def _together(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, ids: Sequence[str], *, caches: bool
+    ) -> list[Answer]:
+        padded = left_padded if self._start is None else right_padded
+        input_ids, mask = padded(prompts, self._padding, self._device)
+        longest = input_ids.shape[1]
         processors = LogitsProcessorList()
         if decoding.temperature > 0:
             processors.append(SeededSampling(decoding, ids))
@@ -129,11 +142,12 @@ class Model:
         has_stops = decoding.stop and not (self._reader and self._reader.may_think)
         stops = {"stop_strings": list(decoding.stop), "tokenizer": self._tokenizer} if has_stops else {}
         output = self.lm.generate(
-            input_ids=input_ids.to(self._device),
-            attention_mask=mask.to(self._device),
+            input_ids=input_ids,
+            attention_mask=mask,
             logits_processor=processors,
             max_new_tokens=decoding.max_new_tokens,
             do_sample=False,
+            use_cache=caches,
             eos_token_id=self._ends or None,
             pad_token_id=self._padding,
             decoder_start_token_id=self._start,

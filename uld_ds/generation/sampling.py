@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from uld_ds.errors import FinalError
 from uld_ds.generation.decoding import draws_of, end_ids, filtered
+from uld_ds.generation.ways import Way, find_way, groups, left_padded
 from uld_ds.recipe.rollouts import RolloutSettings
 
 log = logging.getLogger(__name__)
@@ -72,20 +73,6 @@ def batches_by_length(asked: Sequence[Asked], batch_size: int) -> list[list[int]
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
 
-class _Way(NamedTuple):
-    """How prompts are answered together."""
-
-    together: Literal["any", "equal", "alone"]
-    """Prompts of any lengths, the shorter ones padded on the left; those of equal lengths; or each by itself."""
-    caches: bool
-    """With a cache of keys and values; else every token costs a forward of all before it."""
-
-
-_WAYS = (_Way("any", True), _Way("equal", True), _Way("alone", True), _Way("alone", False))
-_PROBED = (12, 3, 3)
-"""Tokens of the prompts that ways are tried on: two of equal length, with far more padding than prompt."""
-
-
 class Sampler:
     """A language model that samples answers to batches of prompts, through transformers' ``generate``.
 
@@ -106,7 +93,7 @@ class Sampler:
         self._ends = sorted({*end_ids(self._lm.generation_config.eos_token_id), *ends})
         self._padding = padding
         self._device = device
-        self._way: _Way | None = None
+        self._way: Way | None = None
 
     @torch.no_grad()
     def sample(self, asked: Sequence[Asked], sampling: Sampling) -> list[Sampled]:
@@ -124,7 +111,7 @@ class Sampler:
         """
         with self._own_options():
             if self._way is None:
-                self._way = self._find_way()
+                self._way = find_way(self._lm, padding=self._padding, device=self._device, whose="student")
             return self._answers(asked, sampling, self._way, self._ends)
 
     @contextmanager
@@ -137,16 +124,14 @@ class Sampler:
         finally:
             self._lm.generation_config = held
 
-    def _answers(self, asked: Sequence[Asked], sampling: Sampling, way: _Way, ends: Sequence[int]) -> list[Sampled]:
+    def _answers(self, asked: Sequence[Asked], sampling: Sampling, way: Way, ends: Sequence[int]) -> list[Sampled]:
         found: dict[int, Sampled] = {}
-        for group in _groups(asked, way):
+        for group in groups([len(one.prompt) for one in asked], way):
             found |= zip(group, self._together([asked[n] for n in group], sampling, way, ends), strict=True)
         return [found[number] for number in range(len(asked))]
 
-    def _together(
-        self, asked: Sequence[Asked], sampling: Sampling, way: _Way, ends: Sequence[int]
-    ) -> Iterator[Sampled]:
-        input_ids, mask = self._left_padded([one.prompt for one in asked])
+    def _together(self, asked: Sequence[Asked], sampling: Sampling, way: Way, ends: Sequence[int]) -> Iterator[Sampled]:
+        input_ids, mask = left_padded([one.prompt for one in asked], self._padding, self._device)
         draws = _Draws(sampling, [one.name for one in asked], self._device)
         options = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
@@ -165,52 +150,6 @@ class Sampler:
         )
         for ids, log_probs in zip(*draws.taken(), strict=True):
             yield _until_end(ids, log_probs, ends)
-
-    def _left_padded(self, prompts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Put prompts into one matrix of token ids [B, L] and its mask [B, L]."""
-        longest = max(map(len, prompts))
-        ids = np.full((len(prompts), longest), self._padding, np.int64)
-        mask = np.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = prompt
-            mask[row, longest - len(prompt) :] = 1
-        return torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device)
-
-    def _find_way(self) -> _Way:
-        """Find the first way whose answers have the log-probabilities that a forward of the whole gives them."""
-        errors = []
-        for way in _WAYS:
-            error, dtype = self._error_of(way)
-            errors.append(f"{error:.3g}")
-            if error < (1e-4 if dtype == torch.float32 else 3e-2):  # rounding
-                if way != _WAYS[0]:
-                    how = "prompts of equal length are answered together" if way.together == "equal" else "one by one"
-                    cache = "" if way.caches else ", without a cache"
-                    log.warning("transformers' batches change the student's answers: %s%s, slower", how, cache)
-                return way
-        log.warning("the student samples by other probabilities than it learns by, off by %s of its logits", errors[-1])
-        return _WAYS[0]
-
-    def _error_of(self, way: _Way) -> tuple[float, torch.dtype]:
-        """Measure how far log-probabilities of a way are from those of a forward of the whole, relative to logits.
-
-        Returns:
-            The largest difference over that of the logits, and the type of the latter.
-        """
-        known = self._lm.config.get_text_config().vocab_size
-        asked = [
-            Asked(str(number), (1 + (number + np.arange(length)) % (known - 1)).astype(np.int32))
-            for number, length in enumerate(_PROBED)
-        ]
-        error = scale = 0.0
-        for one, sampled in zip(asked, self._answers(asked, Sampling(6), way, ()), strict=True):
-            ids = torch.from_numpy(np.concatenate([one.prompt, sampled.ids]).astype(np.int64)).to(self._device)[None]
-            whole = self._lm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-            logits = whole[0, len(one.prompt) - 1 : -1].float()  # [T, V]
-            right = logits.log_softmax(-1).gather(1, ids[0, len(one.prompt) :, None])[:, 0].cpu()
-            error = max(error, float((right - torch.from_numpy(sampled.log_probs)).abs().max()))
-            scale = max(scale, float(logits.abs().max()))
-        return error / max(scale, 1e-6), whole.dtype
 
 
 class _Draws(LogitsProcessor):
@@ -278,13 +217,3 @@ def _until_end(ids: np.ndarray, log_probs: np.ndarray, ends: Iterable[int]) -> S
     if not np.isfinite(log_probs[:length]).all():
         raise FinalError("the student's logits are not finite: it has nothing to sample from")
     return Sampled(ids[:length].copy(), log_probs[:length].copy(), bool(len(last)))
-
-
-def _groups(asked: Sequence[Asked], way: _Way) -> list[list[int]]:
-    """Group the numbers of the prompts that are answered together, in the order in which their lengths turn up."""
-    if way.together == "any":
-        return [list(range(len(asked)))]
-    groups: dict[int, list[int]] = {}
-    for number, one in enumerate(asked):
-        groups.setdefault(len(one.prompt) if way.together == "equal" else number, []).append(number)
-    return list(groups.values())

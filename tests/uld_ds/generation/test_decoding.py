@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, RwkvConfig
 
 from uld_ds.generation.decoding import Decoding, Model, SeededSampling, filtered
 from uld_ds.models.pretrained import Pretrained
@@ -44,6 +44,27 @@ def test_greedy_answers_are_the_top_k_tokens(model: Model, prompts: list[list[in
     answers = model.answer(prompts, Decoding(6), IDS)
     assert [answer.text for answer in answers] == [by_hand(tiny_teacher, prompt, 6) for prompt in prompts]
     assert [(answer.tokens, answer.finish) for answer in answers] == [(6, "length")] * 3
+
+
+def test_answers_that_a_batch_would_change_are_not_made_in_one(
+    tiny_teacher: Path, tmp_path: Path, prompts: list[list[int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    # transformers 5.23 mixes the rows of a batch in an RWKV with its state.
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(
+        RwkvConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
+    )
+    for parameter in lm.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    lm.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = Model(Pretrained(str(tmp_path)), "fp32", torch.device("cpu"))
+    asked = [*prompts, prompts[0][::-1]]
+    answers = model.answer(asked, Decoding(6), ["a", "b", "c", "d"])
+    assert [answer.text for answer in answers] == [by_hand(tmp_path, prompt, 6) for prompt in asked]
+    assert "change the model's answers: one by one, slower" in caplog.text
 
 
 def test_sampled_answers_depend_on_prompt_and_seed_alone(model: Model, prompts: list[list[int]]) -> None:
