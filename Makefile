@@ -95,7 +95,7 @@ format: install  ## Put code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-findings:  ## What surprised us about others' software: run it again (minutes; not part of the tests)
+findings:  ## What surprised us about others' software: run it again (twenty minutes; not part of the tests)
 	@for script in findings/*.sh; do echo "== $$script"; "$$script" || exit 1; done
 
 docs: install  ## The documentation as pages in site/, strictly

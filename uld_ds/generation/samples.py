@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import GenerationConfig
 
 from uld_ds.data.batching import padding_id
 from uld_ds.data.sides import TextSide
 from uld_ds.generation.decoding import Answer, end_ids, read_generated
+from uld_ds.generation.ways import left_padded
 
 NUM_ANSWERS = 2
 REPETITION_PENALTY = 1.3
@@ -43,7 +43,7 @@ def sample_answers(
         return []
     prompts = [_prompt_ids(row, role) for row in rows.select(range(min(NUM_ANSWERS, len(rows))))]
     padding = padding_id(side.tokenizer)
-    input_ids, mask = _left_padded(prompts, padding)
+    input_ids, mask = left_padded(prompts, padding, device)
     own = lm.generation_config
     ends = sorted({*end_ids(own.eos_token_id), *side.end_ids})
     options = GenerationConfig(
@@ -56,8 +56,8 @@ def sample_answers(
     )
     with torch.no_grad():
         said = lm.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=mask.to(device),
+            input_ids=input_ids,
+            attention_mask=mask,
             generation_config=options,
             # Every rank asks the same and stops at the same token.
             synced_gpus=False,
@@ -86,13 +86,3 @@ def given_answer(side: TextSide, row: dict[str, Any]) -> Answer:
 def _prompt_ids(row: dict[str, Any], role: str) -> list[int]:
     """Return the token ids of a prepared row's prompt, up to its last answer."""
     return list(row[f"{role}_encoder_ids"] or row[f"{role}_ids"][: row[f"{role}_last_turn"]])
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), padding)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    return ids, mask
