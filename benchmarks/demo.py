@@ -39,7 +39,8 @@ def run(
     command = [sys.executable, "-m", "launcher", "train", str(recipe), "--json", *words]
     environment = {**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
     started, begin = time.time(), time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    # There: what lies in the working directory is imported first.
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment, cwd=tree)
     seconds = time.perf_counter() - begin
     journal = [json.loads(line) for line in (folder / "demo" / "progress.jsonl").read_text().splitlines()]
     return json.loads(done.stdout.splitlines()[-1]), journal, started, seconds
