@@ -80,10 +80,16 @@ class ScoringActors:
             raise found
         actors = self._owned or [ray.get_actor(name) for name in names]
         # Every rank asks: none waits in a collective call while engines start.
+        versions: list[str] = []
+        refused: RunError | None = None
         try:
             versions = got(group, [actor.version.remote() for actor in actors])
         except RunError as error:
-            raise _lasting(error, error.__cause__) from error
+            refused = _lasting(error, error.__cause__)
+        # Together: when the first rank goes, its actors go, and others would be told of that instead.
+        for own in ranks.gather(refused):
+            if own is not None:
+                raise own
         if len({_release(found) for found in [*versions, version or versions[0]]}) > 1:
             here = "" if version is None else f", here it is {version}"
             raise FinalError(f"{group.key}: the engines of {group.what} are of versions {', '.join(versions)}{here}")
