@@ -70,12 +70,18 @@ def vllm_version(actors: EngineActorSettings) -> str:
     """
     check_installed(actors)
     if actors.python is None:
-        return importlib.metadata.version(importlib.metadata.packages_distributions()["vllm"][0])
+        return vllm_version_here()
     said = _asked(actors.python)
     if isinstance(said, str) or not said["vllm"]:
         problem = said if isinstance(said, str) else "no vllm"
         raise UserError(f"{actors.section}.actors.python", f"{actors.python!r} cannot run the actors ({problem})", _FIX)
     return str(said["vllm"])
+
+
+def vllm_version_here() -> str:
+    """Return the version of vLLM in this process's environment, where it is installed."""
+    # Builds for other devices are distributed under other names.
+    return importlib.metadata.version(importlib.metadata.packages_distributions()["vllm"][0])
 
 
 def check_actors(actors: EngineActorSettings, nodes: Mapping[str, str]) -> None:

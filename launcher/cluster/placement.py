@@ -39,7 +39,7 @@ def worker_resources(settings: ClusterSettings, *, on_gpu: bool) -> dict[str, fl
 def check_fits(
     settings: ClusterSettings, nodes: Sequence[Node], *, on_gpu: bool, actors: EngineActorSettings | None = None
 ) -> None:
-    """Check that the worker group can be placed on ``nodes``, and beside it the actors that sample rollouts.
+    """Check that the worker group can be placed on ``nodes``, and beside it the actors of an engine.
 
     Args:
         settings: the recipe's.

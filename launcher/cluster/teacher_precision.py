@@ -10,7 +10,7 @@ import ray
 
 from launcher.cluster.connect import hosts_of_workers
 from launcher.cluster.nodes import ask_nodes
-from uld_ds.models.teacher_precision import bf16_speedup, chosen_precision
+from uld_ds.models.teacher_precision import bf16_speedup, chosen_precision, undecided_precisions
 from uld_ds.recipe import Recipe
 from uld_ds.runs.folder import RunFolder
 from uld_ds.utils.files import write_whole
@@ -27,19 +27,19 @@ def with_chosen_precision(recipe: Recipe, folder: Path, note: Callable[[str], No
         note: told what was chosen, and why.
         on_gpu: whether workers get a GPU each.
     """
-    undecided = [teacher for teacher in recipe.teachers if teacher.source == "online" and teacher.precision == "auto"]
+    undecided = undecided_precisions(recipe)
     if not undecided:
         return recipe
     file = RunFolder(folder).teacher_precision
     chosen = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if missing := [teacher.name for teacher in undecided if teacher.name not in chosen]:
+    if missing := [name for name in undecided if name not in chosen]:
         speedups = {} if on_gpu else _speedups(recipe, on_gpu=on_gpu)
         precision = chosen_precision("auto", on_gpu=on_gpu, speedups=speedups.values())
         chosen |= dict.fromkeys(missing, precision)
         write_whole(file, json.dumps(chosen), sync=True)
         if not on_gpu:
             note(f"teacher.precision auto is {precision}: bf16 is {min(speedups.values()):.1f} times as fast as fp32")
-    return recipe.with_teachers({teacher.name: {"precision": chosen[teacher.name]} for teacher in undecided})
+    return recipe.with_teachers({name: {"precision": chosen[name]} for name in undecided})
 
 
 def _speedups(recipe: Recipe, *, on_gpu: bool) -> dict[str, float]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
+from launcher.cluster.actor_checks import vllm_version_here
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
 from launcher.drivers.preflight import writable_folder
 from launcher.terminal.progress import ProgressView
@@ -33,6 +34,7 @@ from uld_ds.recipe import Recipe
 from uld_ds.runs.folder import RunFolder
 from uld_ds.runs.progress import ProgressWriter
 from uld_ds.workers.answers import Answerer, write_engine_rows
+from uld_ds.workers.vllm_options import VLLM_DTYPES
 
 # The last line of a traceback.
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
@@ -113,10 +115,8 @@ def _identity(recipe: Recipe, side: TextSide, decoding: Decoding) -> dict[str, A
 
 
 def _versions(engine: str) -> dict[str, str]:
-    names = ["uld-ds", "transformers", "torch", "ray"]
-    # Builds for other devices are distributed under other names.
-    names += packages_distributions()["vllm"][:1] if engine == "vllm" else []
-    return {name: version(name) for name in names}
+    here = {name: version(name) for name in ("uld-ds", "transformers", "torch", "ray")}
+    return here | ({"vllm": vllm_version_here()} if engine == "vllm" else {})
 
 
 def _described(prompts: Prompts, missing: int) -> str:
@@ -205,7 +205,7 @@ def _with_vllm(source: ray.data.Dataset, asking: _Asking, prompt_ends: dict[str,
 
     recipe, decoding = asking.recipe, asking.decoding
     settings = recipe.teacher_named()
-    dtype = {"bf16": "bfloat16", "fp32": "float32", "auto": "bfloat16"}[settings.precision]
+    dtype = VLLM_DTYPES[settings.precision]
     config = vLLMEngineProcessorConfig(
         model_source=asking.teacher.place,
         engine_kwargs={"dtype": dtype, "revision": asking.teacher.revision, "max_model_len": settings.max_length},

@@ -164,8 +164,12 @@ class _Handler(BaseHTTPRequestHandler):
         connection = self.connection
         try:
             super().handle()
-        except (OSError, ValueError):  # reset from either side
-            pass
+        except OSError:
+            pass  # reset by either side, which is what some faults are
+        except ValueError as error:
+            # So Python says that a file of a connection was closed in between; anything else is a fault of this server.
+            if "closed file" not in str(error):
+                raise
         finally:
             self.server_of.connections.discard(connection)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch.nn import functional as F
 
-from uld_ds.recipe import DType, TeacherDType
+from uld_ds.recipe import DType, Recipe, TeacherDType
 
 # Rows of a short forward, and a layer of a small model: some 10 milliseconds of a core in fp32, so that a busy machine
 # leaves one of the turns undisturbed.
@@ -49,6 +49,11 @@ def bf16_speedup() -> float:
         return best[torch.float32] / best[torch.bfloat16]
     finally:
         torch.set_num_threads(before)
+
+
+def undecided_precisions(recipe: Recipe) -> list[str]:
+    """List the names of the teachers that are to run here in whatever precision is faster."""
+    return [own.name for own in recipe.teachers if own.source == "online" and own.precision == "auto"]
 
 
 def chosen_precision(wanted: TeacherDType, *, on_gpu: bool, speedups: Iterable[float]) -> DType:

@@ -17,7 +17,7 @@ from uld_ds.data.sources import source_files
 from uld_ds.errors import UserError
 from uld_ds.models.pretrained import Pretrained
 from uld_ds.models.quantization import check_installed
-from uld_ds.models.teacher_precision import bf16_speedup, chosen_precision
+from uld_ds.models.teacher_precision import bf16_speedup, chosen_precision, undecided_precisions
 from uld_ds.models.trial import try_student, with_own_head
 from uld_ds.recipe import Recipe, TrainedTokenizerSettings
 from uld_ds.runs.job import Job
@@ -82,7 +82,7 @@ def prepare_job(recipe: Recipe) -> tuple[Job, Ranks, torch.device]:
 
 def _with_chosen_precision(recipe: Recipe, ranks: Ranks, *, on_gpu: bool) -> Recipe:
     """Settle ``teacher.precision: auto``, alike on all ranks. Collective."""
-    undecided = [teacher.name for teacher in recipe.teachers if teacher.precision == "auto"]
+    undecided = undecided_precisions(recipe)
     if not undecided:
         return recipe
     own = 0.0 if on_gpu else bf16_speedup()
