@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from launcher.cluster.actor_checks import vllm_version
+from launcher.cluster.actor_checks import check_installed, vllm_version
 from launcher.cluster.connect import check_dashboard_port, connected, prepare_cluster
 from launcher.cluster.teacher_precision import with_chosen_precision
 from launcher.cluster.worker_group import check_not_stopped, run_worker_group
@@ -75,6 +75,8 @@ def build_store(recipe: Recipe, teacher_name: str | None = None) -> StoreManifes
         raise UserError(f"{settings.key}.model", "is missing", "name the teacher that is to be asked")
     check_deepspeed_configs(recipe)
     check_dashboard_port(recipe.cluster)
+    if by_actors(recipe):
+        check_installed(recipe.store.actors)
     beside = "-store" if settings.name == ONLY_TEACHER else f"-store-{settings.name}"
     folder = writable_folder(Path(recipe.run.storage) / f"{recipe.run.name}{beside}", "run.storage")
     with ProgressView(RunFolder(folder).progress) as view:
