@@ -28,6 +28,10 @@ TRANSIENT = ("429", "503", "500", "reset", "cut", "torn", "delay")
 """Faults that pass."""
 
 
+TOKEN = "a-token-that-nobody-tells"
+"""Of the server that whole runs ask."""
+
+
 class EngineServer:
     """A server that is up while its context is entered; it can be taken down and brought back on the same port.
 

@@ -109,6 +109,15 @@ class Nodes:
         return subprocess.run(list(command), **options)
 
 
+def join_cluster(nodes: tuple[str, dict[str, str]]) -> None:
+    """Joins a cluster, by its address and environment, as one of several processes that see each other's actors."""
+    address, environment = nodes
+    os.environ.update(environment)
+    import ray
+
+    ray.init(address=address, namespace="tests", log_to_driver=False, logging_level="ERROR")
+
+
 def clean_environment(token: str | None = None) -> dict[str, str]:
     """This process's environment, with nothing of another cluster's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "ULD_DS__"))}

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.helpers.engine_server import EngineServer
+from tests.helpers.engine_server import TOKEN, EngineServer
 from tests.helpers.killable import Training, losses, same_weights
+from tests.helpers.store_command import built_store
 from uld_ds.runs.status import run_status
-
-TOKEN = "a-token-that-nobody-tells"
-
-
-@pytest.fixture
-def server(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineServer]:
-    monkeypatch.setenv("ULD_DS_TEACHER_TOKEN", TOKEN)
-    with EngineServer(tiny_teacher, token=TOKEN) as running:
-        yield running
 
 
 @pytest.fixture
@@ -89,22 +77,7 @@ def test_a_server_that_is_gone_ends_the_run_at_its_last_checkpoint(
 
 @pytest.mark.slow
 def test_a_store_is_built_and_learned_from(recipe: dict[str, Any], server: EngineServer, tmp_path: Path) -> None:
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe | {"store": {"top_ids": 16}}))
-    words = [
-        sys.executable,
-        "-m",
-        "launcher",
-        "store",
-        "build",
-        str(file),
-        "--output",
-        str(tmp_path / "store"),
-        "--json",
-    ]
-    built = subprocess.run(words, capture_output=True, text=True, check=False, timeout=280)
-    assert built.returncode == 0, built.stderr
-    facts = json.loads(built.stdout)
+    facts = built_store(recipe | {"store": {"top_ids": 16}}, tmp_path / "store")
     assert (facts["examples"], facts["top_ids"], facts["mean_relative_error"]) == (48, 16, None)
     assert facts["served"]["engine"] == "vLLM" and facts["served"]["vocab_size"] == 600
     online = Training(named(recipe, "asking"), tmp_path)

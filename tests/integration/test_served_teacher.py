@@ -7,26 +7,17 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.engine_server import TRANSIENT, EngineServer
+from tests.helpers.engine_server import TOKEN, TRANSIENT, EngineServer
 from tests.helpers.ranks import run_on_ranks
 from uld_ds.errors import FinalError
 from uld_ds.training.trainer import Trainer
 
 TERMS = {"ce": 1.0, "uld": 0.0, "likelihood": 0.5, "hybrid": 0.4, "projection": 0.9, "top_ids": 16}
-TOKEN = "a-token-that-nobody-tells"
-
-
-@pytest.fixture
-def server(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineServer]:
-    monkeypatch.setenv("ULD_DS_TEACHER_TOKEN", TOKEN)
-    with EngineServer(tiny_teacher, token=TOKEN) as running:
-        yield running
 
 
 @pytest.fixture

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from tests.helpers.ray_nodes import clean_environment
+from tests.helpers.store_command import built_store
 from tests.helpers.tiny import save_tiny_model
 from tests.helpers.vllm_python import vllm_python
 from uld_ds.teachers.store.reader import SpectrumStore
@@ -21,29 +17,6 @@ from uld_ds.teachers.store.reader import SpectrumStore
 # Sizes that the attention kernels of vLLM's build for CPUs know.
 SIZES = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
 TOP, TOP_IDS = 48, 16
-
-
-def built(tree: dict[str, Any], folder: Path, *options: str) -> dict[str, Any]:
-    """The facts of a store that the command has built there."""
-    file = folder.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(tree))
-    command = [
-        sys.executable,
-        "-m",
-        "launcher",
-        "store",
-        "build",
-        str(file),
-        "--output",
-        str(folder),
-        "--json",
-        *options,
-    ]
-    environment = clean_environment() | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return facts
 
 
 @pytest.mark.slow
@@ -56,9 +29,9 @@ def test_a_store_by_vllm_holds_what_the_workers_compute(
     tiny_recipe["teacher"] |= {"model": str(teacher), "precision": "fp32"}
     tiny_recipe["cluster"] |= {"workers": 1}
     tiny_recipe["store"] = {"top_ids": TOP_IDS}
-    own = built(tiny_recipe, tmp_path / "own")
+    own = built_store(tiny_recipe, tmp_path / "own")
     tiny_recipe["store"] |= {"top": TOP, "actors": {"python": python}}
-    facts = built(tiny_recipe, tmp_path / "vllm", "--engine", "vllm")
+    facts = built_store(tiny_recipe, tmp_path / "vllm", "--engine", "vllm")
     assert {key: facts[key] for key in ("examples", "teacher_tokens", "data_digest")} == {
         key: own[key] for key in ("examples", "teacher_tokens", "data_digest")
     }

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.engines import prepared_job
 from tests.helpers.ranks import run_on_ranks
-from tests.helpers.ray_nodes import Nodes, ray_nodes
+from tests.helpers.ray_nodes import Nodes, join_cluster, ray_nodes
 from tests.helpers.rollout_sampler import SlowSampler, noted
 from tests.helpers.tiny import save_tiny_model
 from tests.helpers.vllm_python import vllm_python
@@ -65,15 +65,6 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield found
 
 
-def joined(nodes: tuple[str, dict[str, str]]) -> None:
-    """Joins the cluster as one of several processes that see each other's named actors."""
-    address, environment = nodes
-    os.environ.update(environment)
-    import ray
-
-    ray.init(address=address, namespace="tests", log_to_driver=False, logging_level="ERROR")
-
-
 def actors_of(student: Any, folder: Path, count: int, **options: Any) -> RolloutActors:
     return RolloutActors(
         student,
@@ -97,7 +88,7 @@ def two_rounds(nodes: tuple[str, dict[str, str]], job: Job, target: str, count: 
     from tests.helpers.engines import build, window_of
     from uld_ds.checkpointing.export import write_weights
 
-    joined(nodes)
+    join_cluster(nodes)
     folder = Path(target)
     engine, batcher = build(job)
     ranks, actors = engine.ranks, actors_of(engine.student, folder, count)
@@ -150,7 +141,7 @@ def killed(nodes: tuple[str, dict[str, str]], job: Job, target: str) -> dict[str
 
     from tests.helpers.engines import build
 
-    joined(nodes)
+    join_cluster(nodes)
     folder = Path(target)
     engine, _ = build(job)
     actors = actors_of(engine.student, folder, 2, seconds=0.5)
@@ -196,7 +187,7 @@ def never_started(nodes: tuple[str, dict[str, str]], job: Job, target: str) -> l
     from tests.helpers.engines import build
     from uld_ds.errors import RunError
 
-    joined(nodes)
+    join_cluster(nodes)
     engine, _ = build(job)
     group = ActorGroup("rollouts", "rollouts.actors", 1, cpus=64, gpus=0.0, wait_seconds=3.0)
     make = partial(SlowSampler, str(Path(target) / "journal"))
@@ -244,7 +235,7 @@ def vllm_rounds(nodes: tuple[str, dict[str, str]], job: Job, recipe: Recipe, tar
     from uld_ds.checkpointing.export import write_weights
     from uld_ds.workers.rollout_actors import vllm_actors
 
-    joined(nodes)
+    join_cluster(nodes)
     folder, found = Path(target), []
     engine, batcher = build(job)
     actors = vllm_actors(

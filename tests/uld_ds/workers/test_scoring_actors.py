@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.model_scorer import ModelScorer
 from tests.helpers.ranks import run_on_ranks
-from tests.helpers.ray_nodes import Nodes, ray_nodes
+from tests.helpers.ray_nodes import Nodes, join_cluster, ray_nodes
 from uld_ds.errors import FinalError, RunError
 from uld_ds.utils.distributed import Ranks
 from uld_ds.workers.actor_group import ActorGroup
@@ -119,19 +119,11 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield found
 
 
-def joined(nodes: tuple[str, dict[str, str]]) -> None:
-    address, environment = nodes
-    os.environ.update(environment)
-    import ray
-
-    ray.init(address=address, namespace="tests", log_to_driver=False, logging_level="ERROR")
-
-
 def scored(nodes: tuple[str, dict[str, str]], model: str, vocab_size: int, target: str) -> dict[str, Any]:
     """Scores of all texts, asked at once; and again while an actor is killed."""
     import ray
 
-    joined(nodes)
+    join_cluster(nodes)
     make = partial(ModelScorer, model, f"{target}/journal", seconds=0.3)
     ranks = Ranks.current()
     actors = ScoringActors(make, GROUP, max_tokens=40, vocab_size=vocab_size, logs=Path(target), ranks=ranks)
@@ -174,7 +166,7 @@ def test_every_text_is_scored_by_some_actor(nodes: Nodes, tiny_teacher: Path, tm
 
 
 def refused(nodes: tuple[str, dict[str, str]], target: str) -> list[str]:
-    joined(nodes)
+    join_cluster(nodes)
     found = []
     for make, group in (
         (_no_engine, GROUP),
